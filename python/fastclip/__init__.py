@@ -1,0 +1,67 @@
+"""Gradient clipping at memory speed on CPUs, over NumPy buffers, with TensorFlow's API.
+
+The functions are those of ``tf.clip_by_value``, ``tf.clip_by_norm``, ``tf.clip_by_global_norm`` and
+``tf.linalg.global_norm``, on NumPy arrays and nested containers of them. Norms are exact to the last
+digit of the type returned and never overflow, results have the same bits for any number of threads,
+and a call that raises has written nothing.
+
+Examples
+--------
+>>> import numpy as np
+>>> import fastclip
+>>> grads = [np.array([3.0, 4.0], dtype=np.float32), np.array([[12.0]], dtype=np.float32)]
+>>> clipped, norm = fastclip.clip_by_global_norm(grads, 6.5)
+>>> norm
+np.float32(13.0)
+>>> clipped[0]
+array([1.5, 2. ], dtype=float32)
+"""
+
+from __future__ import annotations
+
+import warnings as _warnings
+
+from fastclip import _core
+from fastclip.clip import (
+    clip_by_average_norm,
+    clip_by_global_norm,
+    clip_by_norm,
+    clip_by_value,
+)
+from fastclip.config import (
+    config,
+    free_cached_memory,
+    get_num_threads,
+    set_num_threads,
+    show_config,
+    threads,
+)
+from fastclip.errors import NonFiniteError
+from fastclip.indexed_slices import IndexedSlices
+from fastclip.norms import global_norm, tensor_norms
+from fastclip.unitwise import adaptive_clip, clip_by_block_rms
+
+__version__: str = _core.__version__
+
+__all__ = [
+    "IndexedSlices",
+    "NonFiniteError",
+    "__version__",
+    "adaptive_clip",
+    "clip_by_average_norm",
+    "clip_by_block_rms",
+    "clip_by_global_norm",
+    "clip_by_norm",
+    "clip_by_value",
+    "config",
+    "free_cached_memory",
+    "get_num_threads",
+    "global_norm",
+    "set_num_threads",
+    "show_config",
+    "tensor_norms",
+    "threads",
+]
+
+for _complaint in _core.settings_complaints():
+    _warnings.warn(_complaint, RuntimeWarning, stacklevel=2)

@@ -1,0 +1,134 @@
+"""What counts as an array, and how it becomes one that the compiled part can look at.
+
+Foreign tensors come in here: a kind of tensor is recognised by the module its type comes from, without
+importing that module. A kind that fastclip learns to read needs an entry in `_FOREIGN` to go, and a branch
+in `as_array` and `as_output` to come.
+"""
+
+from __future__ import annotations
+
+from types import GeneratorType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["as_array", "as_bound", "as_output", "describe", "is_array_like"]
+
+#: Kinds of tensor that are refused, by the root of their type's module, and what to pass instead.
+_FOREIGN = {
+    "torch": "its .numpy() (on the CPU; torch.nn.utils.clip_grad_norm_ is torch's own)",
+    "jax": "np.asarray(...) of it (optax.clip_by_global_norm is JAX's own)",
+    "jaxlib": "np.asarray(...) of it (optax.clip_by_global_norm is JAX's own)",
+    "tensorflow": "its .numpy() (tf.clip_by_global_norm is TensorFlow's own)",
+    "cupy": "cupy.asnumpy(...) of it",
+}
+
+
+def describe(value: object) -> str:
+    """Say what an argument is, for a message."""
+    if isinstance(value, np.ndarray):
+        return f"an array of dtype {value.dtype} and shape {value.shape}"
+    return f"a {type(value).__name__}"
+
+
+def _foreign(value: object) -> str | None:
+    return _FOREIGN.get(type(value).__module__.partition(".")[0])
+
+
+def _refuse(value: object, name: str) -> None:
+    """Raise TypeError for what is never taken."""
+    instead = _foreign(value)
+    if instead is not None:
+        kind = f"{type(value).__module__.partition('.')[0]} {type(value).__name__}"
+        raise TypeError(f"{name} is a {kind}, which fastclip does not take yet; pass {instead}")
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array; pass .filled(0) or .compressed() of it")
+    if isinstance(value, GeneratorType):
+        raise TypeError(f"{name} is a generator, which can be read only once; pass a list")
+    if isinstance(value, (str, bytes)):
+        raise TypeError(f"{name} is a {type(value).__name__}; it takes an array")
+
+
+def is_array_like(value: object) -> bool:
+    """Whether an object says of itself that it is an array, or a number."""
+    if isinstance(value, (np.ndarray, np.generic, int, float, complex, str, bytes, memoryview, bytearray)):
+        return True
+    return any(hasattr(value, name) for name in ("__array__", "__array_interface__", "__dlpack__", "__buffer__")) or (
+        type(value).__module__ == "array"
+    )
+
+
+def as_array(value: Any, name: str) -> npt.NDArray[Any]:
+    """Return an array of native byte order for anything ``np.asarray`` takes.
+
+    Parameters
+    ----------
+    value : array_like
+        An array is not copied unless its bytes are in the other order.
+    name : str
+        What the argument is called in messages.
+
+    Raises
+    ------
+    TypeError
+        If `value` is a tensor of a framework, a masked array, or becomes an array of objects.
+    """
+    if type(value) is not np.ndarray:
+        _refuse(value, name)
+        try:
+            value = np.asarray(value)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{name} is a {type(value).__name__}, which NumPy makes no array of: {error}") from error
+    array: npt.NDArray[Any] = value
+    if not array.dtype.isnative and array.dtype.kind in "fciu":
+        array = array.astype(array.dtype.newbyteorder("="))
+    return array
+
+
+def as_output(value: Any, name: str) -> npt.NDArray[Any]:
+    """Return the array over memory that a result is to be written to.
+
+    Raises
+    ------
+    TypeError
+        If `value` is no array and exports no buffer.
+    ValueError
+        If its bytes are not in native order.
+    """
+    if type(value) is not np.ndarray:
+        _refuse(value, name)
+        if not isinstance(value, np.ndarray):
+            try:
+                value = np.asarray(memoryview(value))
+            except (TypeError, ValueError):
+                raise TypeError(f"{name} is {describe(value)}; it takes an array to write to") from None
+        else:
+            value = np.asarray(value)
+    array: npt.NDArray[Any] = value
+    if not array.dtype.isnative and array.dtype.kind in "fciu":
+        raise ValueError(f"{name} is {describe(array)}, in the byte order of another machine; it takes native order")
+    return array
+
+
+def as_bound(value: Any, name: str) -> float:
+    """Return a number for a scalar or an array of no dimensions.
+
+    Raises
+    ------
+    TypeError
+        If `value` is no real number.
+    ValueError
+        If it is an array with dimensions, or NaN.
+    """
+    if isinstance(value, (str, bytes, bool, complex)) or value is None:
+        raise TypeError(f"{name} is {value!r}; it takes a number")
+    if isinstance(value, np.ndarray) and value.ndim:
+        raise ValueError(f"{name} is {describe(value)}; it takes one number")
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is {describe(value)}; it takes a number") from None
+    if number != number:
+        raise ValueError(f"{name} is NaN; it takes a number")
+    return number

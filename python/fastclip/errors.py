@@ -1,0 +1,7 @@
+"""The exception that is fastclip's own."""
+
+from __future__ import annotations
+
+from fastclip._core import NonFiniteError
+
+__all__ = ["NonFiniteError"]

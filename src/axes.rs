@@ -1,0 +1,696 @@
+//! Norms of slices along axes, and clipping each slice by its own norm.
+//!
+//! A slice is what the reduced axes span at one index of the kept ones. Three ways to go about it,
+//! chosen by the layout: slices of more than a chunk are tensors of their own; where the innermost
+//! memory is reduced, a thread measures a slice and scales it while it is in the cache; where it is
+//! kept, neighbouring slices are summed side by side (`kernels::columns`).
+
+use crate::clip::{Action, Actions, apply};
+use crate::exec::{Context, STREAM_BYTES};
+use crate::kernels::Float;
+use crate::kernels::columns::{Factors, TILE, accumulate, scale_each};
+use crate::kernels::scale::{Factor, scale};
+use crate::magnitude::{Magnitude, Order, SMALL, pairwise};
+use crate::norms;
+use crate::plan::{BATCH_BYTES, CHUNK, Plan};
+use crate::pool;
+use crate::scalar::{DType, Scalar};
+use crate::segment::{
+    Dim, INPUT, LOWER, Layout, OPERANDS, OUTPUT, Scratch, Segment, Strided, UPPER, forwards, merge,
+    with_scratch,
+};
+use crate::with_float;
+
+/// The operand that takes each slice's norm: float64, one per index of the kept axes.
+pub const NORMS: usize = LOWER;
+/// The operand that holds each slice's bound: float64.
+pub const BOUNDS: usize = UPPER;
+
+/// A tensor seen as slices.
+pub struct Slices {
+    dtype: DType,
+    kept: Vec<Dim>,
+    reduced: Vec<Dim>,
+    base: [*mut u8; OPERANDS],
+    order: Order,
+}
+
+// SAFETY: as for `Segment`.
+unsafe impl Sync for Slices {}
+
+impl Slices {
+    /// Describes a tensor of this shape whose axes with `reduced[axis]` make up a slice. Without an
+    /// output the norms are all that is wanted; without bounds there must be no output.
+    ///
+    /// # Safety
+    ///
+    /// As [`Segment::new`]. The strides of norms and bounds along reduced axes are not looked at.
+    #[must_use]
+    pub unsafe fn new(
+        dtype: DType,
+        shape: &[usize],
+        is_reduced: &[bool],
+        operands: [Option<Strided>; OPERANDS],
+        order: Order,
+    ) -> Self {
+        let mut base = operands.map(|operand| operand.map_or(std::ptr::null_mut(), |o| o.pointer));
+        let (mut kept, mut reduced) = (Vec::new(), Vec::new());
+        for (axis, len) in shape.iter().enumerate() {
+            if *len == 1 {
+                continue;
+            }
+            let mut dim = Dim {
+                len: *len,
+                strides: operands.map(|o| o.map_or(0, |o| o.strides[axis])),
+            };
+            if is_reduced[axis] {
+                dim.strides[NORMS] = 0;
+                dim.strides[BOUNDS] = 0;
+            }
+            if *len > 0 {
+                forwards(&mut dim, &mut base);
+            }
+            if is_reduced[axis] {
+                &mut reduced
+            } else {
+                &mut kept
+            }
+            .push(dim);
+        }
+        if dtype.complex {
+            let size = dtype.scalar.size() as isize;
+            reduced.push(Dim {
+                len: 2,
+                strides: [size, size, 0, 0],
+            });
+        }
+        let present = base.map(|pointer| !pointer.is_null());
+        merge(&mut kept, present);
+        merge(
+            &mut reduced,
+            [present[INPUT], present[OUTPUT], false, false],
+        );
+        Self {
+            dtype,
+            kept,
+            reduced,
+            base,
+            order,
+        }
+    }
+
+    /// How many slices there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.kept.iter().map(|dim| dim.len).product()
+    }
+
+    /// How many reals a slice has.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.reduced.iter().map(|dim| dim.len).product()
+    }
+
+    /// Whether a slice has no elements.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn bytes(&self) -> usize {
+        self.count() * self.len() * self.dtype.scalar.size()
+    }
+
+    fn has_output(&self) -> bool {
+        !self.base[OUTPUT].is_null()
+    }
+
+    fn in_place(&self) -> bool {
+        self.base[INPUT] == self.base[OUTPUT]
+    }
+
+    fn streams(&self) -> bool {
+        self.has_output() && !self.in_place() && self.bytes() >= STREAM_BYTES
+    }
+
+    /// Each operand's position at one index of the kept axes.
+    fn at(&self, index: usize) -> [*mut u8; OPERANDS] {
+        offset(self.base, &self.kept, index)
+    }
+
+    /// One slice as a segment.
+    fn segment(&self, index: usize, layout: &Layout) -> Segment {
+        Segment {
+            scalar: self.dtype.scalar,
+            complex: self.dtype.complex,
+            len: self.len(),
+            base: self.at(index),
+            layout: layout.clone(),
+        }
+    }
+
+    /// How a slice lies, if every one lies alike: aligned ones as a run.
+    fn layout(&self) -> Layout {
+        let size = self.dtype.scalar.size();
+        let used = [INPUT, OUTPUT]
+            .into_iter()
+            .filter(|k| !self.base[*k].is_null());
+        let whole = |dim: &Dim, k: usize| dim.strides[k] % size as isize == 0;
+        let aligned = used
+            .clone()
+            .all(|k| self.base[k].addr() % size == 0 && self.kept.iter().all(|dim| whole(dim, k)));
+        let dense = match self.reduced.as_slice() {
+            [] => true,
+            [dim] => used.clone().all(|k| dim.strides[k] == size as isize),
+            _ => false,
+        };
+        if aligned && dense {
+            Layout::Dense
+        } else if self.reduced.is_empty() {
+            Layout::Walk(Box::new([Dim {
+                len: 1,
+                strides: [0; OPERANDS],
+            }]))
+        } else {
+            Layout::Walk(self.reduced.clone().into_boxed_slice())
+        }
+    }
+
+    /// Writes a slice's norm, and says what is to be done with it.
+    ///
+    /// # Safety
+    ///
+    /// No other thread may write this slice's norm meanwhile.
+    unsafe fn settle(&self, at: [*mut u8; OPERANDS], magnitude: Magnitude) -> Action {
+        // SAFETY: one float64 per slice, by the contract of `new`; unaligned perhaps.
+        unsafe {
+            if !at[NORMS].is_null() {
+                at[NORMS]
+                    .cast::<f64>()
+                    .write_unaligned(magnitude.norm(self.order));
+            }
+            if at[BOUNDS].is_null() {
+                return Action::Keep;
+            }
+            let bound = at[BOUNDS].cast::<f64>().read_unaligned();
+            if !magnitude.is_finite() || bound.is_nan() {
+                return Action::FillNan;
+            }
+            magnitude
+                .factor(self.order, 1.0, bound)
+                .map_or(Action::Keep, Action::Scale)
+        }
+    }
+
+    /// Measures every slice, and clips it if there is an output.
+    ///
+    /// # Safety
+    ///
+    /// The output must not overlap any other memory, but may be the input.
+    pub unsafe fn run(&self, context: Context) {
+        if self.count() == 0 {
+            return;
+        }
+        // SAFETY: the caller's contract.
+        unsafe {
+            if self.len() > CHUNK {
+                self.run_as_tensors(context);
+            } else if self.order == Order::Two && self.is_columns() {
+                with_float!(self.dtype.scalar, T => self.run_columns::<T>(context), else {});
+            } else {
+                with_float!(self.dtype.scalar, T => self.run_rows::<T>(context), else {});
+            }
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As [`Slices::run`].
+    unsafe fn run_as_tensors(&self, context: Context) {
+        let layout = self.layout();
+        let segments: Vec<Segment> = (0..self.count())
+            .map(|i| self.segment(i, &layout))
+            .collect();
+        let plan = Plan::new(&segments);
+        let found = norms::measure(context, &segments, &plan, self.order);
+        let settled = segments.iter().zip(found);
+        // SAFETY: one thread; and the caller's contract.
+        unsafe {
+            let actions: Vec<Action> = settled.map(|(s, m)| self.settle(s.base, m)).collect();
+            if self.has_output() {
+                apply(context, &segments, &plan, Actions::Each(&actions));
+            }
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As [`Slices::run`].
+    unsafe fn run_rows<T: Float>(&self, context: Context) {
+        let layout = self.layout();
+        let size = self.len() * self.dtype.scalar.size();
+        let per_task = (BATCH_BYTES / size.max(1)).clamp(1, 1 << 14);
+        let count = self.count();
+        let level = context.level;
+        let streaming = self.streams();
+        let threads = context.threads_for(self.bytes().max(16 * count));
+        pool::run(threads, count.div_ceil(per_task), &|task| {
+            with_scratch(|scratch| {
+                let mut segment = self.segment(0, &layout);
+                for index in task * per_task..count.min((task + 1) * per_task) {
+                    segment.base = self.at(index);
+                    let magnitude = self.measure(context, &segment, scratch);
+                    // SAFETY: each slice is one task's.
+                    let action = unsafe { self.settle(segment.base, magnitude) };
+                    if !self.has_output() || action == Action::Keep && self.in_place() {
+                        continue;
+                    }
+                    // SAFETY: as above, and the caller's contract.
+                    unsafe {
+                        segment.update(
+                            0..segment.len,
+                            streaming,
+                            false,
+                            scratch,
+                            |x: &mut [T], _| match action {
+                                Action::Keep => {}
+                                Action::Scale(factor) => scale(level, x, factor),
+                                Action::FillNan => x.fill(T::NAN),
+                                Action::FillZero => x.fill(T::ZERO),
+                            },
+                        );
+                    }
+                }
+            });
+            crate::kernels::stream::fence();
+        });
+    }
+
+    /// The magnitude of one slice of at most a chunk.
+    fn measure(&self, context: Context, segment: &Segment, scratch: &mut Scratch) -> Magnitude {
+        if self.order == Order::Two {
+            let sum = norms::squares(context.level, segment, 0..segment.len, scratch);
+            let fits = sum.is_finite() && sum >= SMALL || self.dtype.scalar != Scalar::F64;
+            if fits || segment.len == 0 {
+                return Magnitude { sum, exponent: 0 };
+            }
+        }
+        let one = std::slice::from_ref(segment);
+        let serial = Context {
+            threads: 1,
+            ..context
+        };
+        norms::measure(serial, one, &Plan::new(one), self.order)[0]
+    }
+
+    /// Whether neighbours in memory belong to different slices.
+    fn is_columns(&self) -> bool {
+        let size = self.dtype.scalar.size() as isize;
+        let used = [INPUT, OUTPUT]
+            .into_iter()
+            .filter(|k| !self.base[*k].is_null());
+        let every = || self.kept.iter().chain(&self.reduced);
+        let aligned = used.clone().all(|k| {
+            self.base[k].addr() % size as usize == 0
+                && every().all(|dim| dim.strides[k] % size == 0)
+        });
+        let Some(inner) = self.kept.last() else {
+            return false;
+        };
+        aligned
+            && inner.len >= 8
+            && used.clone().all(|k| inner.strides[k] == size)
+            && !self.reduced.iter().any(|dim| dim.strides[INPUT] == size)
+    }
+
+    /// # Safety
+    ///
+    /// As [`Slices::run`], for a layout that [`Slices::is_columns`] has found.
+    unsafe fn run_columns<T: Float>(&self, context: Context) {
+        let Some((inner, outer)) = self.kept.split_last() else {
+            return;
+        };
+        let grid = Grid::new(
+            inner.len,
+            outer.iter().map(|dim| dim.len).product(),
+            self.len(),
+        );
+        let threads = context.threads_for(self.bytes());
+        let level = context.level;
+        // Where a piece's columns begin, and the row it begins with.
+        let start = |piece: &Piece| {
+            let mut at = offset(self.base, outer, piece.outer);
+            for (pointer, stride) in at.iter_mut().zip(inner.strides) {
+                if !pointer.is_null() {
+                    *pointer = pointer.wrapping_offset(piece.column as isize * stride);
+                }
+            }
+            at
+        };
+        let row = |at: [*mut u8; OPERANDS], index: usize, k: usize| {
+            offset(at, &self.reduced, index)[k].cast::<T>()
+        };
+
+        let partials: Vec<Partial> = grid
+            .pieces()
+            .map(|piece| Partial::new(piece.width))
+            .collect();
+        pool::run(threads, partials.len(), &|index| {
+            let piece = grid.piece(index);
+            let at = start(&piece);
+            let mut sums = partials[index].lock();
+            let (sum, error) = sums.split_at_mut(piece.width);
+            for r in piece.rows.clone() {
+                // SAFETY: `is_columns`: an aligned run of `width` reals inside the input.
+                let x = unsafe {
+                    std::slice::from_raw_parts(row(at, r, INPUT).cast_const(), piece.width)
+                };
+                accumulate(level, sum, error, x);
+            }
+        });
+
+        let factors: Vec<Factors> = (0..grid.tiles())
+            .map(|tile| {
+                let parts: Vec<_> = (0..grid.bands)
+                    .map(|band| partials[tile * grid.bands + band].lock())
+                    .collect();
+                let first = grid.piece(tile * grid.bands);
+                let at = start(&first);
+                let columns = (0..first.width).map(|j| {
+                    let sum =
+                        pairwise(&parts, &|p| p[j]) + pairwise(&parts, &|p| p[first.width + j]);
+                    let mut position = at;
+                    for (pointer, stride) in position.iter_mut().zip(inner.strides) {
+                        if !pointer.is_null() {
+                            *pointer = pointer.wrapping_offset(j as isize * stride);
+                        }
+                    }
+                    let magnitude = self.checked(context, sum, position);
+                    // SAFETY: one thread.
+                    match unsafe { self.settle(position, magnitude) } {
+                        Action::Keep => Factor::ONE,
+                        Action::Scale(factor) => factor,
+                        Action::FillNan | Action::FillZero => Factor::NAN,
+                    }
+                });
+                Factors::new(&columns.collect::<Vec<_>>())
+            })
+            .collect();
+        if !self.has_output() {
+            return;
+        }
+
+        pool::run(threads, partials.len(), &|index| {
+            let index = partials.len() - 1 - index;
+            let piece = grid.piece(index);
+            let at = start(&piece);
+            let factors = &factors[index / grid.bands];
+            if self.in_place() && factors.is_one() {
+                return;
+            }
+            for r in piece.rows.clone() {
+                let (from, to) = (row(at, r, INPUT), row(at, r, OUTPUT));
+                // SAFETY: `is_columns`: aligned runs of `width` reals, the output's this task's alone.
+                let x = unsafe {
+                    if from != to {
+                        std::ptr::copy_nonoverlapping(from, to, piece.width);
+                    }
+                    std::slice::from_raw_parts_mut(to, piece.width)
+                };
+                if !factors.is_one() {
+                    scale_each(level, x, factors);
+                }
+            }
+        });
+    }
+
+    /// A column's sum of squares, measured again with scaling if it left the range of float64.
+    fn checked(&self, context: Context, sum: f64, at: [*mut u8; OPERANDS]) -> Magnitude {
+        let plain = Magnitude { sum, exponent: 0 };
+        if self.dtype.scalar != Scalar::F64 || sum.is_finite() && sum >= SMALL || self.is_empty() {
+            return plain;
+        }
+        let mut segment = self.segment(0, &self.layout());
+        segment.base = at;
+        let one = [segment];
+        norms::measure(
+            Context {
+                threads: 1,
+                ..context
+            },
+            &one,
+            &Plan::new(&one),
+            self.order,
+        )[0]
+    }
+}
+
+/// Positions after `index` steps through the dimensions, the last the fastest.
+fn offset(mut at: [*mut u8; OPERANDS], dims: &[Dim], mut index: usize) -> [*mut u8; OPERANDS] {
+    for dim in dims.iter().rev() {
+        let step = (index % dim.len) as isize;
+        index /= dim.len;
+        for (pointer, stride) in at.iter_mut().zip(dim.strides) {
+            if !pointer.is_null() {
+                *pointer = pointer.wrapping_offset(step * stride);
+            }
+        }
+    }
+    at
+}
+
+/// Columns cut into tiles, and their rows into bands: a piece is one tile of one band.
+struct Grid {
+    columns: usize,
+    rows: usize,
+    per_row: usize,
+    outer: usize,
+    bands: usize,
+    rows_per_band: usize,
+}
+
+struct Piece {
+    outer: usize,
+    column: usize,
+    width: usize,
+    rows: std::ops::Range<usize>,
+}
+
+impl Grid {
+    fn new(columns: usize, outer: usize, rows: usize) -> Self {
+        let width = columns.min(TILE);
+        let rows_per_band = (CHUNK / width).max(1);
+        let bands = rows.div_ceil(rows_per_band).max(1);
+        Self {
+            columns,
+            rows,
+            per_row: columns.div_ceil(TILE),
+            outer,
+            bands,
+            rows_per_band,
+        }
+    }
+
+    fn tiles(&self) -> usize {
+        self.outer * self.per_row
+    }
+
+    fn piece(&self, index: usize) -> Piece {
+        let (tile, band) = (index / self.bands, index % self.bands);
+        let column = tile % self.per_row * TILE;
+        let first = band * self.rows_per_band;
+        Piece {
+            outer: tile / self.per_row,
+            column,
+            width: TILE.min(self.columns - column),
+            rows: first..self.rows.min(first + self.rows_per_band),
+        }
+    }
+
+    fn pieces(&self) -> impl Iterator<Item = Piece> {
+        (0..self.tiles() * self.bands).map(|index| self.piece(index))
+    }
+}
+
+/// The sums of one piece's columns, and their errors.
+struct Partial(std::sync::Mutex<Vec<f64>>);
+
+impl Partial {
+    fn new(width: usize) -> Self {
+        Self(std::sync::Mutex::new(vec![0.0; 2 * width]))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<f64>> {
+        self.0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa;
+
+    /// Clips `data` of this shape and memory order along `axes`; returns what it became and the norms.
+    fn clip(
+        data: &[f32],
+        shape: &[usize],
+        strides: &[isize],
+        axes: &[usize],
+        bound: f64,
+        threads: usize,
+    ) -> (Vec<f32>, Vec<f64>) {
+        let dtype = DType {
+            scalar: Scalar::F32,
+            complex: false,
+        };
+        let mut input = data.to_vec();
+        let mut output = vec![f32::NAN; data.len()];
+        let reduced: Vec<bool> = (0..shape.len()).map(|axis| axes.contains(&axis)).collect();
+        let slices: usize = (0..shape.len())
+            .filter(|a| !reduced[*a])
+            .map(|a| shape[a])
+            .product();
+        let mut norms = vec![0.0; slices];
+        let mut bound = bound;
+        let bytes: Vec<isize> = strides.iter().map(|s| s * 4).collect();
+        let mut step = 8;
+        let mut norm_strides = vec![0; shape.len()];
+        for axis in (0..shape.len()).rev().filter(|a| !reduced[*a]) {
+            norm_strides[axis] = step;
+            step *= shape[axis] as isize;
+        }
+        let none = vec![0; shape.len()];
+        // SAFETY: everything outlives the call, and the strides stay inside.
+        unsafe {
+            let operands = [
+                Some(Strided {
+                    pointer: input.as_mut_ptr().cast(),
+                    strides: &bytes,
+                }),
+                Some(Strided {
+                    pointer: output.as_mut_ptr().cast(),
+                    strides: &bytes,
+                }),
+                Some(Strided {
+                    pointer: norms.as_mut_ptr().cast(),
+                    strides: &norm_strides,
+                }),
+                Some(Strided {
+                    pointer: (&raw mut bound).cast(),
+                    strides: &none,
+                }),
+            ];
+            let context = Context {
+                level: isa::detected(),
+                threads,
+            };
+            Slices::new(dtype, shape, &reduced, operands, Order::Two).run(context);
+        }
+        (output, norms)
+    }
+
+    fn element(strides: &[isize], index: &[usize]) -> usize {
+        index
+            .iter()
+            .zip(strides)
+            .map(|(i, s)| *i as isize * s)
+            .sum::<isize>() as usize
+    }
+
+    #[test]
+    fn every_axis_of_every_memory_order_agrees_with_a_plain_loop() {
+        let shape = [5, 33, 700];
+        let n = shape.iter().product();
+        let data: Vec<f32> = crate::kernels::oracle::samples(n)
+            .into_iter()
+            .map(|v| v as f32)
+            .collect();
+        for strides in [[33 * 700, 700, 1], [1, 5, 5 * 33], [33, 1, 33 * 5]] {
+            for axes in [
+                vec![],
+                vec![0],
+                vec![1],
+                vec![2],
+                vec![0, 1],
+                vec![1, 2],
+                vec![0, 2],
+                vec![0, 1, 2],
+            ] {
+                let mut sums = std::collections::BTreeMap::new();
+                let mut visit = |f: &mut dyn FnMut(&mut f64, usize)| {
+                    for i in 0..shape[0] {
+                        for j in 0..shape[1] {
+                            for k in 0..shape[2] {
+                                let index = [i, j, k];
+                                let key: Vec<usize> = (0..3)
+                                    .filter(|a| !axes.contains(a))
+                                    .map(|a| index[a])
+                                    .collect();
+                                f(sums.entry(key).or_insert(0.0), element(&strides, &index));
+                            }
+                        }
+                    }
+                };
+                visit(&mut |sum, at| *sum += f64::from(data[at]).powi(2));
+                let bound = 3.0;
+                for threads in [1, 3] {
+                    let (got, norms) = clip(&data, &shape, &strides, &axes, bound, threads);
+                    visit(&mut |sum, at| {
+                        let norm = sum.sqrt();
+                        let want = f64::from(data[at]) * (bound / norm.max(bound));
+                        assert!(
+                            (f64::from(got[at]) - want).abs() <= 2e-7 * want.abs(),
+                            "{axes:?} {strides:?}"
+                        );
+                    });
+                    let want: Vec<f64> = sums_of(&data, &shape, &strides, &axes);
+                    assert_eq!(norms.len(), want.len());
+                    for (a, b) in norms.iter().zip(want) {
+                        assert!((a - b).abs() <= 1e-13 * b);
+                    }
+                }
+            }
+        }
+    }
+
+    fn sums_of(data: &[f32], shape: &[usize; 3], strides: &[isize; 3], axes: &[usize]) -> Vec<f64> {
+        let mut sums = std::collections::BTreeMap::new();
+        for i in 0..shape[0] {
+            for j in 0..shape[1] {
+                for k in 0..shape[2] {
+                    let index = [i, j, k];
+                    let key: Vec<usize> = (0..3)
+                        .filter(|a| !axes.contains(a))
+                        .map(|a| index[a])
+                        .collect();
+                    *sums.entry(key).or_insert(0.0) +=
+                        f64::from(data[element(strides, &index)]).powi(2);
+                }
+            }
+        }
+        sums.into_values().map(f64::sqrt).collect()
+    }
+
+    #[test]
+    fn long_slices_are_tensors_and_empty_ones_have_norm_zero() {
+        let n = 2 * (CHUNK + 5);
+        let data: Vec<f32> = vec![1.0; n];
+        let (got, norms) = clip(
+            &data,
+            &[2, CHUNK + 5],
+            &[(CHUNK + 5) as isize, 1],
+            &[1],
+            1.0,
+            2,
+        );
+        let want = ((CHUNK + 5) as f64).sqrt();
+        assert_eq!(norms, [want, want]);
+        assert!(got.iter().all(|v| *v == (1.0 / want) as f32));
+        let (_, norms) = clip(&[], &[3, 0], &[0, 1], &[1], 1.0, 1);
+        assert_eq!(norms, [0.0; 3]);
+        let (_, norms) = clip(&[], &[0, 9], &[0, 1], &[0], 1.0, 1);
+        assert_eq!(norms, [0.0; 9]);
+    }
+}

@@ -1,0 +1,107 @@
+//! Plain loops over memory: the limit that `fastclip bench` measures everything against.
+//!
+//! No norm, no plan, no checks: each thread takes the next 1 MiB and reads, scales or copies it.
+
+use crate::kernels::stream;
+use crate::pool;
+use fearless_simd::{Simd, dispatch};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+const PIECE: usize = 1 << 18;
+
+/// A pointer that threads may share because each uses its own part.
+struct Shared(*mut f32);
+// SAFETY: see the type.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    fn pointer(&self) -> *mut f32 {
+        self.0
+    }
+}
+
+/// Σx, in float32 lanes, merely so that the reads have to happen.
+pub fn read(x: &[f32], threads: usize) -> f32 {
+    #[inline(always)]
+    fn sum<S: Simd>(_simd: S, x: &[f32]) -> f32 {
+        let mut lanes = [0.0; 64];
+        for group in x.as_chunks::<64>().0 {
+            for (lane, v) in lanes.iter_mut().zip(group) {
+                *lane += v;
+            }
+        }
+        lanes.iter().sum()
+    }
+    let level = crate::isa::current();
+    let pieces: Vec<&[f32]> = x.chunks(PIECE).collect();
+    let sums: Vec<AtomicU32> = pieces.iter().map(|_| AtomicU32::new(0)).collect();
+    pool::run(threads, pieces.len(), &|i| {
+        let sum = dispatch!(level, simd => sum(simd, pieces[i]));
+        sums[i].store(sum.to_bits(), Ordering::Relaxed);
+    });
+    sums.into_iter()
+        .map(|bits| f32::from_bits(bits.into_inner()))
+        .sum()
+}
+
+/// x ← x·factor.
+pub fn scale(x: &mut [f32], factor: f32, threads: usize) {
+    let level = crate::isa::current();
+    let (len, base) = (x.len(), Shared(x.as_mut_ptr()));
+    pool::run(threads, len.div_ceil(PIECE), &|i| {
+        let start = i * PIECE;
+        // SAFETY: pieces do not overlap and end within `x`.
+        let piece = unsafe {
+            std::slice::from_raw_parts_mut(base.pointer().add(start), PIECE.min(len - start))
+        };
+        dispatch!(level, simd => {
+            let _ = simd;
+            for v in piece {
+                *v *= factor;
+            }
+        });
+    });
+}
+
+/// out ← x·factor with streaming stores.
+///
+/// # Panics
+///
+/// If the lengths differ.
+pub fn copy(x: &[f32], out: &mut [f32], factor: f32, threads: usize) {
+    assert_eq!(x.len(), out.len());
+    let level = crate::isa::current();
+    let base = Shared(out.as_mut_ptr());
+    pool::run(threads, x.len().div_ceil(PIECE), &|i| {
+        let start = i * PIECE;
+        let piece = &x[start..x.len().min(start + PIECE)];
+        let mut buffer = [0.0; 1024];
+        for (part, from) in piece.chunks(1024).enumerate() {
+            let scaled = &mut buffer[..from.len()];
+            dispatch!(level, simd => {
+                let _ = simd;
+                for (to, v) in scaled.iter_mut().zip(from) {
+                    *to = v * factor;
+                }
+            });
+            // SAFETY: the same part of `out` as `from` is of `x`; pieces do not overlap.
+            unsafe { stream::copy(scaled, base.pointer().add(start + part * 1024)) };
+        }
+        stream::fence();
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_loops_do_what_they_say() {
+        let n = 3 * super::PIECE + 5;
+        let mut x = vec![2.0; n];
+        let mut out = vec![0.0; n];
+        super::copy(&x, &mut out, 0.5, 2);
+        assert!(out.iter().all(|v| *v == 1.0));
+        super::scale(&mut x, 2.0, 2);
+        assert!(x.iter().all(|v| *v == 4.0));
+        assert!(super::read(&x, 1) > 0.0);
+    }
+}

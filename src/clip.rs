@@ -1,0 +1,212 @@
+//! What a clip does to each tensor once its norm is known, and doing it.
+
+use crate::exec::{self, Context, STREAM_BYTES};
+use crate::isa::Level;
+use crate::kernels::Float;
+use crate::kernels::clamp::{Clamp, clamp_all, clamp_each};
+use crate::kernels::scale::{Factor, scale};
+use crate::plan::Plan;
+use crate::segment::{LOWER, Scratch, Segment, UPPER};
+use crate::{with_float, with_scalar};
+use std::ops::Range;
+
+/// What happens to a tensor.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Action {
+    /// It stays as it is: nothing is written in place, a copy is made out of place.
+    Keep,
+    /// Every element is multiplied.
+    Scale(Factor),
+    /// Every element becomes NaN.
+    FillNan,
+    /// Every element becomes 0.
+    FillZero,
+}
+
+/// Actions of a call's tensors: one for all, or one each.
+#[derive(Clone, Copy, Debug)]
+pub enum Actions<'a> {
+    /// The same for every tensor.
+    All(Action),
+    /// One per tensor.
+    Each(&'a [Action]),
+}
+
+impl Actions<'_> {
+    fn of(&self, index: usize) -> Action {
+        match self {
+            Self::All(action) => *action,
+            Self::Each(actions) => actions[index],
+        }
+    }
+}
+
+/// Whether results should be written past the cache.
+fn streams(segments: &[Segment], plan: &Plan) -> bool {
+    plan.bytes >= STREAM_BYTES && segments.iter().any(|segment| !segment.in_place())
+}
+
+/// Carries the actions out. Cannot fail.
+///
+/// # Safety
+///
+/// The outputs of the segments must not overlap each other, nor the input of another segment.
+pub unsafe fn apply(context: Context, segments: &[Segment], plan: &Plan, actions: Actions) {
+    let idle = |(i, s): (usize, &Segment)| s.in_place() && actions.of(i) == Action::Keep;
+    if segments.iter().enumerate().all(idle) {
+        return;
+    }
+    let level = context.level;
+    let streaming = streams(segments, plan);
+    exec::for_each_backwards(context, segments, plan, |index, segment, range, scratch| {
+        let action = actions.of(index);
+        if idle((index, segment)) {
+            return;
+        }
+        with_float!(segment.scalar, T => {
+            // SAFETY: chunks are disjoint ranges, and no output overlaps another's memory.
+            unsafe {
+                segment.update(range, streaming, true, scratch, |x: &mut [T], _| match action {
+                    Action::Keep => {}
+                    Action::Scale(factor) => scale(level, x, factor),
+                    Action::FillNan => x.fill(<T as Float>::NAN),
+                    Action::FillZero => x.fill(<T as Float>::ZERO),
+                });
+            }
+        }, else unreachable!("integers are refused at the edge"));
+    });
+}
+
+/// The bounds of a clamp.
+#[derive(Clone, Copy, Debug)]
+pub enum Bounds {
+    /// One lower and one upper bound for every element: the bytes of a value, padded.
+    Same([[u8; 8]; 2]),
+    /// Each element has its own: the segment's operands [`LOWER`] and [`UPPER`].
+    Each,
+}
+
+/// Clamps every segment.
+///
+/// # Safety
+///
+/// As [`apply`]; and the bounds must be of the segments' type.
+pub unsafe fn clamp(context: Context, segments: &[Segment], plan: &Plan, bounds: Bounds) {
+    let level = context.level;
+    let streaming = streams(segments, plan);
+    exec::for_each_backwards(context, segments, plan, |_, segment, range, scratch| {
+        with_scalar!(segment.scalar, T => {
+            // SAFETY: as for `apply`.
+            unsafe { clamp_range::<T>(level, segment, range, bounds, streaming, scratch) };
+        });
+    });
+}
+
+/// How many elements get their own bounds at a time.
+const BOUNDS_BLOCK: usize = 1024;
+
+/// # Safety
+///
+/// As [`clamp`], for a range that no other thread works on.
+unsafe fn clamp_range<T: Clamp + 'static>(
+    level: Level,
+    segment: &Segment,
+    range: Range<usize>,
+    bounds: Bounds,
+    streaming: bool,
+    scratch: &mut Scratch,
+) {
+    match bounds {
+        Bounds::Same(bytes) => {
+            // SAFETY: the bytes hold a value of the segment's type, which T is.
+            let [lo, hi] =
+                bytes.map(|bytes| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() });
+            // SAFETY: the caller's contract.
+            unsafe {
+                segment.update(range, streaming, true, scratch, |x, _| {
+                    clamp_all(level, x, lo, hi)
+                });
+            }
+        }
+        Bounds::Each => {
+            let mut room = Scratch::default();
+            // SAFETY: the caller's contract.
+            unsafe {
+                segment.update(range, streaming, true, scratch, |x: &mut [T], start| {
+                    // In place a block is a whole chunk: its bounds are gathered in parts.
+                    for (part, x) in x.chunks_mut(BOUNDS_BLOCK).enumerate() {
+                        let at = start + part * BOUNDS_BLOCK;
+                        let (lo, hi) = room.pair(x.len());
+                        segment.gather(LOWER, at..at + x.len(), lo);
+                        segment.gather(UPPER, at..at + x.len(), hi);
+                        clamp_each(level, x, lo, hi);
+                    }
+                });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa;
+    use crate::scalar::{DType, Scalar};
+
+    const F32: DType = DType {
+        scalar: Scalar::F32,
+        complex: false,
+    };
+
+    fn run(input: &mut [f32], output: *mut f32, action: Action, threads: usize) {
+        let null = std::ptr::null_mut();
+        // SAFETY: the output is the input, or a vector of the same length.
+        unsafe {
+            let base = [input.as_mut_ptr().cast(), output.cast(), null, null];
+            let segments = [Segment::dense(F32, input.len(), base)];
+            let context = Context {
+                level: isa::detected(),
+                threads,
+            };
+            apply(
+                context,
+                &segments,
+                &Plan::new(&segments),
+                Actions::All(action),
+            );
+        }
+    }
+
+    #[test]
+    fn large_and_small_outputs_are_the_same_for_any_threads() {
+        for n in [0, 1, 1000, 70_001, STREAM_BYTES / 4 + 77] {
+            let input: Vec<f32> = (0..n).map(|i| (i % 1013) as f32 - 500.0).collect();
+            let factor = Factor::new(0.3, 1.0, 0);
+            let want: Vec<f32> = input.iter().map(|v| v * factor.narrow).collect();
+            for threads in [1, 3] {
+                let mut out = vec![7.0; n];
+                run(
+                    &mut input.clone(),
+                    out.as_mut_ptr(),
+                    Action::Scale(factor),
+                    threads,
+                );
+                assert!(out == want);
+                let mut same = input.clone();
+                let pointer = same.as_mut_ptr();
+                run(&mut same, pointer, Action::Scale(factor), threads);
+                assert!(same == want);
+                let mut out = vec![7.0; n];
+                run(&mut input.clone(), out.as_mut_ptr(), Action::Keep, threads);
+                assert!(out == input);
+                run(
+                    &mut input.clone(),
+                    out.as_mut_ptr(),
+                    Action::FillNan,
+                    threads,
+                );
+                assert!(out.iter().all(|v| v.is_nan()));
+            }
+        }
+    }
+}

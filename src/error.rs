@@ -1,0 +1,18 @@
+//! Everything that can be wrong with a call.
+
+/// Why a call was refused or stopped. Nothing has been written.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Error {
+    /// An argument of a kind that is not taken.
+    #[error("{0}")]
+    Type(String),
+    /// An argument of the right kind with a value that is not taken.
+    #[error("{0}")]
+    Value(String),
+    /// NaN or infinity among the inputs, under the policy that refuses them.
+    #[error("{0}")]
+    NonFinite(String),
+    /// The interpreter has an exception pending: a signal came between the passes.
+    #[error("interrupted")]
+    Interrupted,
+}

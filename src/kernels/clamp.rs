@@ -1,0 +1,198 @@
+//! x ← max(min(x, hi), lo) in place.
+//!
+//! As `np.minimum` and `np.maximum`: a NaN stays one, and a NaN bound gives NaN. With lo > hi the
+//! result is lo.
+
+use super::half_precision::{self, Half};
+use fearless_simd::{Level, Simd, dispatch};
+use half::{bf16, f16};
+
+/// A type that has an order to clamp by.
+pub trait Clamp: Sized + Copy {
+    /// Clamps each element to the same two bounds.
+    fn clamp_all<S: Simd>(simd: S, x: &mut [Self], lo: Self, hi: Self);
+    /// Clamps each element to its own bounds. The slices have the same length.
+    fn clamp_each<S: Simd>(simd: S, x: &mut [Self], lo: &[Self], hi: &[Self]);
+}
+
+/// Clamps each element to the same two bounds.
+pub fn clamp_all<T: Clamp>(level: Level, x: &mut [T], lo: T, hi: T) {
+    dispatch!(level, simd => T::clamp_all(simd, x, lo, hi));
+}
+
+/// Clamps each element to its own bounds.
+pub fn clamp_each<T: Clamp>(level: Level, x: &mut [T], lo: &[T], hi: &[T]) {
+    dispatch!(level, simd => T::clamp_each(simd, x, lo, hi));
+}
+
+macro_rules! clamp_float {
+    ($($T:ty, $name:ident;)*) => {$(
+        /// One element: comparisons with NaN are false, so `x` stays where it or the test is NaN,
+        /// and a NaN bound is taken.
+        #[inline(always)]
+        #[allow(clippy::manual_clamp, reason = "the standard clamp panics on lo > hi and on NaN bounds")]
+        fn $name(x: $T, lo: $T, hi: $T) -> $T {
+            let below = if x <= hi || x.is_nan() { x } else { hi };
+            if below >= lo || below.is_nan() { below } else { lo }
+        }
+
+        impl Clamp for $T {
+            #[inline(always)]
+            fn clamp_all<S: Simd>(_simd: S, x: &mut [Self], lo: Self, hi: Self) {
+                for v in x {
+                    *v = $name(*v, lo, hi);
+                }
+            }
+
+            #[inline(always)]
+            fn clamp_each<S: Simd>(_simd: S, x: &mut [Self], lo: &[Self], hi: &[Self]) {
+                for ((v, lo), hi) in x.iter_mut().zip(lo).zip(hi) {
+                    *v = $name(*v, *lo, *hi);
+                }
+            }
+        }
+    )*};
+}
+
+clamp_float! {
+    f32, clamp_f32;
+    f64, clamp_f64;
+}
+
+macro_rules! clamp_int {
+    ($($T:ty)*) => {$(
+        impl Clamp for $T {
+            #[inline(always)]
+            fn clamp_all<S: Simd>(_simd: S, x: &mut [Self], lo: Self, hi: Self) {
+                for v in x {
+                    *v = (*v).min(hi).max(lo);
+                }
+            }
+
+            #[inline(always)]
+            fn clamp_each<S: Simd>(_simd: S, x: &mut [Self], lo: &[Self], hi: &[Self]) {
+                for ((v, lo), hi) in x.iter_mut().zip(lo).zip(hi) {
+                    *v = (*v).min(*hi).max(*lo);
+                }
+            }
+        }
+    )*};
+}
+
+clamp_int! { i8 i16 i32 i64 u8 u16 u32 u64 }
+
+macro_rules! clamp_half {
+    ($($T:ty, $widen:path;)*) => {$(
+        impl Clamp for $T {
+            #[inline(always)]
+            fn clamp_all<S: Simd>(simd: S, x: &mut [Self], lo: Self, hi: Self) {
+                let mut buffer = [0.0; half_precision::BLOCK];
+                for block in x.chunks_mut(half_precision::BLOCK) {
+                    let wide = &mut buffer[..block.len()];
+                    <$T>::widen(simd, block, wide);
+                    f32::clamp_all(simd, wide, $widen(lo.to_bits()), $widen(hi.to_bits()));
+                    <$T>::narrow(simd, wide, block);
+                }
+            }
+
+            #[inline(always)]
+            fn clamp_each<S: Simd>(simd: S, x: &mut [Self], lo: &[Self], hi: &[Self]) {
+                let mut buffers = [[0.0; half_precision::BLOCK]; 3];
+                let blocks = x.chunks_mut(half_precision::BLOCK);
+                let bounds = lo.chunks(half_precision::BLOCK).zip(hi.chunks(half_precision::BLOCK));
+                for (block, (lo, hi)) in blocks.zip(bounds) {
+                    let [wide, wide_lo, wide_hi] = &mut buffers;
+                    let n = block.len();
+                    <$T>::widen(simd, block, &mut wide[..n]);
+                    <$T>::widen(simd, lo, &mut wide_lo[..n]);
+                    <$T>::widen(simd, hi, &mut wide_hi[..n]);
+                    f32::clamp_each(simd, &mut wide[..n], &wide_lo[..n], &wide_hi[..n]);
+                    <$T>::narrow(simd, &wide[..n], block);
+                }
+            }
+        }
+    )*};
+}
+
+clamp_half! {
+    f16, half_precision::f16_to_f32;
+    bf16, half_precision::bf16_to_f32;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa;
+    use crate::kernels::Float;
+    use crate::kernels::oracle::{for_every_length_and_offset, samples};
+
+    fn check<T: Float>(make: impl Fn(f64) -> T) {
+        let mut values: Vec<T> = samples(5000).into_iter().map(&make).collect();
+        for i in (0..values.len()).step_by(37) {
+            values[i] = T::NAN;
+        }
+        let (lo, hi) = (make(-0.25), make(0.5));
+        let want = |v: &T| {
+            let x = v.to_f64();
+            if x.is_nan() {
+                x
+            } else {
+                x.clamp(lo.to_f64(), hi.to_f64())
+            }
+        };
+        for_every_length_and_offset(&values, |x| {
+            for level in isa::all() {
+                let mut all = x.to_vec();
+                clamp_all(level, &mut all, lo, hi);
+                let mut each = x.to_vec();
+                clamp_each(level, &mut each, &vec![lo; x.len()], &vec![hi; x.len()]);
+                for i in 0..x.len() {
+                    let want = want(&x[i]);
+                    for got in [all[i].to_f64(), each[i].to_f64()] {
+                        assert!(
+                            got == want || got.is_nan() && want.is_nan(),
+                            "{level:?} {i}"
+                        );
+                    }
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn floats_are_clamped_and_nan_stays() {
+        check(|v| v);
+        check(|v| v as f32);
+        check(f16::from_f64);
+        check(bf16::from_f64);
+    }
+
+    #[test]
+    fn crossed_bounds_give_the_lower_one_and_nan_bounds_give_nan() {
+        for level in isa::all() {
+            let mut x = [0.0_f32, 5.0, -5.0];
+            clamp_all(level, &mut x, 2.0, 1.0);
+            assert_eq!(x, [2.0; 3]);
+            clamp_all(level, &mut x, f32::NAN, 1.0);
+            assert!(x.iter().all(|v| v.is_nan()));
+            let mut x = [1.0_f64];
+            clamp_all(level, &mut x, 0.0, f64::NAN);
+            assert!(x[0].is_nan());
+            let mut n = [200_u8, 3, 100];
+            clamp_all(level, &mut n, 10, 150);
+            assert_eq!(n, [150, 10, 100]);
+            clamp_all(level, &mut n, 10, 5);
+            assert_eq!(n, [10; 3]);
+        }
+    }
+
+    #[test]
+    fn what_lies_between_keeps_its_bits() {
+        for level in isa::all() {
+            let mut x = [-0.0_f32, 0.0, f32::MIN_POSITIVE / 2.0];
+            let before = x.map(f32::to_bits);
+            clamp_all(level, &mut x, 0.0, 1.0);
+            assert_eq!(x.map(f32::to_bits), before);
+        }
+    }
+}

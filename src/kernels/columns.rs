@@ -1,0 +1,184 @@
+//! Kernels for norms along an axis that is not the innermost: many sums side by side.
+//!
+//! A row of up to [`TILE`] neighbouring columns is added to as many float64 accumulators at a time.
+//! For float64 input each accumulator carries the rounding error of its additions along (Knuth's
+//! two-sum), because a column may be as long as it likes.
+
+use super::half_precision::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16, f64_to_f32_odd};
+use super::scale::Factor;
+use fearless_simd::{Level, Simd, dispatch};
+use half::{bf16, f16};
+
+/// How many columns are done side by side: their accumulators stay in the first-level cache.
+pub const TILE: usize = 512;
+
+/// Column kernels of a type.
+pub trait Columns: Sized {
+    /// `sum[j] + error[j] += (x[j]·factor)²`.
+    fn accumulate<S: Simd>(simd: S, sum: &mut [f64], error: &mut [f64], x: &[Self]);
+    /// `x[j] ← x[j]·factors[j]`, correctly rounded.
+    fn scale_each<S: Simd>(simd: S, x: &mut [Self], factors: &Factors);
+}
+
+/// The factors of a tile of columns.
+pub struct Factors {
+    narrow: Vec<f32>,
+    wide: Vec<f64>,
+    lift: Vec<f64>,
+    is_wide: Vec<u32>,
+    any_wide: bool,
+    is_one: bool,
+}
+
+impl Factors {
+    /// Whether every column stays as it is.
+    #[must_use]
+    pub fn is_one(&self) -> bool {
+        self.is_one
+    }
+
+    /// One factor per column.
+    #[must_use]
+    pub fn new(factors: &[Factor]) -> Self {
+        Self {
+            narrow: factors.iter().map(|f| f.narrow).collect(),
+            wide: factors.iter().map(|f| f.wide).collect(),
+            lift: factors.iter().map(|f| f.lift).collect(),
+            is_wide: factors.iter().map(|f| u32::from(f.is_wide)).collect(),
+            any_wide: factors.iter().any(|f| f.is_wide),
+            is_one: factors.iter().all(|f| *f == Factor::ONE),
+        }
+    }
+}
+
+/// Adds the squares of one row.
+pub fn accumulate<T: Columns>(level: Level, sum: &mut [f64], error: &mut [f64], x: &[T]) {
+    dispatch!(level, simd => T::accumulate(simd, sum, error, x));
+}
+
+/// Scales one row, each element by its column's factor.
+pub fn scale_each<T: Columns>(level: Level, x: &mut [T], factors: &Factors) {
+    dispatch!(level, simd => T::scale_each(simd, x, factors));
+}
+
+impl Columns for f64 {
+    #[inline(always)]
+    fn accumulate<S: Simd>(_simd: S, sum: &mut [f64], error: &mut [f64], x: &[Self]) {
+        for ((s, e), v) in sum.iter_mut().zip(error).zip(x) {
+            let square = v * v;
+            let total = *s + square;
+            let part = total - *s;
+            *e += (*s - (total - part)) + (square - part);
+            *s = total;
+        }
+    }
+
+    #[inline(always)]
+    fn scale_each<S: Simd>(_simd: S, x: &mut [Self], factors: &Factors) {
+        for ((v, wide), lift) in x.iter_mut().zip(&factors.wide).zip(&factors.lift) {
+            *v = *v * lift * wide;
+        }
+    }
+}
+
+impl Columns for f32 {
+    #[inline(always)]
+    fn accumulate<S: Simd>(_simd: S, sum: &mut [f64], _error: &mut [f64], x: &[Self]) {
+        for (s, v) in sum.iter_mut().zip(x) {
+            let v = f64::from(*v);
+            *s += v * v;
+        }
+    }
+
+    #[inline(always)]
+    fn scale_each<S: Simd>(_simd: S, x: &mut [Self], factors: &Factors) {
+        if factors.any_wide {
+            for (j, v) in x.iter_mut().enumerate() {
+                let wide = (f64::from(*v) * factors.lift[j] * factors.wide[j]) as f32;
+                *v = if factors.is_wide[j] == 0 {
+                    *v * factors.narrow[j]
+                } else {
+                    wide
+                };
+            }
+        } else {
+            for (v, narrow) in x.iter_mut().zip(&factors.narrow) {
+                *v *= narrow;
+            }
+        }
+    }
+}
+
+macro_rules! half_columns {
+    ($($T:ty, $widen:path, $narrow:path;)*) => {$(
+        impl Columns for $T {
+            #[inline(always)]
+            fn accumulate<S: Simd>(_simd: S, sum: &mut [f64], _error: &mut [f64], x: &[Self]) {
+                for (s, v) in sum.iter_mut().zip(x) {
+                    let v = f64::from($widen(v.to_bits()));
+                    *s += v * v;
+                }
+            }
+
+            #[inline(always)]
+            fn scale_each<S: Simd>(_simd: S, x: &mut [Self], factors: &Factors) {
+                for (j, v) in x.iter_mut().enumerate() {
+                    let wide = factors.lift[j] * factors.wide[j];
+                    let s = if factors.is_wide[j] == 0 { f64::from(factors.narrow[j]) } else { wide };
+                    let product = f64::from($widen(v.to_bits())) * s;
+                    *v = <$T>::from_bits($narrow(f64_to_f32_odd(product)));
+                }
+            }
+        }
+    )*};
+}
+
+half_columns! {
+    f16, f16_to_f32, f32_to_f16;
+    bf16, bf16_to_f32, f32_to_bf16;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa;
+    use crate::kernels::Float;
+    use crate::kernels::oracle::samples;
+    use crate::kernels::scale::scale;
+
+    fn columns_agree_with_rows<T: Float>(make: impl Fn(f64) -> T) {
+        let columns = 67;
+        let rows: Vec<Vec<T>> = samples(columns * 40)
+            .chunks(columns)
+            .map(|row| row.iter().map(|v| make(*v)).collect())
+            .collect();
+        for level in isa::all() {
+            let (mut sum, mut error) = (vec![0.0; columns], vec![0.0; columns]);
+            for row in &rows {
+                accumulate(level, &mut sum, &mut error, row);
+            }
+            for j in 0..columns {
+                let want: f64 = rows.iter().map(|row| row[j].to_f64().powi(2)).sum();
+                assert!((sum[j] + error[j] - want).abs() <= 1e-14 * want);
+            }
+            let factors: Vec<Factor> = (0..columns)
+                .map(|j| Factor::new(0.1 + j as f64 / 100.0, 1.0, 0))
+                .collect();
+            let mut got = rows[0].clone();
+            scale_each(level, &mut got, &Factors::new(&factors));
+            for j in 0..columns {
+                let mut want = [rows[0][j]];
+                scale(level, &mut want, factors[j]);
+                assert_eq!(got[j].to_f64(), want[0].to_f64());
+            }
+        }
+    }
+
+    #[test]
+    fn sums_and_products_agree_with_those_of_rows() {
+        columns_agree_with_rows(|v| v);
+        columns_agree_with_rows(|v| v as f32);
+        columns_agree_with_rows(f16::from_f64);
+        columns_agree_with_rows(bf16::from_f64);
+    }
+}

@@ -1,0 +1,62 @@
+//! The arithmetic, one operation a file: each a generic body, run at the SIMD level it is given.
+//!
+//! See `README.md` beside this file for what each computes, its error bound and its cost.
+//! A kernel sees one aligned slice, knows nothing of threads, strides or Python, and cannot fail.
+
+pub mod clamp;
+pub mod columns;
+pub mod half_precision;
+pub mod max_abs;
+pub mod power_sum;
+pub mod scale;
+pub mod stream;
+pub mod sum_squares;
+
+use half::{bf16, f16};
+
+/// A float type that norms and scaling are defined for.
+pub trait Float:
+    Copy
+    + PartialEq
+    + Send
+    + Sync
+    + std::fmt::Debug
+    + 'static
+    + sum_squares::SumSquares
+    + max_abs::MaxAbs
+    + scale::Scalable
+    + columns::Columns
+    + Clamp
+{
+    /// The quiet NaN that propagation writes.
+    const NAN: Self;
+    /// Zero.
+    const ZERO: Self;
+    /// The value, exactly.
+    fn to_f64(self) -> f64;
+}
+
+pub use clamp::Clamp;
+
+macro_rules! float {
+    ($($T:ty: $nan:expr, $zero:expr, $to_f64:expr;)*) => {$(
+        impl Float for $T {
+            const NAN: Self = $nan;
+            const ZERO: Self = $zero;
+            #[inline(always)]
+            fn to_f64(self) -> f64 {
+                $to_f64(self)
+            }
+        }
+    )*};
+}
+
+float! {
+    f16: f16::NAN, f16::ZERO, |x: f16| f64::from(half_precision::f16_to_f32(x.to_bits()));
+    bf16: bf16::NAN, bf16::ZERO, |x: bf16| f64::from(half_precision::bf16_to_f32(x.to_bits()));
+    f32: f32::NAN, 0.0, f64::from;
+    f64: f64::NAN, 0.0, |x: f64| x;
+}
+
+#[cfg(test)]
+pub(crate) mod oracle;

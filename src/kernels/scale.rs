@@ -1,0 +1,315 @@
+//! x ← x·s in place, each element the correctly rounded product.
+//!
+//! The factor comes from float64 and is rounded once to float32 for everything narrower than
+//! float64. A float32 product is one IEEE multiplication. A float16 or bfloat16 product is taken in
+//! float32 and rounded on to 16 bits; where that second rounding could go wrong (the float32 product
+//! sits on a tie, or the result is subnormal) the block is done again through float64 and
+//! rounding to odd, which rounds once.
+
+use super::half_precision::{self, Half, f64_to_f32_odd};
+use fearless_simd::{Level, Simd, dispatch};
+use half::{bf16, f16};
+
+/// What elements are multiplied by: between 0 and 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Factor {
+    /// The factor for float32 and narrower, unless `is_wide`.
+    pub narrow: f32,
+    /// The factor for float64 is `wide · lift`.
+    pub wide: f64,
+    /// A power of two that keeps `wide` a normal number: 1 but for extreme norms.
+    pub lift: f64,
+    /// The factor is so small that a float32 would hold it badly: narrow types use float64 as well.
+    pub is_wide: bool,
+}
+
+impl Factor {
+    /// The factor `bound / (norm·2^exponent)`, for a norm above the bound.
+    #[must_use]
+    pub fn new(bound: f64, norm: f64, exponent: i32) -> Self {
+        let plain = bound / norm;
+        if exponent == 0 && (plain > 1e-290 || bound == 0.0) {
+            return Self::from_wide(plain, 1.0);
+        }
+        // Extreme: mantissas and exponents by themselves, so that nothing under- or overflows.
+        let (bound, bound_exponent) = normalised(bound);
+        let (norm, norm_exponent) = normalised(norm);
+        let quotient = bound / norm;
+        let exponent = bound_exponent - norm_exponent - exponent;
+        if exponent > -1000 {
+            Self::from_wide(quotient * f64::powi(2.0, exponent), 1.0)
+        } else {
+            Self::from_wide(
+                quotient * f64::powi(2.0, exponent + 1000),
+                f64::powi(2.0, -1000),
+            )
+        }
+    }
+
+    fn from_wide(wide: f64, lift: f64) -> Self {
+        let value = wide * lift;
+        let narrow = value as f32;
+        let is_wide = value != 0.0 && narrow < f32::MIN_POSITIVE || lift != 1.0;
+        Self {
+            narrow,
+            wide,
+            lift,
+            is_wide,
+        }
+    }
+
+    /// The factor that turns every element into NaN.
+    pub const NAN: Self = Self {
+        narrow: f32::NAN,
+        wide: f64::NAN,
+        lift: 1.0,
+        is_wide: false,
+    };
+
+    /// The factor that leaves every element as it is.
+    pub const ONE: Self = Self {
+        narrow: 1.0,
+        wide: 1.0,
+        lift: 1.0,
+        is_wide: false,
+    };
+}
+
+/// `x` as a mantissa in [1, 2) and the exponent of the power of two to multiply it by.
+fn normalised(x: f64) -> (f64, i32) {
+    let subnormal = x < f64::MIN_POSITIVE;
+    let lifted = if subnormal { x * f64::powi(2.0, 64) } else { x };
+    let biased = (lifted.to_bits() >> 52) as i32;
+    let mantissa = f64::from_bits(lifted.to_bits() & ((1 << 52) - 1) | 1023 << 52);
+    (mantissa, biased - 1023 - if subnormal { 64 } else { 0 })
+}
+
+/// Scaling of a slice of this type in place.
+pub trait Scalable: Sized {
+    /// `x[i] ← x[i]·factor`, correctly rounded.
+    fn scale<S: Simd>(simd: S, x: &mut [Self], factor: Factor);
+}
+
+/// `x[i] ← x[i]·factor`.
+pub fn scale<T: Scalable>(level: Level, x: &mut [T], factor: Factor) {
+    dispatch!(level, simd => T::scale(simd, x, factor));
+}
+
+impl Scalable for f32 {
+    #[inline(always)]
+    fn scale<S: Simd>(_simd: S, x: &mut [Self], factor: Factor) {
+        if factor.is_wide {
+            for v in x {
+                *v = (f64::from(*v) * factor.lift * factor.wide) as f32;
+            }
+        } else {
+            for v in x {
+                *v *= factor.narrow;
+            }
+        }
+    }
+}
+
+impl Scalable for f64 {
+    #[inline(always)]
+    fn scale<S: Simd>(_simd: S, x: &mut [Self], factor: Factor) {
+        if factor.lift == 1.0 {
+            for v in x {
+                *v *= factor.wide;
+            }
+        } else {
+            for v in x {
+                *v = *v * factor.lift * factor.wide;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn scale_half<S: Simd, H: Half>(simd: S, x: &mut [H], factor: Factor) {
+    let exact = if factor.is_wide {
+        factor.wide
+    } else {
+        f64::from(factor.narrow)
+    };
+    let mut buffer = [0.0_f32; half_precision::BLOCK];
+    for block in x.chunks_mut(half_precision::BLOCK) {
+        let wide = &mut buffer[..block.len()];
+        H::widen(simd, block, wide);
+        let mut doubtful = factor.is_wide;
+        if !doubtful {
+            let mut seen = 0_u32;
+            for v in wide.iter_mut() {
+                let product = *v * factor.narrow;
+                let bits = product.to_bits();
+                let magnitude = bits & 0x7fff_ffff;
+                let tie = u32::from(bits & H::DROPPED == H::TIE);
+                // 0 wraps round: it is exact.
+                let subnormal = u32::from(magnitude.wrapping_sub(1) < H::MIN_NORMAL - 1);
+                seen |= tie | subnormal;
+                *v = product;
+            }
+            // A product of 0 may be one that vanished below float32: it vanishes in 16 bits as well.
+            doubtful = seen != 0;
+        }
+        if doubtful {
+            H::widen(simd, block, wide);
+            for v in wide.iter_mut() {
+                *v = f64_to_f32_odd(f64::from(*v) * factor.lift * exact);
+            }
+        }
+        H::narrow(simd, wide, block);
+    }
+}
+
+impl Scalable for f16 {
+    #[inline(always)]
+    fn scale<S: Simd>(simd: S, x: &mut [Self], factor: Factor) {
+        scale_half(simd, x, factor);
+    }
+}
+
+impl Scalable for bf16 {
+    #[inline(always)]
+    fn scale<S: Simd>(simd: S, x: &mut [Self], factor: Factor) {
+        scale_half(simd, x, factor);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa;
+    use crate::kernels::Float;
+    use crate::kernels::oracle::{for_every_length_and_offset, samples};
+
+    fn bits<T: Float>(x: &[T]) -> Vec<u64> {
+        x.iter().map(|v| v.to_f64().to_bits()).collect()
+    }
+
+    fn check<T: Float>(make: impl Fn(f64) -> T, factor: Factor, product: impl Fn(T) -> T) {
+        let values: Vec<T> = samples(5000).into_iter().map(make).collect();
+        for_every_length_and_offset(&values, |x| {
+            let want: Vec<T> = x.iter().map(|v| product(*v)).collect();
+            for level in isa::all() {
+                let mut got = x.to_vec();
+                scale(level, &mut got, factor);
+                assert!(bits(&got) == bits(&want), "{level:?} {}", x.len());
+            }
+        });
+    }
+
+    #[test]
+    fn each_element_is_the_correctly_rounded_product() {
+        for c in [0.3, 0.9999, 1e-4, 1.0 / 3.0, 2e-6] {
+            let factor = Factor::new(c, 1.0, 0);
+            let s = factor.narrow;
+            check(|v| v, factor, |v| v * c);
+            check(|v| v as f32, factor, |v| v * s);
+            // The product of 11 (8) bits and 24 is exact in float64.
+            check(f16::from_f64, factor, |v| {
+                once(v.to_f64() * f64::from(s), f16::from_bits)
+            });
+            check(bf16::from_f64, factor, |v| {
+                once(v.to_f64() * f64::from(s), bf16::from_bits)
+            });
+        }
+    }
+
+    /// The nearest value of a 16-bit type, ties to even, by bisection over its bits.
+    fn once<T: Float>(x: f64, from_bits: fn(u16) -> T) -> T {
+        let sign = if x.is_sign_negative() { 0x8000 } else { 0 };
+        let value = |bits: u16| from_bits(bits).to_f64();
+        let (mut low, mut high) = (0, 0x7bff);
+        if value(0x7c00).is_finite() {
+            high = 0x7f7f;
+        }
+        while high - low > 1 {
+            let middle = u16::midpoint(low, high);
+            if value(middle) <= x.abs() {
+                low = middle
+            } else {
+                high = middle
+            }
+        }
+        let (below, above) = (x.abs() - value(low), value(high) - x.abs());
+        let up = above < below || above == below && low & 1 == 1;
+        from_bits(sign | if up { high } else { low })
+    }
+
+    #[test]
+    fn every_half_is_rounded_once_where_rounding_twice_would_differ() {
+        let factors = [
+            0.333_333_34_f32,
+            0.700_012_3,
+            0.001_234_567,
+            0.999_999_94,
+            3.1e-5,
+        ];
+        let all: Vec<u16> = (0..=u16::MAX).collect();
+        for s in factors {
+            let factor = Factor::new(f64::from(s), 1.0, 0);
+            for level in isa::all() {
+                let mut halves: Vec<f16> = all.iter().map(|b| f16::from_bits(*b)).collect();
+                scale(level, &mut halves, factor);
+                let mut brains: Vec<bf16> = all.iter().map(|b| bf16::from_bits(*b)).collect();
+                scale(level, &mut brains, factor);
+                for b in &all {
+                    let x = f16::from_bits(*b).to_f64();
+                    if x.is_finite() {
+                        let want = once(x * f64::from(s), f16::from_bits);
+                        assert_eq!(
+                            halves[usize::from(*b)].to_bits(),
+                            want.to_bits(),
+                            "{level:?} {x} {s}"
+                        );
+                    }
+                    let x = bf16::from_bits(*b).to_f64();
+                    if x.is_finite() {
+                        let want = once(x * f64::from(s), bf16::from_bits);
+                        assert_eq!(
+                            brains[usize::from(*b)].to_bits(),
+                            want.to_bits(),
+                            "{level:?} {x} {s}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_factor_below_float32_is_taken_in_float64() {
+        let factor = Factor::new(1e-10, 1e30, 0);
+        assert!(factor.is_wide);
+        for level in isa::all() {
+            let mut x = [1e30_f32, -3e29];
+            scale(level, &mut x, factor);
+            assert_eq!(x, [1e-10, -3e-11]);
+        }
+    }
+
+    #[test]
+    fn a_norm_beyond_float64_still_gives_its_factor() {
+        // The norm is 2^1030: 1 / 2^1030 is below the normal range, so it is split.
+        let factor = Factor::new(1.0, 1.0, 1030);
+        for level in isa::all() {
+            let mut x = [f64::powi(2.0, 1023), -f64::powi(2.0, 1020)];
+            scale(level, &mut x, factor);
+            assert_eq!(x, [f64::powi(2.0, -7), -f64::powi(2.0, -10)]);
+        }
+    }
+
+    #[test]
+    fn zero_nan_and_one() {
+        for level in isa::all() {
+            let mut x = [1.0_f32, -2.0];
+            scale(level, &mut x, Factor::ONE);
+            assert_eq!(x, [1.0, -2.0]);
+            scale(level, &mut x, Factor::new(0.0, 3.0, 0));
+            assert_eq!(x, [0.0, 0.0]);
+            scale(level, &mut x, Factor::NAN);
+            assert!(x.iter().all(|v| v.is_nan()));
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! Σx², accumulated in float64.
+//!
+//! Thirty-two logical lanes, whatever the register width: lane `j` adds the squares of elements
+//! `j, j + 32, …`. After [`BLOCK`] elements the lanes are added to a second set, so that no chain of
+//! additions is longer than 64, and at the end the lanes are folded pairwise. The order of the
+//! additions depends on the length alone.
+//!
+//! The square of a float32 (24 bits) is exact in float64 (53 bits), so that a fused multiply-add
+//! and a multiplication followed by an addition agree, and every SIMD level gives the same bits.
+//! For float64 the product is rounded by itself on every level, for the same reason.
+
+use super::half_precision::{self, Half};
+use fearless_simd::prelude::*;
+use fearless_simd::{Level, dispatch, f32x16, f64x8};
+use half::{bf16, f16};
+
+/// Elements between two folds of the inner lanes into the outer ones.
+pub const BLOCK: usize = 2048;
+const LANES: usize = 32;
+
+type Lanes<S> = [f64x8<S>; 4];
+
+/// Sum of squares of a slice of this type.
+pub trait SumSquares: Sized {
+    /// Σx² in float64; see the module for the order.
+    fn sum_squares<S: Simd>(simd: S, x: &[Self]) -> f64;
+}
+
+/// Σx² of a slice of at most one chunk.
+#[must_use]
+pub fn sum_squares<T: SumSquares>(level: Level, x: &[T]) -> f64 {
+    dispatch!(level, simd => T::sum_squares(simd, x))
+}
+
+/// Σ(x·factor)², for float64 input so large or small that its squares leave the range of float64.
+#[must_use]
+pub fn sum_squares_scaled(level: Level, x: &[f64], factor: f64) -> f64 {
+    dispatch!(level, simd => {
+        let mut outer = [f64x8::splat(simd, 0.0); 4];
+        for block in x.chunks(BLOCK) {
+            let inner = block_lanes(simd, block, |simd, c: &[f64; LANES]| {
+                load_f64(simd, c).map(|v| v * factor)
+            });
+            add(&mut outer, inner);
+        }
+        fold(outer)
+    })
+}
+
+#[inline(always)]
+fn load_f32<S: Simd>(simd: S, c: &[f32; LANES]) -> Lanes<S> {
+    let (a, b) = f32x16::from_slice(simd, &c[..16]).widen();
+    let (d, e) = f32x16::from_slice(simd, &c[16..]).widen();
+    [a, b, d, e]
+}
+
+#[inline(always)]
+fn load_f64<S: Simd>(simd: S, c: &[f64; LANES]) -> Lanes<S> {
+    [
+        f64x8::from_slice(simd, &c[..8]),
+        f64x8::from_slice(simd, &c[8..16]),
+        f64x8::from_slice(simd, &c[16..24]),
+        f64x8::from_slice(simd, &c[24..]),
+    ]
+}
+
+/// The lanes' sums of squares over at most [`BLOCK`] elements. A short tail is filled up with zeros,
+/// which add nothing.
+#[inline(always)]
+fn block_lanes<S: Simd, T: Copy + Default>(
+    simd: S,
+    block: &[T],
+    load: impl Fn(S, &[T; LANES]) -> Lanes<S>,
+) -> Lanes<S> {
+    let mut acc = [f64x8::splat(simd, 0.0); 4];
+    let (groups, rest) = block.as_chunks::<LANES>();
+    for group in groups {
+        let v = load(simd, group);
+        acc[0] += v[0] * v[0];
+        acc[1] += v[1] * v[1];
+        acc[2] += v[2] * v[2];
+        acc[3] += v[3] * v[3];
+    }
+    if !rest.is_empty() {
+        let mut padded = [T::default(); LANES];
+        padded[..rest.len()].copy_from_slice(rest);
+        let v = load(simd, &padded);
+        for i in 0..4 {
+            acc[i] += v[i] * v[i];
+        }
+    }
+    acc
+}
+
+/// As [`block_lanes`], for squares that are exact, where a fused multiply-add is free to be used.
+#[inline(always)]
+fn block_lanes_fused<S: Simd>(simd: S, block: &[f32]) -> Lanes<S> {
+    let mut acc = [f64x8::splat(simd, 0.0); 4];
+    let (groups, rest) = block.as_chunks::<LANES>();
+    for group in groups {
+        let v = load_f32(simd, group);
+        acc[0] = v[0].mul_add(v[0], acc[0]);
+        acc[1] = v[1].mul_add(v[1], acc[1]);
+        acc[2] = v[2].mul_add(v[2], acc[2]);
+        acc[3] = v[3].mul_add(v[3], acc[3]);
+    }
+    if !rest.is_empty() {
+        let mut padded = [0.0; LANES];
+        padded[..rest.len()].copy_from_slice(rest);
+        let v = load_f32(simd, &padded);
+        for i in 0..4 {
+            acc[i] = v[i].mul_add(v[i], acc[i]);
+        }
+    }
+    acc
+}
+
+#[inline(always)]
+fn add<S: Simd>(outer: &mut Lanes<S>, inner: Lanes<S>) {
+    for i in 0..4 {
+        outer[i] += inner[i];
+    }
+}
+
+/// The lanes folded pairwise: 32, 16, 8, 4, 2, 1.
+#[inline(always)]
+fn fold<S: Simd>(lanes: Lanes<S>) -> f64 {
+    let v = (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
+    let mut a = [0.0; 8];
+    v.store_slice(&mut a);
+    ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]))
+}
+
+impl SumSquares for f32 {
+    #[inline(always)]
+    fn sum_squares<S: Simd>(simd: S, x: &[Self]) -> f64 {
+        let mut outer = [f64x8::splat(simd, 0.0); 4];
+        for block in x.chunks(BLOCK) {
+            add(&mut outer, block_lanes_fused(simd, block));
+        }
+        fold(outer)
+    }
+}
+
+impl SumSquares for f64 {
+    #[inline(always)]
+    fn sum_squares<S: Simd>(simd: S, x: &[Self]) -> f64 {
+        let mut outer = [f64x8::splat(simd, 0.0); 4];
+        for block in x.chunks(BLOCK) {
+            add(&mut outer, block_lanes(simd, block, load_f64));
+        }
+        fold(outer)
+    }
+}
+
+/// As for float32, through a buffer.
+#[inline(always)]
+fn sum_squares_half<S: Simd, H: Half>(simd: S, x: &[H]) -> f64 {
+    let mut buffer = [0.0_f32; half_precision::BLOCK];
+    let mut outer = [f64x8::splat(simd, 0.0); 4];
+    for block in x.chunks(half_precision::BLOCK) {
+        let wide = &mut buffer[..block.len()];
+        H::widen(simd, block, wide);
+        add(&mut outer, block_lanes_fused(simd, wide));
+    }
+    fold(outer)
+}
+
+impl SumSquares for f16 {
+    #[inline(always)]
+    fn sum_squares<S: Simd>(simd: S, x: &[Self]) -> f64 {
+        sum_squares_half(simd, x)
+    }
+}
+
+impl SumSquares for bf16 {
+    #[inline(always)]
+    fn sum_squares<S: Simd>(simd: S, x: &[Self]) -> f64 {
+        sum_squares_half(simd, x)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa;
+    use crate::kernels::Float;
+    use crate::kernels::oracle::{exact_sum, for_every_length_and_offset, samples};
+
+    fn exact<T: Float>(x: &[T]) -> f64 {
+        // The square of a float64 is two float64s exactly: the product and its error.
+        exact_sum(x.iter().flat_map(|v| {
+            let v = v.to_f64();
+            let square = v * v;
+            [square, v.mul_add(v, -square)]
+        }))
+    }
+
+    fn agrees_with_the_exact_sum<T: Float>(make: impl Fn(f64) -> T, bound: f64) {
+        let values: Vec<T> = samples(5000).into_iter().map(make).collect();
+        for_every_length_and_offset(&values, |x| {
+            let want = exact(x);
+            for level in isa::all() {
+                let got = sum_squares(level, x);
+                assert!(
+                    (got - want).abs() <= bound * want,
+                    "{level:?} {} {got} {want}",
+                    x.len()
+                );
+            }
+        });
+    }
+
+    #[test]
+    fn f32_is_within_the_bound_of_the_exact_sum() {
+        agrees_with_the_exact_sum(|v| v as f32, 1e-14);
+    }
+
+    #[test]
+    fn f64_is_within_the_bound_of_the_exact_sum() {
+        agrees_with_the_exact_sum(|v| v, 1.5e-14);
+    }
+
+    #[test]
+    fn f16_and_bf16_are_within_the_bound_of_the_exact_sum() {
+        agrees_with_the_exact_sum(f16::from_f64, 1e-14);
+        agrees_with_the_exact_sum(bf16::from_f64, 1e-14);
+    }
+
+    #[test]
+    fn every_level_gives_the_bits_of_the_scalar_one() {
+        fn check<T: Float>(values: &[T]) {
+            for_every_length_and_offset(values, |x| {
+                let want = sum_squares(isa::Level::fallback(), x);
+                for level in isa::all() {
+                    assert_eq!(
+                        sum_squares(level, x).to_bits(),
+                        want.to_bits(),
+                        "{level:?} {}",
+                        x.len()
+                    );
+                }
+            });
+        }
+        let values = samples(5000);
+        check(&values);
+        check(&values.iter().map(|v| *v as f32).collect::<Vec<_>>());
+        check(&values.iter().map(|v| f16::from_f64(*v)).collect::<Vec<_>>());
+        check(
+            &values
+                .iter()
+                .map(|v| bf16::from_f64(*v))
+                .collect::<Vec<_>>(),
+        );
+    }
+
+    #[test]
+    fn a_nan_or_an_infinity_anywhere_shows() {
+        for level in isa::all() {
+            for at in 0..70 {
+                let mut x = vec![1.0_f32; 70];
+                x[at] = f32::NAN;
+                assert!(sum_squares(level, &x).is_nan());
+                x[at] = f32::NEG_INFINITY;
+                assert_eq!(sum_squares(level, &x), f64::INFINITY);
+            }
+        }
+    }
+
+    #[test]
+    fn scaling_by_a_power_of_two_keeps_squares_in_range() {
+        for level in isa::all() {
+            let huge = vec![1e308; 100];
+            assert_eq!(sum_squares(level, &huge), f64::INFINITY);
+            let factor = f64::powi(2.0, -1000);
+            let want = exact(&huge.iter().map(|x| x * factor).collect::<Vec<_>>());
+            let got = sum_squares_scaled(level, &huge, factor);
+            assert!((got - want).abs() <= 1e-14 * want);
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! Sums of powers that neither overflow nor vanish.
+
+use crate::kernels::scale::Factor;
+
+/// Which norm: (Σ|x|ᵖ)^(1/p), or max|x|.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Order {
+    /// p = 2
+    Two,
+    /// p = ∞
+    Max,
+    /// Any other p > 0
+    Power(f64),
+}
+
+impl Order {
+    /// The exponent p; infinite for the maximum.
+    #[must_use]
+    pub fn p(self) -> f64 {
+        match self {
+            Self::Two => 2.0,
+            Self::Max => f64::INFINITY,
+            Self::Power(p) => p,
+        }
+    }
+}
+
+/// Σ|x|ᵖ (or max|x|) of one or more tensors, as `sum · 2^(p·exponent)` (or `sum · 2^exponent`).
+///
+/// The exponent is 0 unless the sum would leave the range where float64 is accurate.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Magnitude {
+    /// The sum of the scaled elements' powers; NaN or infinite if an element is.
+    pub sum: f64,
+    /// Elements were multiplied by 2^-exponent.
+    pub exponent: i32,
+}
+
+/// Below this a sum of squares may have lost elements to underflow that matter: 2^-900.
+/// Above it, what fell below 2^-1074 is less than one part in 2^100 of it, however many there were.
+pub const SMALL: f64 = f64::from_bits((1023 - 900) << 52);
+
+impl Magnitude {
+    /// Of no elements at all.
+    pub const ZERO: Self = Self {
+        sum: 0.0,
+        exponent: 0,
+    };
+
+    /// Whether every element was finite.
+    #[must_use]
+    pub fn is_finite(self) -> bool {
+        self.sum.is_finite()
+    }
+
+    /// The norm as a mantissa and an exponent of two.
+    #[must_use]
+    pub fn root(self, order: Order) -> (f64, i32) {
+        let root = match order {
+            Order::Two => self.sum.sqrt(),
+            Order::Max => self.sum,
+            Order::Power(1.0) => self.sum,
+            Order::Power(p) => self.sum.powf(1.0 / p),
+        };
+        (root, self.exponent)
+    }
+
+    /// The norm, infinite only if it is beyond float64 or an element was.
+    #[must_use]
+    pub fn norm(self, order: Order) -> f64 {
+        let (root, exponent) = self.root(order);
+        if exponent == 0 {
+            root
+        } else {
+            times_power_of_two(root, exponent)
+        }
+    }
+
+    /// What to multiply by so that the norm, divided by `divisor`, becomes `bound`: `None` if it is
+    /// within the bound already.
+    #[must_use]
+    pub fn factor(self, order: Order, divisor: f64, bound: f64) -> Option<Factor> {
+        let (root, exponent) = self.root(order);
+        let measured = root / divisor;
+        let norm = if exponent == 0 {
+            measured
+        } else {
+            times_power_of_two(measured, exponent)
+        };
+        (norm > bound).then(|| Factor::new(bound, measured, exponent))
+    }
+}
+
+/// `x · 2^exponent`, in steps that cannot overflow on the way.
+#[must_use]
+pub fn times_power_of_two(x: f64, exponent: i32) -> f64 {
+    let half = exponent / 2;
+    x * f64::powi(2.0, half) * f64::powi(2.0, exponent - half)
+}
+
+/// Combines per-tensor magnitudes, pairwise, in their order.
+#[must_use]
+pub fn combine(parts: &[Magnitude], order: Order) -> Magnitude {
+    if order == Order::Max {
+        return maximum(parts);
+    }
+    if parts.iter().all(|part| part.exponent == 0) {
+        let sum = pairwise(parts, &|part: &Magnitude| part.sum);
+        if sum.is_finite() || parts.iter().any(|part| !part.is_finite()) {
+            return Magnitude { sum, exponent: 0 };
+        }
+    }
+    // The sum of one tensor or of all does not fit: bring every one to the largest exponent, with
+    // room for as many of them as there can be.
+    let p = order.p();
+    let headroom = (64.0 / p).ceil() as i32;
+    let largest = parts
+        .iter()
+        .filter(|part| part.sum != 0.0)
+        .map(|part| part.exponent)
+        .max()
+        .unwrap_or(0)
+        + headroom;
+    let sum = pairwise(parts, &|part: &Magnitude| {
+        if part.sum == 0.0 {
+            return 0.0;
+        }
+        let shift = p * f64::from(part.exponent - largest);
+        // In two steps: the sum may be near the top, and the shift below the bottom.
+        part.sum * (0.5 * shift).exp2() * (0.5 * shift).exp2()
+    });
+    Magnitude {
+        sum,
+        exponent: largest,
+    }
+}
+
+fn maximum(parts: &[Magnitude]) -> Magnitude {
+    let norms = parts.iter().map(|part| (part.norm(Order::Max), *part));
+    norms
+        .reduce(|a, b| if a.0.is_nan() || a.0 >= b.0 { a } else { b })
+        .map_or(Magnitude::ZERO, |(_, part)| part)
+}
+
+/// The sum of `value` over `items`, split in halves down to runs of eight.
+pub fn pairwise<T>(items: &[T], value: &impl Fn(&T) -> f64) -> f64 {
+    if items.len() <= 8 {
+        items.iter().map(value).fold(0.0, |sum, v| sum + v)
+    } else {
+        let (left, right) = items.split_at(items.len().next_power_of_two() / 2);
+        pairwise(left, value) + pairwise(right, value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plain(sum: f64) -> Magnitude {
+        Magnitude { sum, exponent: 0 }
+    }
+
+    #[test]
+    fn sums_that_fit_are_added() {
+        let parts: Vec<_> = (1..=100).map(|i| plain(f64::from(i))).collect();
+        assert_eq!(combine(&parts, Order::Two), plain(5050.0));
+        assert_eq!(combine(&[], Order::Two), Magnitude::ZERO);
+    }
+
+    #[test]
+    fn a_total_beyond_float64_keeps_its_norm() {
+        let total = combine(&[plain(1e308), plain(1.5e308)], Order::Two);
+        let want = 2.5_f64.sqrt() * 1e154;
+        assert!((total.norm(Order::Two) - want).abs() < 1e-15 * want);
+        let huge = Magnitude {
+            sum: 4.0,
+            exponent: 1000,
+        };
+        let norm = combine(&[huge, plain(1.0), huge], Order::Two).norm(Order::Two);
+        assert!((norm / 8.0_f64.sqrt() / f64::powi(2.0, 1000) - 1.0).abs() < 1e-15);
+    }
+
+    #[test]
+    fn tiny_tensors_add_up_and_vanish_beside_large_ones() {
+        let tiny = Magnitude {
+            sum: 2.0,
+            exponent: -1022,
+        };
+        let norm = combine(&[tiny, tiny], Order::Two).norm(Order::Two);
+        assert_eq!(norm, 2.0 * f64::powi(2.0, -1022));
+        assert_eq!(
+            combine(&[tiny, plain(9.0)], Order::Two).norm(Order::Two),
+            3.0
+        );
+    }
+
+    #[test]
+    fn not_a_number_and_infinity_survive() {
+        assert!(
+            combine(&[plain(1.0), plain(f64::NAN)], Order::Two)
+                .sum
+                .is_nan()
+        );
+        assert_eq!(
+            combine(&[plain(1.0), plain(f64::INFINITY)], Order::Two).sum,
+            f64::INFINITY
+        );
+        let huge = Magnitude {
+            sum: 4.0,
+            exponent: 1000,
+        };
+        assert!(
+            combine(&[huge, plain(f64::NAN)], Order::Two)
+                .norm(Order::Two)
+                .is_nan()
+        );
+        assert!(
+            combine(&[plain(1.0), plain(f64::NAN), plain(5.0)], Order::Max)
+                .sum
+                .is_nan()
+        );
+        assert_eq!(
+            combine(&[plain(1.0), plain(7.0), plain(5.0)], Order::Max).sum,
+            7.0
+        );
+    }
+}

@@ -1,0 +1,112 @@
+//! Segments cut into chunks, and chunks put together into batches.
+//!
+//! Chunk boundaries depend on lengths alone, never on the number of threads: the partial results,
+//! and the order in which they are added, are the same for any number of them.
+
+use crate::segment::Segment;
+use std::ops::Range;
+
+/// Reals in a chunk: 256 KiB of float32. A partial sum is kept per chunk.
+pub const CHUNK: usize = 1 << 16;
+
+/// Bytes that one thread takes at a time. Smaller and the threads meet too often at the counter,
+/// larger and one of them is left working alone at the end.
+pub const BATCH_BYTES: usize = 1 << 18;
+
+/// A piece of one segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// Which segment.
+    pub segment: usize,
+    /// Which of its reals.
+    pub range: Range<usize>,
+}
+
+/// All the work of one pass.
+#[derive(Debug)]
+pub struct Plan {
+    /// Every chunk, in the order of the segments.
+    pub chunks: Vec<Chunk>,
+    /// Runs of chunks that one thread takes at a time.
+    pub batches: Vec<Range<usize>>,
+    /// Bytes of all segments.
+    pub bytes: usize,
+}
+
+impl Plan {
+    /// Cuts segments up.
+    #[must_use]
+    pub fn new(segments: &[Segment]) -> Self {
+        let mut chunks = Vec::with_capacity(segments.len());
+        let mut batches = Vec::new();
+        let (mut first, mut gathered, mut bytes) = (0, 0, 0);
+        for (index, segment) in segments.iter().enumerate() {
+            let mut start = 0;
+            while start < segment.len {
+                let end = segment.len.min(start + CHUNK);
+                chunks.push(Chunk {
+                    segment: index,
+                    range: start..end,
+                });
+                gathered += (end - start) * segment.scalar.size();
+                if gathered >= BATCH_BYTES {
+                    batches.push(first..chunks.len());
+                    first = chunks.len();
+                    bytes += gathered;
+                    gathered = 0;
+                }
+                start = end;
+            }
+        }
+        if first < chunks.len() {
+            batches.push(first..chunks.len());
+        }
+        Self {
+            chunks,
+            batches,
+            bytes: bytes + gathered,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scalar::{DType, Scalar};
+
+    fn segment(len: usize) -> Segment {
+        let dtype = DType {
+            scalar: Scalar::F32,
+            complex: false,
+        };
+        // SAFETY: a plan reads nothing.
+        unsafe { Segment::dense(dtype, len, [std::ptr::null_mut(); 4]) }
+    }
+
+    #[test]
+    fn every_real_is_in_exactly_one_chunk_of_one_batch() {
+        let segments: Vec<_> = [3, 0, CHUNK, CHUNK + 1, 5 * CHUNK, 10].map(segment).into();
+        let plan = Plan::new(&segments);
+        let mut at = vec![0; segments.len()];
+        let mut next = 0;
+        for batch in &plan.batches {
+            assert_eq!(batch.start, next);
+            next = batch.end;
+            for chunk in &plan.chunks[batch.clone()] {
+                assert_eq!(chunk.range.start, at[chunk.segment]);
+                at[chunk.segment] = chunk.range.end;
+            }
+        }
+        assert_eq!(next, plan.chunks.len());
+        assert_eq!(at, segments.iter().map(|s| s.len).collect::<Vec<_>>());
+        assert_eq!(plan.bytes, 4 * at.iter().sum::<usize>());
+    }
+
+    #[test]
+    fn small_segments_share_a_batch() {
+        let segments: Vec<_> = (0..2000).map(|_| segment(512)).collect();
+        let plan = Plan::new(&segments);
+        assert_eq!(plan.chunks.len(), 2000);
+        assert_eq!(plan.batches.len(), 16);
+    }
+}

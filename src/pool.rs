@@ -1,0 +1,263 @@
+//! How many threads, and the threads.
+//!
+//! Everything here belongs to a process: after a fork the child finds that the process id has
+//! changed, leaks what it inherited (the parent's threads are not in the child, its locks may be
+//! held) and starts anew. The check is made before any lock is touched.
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A value of which each process has its own.
+pub struct PerProcess<T> {
+    current: AtomicPtr<(u32, T)>,
+}
+
+impl<T: Sync> PerProcess<T> {
+    /// A value not made yet.
+    #[must_use]
+    #[allow(
+        clippy::new_without_default,
+        reason = "made in statics alone, where `default` cannot be called"
+    )]
+    pub const fn new() -> Self {
+        Self {
+            current: AtomicPtr::new(std::ptr::null_mut()),
+        }
+    }
+
+    /// This process's value, made by `make` when first asked for.
+    pub fn get(&'static self, make: impl Fn() -> T) -> &'static T {
+        let pid = std::process::id();
+        let mut found = self.current.load(Ordering::Acquire);
+        loop {
+            // SAFETY: a pointer in `current` came from `Box::into_raw` below and is never freed.
+            if let Some((owner, value)) = unsafe { found.as_ref() }
+                && *owner == pid
+            {
+                return value;
+            }
+            let fresh = Box::into_raw(Box::new((pid, make())));
+            match self
+                .current
+                .compare_exchange(found, fresh, Ordering::AcqRel, Ordering::Acquire)
+            {
+                Ok(_) => found = fresh,
+                Err(other) => {
+                    // SAFETY: `fresh` came from `Box::into_raw` and nobody else has seen it.
+                    drop(unsafe { Box::from_raw(fresh) });
+                    found = other;
+                }
+            }
+        }
+    }
+}
+
+static POOL: PerProcess<Mutex<Option<Arc<ThreadPool>>>> = PerProcess::new();
+static DEFAULT: PerProcess<Default> = PerProcess::new();
+static CONFIGURED: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    static OVERRIDE: Cell<usize> = const { Cell::new(0) };
+}
+
+/// How many threads there are when nobody has set a number.
+#[derive(Clone, Copy)]
+enum Default {
+    /// The environment says so.
+    Asked(usize),
+    /// The cores there are, by the quota of the control group: no more than may be run on.
+    Cores(usize),
+}
+
+/// The environment variables that set the number of threads, in the order they are asked.
+pub const VARIABLES: [&str; 3] = [
+    "FASTCLIP_NUM_THREADS",
+    "RAYON_NUM_THREADS",
+    "OMP_NUM_THREADS",
+];
+
+/// The number in an environment variable. `OMP_NUM_THREADS` may be a list, one per nesting level.
+fn parse(value: &str) -> Option<usize> {
+    value
+        .split(',')
+        .next()?
+        .trim()
+        .parse()
+        .ok()
+        .filter(|n| *n > 0)
+}
+
+fn from_environment() -> Option<usize> {
+    VARIABLES
+        .iter()
+        .find_map(|name| parse(&std::env::var(name).ok()?))
+}
+
+/// What is wrong with the variables, if something is.
+#[must_use]
+pub fn complaint() -> Option<String> {
+    VARIABLES.iter().find_map(|name| {
+        let value = std::env::var(name).ok()?;
+        // RAYON_NUM_THREADS=0 is rayon's own way to ask for the default.
+        if value.trim().is_empty() || parse(&value).is_some() || *name != VARIABLES[0] {
+            return None;
+        }
+        Some(format!(
+            "{name} is {value:?}; it takes a whole number of threads, at least 1. Ignored."
+        ))
+    })
+}
+
+/// The cores this process may run on now.
+fn allowed_cores() -> usize {
+    #[cfg(target_os = "linux")]
+    {
+        // SAFETY: a zeroed set is a valid one, and the call writes no more than its size.
+        let allowed = unsafe {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            if libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set) == 0 {
+                usize::try_from(libc::CPU_COUNT(&set)).unwrap_or(0)
+            } else {
+                0
+            }
+        };
+        if allowed > 0 {
+            return allowed;
+        }
+    }
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// How many threads a call made from this thread may use.
+#[must_use]
+pub fn threads() -> usize {
+    let here = OVERRIDE.get();
+    if here > 0 {
+        return here;
+    }
+    let configured = CONFIGURED.load(Ordering::Relaxed);
+    if configured > 0 {
+        return configured;
+    }
+    // Affinity may change at any time and costs a system call; the quota of a control group takes
+    // reading files, and is asked for once.
+    let default = DEFAULT.get(|| {
+        let cores = || Default::Cores(std::thread::available_parallelism().map_or(1, usize::from));
+        from_environment().map_or_else(cores, Default::Asked)
+    });
+    match *default {
+        Default::Asked(n) => n,
+        Default::Cores(n) => n.min(allowed_cores()),
+    }
+}
+
+/// Sets how many threads calls may use from now on, in every thread; 0 goes back to the default.
+pub fn set_threads(n: usize) {
+    CONFIGURED.store(n, Ordering::Relaxed);
+}
+
+/// Sets how many threads calls made from this thread may use; 0 takes that back. Returns what it was.
+pub fn override_threads(n: usize) -> usize {
+    OVERRIDE.replace(n)
+}
+
+/// A pool of at least that many threads, or none if the system gives no more threads.
+fn pool(helpers: usize) -> Option<Arc<ThreadPool>> {
+    let slot = POOL.get(|| Mutex::new(None));
+    let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(pool) = slot.as_ref()
+        && pool.current_num_threads() >= helpers
+    {
+        return Some(Arc::clone(pool));
+    }
+    let built = ThreadPoolBuilder::new()
+        .num_threads(helpers)
+        .thread_name(|i| format!("fastclip-{i}"))
+        .build();
+    let pool = Arc::new(built.ok()?);
+    *slot = Some(Arc::clone(&pool));
+    Some(pool)
+}
+
+/// Calls `task(0) … task(tasks - 1)`, each once, on up to `threads` threads, of which the caller is
+/// one. It takes part from the start: a helper that wakes late finds less left, or nothing.
+pub fn run(threads: usize, tasks: usize, task: &(impl Fn(usize) + Sync)) {
+    let helpers = threads.min(tasks).saturating_sub(1);
+    let next = AtomicUsize::new(0);
+    let work = || {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= tasks {
+                break;
+            }
+            task(index);
+        }
+    };
+    if helpers > 0
+        && let Some(pool) = pool(helpers)
+    {
+        pool.in_place_scope(|scope| {
+            for _ in 0..helpers {
+                scope.spawn(|_| work());
+            }
+            work();
+        });
+    } else {
+        work();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicU32;
+
+    #[test]
+    fn each_task_runs_once_on_any_number_of_threads() {
+        for threads in [1, 2, 3, 8] {
+            let counts: Vec<AtomicU32> = (0..1000).map(|_| AtomicU32::new(0)).collect();
+            run(threads, counts.len(), &|i| {
+                counts[i].fetch_add(1, Ordering::Relaxed);
+            });
+            assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
+        }
+        run(4, 0, &|_| unreachable!());
+    }
+
+    #[test]
+    fn callers_on_several_threads_do_not_disturb_each_other() {
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        let sum = AtomicUsize::new(0);
+                        run(3, 100, &|i| {
+                            sum.fetch_add(i, Ordering::Relaxed);
+                        });
+                        assert_eq!(sum.into_inner(), 4950);
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn an_override_holds_for_its_own_thread() {
+        let before = override_threads(3);
+        assert_eq!(threads(), 3);
+        std::thread::scope(|s| {
+            s.spawn(|| assert_eq!(OVERRIDE.get(), 0));
+        });
+        assert_eq!(override_threads(before), 3);
+    }
+
+    #[test]
+    fn numbers_of_threads_are_parsed_as_the_runtimes_do() {
+        assert_eq!(parse("4"), Some(4));
+        assert_eq!(parse(" 4,2 "), Some(4));
+        assert_eq!(parse("0"), None);
+        assert_eq!(parse("many"), None);
+    }
+}

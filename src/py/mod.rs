@@ -1,0 +1,42 @@
+//! The bindings: what crosses between Python and the rest of the crate.
+//!
+//! A call comes in with a flat list of arrays (`python/fastclip/_tree.py` made it one), is checked as
+//! a whole, and then runs with the interpreter detached. After the checks nothing can fail, so
+//! nothing is ever half-written.
+
+mod batch;
+mod clipping;
+mod output;
+mod overlap;
+mod raise;
+mod settings;
+mod view;
+
+use pyo3::prelude::*;
+
+/// fastclip's compiled part. Its functions take flat lists of arrays; the public ones are in `fastclip`.
+#[pymodule(gil_used = false)]
+mod _core {
+    #[pymodule_export]
+    use super::clipping::{
+        check_outputs, clip_by_global_norm, clip_by_value, clip_slices, clip_tensors, combine_sums,
+        global_norm, partial_sums, slice_norms, tensor_norms,
+    };
+    #[pymodule_export]
+    use super::raise::NonFiniteError;
+    #[pymodule_export]
+    use super::settings::{
+        bandwidth_copy, bandwidth_read, bandwidth_scale, free_cached_memory, get_num_threads,
+        isa_detected, isa_in_use, isa_levels, override_num_threads, set_num_threads,
+        settings_complaints,
+    };
+    #[pymodule_export]
+    use super::view::is_plain;
+
+    use super::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}

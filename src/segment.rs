@@ -1,0 +1,590 @@
+//! One tensor's memory, as the executor sees it: either one aligned run of reals, or a walk over
+//! strides. The only place where Rust touches the memory that a caller handed in.
+
+use crate::scalar::{DType, Scalar};
+use std::ops::Range;
+
+/// How many arrays an operation walks side by side.
+pub const OPERANDS: usize = 4;
+/// The operand that is read.
+pub const INPUT: usize = 0;
+/// The operand that is written.
+pub const OUTPUT: usize = 1;
+/// The lower bound of a clamp.
+pub const LOWER: usize = 2;
+/// The upper bound of a clamp.
+pub const UPPER: usize = 3;
+
+/// One dimension of a walk: its length and each operand's stride in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dim {
+    /// Number of steps.
+    pub len: usize,
+    /// Bytes from one step to the next, per operand.
+    pub strides: [isize; OPERANDS],
+}
+
+/// How the reals of a segment lie in memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// One aligned run, of every operand that is there.
+    Dense,
+    /// Nested loops, the outermost first.
+    Walk(Box<[Dim]>),
+}
+
+/// A tensor (and where its result goes) as a sequence of reals.
+#[derive(Clone, Debug)]
+pub struct Segment {
+    /// The type of the reals.
+    pub scalar: Scalar,
+    /// Whether two of them make an element.
+    pub complex: bool,
+    /// How many reals there are.
+    pub len: usize,
+    /// Where each operand's first real is; null for an operand that is not there.
+    pub base: [*mut u8; OPERANDS],
+    /// How they lie.
+    pub layout: Layout,
+}
+
+// SAFETY: a segment is a description; threads that use it touch disjoint ranges of what is written,
+// and whoever made it keeps the memory alive and, for the operands that are written, unshared.
+unsafe impl Send for Segment {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Segment {}
+
+/// The memory of one operand: its first element, and bytes per step of each axis.
+#[derive(Clone, Copy, Debug)]
+pub struct Strided<'a> {
+    /// The element at index 0 of every axis.
+    pub pointer: *mut u8,
+    /// One stride per axis, in bytes.
+    pub strides: &'a [isize],
+}
+
+impl Segment {
+    /// Describes operands of one shape. Axes are merged and reordered so that contiguous memory of
+    /// any axis order, also transposed or reversed, is found to be dense.
+    ///
+    /// # Safety
+    ///
+    /// Every operand's memory must stay valid for as long as the segment is used, for reads, and the
+    /// output's for writes that nothing else reads or makes.
+    #[must_use]
+    pub unsafe fn new(
+        dtype: DType,
+        shape: &[usize],
+        operands: [Option<Strided>; OPERANDS],
+    ) -> Self {
+        let len = shape.iter().product::<usize>() * dtype.parts();
+        let mut base = operands.map(|operand| operand.map_or(std::ptr::null_mut(), |o| o.pointer));
+        let mut dims: Vec<Dim> = shape
+            .iter()
+            .enumerate()
+            .filter(|(_, len)| **len != 1)
+            .map(|(axis, len)| Dim {
+                len: *len,
+                strides: operands.map(|operand| operand.map_or(0, |o| o.strides[axis])),
+            })
+            .collect();
+        let layout = if len == 0 {
+            Layout::Dense
+        } else {
+            let size = dtype.scalar.size();
+            for dim in &mut dims {
+                forwards(dim, &mut base);
+            }
+            if dtype.complex {
+                dims.push(Dim {
+                    len: 2,
+                    strides: [size as isize; OPERANDS],
+                });
+            }
+            let present = base.map(|pointer| !pointer.is_null());
+            merge(&mut dims, present);
+            let aligned = base.iter().all(|pointer| pointer.addr() % size == 0);
+            let dense = match dims.as_slice() {
+                [] => true,
+                [dim] => (0..OPERANDS).all(|k| !present[k] || dim.strides[k] == size as isize),
+                _ => false,
+            };
+            if dense && aligned {
+                Layout::Dense
+            } else {
+                if dims.is_empty() {
+                    dims.push(Dim {
+                        len: 1,
+                        strides: [0; OPERANDS],
+                    });
+                }
+                Layout::Walk(dims.into_boxed_slice())
+            }
+        };
+        Self {
+            scalar: dtype.scalar,
+            complex: dtype.complex,
+            len,
+            base,
+            layout,
+        }
+    }
+
+    /// A segment over memory known to be one aligned run of each operand.
+    ///
+    /// # Safety
+    ///
+    /// As [`Segment::new`]; and every operand that is there must be aligned for `dtype`'s reals and
+    /// hold `len` of them.
+    #[must_use]
+    pub unsafe fn dense(dtype: DType, len: usize, base: [*mut u8; OPERANDS]) -> Self {
+        Self {
+            scalar: dtype.scalar,
+            complex: dtype.complex,
+            len,
+            base,
+            layout: Layout::Dense,
+        }
+    }
+
+    /// Bytes of one operand.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.len * self.scalar.size()
+    }
+
+    /// Whether the result goes to the very memory that is read.
+    #[must_use]
+    pub fn in_place(&self) -> bool {
+        self.base[INPUT] == self.base[OUTPUT]
+    }
+
+    /// The reals of `range`, if they are one aligned run.
+    fn dense_input<T>(&self, range: &Range<usize>) -> Option<&[T]> {
+        debug_assert!(range.end <= self.len && size_of::<T>() == self.scalar.size());
+        (self.layout == Layout::Dense).then(|| {
+            if range.is_empty() {
+                return &[][..];
+            }
+            // SAFETY: dense: the input is an aligned run of `len` reals of this size, valid for
+            // reads by the contract of `new`; the range lies within it.
+            unsafe {
+                std::slice::from_raw_parts(
+                    self.base[INPUT].cast::<T>().add(range.start),
+                    range.len(),
+                )
+            }
+        })
+    }
+
+    /// Gives `f` the reals of `range` as one slice, gathered into `scratch` if they do not lie as one.
+    pub fn read<T: Copy + 'static, R>(
+        &self,
+        range: Range<usize>,
+        scratch: &mut Scratch,
+        f: impl FnOnce(&[T]) -> R,
+    ) -> R {
+        if let Some(run) = self.dense_input(&range) {
+            return f(run);
+        }
+        let buffer = scratch.reals::<T>(range.len());
+        self.gather(INPUT, range, buffer);
+        f(buffer)
+    }
+
+    /// Lets `f` change the reals of `range`, copied from input to output, a block at a time.
+    ///
+    /// In place on dense memory the block is the memory itself. With `streaming`, results are
+    /// copied past the cache. `f` gets the block and its position in the segment.
+    ///
+    /// # Safety
+    ///
+    /// No other thread may use this range of the output meanwhile, nor write that of the input.
+    pub unsafe fn update<T: Copy + 'static>(
+        &self,
+        range: Range<usize>,
+        streaming: bool,
+        backwards: bool,
+        scratch: &mut Scratch,
+        mut f: impl FnMut(&mut [T], usize),
+    ) {
+        if range.is_empty() {
+            return;
+        }
+        let dense = self.layout == Layout::Dense;
+        if dense && self.in_place() {
+            // SAFETY: dense and in place: one aligned run, ours alone by the caller's contract.
+            let run = unsafe {
+                std::slice::from_raw_parts_mut(
+                    self.base[OUTPUT].cast::<T>().add(range.start),
+                    range.len(),
+                )
+            };
+            f(run, range.start);
+            return;
+        }
+        let per_block = BLOCK_BYTES / size_of::<T>();
+        let blocks = range.len().div_ceil(per_block);
+        let mut step = |i: usize, scratch: &mut Scratch| {
+            let start = range.start + i * per_block;
+            let block = start..range.end.min(start + per_block);
+            if dense && !streaming {
+                // SAFETY: dense and out of place: both are aligned runs that do not overlap (the
+                // edge checked it), and this part of the output is ours alone.
+                let out = unsafe {
+                    let from = self.base[INPUT].cast::<T>().add(start);
+                    let to = self.base[OUTPUT].cast::<T>().add(start);
+                    std::ptr::copy_nonoverlapping(from, to, block.len());
+                    std::slice::from_raw_parts_mut(to, block.len())
+                };
+                f(out, start);
+                return;
+            }
+            let buffer = scratch.reals::<T>(block.len());
+            match self.dense_input(&block) {
+                Some(run) => buffer.copy_from_slice(run),
+                None => self.gather(INPUT, block.clone(), buffer),
+            }
+            f(buffer, start);
+            // SAFETY: this part of the output is ours alone; a streamed segment is dense, so its
+            // output is one run that does not overlap the scratch memory.
+            unsafe {
+                if dense {
+                    let to = self.base[OUTPUT].cast::<T>().add(start);
+                    crate::kernels::stream::copy(buffer, to);
+                } else {
+                    self.scatter(block, buffer);
+                }
+            }
+        };
+        if backwards {
+            (0..blocks).rev().for_each(|i| step(i, scratch));
+        } else {
+            (0..blocks).for_each(|i| step(i, scratch));
+        }
+    }
+
+    /// Copies the reals of `range` of one operand to `buffer`.
+    pub fn gather<T: Copy>(&self, operand: usize, range: Range<usize>, buffer: &mut [T]) {
+        let mut at = 0;
+        self.runs(operand, range, |pointer, stride, count| {
+            let target = &mut buffer[at..at + count];
+            // SAFETY: `runs` yields positions inside the operand, valid for reads by the contract
+            // of `new`; unaligned reads because nothing is known of a walked operand's alignment.
+            unsafe {
+                if stride == size_of::<T>() as isize {
+                    let bytes = target.as_mut_ptr().cast::<u8>();
+                    std::ptr::copy_nonoverlapping(pointer, bytes, count * size_of::<T>());
+                } else {
+                    let mut from = pointer;
+                    for to in target {
+                        *to = from.cast::<T>().read_unaligned();
+                        from = from.wrapping_offset(stride);
+                    }
+                }
+            }
+            at += count;
+        });
+    }
+
+    /// Copies `buffer` to the output's reals of `range`.
+    ///
+    /// # Safety
+    ///
+    /// No other thread may use this range of the output meanwhile.
+    unsafe fn scatter<T: Copy>(&self, range: Range<usize>, buffer: &[T]) {
+        let mut at = 0;
+        self.runs(OUTPUT, range, |pointer, stride, count| {
+            let source = &buffer[at..at + count];
+            // SAFETY: `runs` yields positions inside the output, valid for writes by the contract
+            // of `new`, and ours alone by that of this function.
+            unsafe {
+                if stride == size_of::<T>() as isize {
+                    let bytes = source.as_ptr().cast::<u8>();
+                    std::ptr::copy_nonoverlapping(bytes, pointer, count * size_of::<T>());
+                } else {
+                    let mut to = pointer;
+                    for from in source {
+                        to.cast::<T>().write_unaligned(*from);
+                        to = to.wrapping_offset(stride);
+                    }
+                }
+            }
+            at += count;
+        });
+    }
+
+    /// Calls `visit(pointer, stride, count)` for the innermost runs that make up `range`.
+    fn runs(
+        &self,
+        operand: usize,
+        range: Range<usize>,
+        mut visit: impl FnMut(*mut u8, isize, usize),
+    ) {
+        debug_assert!(range.end <= self.len);
+        if range.is_empty() {
+            return;
+        }
+        let size = self.scalar.size() as isize;
+        let whole = [Dim {
+            len: self.len,
+            strides: [size; OPERANDS],
+        }];
+        let dims = match &self.layout {
+            Layout::Dense => &whole[..],
+            Layout::Walk(dims) => dims,
+        };
+        let (inner, outer) = dims.split_last().unwrap_or((&whole[0], &[]));
+        let mut column = range.start % inner.len;
+        let mut row = range.start / inner.len;
+        let mut left = range.len();
+        while left > 0 {
+            let mut offset = column as isize * inner.strides[operand];
+            let mut index = row;
+            for dim in outer.iter().rev() {
+                offset += (index % dim.len) as isize * dim.strides[operand];
+                index /= dim.len;
+            }
+            let count = left.min(inner.len - column);
+            visit(
+                self.base[operand].wrapping_offset(offset),
+                inner.strides[operand],
+                count,
+            );
+            left -= count;
+            column = 0;
+            row += 1;
+        }
+    }
+}
+
+/// Turns a dimension that the leading operand walks backwards, so that every stride that can be is
+/// positive.
+pub(crate) fn forwards(dim: &mut Dim, base: &mut [*mut u8; OPERANDS]) {
+    let lead = if base[INPUT].is_null() { OUTPUT } else { INPUT };
+    if dim.strides[lead] < 0 {
+        let last = dim.len as isize - 1;
+        for (pointer, stride) in base.iter_mut().zip(&mut dim.strides) {
+            if !pointer.is_null() {
+                *pointer = pointer.wrapping_offset(last * *stride);
+            }
+            *stride = -*stride;
+        }
+    }
+}
+
+/// Sorts dimensions by the stride of the input, the largest first, and merges neighbours that make
+/// one longer dimension for every operand that is there.
+pub(crate) fn merge(dims: &mut Vec<Dim>, present: [bool; OPERANDS]) {
+    let lead = if present[INPUT] { INPUT } else { OUTPUT };
+    let tie = if present[OUTPUT] { OUTPUT } else { INPUT };
+    dims.sort_by_key(|dim| {
+        (
+            std::cmp::Reverse(dim.strides[lead].unsigned_abs()),
+            std::cmp::Reverse(dim.strides[tie].unsigned_abs()),
+        )
+    });
+    let mut kept: Vec<Dim> = Vec::with_capacity(dims.len());
+    for dim in dims.drain(..) {
+        if let Some(outer) = kept.last_mut() {
+            let fits = (0..OPERANDS)
+                .all(|k| !present[k] || outer.strides[k] == dim.strides[k] * dim.len as isize);
+            if fits {
+                outer.len *= dim.len;
+                outer.strides = dim.strides;
+                continue;
+            }
+        }
+        kept.push(dim);
+    }
+    *dims = kept;
+}
+
+/// Bytes that are changed at a time out of place: they stay in the first-level cache.
+const BLOCK_BYTES: usize = 4096;
+
+/// A thread's own memory for what does not lie as one run.
+#[derive(Default)]
+pub struct Scratch {
+    words: Vec<u64>,
+    more: [Vec<u64>; 2],
+}
+
+impl Scratch {
+    /// Room for `count` reals. What they are at first is left over from the last use.
+    pub fn reals<T: Copy + 'static>(&mut self, count: usize) -> &mut [T] {
+        view(&mut self.words, count)
+    }
+
+    /// Room for twice `count` reals, apart from those of [`Scratch::reals`].
+    pub fn pair<T: Copy + 'static>(&mut self, count: usize) -> (&mut [T], &mut [T]) {
+        let [first, second] = &mut self.more;
+        (view(first, count), view(second, count))
+    }
+}
+
+/// The words as reals of a type of at most eight bytes that any bits are a value of.
+fn view<T: Copy + 'static>(words: &mut Vec<u64>, count: usize) -> &mut [T] {
+    const { assert!(size_of::<T>() <= 8 && align_of::<T>() <= 8) };
+    let needed = (count * size_of::<T>()).div_ceil(8);
+    if words.len() < needed {
+        words.resize(needed, 0);
+    }
+    // SAFETY: the words are initialised, aligned to eight bytes, and hold at least `count` values of
+    // T; T is one of the scalar types (`with_scalar!`), for which every bit pattern is a value.
+    unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<T>(), count) }
+}
+
+thread_local! {
+    static SCRATCH: std::cell::RefCell<Scratch> = std::cell::RefCell::default();
+}
+
+/// Lends `f` this thread's scratch memory.
+pub fn with_scratch<R>(f: impl FnOnce(&mut Scratch) -> R) -> R {
+    SCRATCH.with(|scratch| match scratch.try_borrow_mut() {
+        Ok(mut scratch) => f(&mut scratch),
+        Err(_) => f(&mut Scratch::default()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const F32: DType = DType {
+        scalar: Scalar::F32,
+        complex: false,
+    };
+
+    /// The segment of `data` read with these strides (in elements), from this element on.
+    fn segment(data: &mut [f32], shape: &[usize], strides: &[isize], first: usize) -> Segment {
+        let bytes: Vec<isize> = strides.iter().map(|s| s * 4).collect();
+        let pointer = data[first..].as_mut_ptr().cast::<u8>();
+        let operand = Some(Strided {
+            pointer,
+            strides: &bytes,
+        });
+        // SAFETY: the tests' data outlive their segments, and the strides stay inside.
+        unsafe { Segment::new(F32, shape, [operand, operand, None, None]) }
+    }
+
+    fn read_all(s: &Segment) -> Vec<f32> {
+        s.read(0..s.len, &mut Scratch::default(), <[f32]>::to_vec)
+    }
+
+    fn numbers(n: u16) -> Vec<f32> {
+        (0..n).map(f32::from).collect()
+    }
+
+    #[test]
+    fn memory_without_holes_is_dense_in_any_axis_order_and_direction() {
+        let mut data = numbers(24);
+        for (shape, strides, first) in [
+            (vec![2, 3, 4], vec![12, 4, 1], 0),
+            (vec![4, 3, 2], vec![1, 4, 12], 0),
+            (vec![3, 2, 4], vec![4, 12, 1], 0),
+            (vec![24], vec![-1], 23),
+            (vec![2, 12], vec![-12, 1], 12),
+            (vec![2, 1, 12], vec![12, 999, 1], 0),
+        ] {
+            let s = segment(&mut data, &shape, &strides, first);
+            assert_eq!(s.layout, Layout::Dense, "{shape:?} {strides:?}");
+            assert_eq!(read_all(&s), numbers(24));
+        }
+    }
+
+    #[test]
+    fn holes_repeats_and_ranges_are_walked() {
+        let mut data = numbers(24);
+        let every_other = segment(&mut data, &[12], &[2], 0);
+        assert_eq!(
+            read_all(&every_other),
+            (0..12).map(|i| f32::from(i as u16 * 2)).collect::<Vec<_>>()
+        );
+        let part = every_other.read(3..7, &mut Scratch::default(), <[f32]>::to_vec);
+        assert_eq!(part, [6.0, 8.0, 10.0, 12.0]);
+        let repeated = segment(&mut data, &[2, 3], &[0, 1], 5);
+        assert_eq!(
+            read_all(&repeated).iter().sum::<f32>(),
+            2.0 * (5.0 + 6.0 + 7.0)
+        );
+        let corner = segment(&mut data, &[3, 2], &[4, 1], 1);
+        assert_eq!(read_all(&corner), [1.0, 2.0, 5.0, 6.0, 9.0, 10.0]);
+        assert_eq!(
+            corner.read(1..4, &mut Scratch::default(), <[f32]>::to_vec),
+            [2.0, 5.0, 6.0]
+        );
+    }
+
+    #[test]
+    fn a_strided_output_gets_what_the_block_became() {
+        let mut data = numbers(5000);
+        let s = segment(&mut data, &[2500], &[2], 0);
+        // SAFETY: one thread.
+        unsafe {
+            s.update::<f32>(
+                0..2500,
+                false,
+                false,
+                &mut Scratch::default(),
+                |block, _| {
+                    block.iter_mut().for_each(|v| *v = -*v);
+                },
+            );
+        }
+        for (i, v) in data.iter().enumerate() {
+            let want = i as f32 * if i % 2 == 0 { -1.0 } else { 1.0 };
+            assert_eq!(*v, want);
+        }
+    }
+
+    #[test]
+    fn a_misaligned_run_is_walked_and_an_empty_one_is_dense() {
+        let mut bytes = vec![0_u8; 64];
+        let at = bytes.as_mut_ptr().align_offset(4) + 1;
+        bytes[at..at + 8].copy_from_slice(&[0, 0, 128, 63, 0, 0, 0, 64]);
+        let strides = [4];
+        let operand = Some(Strided {
+            pointer: bytes[at..].as_mut_ptr(),
+            strides: &strides,
+        });
+        // SAFETY: two floats from `at` on are inside.
+        let s = unsafe { Segment::new(F32, &[2], [operand, None, None, None]) };
+        assert!(matches!(s.layout, Layout::Walk(_)));
+        assert_eq!(read_all(&s), [1.0, 2.0]);
+        // SAFETY: nothing is read.
+        let empty = unsafe { Segment::new(F32, &[0], [operand, None, None, None]) };
+        assert_eq!(empty.layout, Layout::Dense);
+        assert!(read_all(&empty).is_empty());
+    }
+
+    #[test]
+    fn complex_numbers_are_pairs_of_reals() {
+        let mut data = numbers(8);
+        let pointer = data.as_mut_ptr().cast::<u8>();
+        let c64 = DType {
+            scalar: Scalar::F32,
+            complex: true,
+        };
+        let dense = Strided {
+            pointer,
+            strides: &[8],
+        };
+        let holes = Strided {
+            pointer,
+            strides: &[16],
+        };
+        // SAFETY: four and two complex numbers lie inside.
+        let (dense, holes) = unsafe {
+            (
+                Segment::new(c64, &[4], [Some(dense), None, None, None]),
+                Segment::new(c64, &[2], [Some(holes), None, None, None]),
+            )
+        };
+        assert_eq!(
+            (dense.layout.clone(), read_all(&dense)),
+            (Layout::Dense, numbers(8))
+        );
+        assert_eq!(read_all(&holes), [0.0, 1.0, 4.0, 5.0]);
+    }
+}
