@@ -17,7 +17,7 @@ use crate::pool;
 use crate::scalar::{DType, Scalar};
 use crate::segment::{
     Dim, INPUT, LOWER, Layout, OPERANDS, OUTPUT, Scratch, Segment, Strided, UPPER, forwards, merge,
-    with_scratch,
+    sort, with_scratch,
 };
 use crate::with_float;
 
@@ -77,6 +77,9 @@ impl Slices {
             }
             .push(dim);
         }
+        let present = base.map(|pointer| !pointer.is_null());
+        sort(&mut kept, present);
+        sort(&mut reduced, present);
         if dtype.complex {
             let size = dtype.scalar.size() as isize;
             reduced.push(Dim {
@@ -84,7 +87,6 @@ impl Slices {
                 strides: [size, size, 0, 0],
             });
         }
-        let present = base.map(|pointer| !pointer.is_null());
         merge(&mut kept, present);
         merge(
             &mut reduced,

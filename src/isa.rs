@@ -85,7 +85,7 @@ pub fn current() -> Level {
 #[must_use]
 pub fn complaint() -> Option<String> {
     let asked = std::env::var("FASTCLIP_ISA").ok()?;
-    if by_name(asked.trim()).is_some() {
+    if asked.trim().is_empty() || by_name(asked.trim()).is_some() {
         return None;
     }
     let known: Vec<&str> = all().into_iter().map(name).collect();

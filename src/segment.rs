@@ -373,17 +373,18 @@ pub(crate) fn forwards(dim: &mut Dim, base: &mut [*mut u8; OPERANDS]) {
     }
 }
 
-/// Sorts dimensions by the stride of the input, the largest first, and merges neighbours that make
-/// one longer dimension for every operand that is there.
-pub(crate) fn merge(dims: &mut Vec<Dim>, present: [bool; OPERANDS]) {
+/// Sorts dimensions by the stride of the input, the largest first.
+pub(crate) fn sort(dims: &mut [Dim], present: [bool; OPERANDS]) {
     let lead = if present[INPUT] { INPUT } else { OUTPUT };
     let tie = if present[OUTPUT] { OUTPUT } else { INPUT };
     dims.sort_by_key(|dim| {
-        (
-            std::cmp::Reverse(dim.strides[lead].unsigned_abs()),
-            std::cmp::Reverse(dim.strides[tie].unsigned_abs()),
-        )
+        let size = |k: usize| std::cmp::Reverse(dim.strides[k].unsigned_abs());
+        (size(lead), size(tie))
     });
+}
+
+/// Merges neighbouring dimensions that make one longer one for every operand that is there.
+pub(crate) fn merge(dims: &mut Vec<Dim>, present: [bool; OPERANDS]) {
     let mut kept: Vec<Dim> = Vec::with_capacity(dims.len());
     for dim in dims.drain(..) {
         if let Some(outer) = kept.last_mut() {
@@ -586,5 +587,14 @@ mod tests {
             (Layout::Dense, numbers(8))
         );
         assert_eq!(read_all(&holes), [0.0, 1.0, 4.0, 5.0]);
+        let repeated = Strided {
+            pointer,
+            strides: &[0, 8],
+        };
+        // SAFETY: two complex numbers, three times.
+        let repeated = unsafe { Segment::new(c64, &[3, 2], [Some(repeated), None, None, None]) };
+        for pair in read_all(&repeated).chunks(2) {
+            assert_eq!(pair[1], pair[0] + 1.0);
+        }
     }
 }

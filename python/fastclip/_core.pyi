@@ -4,6 +4,34 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+__all__ = [
+    "NonFiniteError",
+    "__version__",
+    "bandwidth_copy",
+    "bandwidth_read",
+    "bandwidth_scale",
+    "check_apart",
+    "check_outputs",
+    "clip_by_global_norm",
+    "clip_by_value",
+    "clip_slices",
+    "clip_tensors",
+    "combine_sums",
+    "free_cached_memory",
+    "get_num_threads",
+    "global_norm",
+    "is_plain",
+    "isa_detected",
+    "isa_in_use",
+    "isa_levels",
+    "override_num_threads",
+    "partial_sums",
+    "set_num_threads",
+    "settings_complaints",
+    "slice_norms",
+    "tensor_norms",
+]
+
 __version__: str
 
 _Arrays = Sequence[npt.NDArray[Any] | None]
@@ -44,6 +72,7 @@ def clip_by_value(
     /,
 ) -> npt.NDArray[Any]: ...
 def check_outputs(tensors: _Arrays, out: _Arrays, names: _Names, /) -> None: ...
+def check_apart(tensors: _Arrays, out: _Arrays, names: _Names, /) -> None: ...
 def slice_norms(
     tensors: _Arrays, axes: list[list[bool]], p: float, norms: _Arrays, names: _Names, /
 ) -> None: ...

@@ -18,7 +18,7 @@ from fastclip import _core
 from fastclip._arrays import as_array, as_output, describe, is_array_like
 from fastclip.indexed_slices import IndexedSlices
 
-__all__ = ["Names", "Tree", "flatten", "flatten_like"]
+__all__ = ["Names", "Tree", "check_same_structure", "flatten", "flatten_like"]
 
 Names = tuple[str, list[str] | None, str, list[str] | None]
 
@@ -105,20 +105,29 @@ def flatten_like(out: Any, tree: Tree, argument: str = "out") -> Tree:
         If the structures differ.
     """
     found = flatten(out, argument, as_output)
-    theirs = None if found.labels is None else [label.removeprefix(found.argument) for label in found.labels]
-    ours = None if tree.labels is None else [label.removeprefix(tree.argument) for label in tree.labels]
-    if theirs is not None or ours is not None:
-        theirs = theirs or [f"[{i}]" for i in range(len(found.leaves))]
-        ours = ours or [f"[{i}]" for i in range(len(tree.leaves))]
-        if theirs != ours:
-            odd = next((pair for pair in zip(theirs, ours, strict=False) if pair[0] != pair[1]), None)
-            detail = (
-                f"{argument}{odd[0]} stands where {tree.argument}{odd[1]} does"
-                if odd
-                else f"it has {len(theirs)} entries, {tree.argument} has {len(ours)}"
-            )
-            raise ValueError(f"{argument} must have the structure of {tree.argument}: {detail}")
+    check_same_structure(found, tree)
     return found
+
+
+def check_same_structure(tree: Tree, model: Tree) -> None:
+    """Raise ValueError if two containers differ in their keys, fields or lengths."""
+
+    def paths(tree: Tree) -> list[str]:
+        if tree.labels is None:
+            return [f"[{i}]" for i in range(len(tree.leaves))]
+        return [label.removeprefix(tree.argument) for label in tree.labels]
+
+    if tree.labels is None and model.labels is None and len(tree.leaves) == len(model.leaves):
+        return
+    mine, theirs = paths(tree), paths(model)
+    if mine != theirs:
+        odd = next((pair for pair in zip(mine, theirs, strict=False) if pair[0] != pair[1]), None)
+        detail = (
+            f"{tree.argument}{odd[0]} stands where {model.argument}{odd[1]} does"
+            if odd
+            else f"it has {len(mine)} entries, {model.argument} has {len(theirs)}"
+        )
+        raise ValueError(f"{tree.argument} must have the structure of {model.argument}: {detail}")
 
 
 def _is_numbers(value: Any) -> bool:

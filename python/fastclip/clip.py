@@ -374,7 +374,7 @@ def _bounds(clip_norm: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
         if clip_norm.dtype.kind not in "fiuV":
             raise TypeError(f"clip_norm is {describe(clip_norm)}; it takes real numbers")
         clip_norm = clip_norm.astype(np.float64)
-    bounds = np.maximum(np.asarray(clip_norm), 0.0)
+    bounds: npt.NDArray[np.float64] = np.maximum(np.asarray(clip_norm), 0.0)
     if np.isnan(bounds).any():
         raise ValueError("clip_norm is or holds NaN; it takes numbers")
     _check_broadcast(bounds, shape, "clip_norm")
@@ -387,22 +387,33 @@ def _check_broadcast(bound: npt.NDArray[Any], shape: tuple[int, ...], name: str)
         raise ValueError(f"{name} has shape {bound.shape}, which does not broadcast to the shape of t, {shape}")
 
 
+def _rounded(bound: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    # A bound beyond the range of a narrow type is infinite in it, and bounds nothing: no reason to warn.
+    with np.errstate(over="ignore"):
+        return bound.astype(dtype, copy=False)
+
+
 def _value_bound(value: Any, t: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
     """A bound of :func:`clip_by_value` in the type of `t`: of one element, or of its shape."""
     if t.dtype.kind in "iu":
-        bound = as_array(value, name)
-        if bound.dtype.kind not in "iu" or type(value) is bool:
+        if type(value) is int:
+            bound = np.array(value, object)
+        else:
+            bound = as_array(value, name)
+        if bound.dtype.kind not in "iu" and type(value) is not int:
             raise TypeError(f"{name} is {value!r} where t has dtype {t.dtype}; it takes whole numbers")
         info = np.iinfo(t.dtype)
         if bound.size and not (info.min <= int(bound.min()) and int(bound.max()) <= info.max):
-            raise OverflowError(f"{name} is {value!r}, out of the range of t's dtype {t.dtype}: {info.min} to {info.max}")
+            raise OverflowError(
+                f"{name} is {value!r}, out of the range of t's dtype {t.dtype}: {info.min} to {info.max}"
+            )
         bound = bound.astype(t.dtype, copy=False)
     elif isinstance(value, (float, int)) and not isinstance(value, bool):
-        bound = np.asarray(value, t.dtype)
+        bound = _rounded(np.asarray(value, np.float64), t.dtype)
     else:
         bound = as_array(value, name)
         if bound.dtype.kind not in "fiuV" or bound.dtype.names:
             raise TypeError(f"{name} is {describe(bound)}; it takes real numbers")
-        bound = bound.astype(t.dtype, copy=False)
+        bound = _rounded(bound, t.dtype)
     _check_broadcast(bound, t.shape, name)
     return bound if bound.size == 1 else np.broadcast_to(bound, t.shape)

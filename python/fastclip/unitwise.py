@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from fastclip import _core
 from fastclip._arrays import as_bound
-from fastclip._tree import flatten, flatten_like
+from fastclip._tree import check_same_structure, flatten, flatten_like
 from fastclip.indexed_slices import IndexedSlices
 
 __all__ = ["adaptive_clip", "clip_by_block_rms"]
@@ -90,8 +90,8 @@ def adaptive_clip(
         What a parameter norm counts for at least, so that parameters that are 0 can grow.
     axes : int or sequence of int, optional
         The axes that a unit spans, for every tensor. None takes optax's: all of a scalar or vector, axis 0
-        of two and three dimensions (weights as input by output), axes 0 to 2 of four (kernels as height by
-        width by input by output).
+        of two and three dimensions (weights as input by output), all but the last of four and five (kernels
+        as height by width by input by output).
     out : container, optional
         As for :func:`clip_by_global_norm`; ``out=grads`` clips in place.
 
@@ -106,7 +106,7 @@ def adaptive_clip(
     TypeError
         If an entry is no array, or a gradient is sparse.
     ValueError
-        If structures or shapes differ, a tensor has more than four dimensions and `axes` is None, or
+        If structures or shapes differ, a tensor has more than five dimensions and `axes` is None, or
         `clipping` or `eps` is negative.
 
     References
@@ -132,8 +132,9 @@ def adaptive_clip(
     tree = flatten(grads, "grads")
     weights = flatten(params, "params")
     target = None if out is None else flatten_like(out, tree)
-    if len(weights.leaves) != len(tree.leaves):
-        raise ValueError(f"grads has {len(tree.leaves)} entries, params has {len(weights.leaves)}")
+    check_same_structure(weights, tree)
+    if target is not None:
+        _core.check_apart(weights.leaves, target.leaves, weights.names(target))
 
     chosen: list[npt.NDArray[Any] | None] = []
     units: list[list[bool]] = []
@@ -149,7 +150,7 @@ def adaptive_clip(
             continue
         if weight is None or weight.shape != grad.shape:
             what = "None" if weight is None else f"of shape {weight.shape}"
-            raise ValueError(f"{label} has shape {grad.shape}, its parameter is {what}")
+            raise ValueError(f"{label} has shape {grad.shape}, its parameter in params is {what}")
         unit = _unit_axes(grad.shape, axes, label)
         chosen.append(weight)
         units.append(unit)
@@ -157,7 +158,7 @@ def adaptive_clip(
 
     # Parameters without a gradient are not looked at.
     _core.slice_norms(chosen, units, 2.0, norms, weights.names())
-    bounds = [None if n is None else np.maximum(n, eps) * clipping for n in norms]
+    bounds = [None if n is None else np.asarray(np.maximum(n, eps) * clipping) for n in norms]
     outputs = None if target is None else target.leaves
     results = _core.clip_slices(tree.leaves, units, bounds, 2.0, outputs, tree.names(target))
     return tree.finished(results, target)
@@ -173,6 +174,6 @@ def _unit_axes(shape: tuple[int, ...], axes: Sequence[int] | int | None, label: 
         return [True] * ndim
     if ndim in (2, 3):
         return [True] + [False] * (ndim - 1)
-    if ndim == 4:
-        return [True, True, True, False]
-    raise ValueError(f"{label} has {ndim} dimensions; with more than 4, axes= must say what a unit is")
+    if ndim in (4, 5):
+        return [True] * (ndim - 1) + [False]
+    raise ValueError(f"{label} has {ndim} dimensions; with more than 5, axes= must say what a unit is")

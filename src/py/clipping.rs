@@ -1,6 +1,7 @@
 //! The functions that `fastclip` calls: one crossing each, however many arrays.
 
 use super::batch::{Batch, Destination, check_given, fresh, segment, views};
+use super::overlap;
 use super::raise::detached;
 use super::view::{Label, Takes, View};
 use crate::axes::{BOUNDS, NORMS, Slices};
@@ -184,7 +185,7 @@ pub fn clip_by_global_norm<'py>(
     if refused {
         if given.is_some() {
             return Err(Error::NonFinite(format!(
-                "the norm given for {label} is {norm}; nothing was written"
+                "the norm given for {label} (use_norm, or by comm) is {norm}; nothing was written"
             ))
             .into());
         }
@@ -545,6 +546,42 @@ pub fn check_outputs<'py>(
         names.output(),
     )
     .map(drop)
+}
+
+/// Refuses outputs that share memory with other arrays that a call reads.
+#[pyfunction]
+#[pyo3(signature = (tensors, out, names, /))]
+pub fn check_apart<'py>(
+    tensors: &Bound<'py, PyAny>,
+    out: &Bound<'py, PyAny>,
+    names: Names<'py>,
+) -> PyResult<()> {
+    let inputs = views(tensors, Takes::Floats, names.input())?;
+    let outputs = views(out, Takes::Floats, names.output())?;
+    // An input of one position and the output of another: none may be the other's own.
+    let apart: Vec<_> = std::iter::once(None).chain(outputs).collect();
+    let (inputs, outputs) = if inputs.len() + 1 == apart.len() {
+        let shifted: Vec<_> = inputs.into_iter().chain([None]).collect();
+        (shifted, apart)
+    } else {
+        return Err(
+            Error::Value("fastclip._core: as many outputs as arrays are needed".into()).into(),
+        );
+    };
+    let label = names.output();
+    let shifted = Label {
+        argument: label.argument,
+        entries: None,
+        is_list: true,
+    };
+    overlap::check(&inputs, &outputs, names.input(), shifted).map_err(|error| match error {
+        Error::Value(_) => Error::Value(format!(
+            "{} shares memory with {}: an output must overlap no array that is read but its own input",
+            names.2, names.0
+        )),
+        other => other,
+    })?;
+    Ok(())
 }
 
 /// What makes up slices: for each array, whether each axis is reduced.

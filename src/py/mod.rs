@@ -19,8 +19,8 @@ use pyo3::prelude::*;
 mod _core {
     #[pymodule_export]
     use super::clipping::{
-        check_outputs, clip_by_global_norm, clip_by_value, clip_slices, clip_tensors, combine_sums,
-        global_norm, partial_sums, slice_norms, tensor_norms,
+        check_apart, check_outputs, clip_by_global_norm, clip_by_value, clip_slices, clip_tensors,
+        combine_sums, global_norm, partial_sums, slice_norms, tensor_norms,
     };
     #[pymodule_export]
     use super::raise::NonFiniteError;

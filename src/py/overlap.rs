@@ -23,28 +23,30 @@ pub fn check(
 ) -> Result<(), Error> {
     let mut spans = Vec::with_capacity(outputs.len());
     for (index, (input, output)) in inputs.iter().zip(outputs).enumerate() {
-        let (Some(input), Some(output)) = (input, output) else {
-            continue;
-        };
-        if output.may_overlap_itself() {
-            return Err(Error::Value(format!(
-                "{} overlaps itself: elements of it share memory",
-                output_label.of(index)
-            )));
-        }
-        spans.extend(output.extent().map(|(low, high)| Span {
-            low,
-            high,
-            index,
-            is_output: true,
-        }));
-        if !output.is_same_memory(input) {
-            spans.extend(input.extent().map(|(low, high)| Span {
+        let mut add = |view: &View, is_output| {
+            let extent = view.extent();
+            spans.extend(extent.map(|(low, high)| Span {
                 low,
                 high,
                 index,
-                is_output: false,
+                is_output,
             }));
+        };
+        if let Some(output) = output {
+            if output.may_overlap_itself() {
+                return Err(Error::Value(format!(
+                    "{} overlaps itself: elements of it share memory",
+                    output_label.of(index)
+                )));
+            }
+            add(output, true);
+        }
+        if let Some(input) = input
+            && !output
+                .as_ref()
+                .is_some_and(|output| output.is_same_memory(input))
+        {
+            add(input, false);
         }
     }
     if !spans.is_sorted_by_key(|span| span.low) {
