@@ -1,1 +1,157 @@
-fn main() {}
+//! The kernels by themselves: one thread, one chunk that fits the second-level cache, every SIMD level.
+//!
+//! `cargo bench --no-default-features` times them; `cargo test --benches --no-default-features` runs
+//! each once.
+
+use divan::counter::BytesCount;
+use divan::{Bencher, black_box};
+use fastclip::isa;
+use fastclip::kernels::Float;
+use fastclip::kernels::clamp::{Clamp, clamp_all};
+use fastclip::kernels::columns::accumulate;
+use fastclip::kernels::max_abs::max_abs;
+use fastclip::kernels::power_sum::power_sum;
+use fastclip::kernels::scale::{Factor, scale};
+use fastclip::kernels::sum_squares::sum_squares;
+use fastclip::plan::CHUNK;
+use half::{bf16, f16};
+
+fn main() {
+    divan::main();
+}
+
+const TYPES: [&str; 4] = ["f16", "bf16", "f32", "f64"];
+
+/// Every SIMD level of this machine with every type.
+fn cases() -> Vec<(&'static str, &'static str)> {
+    let levels = isa::all().into_iter().map(isa::name);
+    levels.flat_map(|level| TYPES.map(|ty| (level, ty))).collect()
+}
+
+/// Runs one benchmark with the type of that name.
+macro_rules! with_type {
+    ($name:expr, $T:ident => $body:expr) => {
+        match $name {
+            "f16" => {
+                type $T = f16;
+                $body
+            }
+            "bf16" => {
+                type $T = bf16;
+                $body
+            }
+            "f32" => {
+                type $T = f32;
+                $body
+            }
+            _ => {
+                type $T = f64;
+                $body
+            }
+        }
+    };
+}
+
+/// A value of a type from a float64.
+trait FromF64 {
+    fn from_f64(x: f64) -> Self;
+}
+
+impl FromF64 for f16 {
+    fn from_f64(x: f64) -> Self {
+        Self::from_f64(x)
+    }
+}
+
+impl FromF64 for bf16 {
+    fn from_f64(x: f64) -> Self {
+        Self::from_f64(x)
+    }
+}
+
+impl FromF64 for f32 {
+    fn from_f64(x: f64) -> Self {
+        x as Self
+    }
+}
+
+impl FromF64 for f64 {
+    fn from_f64(x: f64) -> Self {
+        x
+    }
+}
+
+/// Gradients of ordinary size.
+fn data<T: FromF64>() -> Vec<T> {
+    (0..CHUNK).map(|i| T::from_f64(((i * 7919) % 10007) as f64 / 5000.0 - 1.0)).collect()
+}
+
+fn level(name: &str) -> isa::Level {
+    isa::by_name(name).unwrap_or_else(isa::detected)
+}
+
+#[divan::bench(args = cases())]
+fn bench_sum_squares(bencher: Bencher, (isa, ty): (&str, &str)) {
+    fn run<T: Float + FromF64>(bencher: Bencher, level: isa::Level) {
+        let x = data::<T>();
+        bencher.counter(BytesCount::of_slice(&x)).bench(|| sum_squares(level, black_box(&x)));
+    }
+    with_type!(ty, T => run::<T>(bencher, level(isa)));
+}
+
+#[divan::bench(args = cases())]
+fn bench_max_abs(bencher: Bencher, (isa, ty): (&str, &str)) {
+    fn run<T: Float + FromF64>(bencher: Bencher, level: isa::Level) {
+        let x = data::<T>();
+        bencher.counter(BytesCount::of_slice(&x)).bench(|| max_abs(level, black_box(&x)));
+    }
+    with_type!(ty, T => run::<T>(bencher, level(isa)));
+}
+
+#[divan::bench(args = cases())]
+fn bench_scale(bencher: Bencher, (isa, ty): (&str, &str)) {
+    fn run<T: Float + FromF64>(bencher: Bencher, level: isa::Level) {
+        let mut x = data::<T>();
+        let factor = Factor::new(0.999_999, 1.0, 0);
+        bencher.counter(BytesCount::of_slice(&x)).bench_local(|| scale(level, black_box(&mut x), factor));
+    }
+    with_type!(ty, T => run::<T>(bencher, level(isa)));
+}
+
+/// float16 gradients so small that their products are subnormal, and take the exact path.
+#[divan::bench(args = isa::all().into_iter().map(isa::name))]
+fn bench_scale_subnormal_f16(bencher: Bencher, isa: &str) {
+    let mut x: Vec<f16> = data::<f64>().iter().map(|v| f16::from_f64(v * 3e-5)).collect();
+    let factor = Factor::new(0.999_999, 1.0, 0);
+    bencher.counter(BytesCount::of_slice(&x)).bench_local(|| scale(level(isa), black_box(&mut x), factor));
+}
+
+#[divan::bench(args = cases())]
+fn bench_clamp(bencher: Bencher, (isa, ty): (&str, &str)) {
+    fn run<T: Clamp + FromF64>(bencher: Bencher, level: isa::Level) {
+        let mut x = data::<T>();
+        let (lo, hi) = (T::from_f64(-0.5), T::from_f64(0.5));
+        bencher.counter(BytesCount::of_slice(&x)).bench_local(|| clamp_all(level, black_box(&mut x), lo, hi));
+    }
+    with_type!(ty, T => run::<T>(bencher, level(isa)));
+}
+
+#[divan::bench(args = cases())]
+fn bench_accumulate_columns(bencher: Bencher, (isa, ty): (&str, &str)) {
+    fn run<T: Float + FromF64>(bencher: Bencher, level: isa::Level) {
+        let x = data::<T>();
+        let (mut sum, mut error) = (vec![0.0; 512], vec![0.0; 512]);
+        bencher.counter(BytesCount::of_slice(&x)).bench_local(|| {
+            for row in x.chunks(512) {
+                accumulate(level, &mut sum, &mut error, black_box(row));
+            }
+        });
+    }
+    with_type!(ty, T => run::<T>(bencher, level(isa)));
+}
+
+#[divan::bench(args = [1.0, 3.0, 2.5])]
+fn bench_power_sum_f32(bencher: Bencher, p: f64) {
+    let x = data::<f32>();
+    bencher.counter(BytesCount::of_slice(&x)).bench(|| power_sum(isa::detected(), black_box(&x), p, 0.5));
+}

@@ -16,8 +16,8 @@ use crate::plan::{BATCH_BYTES, CHUNK, Plan};
 use crate::pool;
 use crate::scalar::{DType, Scalar};
 use crate::segment::{
-    Dim, INPUT, LOWER, Layout, OPERANDS, OUTPUT, Scratch, Segment, Strided, UPPER, forwards, merge,
-    sort, with_scratch,
+    Dim, INPUT, LOWER, Layout, OPERANDS, OUTPUT, Scratch, Segment, Strided, UPPER, forwards, merge, sort,
+    with_scratch,
 };
 use crate::with_float;
 
@@ -59,10 +59,7 @@ impl Slices {
             if *len == 1 {
                 continue;
             }
-            let mut dim = Dim {
-                len: *len,
-                strides: operands.map(|o| o.map_or(0, |o| o.strides[axis])),
-            };
+            let mut dim = Dim { len: *len, strides: operands.map(|o| o.map_or(0, |o| o.strides[axis])) };
             if is_reduced[axis] {
                 dim.strides[NORMS] = 0;
                 dim.strides[BOUNDS] = 0;
@@ -70,35 +67,18 @@ impl Slices {
             if *len > 0 {
                 forwards(&mut dim, &mut base);
             }
-            if is_reduced[axis] {
-                &mut reduced
-            } else {
-                &mut kept
-            }
-            .push(dim);
+            if is_reduced[axis] { &mut reduced } else { &mut kept }.push(dim);
         }
         let present = base.map(|pointer| !pointer.is_null());
         sort(&mut kept, present);
         sort(&mut reduced, present);
         if dtype.complex {
             let size = dtype.scalar.size() as isize;
-            reduced.push(Dim {
-                len: 2,
-                strides: [size, size, 0, 0],
-            });
+            reduced.push(Dim { len: 2, strides: [size, size, 0, 0] });
         }
         merge(&mut kept, present);
-        merge(
-            &mut reduced,
-            [present[INPUT], present[OUTPUT], false, false],
-        );
-        Self {
-            dtype,
-            kept,
-            reduced,
-            base,
-            order,
-        }
+        merge(&mut reduced, [present[INPUT], present[OUTPUT], false, false]);
+        Self { dtype, kept, reduced, base, order }
     }
 
     /// How many slices there are.
@@ -154,9 +134,7 @@ impl Slices {
     /// How a slice lies, if every one lies alike: aligned ones as a run.
     fn layout(&self) -> Layout {
         let size = self.dtype.scalar.size();
-        let used = [INPUT, OUTPUT]
-            .into_iter()
-            .filter(|k| !self.base[*k].is_null());
+        let used = [INPUT, OUTPUT].into_iter().filter(|k| !self.base[*k].is_null());
         let whole = |dim: &Dim, k: usize| dim.strides[k] % size as isize == 0;
         let aligned = used
             .clone()
@@ -169,10 +147,7 @@ impl Slices {
         if aligned && dense {
             Layout::Dense
         } else if self.reduced.is_empty() {
-            Layout::Walk(Box::new([Dim {
-                len: 1,
-                strides: [0; OPERANDS],
-            }]))
+            Layout::Walk(Box::new([Dim { len: 1, strides: [0; OPERANDS] }]))
         } else {
             Layout::Walk(self.reduced.clone().into_boxed_slice())
         }
@@ -187,9 +162,7 @@ impl Slices {
         // SAFETY: one float64 per slice, by the contract of `new`; unaligned perhaps.
         unsafe {
             if !at[NORMS].is_null() {
-                at[NORMS]
-                    .cast::<f64>()
-                    .write_unaligned(magnitude.norm(self.order));
+                at[NORMS].cast::<f64>().write_unaligned(magnitude.norm(self.order));
             }
             if at[BOUNDS].is_null() {
                 return Action::Keep;
@@ -198,9 +171,7 @@ impl Slices {
             if !magnitude.is_finite() || bound.is_nan() {
                 return Action::FillNan;
             }
-            magnitude
-                .factor(self.order, 1.0, bound)
-                .map_or(Action::Keep, Action::Scale)
+            magnitude.factor(self.order, 1.0, bound).map_or(Action::Keep, Action::Scale)
         }
     }
 
@@ -230,9 +201,7 @@ impl Slices {
     /// As [`Slices::run`].
     unsafe fn run_as_tensors(&self, context: Context) {
         let layout = self.layout();
-        let segments: Vec<Segment> = (0..self.count())
-            .map(|i| self.segment(i, &layout))
-            .collect();
+        let segments: Vec<Segment> = (0..self.count()).map(|i| self.segment(i, &layout)).collect();
         let plan = Plan::new(&segments);
         let found = norms::measure(context, &segments, &plan, self.order);
         let settled = segments.iter().zip(found);
@@ -269,18 +238,12 @@ impl Slices {
                     }
                     // SAFETY: as above, and the caller's contract.
                     unsafe {
-                        segment.update(
-                            0..segment.len,
-                            streaming,
-                            false,
-                            scratch,
-                            |x: &mut [T], _| match action {
-                                Action::Keep => {}
-                                Action::Scale(factor) => scale(level, x, factor),
-                                Action::FillNan => x.fill(T::NAN),
-                                Action::FillZero => x.fill(T::ZERO),
-                            },
-                        );
+                        segment.update(0..segment.len, streaming, scratch, |x: &mut [T], _| match action {
+                            Action::Keep => {}
+                            Action::Scale(factor) => scale(level, x, factor),
+                            Action::FillNan => x.fill(T::NAN),
+                            Action::FillZero => x.fill(T::ZERO),
+                        });
                     }
                 }
             });
@@ -298,23 +261,17 @@ impl Slices {
             }
         }
         let one = std::slice::from_ref(segment);
-        let serial = Context {
-            threads: 1,
-            ..context
-        };
+        let serial = Context { threads: 1, ..context };
         norms::measure(serial, one, &Plan::new(one), self.order)[0]
     }
 
     /// Whether neighbours in memory belong to different slices.
     fn is_columns(&self) -> bool {
         let size = self.dtype.scalar.size() as isize;
-        let used = [INPUT, OUTPUT]
-            .into_iter()
-            .filter(|k| !self.base[*k].is_null());
+        let used = [INPUT, OUTPUT].into_iter().filter(|k| !self.base[*k].is_null());
         let every = || self.kept.iter().chain(&self.reduced);
         let aligned = used.clone().all(|k| {
-            self.base[k].addr() % size as usize == 0
-                && every().all(|dim| dim.strides[k] % size == 0)
+            self.base[k].addr() % size as usize == 0 && every().all(|dim| dim.strides[k] % size == 0)
         });
         let Some(inner) = self.kept.last() else {
             return false;
@@ -332,11 +289,7 @@ impl Slices {
         let Some((inner, outer)) = self.kept.split_last() else {
             return;
         };
-        let grid = Grid::new(
-            inner.len,
-            outer.iter().map(|dim| dim.len).product(),
-            self.len(),
-        );
+        let grid = Grid::new(inner.len, outer.iter().map(|dim| dim.len).product(), self.len());
         let threads = context.threads_for(self.bytes());
         let level = context.level;
         // Where a piece's columns begin, and the row it begins with.
@@ -349,14 +302,10 @@ impl Slices {
             }
             at
         };
-        let row = |at: [*mut u8; OPERANDS], index: usize, k: usize| {
-            offset(at, &self.reduced, index)[k].cast::<T>()
-        };
+        let row =
+            |at: [*mut u8; OPERANDS], index: usize, k: usize| offset(at, &self.reduced, index)[k].cast::<T>();
 
-        let partials: Vec<Partial> = grid
-            .pieces()
-            .map(|piece| Partial::new(piece.width))
-            .collect();
+        let partials: Vec<Partial> = grid.pieces().map(|piece| Partial::new(piece.width)).collect();
         pool::run(threads, partials.len(), &|index| {
             let piece = grid.piece(index);
             let at = start(&piece);
@@ -364,23 +313,19 @@ impl Slices {
             let (sum, error) = sums.split_at_mut(piece.width);
             for r in piece.rows.clone() {
                 // SAFETY: `is_columns`: an aligned run of `width` reals inside the input.
-                let x = unsafe {
-                    std::slice::from_raw_parts(row(at, r, INPUT).cast_const(), piece.width)
-                };
+                let x = unsafe { std::slice::from_raw_parts(row(at, r, INPUT).cast_const(), piece.width) };
                 accumulate(level, sum, error, x);
             }
         });
 
         let factors: Vec<Factors> = (0..grid.tiles())
             .map(|tile| {
-                let parts: Vec<_> = (0..grid.bands)
-                    .map(|band| partials[tile * grid.bands + band].lock())
-                    .collect();
+                let parts: Vec<_> =
+                    (0..grid.bands).map(|band| partials[tile * grid.bands + band].lock()).collect();
                 let first = grid.piece(tile * grid.bands);
                 let at = start(&first);
                 let columns = (0..first.width).map(|j| {
-                    let sum =
-                        pairwise(&parts, &|p| p[j]) + pairwise(&parts, &|p| p[first.width + j]);
+                    let sum = pairwise(&parts, &|p| p[j]) + pairwise(&parts, &|p| p[first.width + j]);
                     let mut position = at;
                     for (pointer, stride) in position.iter_mut().zip(inner.strides) {
                         if !pointer.is_null() {
@@ -435,15 +380,7 @@ impl Slices {
         let mut segment = self.segment(0, &self.layout());
         segment.base = at;
         let one = [segment];
-        norms::measure(
-            Context {
-                threads: 1,
-                ..context
-            },
-            &one,
-            &Plan::new(&one),
-            self.order,
-        )[0]
+        norms::measure(Context { threads: 1, ..context }, &one, &Plan::new(&one), self.order)[0]
     }
 }
 
@@ -483,14 +420,7 @@ impl Grid {
         let width = columns.min(TILE);
         let rows_per_band = (CHUNK / width).max(1);
         let bands = rows.div_ceil(rows_per_band).max(1);
-        Self {
-            columns,
-            rows,
-            per_row: columns.div_ceil(TILE),
-            outer,
-            bands,
-            rows_per_band,
-        }
+        Self { columns, rows, per_row: columns.div_ceil(TILE), outer, bands, rows_per_band }
     }
 
     fn tiles(&self) -> usize {
@@ -523,9 +453,7 @@ impl Partial {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<f64>> {
-        self.0
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -543,17 +471,11 @@ mod tests {
         bound: f64,
         threads: usize,
     ) -> (Vec<f32>, Vec<f64>) {
-        let dtype = DType {
-            scalar: Scalar::F32,
-            complex: false,
-        };
+        let dtype = DType { scalar: Scalar::F32, complex: false };
         let mut input = data.to_vec();
         let mut output = vec![f32::NAN; data.len()];
         let reduced: Vec<bool> = (0..shape.len()).map(|axis| axes.contains(&axis)).collect();
-        let slices: usize = (0..shape.len())
-            .filter(|a| !reduced[*a])
-            .map(|a| shape[a])
-            .product();
+        let slices: usize = (0..shape.len()).filter(|a| !reduced[*a]).map(|a| shape[a]).product();
         let mut norms = vec![0.0; slices];
         let mut bound = bound;
         let bytes: Vec<isize> = strides.iter().map(|s| s * 4).collect();
@@ -567,69 +489,37 @@ mod tests {
         // SAFETY: everything outlives the call, and the strides stay inside.
         unsafe {
             let operands = [
-                Some(Strided {
-                    pointer: input.as_mut_ptr().cast(),
-                    strides: &bytes,
-                }),
-                Some(Strided {
-                    pointer: output.as_mut_ptr().cast(),
-                    strides: &bytes,
-                }),
-                Some(Strided {
-                    pointer: norms.as_mut_ptr().cast(),
-                    strides: &norm_strides,
-                }),
-                Some(Strided {
-                    pointer: (&raw mut bound).cast(),
-                    strides: &none,
-                }),
+                Some(Strided { pointer: input.as_mut_ptr().cast(), strides: &bytes }),
+                Some(Strided { pointer: output.as_mut_ptr().cast(), strides: &bytes }),
+                Some(Strided { pointer: norms.as_mut_ptr().cast(), strides: &norm_strides }),
+                Some(Strided { pointer: (&raw mut bound).cast(), strides: &none }),
             ];
-            let context = Context {
-                level: isa::detected(),
-                threads,
-            };
+            let context = Context { level: isa::detected(), threads };
             Slices::new(dtype, shape, &reduced, operands, Order::Two).run(context);
         }
         (output, norms)
     }
 
     fn element(strides: &[isize], index: &[usize]) -> usize {
-        index
-            .iter()
-            .zip(strides)
-            .map(|(i, s)| *i as isize * s)
-            .sum::<isize>() as usize
+        index.iter().zip(strides).map(|(i, s)| *i as isize * s).sum::<isize>() as usize
     }
 
     #[test]
     fn every_axis_of_every_memory_order_agrees_with_a_plain_loop() {
         let shape = [5, 33, 700];
         let n = shape.iter().product();
-        let data: Vec<f32> = crate::kernels::oracle::samples(n)
-            .into_iter()
-            .map(|v| v as f32)
-            .collect();
+        let data: Vec<f32> = crate::kernels::oracle::samples(n).into_iter().map(|v| v as f32).collect();
         for strides in [[33 * 700, 700, 1], [1, 5, 5 * 33], [33, 1, 33 * 5]] {
-            for axes in [
-                vec![],
-                vec![0],
-                vec![1],
-                vec![2],
-                vec![0, 1],
-                vec![1, 2],
-                vec![0, 2],
-                vec![0, 1, 2],
-            ] {
+            for axes in [vec![], vec![0], vec![1], vec![2], vec![0, 1], vec![1, 2], vec![0, 2], vec![0, 1, 2]]
+            {
                 let mut sums = std::collections::BTreeMap::new();
                 let mut visit = |f: &mut dyn FnMut(&mut f64, usize)| {
                     for i in 0..shape[0] {
                         for j in 0..shape[1] {
                             for k in 0..shape[2] {
                                 let index = [i, j, k];
-                                let key: Vec<usize> = (0..3)
-                                    .filter(|a| !axes.contains(a))
-                                    .map(|a| index[a])
-                                    .collect();
+                                let key: Vec<usize> =
+                                    (0..3).filter(|a| !axes.contains(a)).map(|a| index[a]).collect();
                                 f(sums.entry(key).or_insert(0.0), element(&strides, &index));
                             }
                         }
@@ -663,12 +553,8 @@ mod tests {
             for j in 0..shape[1] {
                 for k in 0..shape[2] {
                     let index = [i, j, k];
-                    let key: Vec<usize> = (0..3)
-                        .filter(|a| !axes.contains(a))
-                        .map(|a| index[a])
-                        .collect();
-                    *sums.entry(key).or_insert(0.0) +=
-                        f64::from(data[element(strides, &index)]).powi(2);
+                    let key: Vec<usize> = (0..3).filter(|a| !axes.contains(a)).map(|a| index[a]).collect();
+                    *sums.entry(key).or_insert(0.0) += f64::from(data[element(strides, &index)]).powi(2);
                 }
             }
         }
@@ -679,14 +565,7 @@ mod tests {
     fn long_slices_are_tensors_and_empty_ones_have_norm_zero() {
         let n = 2 * (CHUNK + 5);
         let data: Vec<f32> = vec![1.0; n];
-        let (got, norms) = clip(
-            &data,
-            &[2, CHUNK + 5],
-            &[(CHUNK + 5) as isize, 1],
-            &[1],
-            1.0,
-            2,
-        );
+        let (got, norms) = clip(&data, &[2, CHUNK + 5], &[(CHUNK + 5) as isize, 1], &[1], 1.0, 2);
         let want = ((CHUNK + 5) as f64).sqrt();
         assert_eq!(norms, [want, want]);
         assert!(got.iter().all(|v| *v == (1.0 / want) as f32));

@@ -8,6 +8,8 @@ use fearless_simd::{Simd, dispatch};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 const PIECE: usize = 1 << 18;
+/// Elements that are scaled before they are streamed: 1 KiB, see `segment`.
+const BLOCK: usize = 256;
 
 /// A pointer that threads may share because each uses its own part.
 struct Shared(*mut f32);
@@ -39,9 +41,7 @@ pub fn read(x: &[f32], threads: usize) -> f32 {
         let sum = dispatch!(level, simd => sum(simd, pieces[i]));
         sums[i].store(sum.to_bits(), Ordering::Relaxed);
     });
-    sums.into_iter()
-        .map(|bits| f32::from_bits(bits.into_inner()))
-        .sum()
+    sums.into_iter().map(|bits| f32::from_bits(bits.into_inner())).sum()
 }
 
 /// x ← x·factor.
@@ -51,9 +51,8 @@ pub fn scale(x: &mut [f32], factor: f32, threads: usize) {
     pool::run(threads, len.div_ceil(PIECE), &|i| {
         let start = i * PIECE;
         // SAFETY: pieces do not overlap and end within `x`.
-        let piece = unsafe {
-            std::slice::from_raw_parts_mut(base.pointer().add(start), PIECE.min(len - start))
-        };
+        let piece =
+            unsafe { std::slice::from_raw_parts_mut(base.pointer().add(start), PIECE.min(len - start)) };
         dispatch!(level, simd => {
             let _ = simd;
             for v in piece {
@@ -75,8 +74,8 @@ pub fn copy(x: &[f32], out: &mut [f32], factor: f32, threads: usize) {
     pool::run(threads, x.len().div_ceil(PIECE), &|i| {
         let start = i * PIECE;
         let piece = &x[start..x.len().min(start + PIECE)];
-        let mut buffer = [0.0; 1024];
-        for (part, from) in piece.chunks(1024).enumerate() {
+        let mut buffer = [0.0; BLOCK];
+        for (part, from) in piece.chunks(BLOCK).enumerate() {
             let scaled = &mut buffer[..from.len()];
             dispatch!(level, simd => {
                 let _ = simd;
@@ -85,7 +84,7 @@ pub fn copy(x: &[f32], out: &mut [f32], factor: f32, threads: usize) {
                 }
             });
             // SAFETY: the same part of `out` as `from` is of `x`; pieces do not overlap.
-            unsafe { stream::copy(scaled, base.pointer().add(start + part * 1024)) };
+            unsafe { stream::copy(scaled, base.pointer().add(start + part * BLOCK)) };
         }
         stream::fence();
     });

@@ -66,7 +66,7 @@ pub unsafe fn apply(context: Context, segments: &[Segment], plan: &Plan, actions
         with_float!(segment.scalar, T => {
             // SAFETY: chunks are disjoint ranges, and no output overlaps another's memory.
             unsafe {
-                segment.update(range, streaming, true, scratch, |x: &mut [T], _| match action {
+                segment.update(range, streaming, scratch, |x: &mut [T], _| match action {
                     Action::Keep => {}
                     Action::Scale(factor) => scale(level, x, factor),
                     Action::FillNan => x.fill(<T as Float>::NAN),
@@ -119,20 +119,17 @@ unsafe fn clamp_range<T: Clamp + 'static>(
     match bounds {
         Bounds::Same(bytes) => {
             // SAFETY: the bytes hold a value of the segment's type, which T is.
-            let [lo, hi] =
-                bytes.map(|bytes| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() });
+            let [lo, hi] = bytes.map(|bytes| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() });
             // SAFETY: the caller's contract.
             unsafe {
-                segment.update(range, streaming, true, scratch, |x, _| {
-                    clamp_all(level, x, lo, hi)
-                });
+                segment.update(range, streaming, scratch, |x, _| clamp_all(level, x, lo, hi));
             }
         }
         Bounds::Each => {
             let mut room = Scratch::default();
             // SAFETY: the caller's contract.
             unsafe {
-                segment.update(range, streaming, true, scratch, |x: &mut [T], start| {
+                segment.update(range, streaming, scratch, |x: &mut [T], start| {
                     // In place a block is a whole chunk: its bounds are gathered in parts.
                     for (part, x) in x.chunks_mut(BOUNDS_BLOCK).enumerate() {
                         let at = start + part * BOUNDS_BLOCK;
@@ -153,10 +150,7 @@ mod tests {
     use crate::isa;
     use crate::scalar::{DType, Scalar};
 
-    const F32: DType = DType {
-        scalar: Scalar::F32,
-        complex: false,
-    };
+    const F32: DType = DType { scalar: Scalar::F32, complex: false };
 
     fn run(input: &mut [f32], output: *mut f32, action: Action, threads: usize) {
         let null = std::ptr::null_mut();
@@ -164,16 +158,8 @@ mod tests {
         unsafe {
             let base = [input.as_mut_ptr().cast(), output.cast(), null, null];
             let segments = [Segment::dense(F32, input.len(), base)];
-            let context = Context {
-                level: isa::detected(),
-                threads,
-            };
-            apply(
-                context,
-                &segments,
-                &Plan::new(&segments),
-                Actions::All(action),
-            );
+            let context = Context { level: isa::detected(), threads };
+            apply(context, &segments, &Plan::new(&segments), Actions::All(action));
         }
     }
 
@@ -185,12 +171,7 @@ mod tests {
             let want: Vec<f32> = input.iter().map(|v| v * factor.narrow).collect();
             for threads in [1, 3] {
                 let mut out = vec![7.0; n];
-                run(
-                    &mut input.clone(),
-                    out.as_mut_ptr(),
-                    Action::Scale(factor),
-                    threads,
-                );
+                run(&mut input.clone(), out.as_mut_ptr(), Action::Scale(factor), threads);
                 assert!(out == want);
                 let mut same = input.clone();
                 let pointer = same.as_mut_ptr();
@@ -199,12 +180,7 @@ mod tests {
                 let mut out = vec![7.0; n];
                 run(&mut input.clone(), out.as_mut_ptr(), Action::Keep, threads);
                 assert!(out == input);
-                run(
-                    &mut input.clone(),
-                    out.as_mut_ptr(),
-                    Action::FillNan,
-                    threads,
-                );
+                run(&mut input.clone(), out.as_mut_ptr(), Action::FillNan, threads);
                 assert!(out.iter().all(|v| v.is_nan()));
             }
         }

@@ -27,10 +27,7 @@ impl Context {
     /// What the settings of this process and thread say.
     #[must_use]
     pub fn current() -> Self {
-        Self {
-            level: crate::isa::current(),
-            threads: usize::MAX,
-        }
+        Self { level: crate::isa::current(), threads: usize::MAX }
     }
 
     /// The number of threads worth using on that many bytes.
@@ -58,9 +55,7 @@ pub fn reduce(
     if threads == 1 {
         return with_scratch(|scratch| {
             let chunks = plan.chunks.iter();
-            chunks
-                .map(|c| partial(&segments[c.segment], c.range.clone(), scratch))
-                .collect()
+            chunks.map(|c| partial(&segments[c.segment], c.range.clone(), scratch)).collect()
         });
     }
     let partials: Vec<AtomicU64> = plan.chunks.iter().map(|_| AtomicU64::new(0)).collect();
@@ -73,10 +68,7 @@ pub fn reduce(
             }
         });
     });
-    partials
-        .into_iter()
-        .map(|bits| f64::from_bits(bits.into_inner()))
-        .collect()
+    partials.into_iter().map(|bits| f64::from_bits(bits.into_inner())).collect()
 }
 
 /// Calls `work` for every chunk, the last first: what a first pass over the same memory read last is
@@ -88,18 +80,14 @@ pub fn for_each_backwards(
     work: impl Fn(usize, &Segment, Range<usize>, &mut Scratch) + Sync,
 ) {
     let last = plan.batches.len().wrapping_sub(1);
-    pool::run(
-        context.threads_for(plan.bytes),
-        plan.batches.len(),
-        &|batch| {
-            with_scratch(|scratch| {
-                for index in plan.batches[last - batch].clone().rev() {
-                    let Chunk { segment, range } = &plan.chunks[index];
-                    work(*segment, &segments[*segment], range.clone(), scratch);
-                }
-            });
-            // Results may have been streamed past the cache; whoever waits for this batch sees them.
-            crate::kernels::stream::fence();
-        },
-    );
+    pool::run(context.threads_for(plan.bytes), plan.batches.len(), &|batch| {
+        with_scratch(|scratch| {
+            for index in plan.batches[last - batch].clone().rev() {
+                let Chunk { segment, range } = &plan.chunks[index];
+                work(*segment, &segments[*segment], range.clone(), scratch);
+            }
+        });
+        // Results may have been streamed past the cache; whoever waits for this batch sees them.
+        crate::kernels::stream::fence();
+    });
 }

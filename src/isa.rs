@@ -72,10 +72,7 @@ pub fn current() -> Level {
             .ok()
             .and_then(|asked| by_name(asked.trim()))
             .unwrap_or_else(detected);
-        index = NAMES
-            .iter()
-            .position(|known| *known == name(level))
-            .unwrap_or(0) as u8;
+        index = NAMES.iter().position(|known| *known == name(level)).unwrap_or(0) as u8;
         CHOSEN.store(index, Ordering::Relaxed);
     }
     by_name(NAMES[usize::from(index)]).unwrap_or_else(detected)

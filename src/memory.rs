@@ -43,17 +43,11 @@ impl Block {
     pub fn new(bytes: usize) -> Option<Self> {
         let size = rounded(bytes)?;
         if size >= MAPPED_BYTES
-            && let Some(block) = cache()
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take(size)
+            && let Some(block) = cache().lock().unwrap_or_else(PoisonError::into_inner).take(size)
         {
             return Some(block);
         }
-        Some(Self {
-            pointer: system::allocate(size)?,
-            size,
-        })
+        Some(Self { pointer: system::allocate(size)?, size })
     }
 
     /// Where it starts.
@@ -72,14 +66,8 @@ impl Block {
 impl Drop for Block {
     fn drop(&mut self) {
         if self.size >= MAPPED_BYTES {
-            let returned = Self {
-                pointer: self.pointer,
-                size: self.size,
-            };
-            let evicted = cache()
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .put(returned);
+            let returned = Self { pointer: self.pointer, size: self.size };
+            let evicted = cache().lock().unwrap_or_else(PoisonError::into_inner).put(returned);
             for block in evicted {
                 block.release();
             }
@@ -101,11 +89,7 @@ impl Block {
 
 /// Sizes that a block may have: whole pages for a mapping, whole cache lines for the rest.
 fn rounded(bytes: usize) -> Option<usize> {
-    let unit = if bytes >= MAPPED_BYTES {
-        PAGE
-    } else {
-        ALIGNMENT
-    };
+    let unit = if bytes >= MAPPED_BYTES { PAGE } else { ALIGNMENT };
     bytes.max(1).checked_next_multiple_of(unit)
 }
 
@@ -131,10 +115,7 @@ impl Cache {
         system::offer(block.pointer, block.size);
         self.clock += 1;
         self.bytes += block.size;
-        self.by_size
-            .entry(block.size)
-            .or_default()
-            .push_back(self.clock);
+        self.by_size.entry(block.size).or_default().push_back(self.clock);
         self.by_age.insert(self.clock, block);
         self.shrink(limit())
     }
@@ -164,10 +145,7 @@ fn cache() -> &'static Mutex<Cache> {
 
 /// Gives everything in the cache back to the system. Returns how many bytes that were.
 pub fn free_cached() -> usize {
-    let evicted = cache()
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .shrink(0);
+    let evicted = cache().lock().unwrap_or_else(PoisonError::into_inner).shrink(0);
     evicted
         .into_iter()
         .map(|block| {
@@ -181,8 +159,7 @@ pub fn free_cached() -> usize {
 /// How many bytes the cache may hold.
 fn limit() -> usize {
     static LIMIT: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
-    *LIMIT
-        .get_or_init(|| system::total_memory().map_or(CACHE_BYTES, |all| CACHE_BYTES.min(all / 8)))
+    *LIMIT.get_or_init(|| system::total_memory().map_or(CACHE_BYTES, |all| CACHE_BYTES.min(all / 8)))
 }
 
 fn from_allocator(size: usize) -> Option<NonNull<u8>> {
@@ -267,15 +244,9 @@ mod system {
 
     pub fn total_memory() -> Option<usize> {
         // SAFETY: these calls have no preconditions.
-        let (pages, size) = unsafe {
-            (
-                libc::sysconf(libc::_SC_PHYS_PAGES),
-                libc::sysconf(libc::_SC_PAGESIZE),
-            )
-        };
-        usize::try_from(pages)
-            .ok()?
-            .checked_mul(usize::try_from(size).ok()?)
+        let (pages, size) =
+            unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
+        usize::try_from(pages).ok()?.checked_mul(usize::try_from(size).ok()?)
     }
 }
 
@@ -303,21 +274,8 @@ mod tests {
 
     #[test]
     fn blocks_of_every_size_are_aligned_apart_and_writable() {
-        let sizes = [
-            0,
-            1,
-            63,
-            64,
-            4097,
-            MAPPED_BYTES - 1,
-            MAPPED_BYTES,
-            3 << 20,
-            (5 << 20) + 12345,
-        ];
-        let blocks: Vec<Block> = sizes
-            .iter()
-            .map(|size| Block::new(*size).unwrap())
-            .collect();
+        let sizes = [0, 1, 63, 64, 4097, MAPPED_BYTES - 1, MAPPED_BYTES, 3 << 20, (5 << 20) + 12345];
+        let blocks: Vec<Block> = sizes.iter().map(|size| Block::new(*size).unwrap()).collect();
         for (i, block) in blocks.iter().enumerate() {
             assert_eq!(block.pointer().addr() % ALIGNMENT, 0);
             assert!(block.size() >= sizes[i]);
@@ -333,20 +291,13 @@ mod tests {
     }
 
     fn block(size: usize) -> Block {
-        Block {
-            pointer: system::allocate(size).unwrap(),
-            size,
-        }
+        Block { pointer: system::allocate(size).unwrap(), size }
     }
 
     #[test]
     fn the_cache_gives_back_the_youngest_of_a_size_and_evicts_the_oldest() {
         let mut cache = Cache::default();
-        let blocks = [
-            block(MAPPED_BYTES),
-            block(MAPPED_BYTES),
-            block(2 * MAPPED_BYTES),
-        ];
+        let blocks = [block(MAPPED_BYTES), block(MAPPED_BYTES), block(2 * MAPPED_BYTES)];
         let addresses = blocks.each_ref().map(Block::pointer);
         for block in blocks {
             assert!(cache.put(block).is_empty());
@@ -355,15 +306,9 @@ mod tests {
         let youngest = cache.take(MAPPED_BYTES).unwrap();
         assert_eq!(youngest.pointer(), addresses[1]);
         let evicted = cache.shrink(2 * MAPPED_BYTES);
-        assert_eq!(
-            evicted.iter().map(Block::pointer).collect::<Vec<_>>(),
-            [addresses[0]]
-        );
+        assert_eq!(evicted.iter().map(Block::pointer).collect::<Vec<_>>(), [addresses[0]]);
         assert_eq!(cache.bytes, 2 * MAPPED_BYTES);
-        assert_eq!(
-            cache.take(2 * MAPPED_BYTES).unwrap().pointer(),
-            addresses[2]
-        );
+        assert_eq!(cache.take(2 * MAPPED_BYTES).unwrap().pointer(), addresses[2]);
         assert!(cache.take(MAPPED_BYTES).is_none());
     }
 }

@@ -17,56 +17,31 @@ use std::ops::Range;
 ///
 /// A float64 tensor whose squares over- or underflow is read again, scaled by a power of two.
 #[must_use]
-pub fn measure(
-    context: Context,
-    segments: &[Segment],
-    plan: &Plan,
-    order: Order,
-) -> Vec<Magnitude> {
+pub fn measure(context: Context, segments: &[Segment], plan: &Plan, order: Order) -> Vec<Magnitude> {
     let level = context.level;
     match order {
         Order::Max => {
             let partials = exec::reduce(context, segments, plan, |segment, range, scratch| {
-                largest(level, segment, range, 1.0, scratch)
+                largest(level, segment, range, segment.complex, 1.0, scratch)
             });
-            let found = fold(segments, plan, &partials, |parts| {
-                parts.iter().copied().fold(0.0, nan_max)
-            });
-            rescue(
-                context,
-                segments,
-                order,
-                found.into_iter().map(plain).collect(),
-            )
+            let found = fold(segments, plan, &partials, |parts| parts.iter().copied().fold(0.0, nan_max));
+            rescue(context, segments, order, found.into_iter().map(plain).collect())
         }
         Order::Two => {
             let partials = exec::reduce(context, segments, plan, |segment, range, scratch| {
                 squares(level, segment, range, scratch)
             });
             let found = fold(segments, plan, &partials, |parts| pairwise(parts, &|v| *v));
-            rescue(
-                context,
-                segments,
-                order,
-                found.into_iter().map(plain).collect(),
-            )
+            rescue(context, segments, order, found.into_iter().map(plain).collect())
         }
         Order::Power(1.0) => {
             let partials = exec::reduce(context, segments, plan, |segment, range, scratch| {
                 powers(level, segment, range, 1.0, 1.0, scratch)
             });
             let found = fold(segments, plan, &partials, |parts| pairwise(parts, &|v| *v));
-            rescue(
-                context,
-                segments,
-                order,
-                found.into_iter().map(plain).collect(),
-            )
+            rescue(context, segments, order, found.into_iter().map(plain).collect())
         }
-        Order::Power(_) => segments
-            .iter()
-            .map(|segment| scaled(context, segment, order))
-            .collect(),
+        Order::Power(_) => segments.iter().map(|segment| scaled(context, segment, order)).collect(),
     }
 }
 
@@ -75,12 +50,7 @@ fn plain(sum: f64) -> Magnitude {
 }
 
 /// Partial results of each segment's chunks made one.
-fn fold(
-    segments: &[Segment],
-    plan: &Plan,
-    partials: &[f64],
-    one: impl Fn(&[f64]) -> f64,
-) -> Vec<f64> {
+fn fold(segments: &[Segment], plan: &Plan, partials: &[f64], one: impl Fn(&[f64]) -> f64) -> Vec<f64> {
     let mut at = 0;
     (0..segments.len())
         .map(|index| {
@@ -101,12 +71,7 @@ fn nan_max(a: f64, b: f64) -> f64 {
 }
 
 /// Measures again, with scaling, what may have left the range of float64.
-fn rescue(
-    context: Context,
-    segments: &[Segment],
-    order: Order,
-    mut found: Vec<Magnitude>,
-) -> Vec<Magnitude> {
+fn rescue(context: Context, segments: &[Segment], order: Order, mut found: Vec<Magnitude>) -> Vec<Magnitude> {
     for (segment, magnitude) in segments.iter().zip(&mut found) {
         let sum = magnitude.sum;
         let lost = match order {
@@ -127,60 +92,41 @@ fn scaled(context: Context, segment: &Segment, order: Order) -> Magnitude {
     let segments = std::slice::from_ref(segment);
     let plan = Plan::new(segments);
     let level = context.level;
-    let pass = |factor: f64| {
+    let maximum = |complex: bool, factor: f64| {
         let parts = exec::reduce(context, segments, &plan, |segment, range, scratch| {
-            largest(level, segment, range, factor, scratch)
+            largest(level, segment, range, complex, factor, scratch)
         });
         parts.into_iter().fold(0.0, nan_max)
     };
-    // The absolute value of a complex number may overflow where its parts do not: half of it cannot.
-    let halve = segment.complex && segment.scalar == Scalar::F64;
-    let largest = pass(if halve { 0.25 } else { 1.0 });
-    if largest == 0.0 || !largest.is_finite() {
-        return plain(if largest.is_infinite() {
-            f64::INFINITY
-        } else {
-            largest
-        });
+    // Of the parts, if the numbers are complex: their absolute value may be out of range.
+    let part = maximum(false, 1.0);
+    if part == 0.0 || !part.is_finite() {
+        return plain(part);
     }
-    let lift = if halve { 2 } else { 0 };
-    let exponent = exponent_of(largest) + lift;
-    if order == Order::Max {
-        return Magnitude {
-            sum: largest,
-            exponent: lift,
-        };
-    }
+    let exponent = exponent_of(part);
     // 2^1074 is out of range, but 2^1022 brings the smallest number there is to 2^-52.
     let exponent = exponent.max(-1022);
     let factor = f64::powi(2.0, -exponent);
-    let partials = exec::reduce(
-        context,
-        segments,
-        &plan,
-        |segment, range, scratch| match order {
-            Order::Two if segment.scalar == Scalar::F64 => {
-                segment.read(range, scratch, |x: &[f64]| {
-                    sum_squares_scaled(level, x, factor)
-                })
-            }
-            _ => powers(level, segment, range, order.p(), factor, scratch),
-        },
-    );
-    Magnitude {
-        sum: pairwise(&partials, &|v| *v),
-        exponent,
+    if order == Order::Max {
+        return if segment.complex {
+            Magnitude { sum: maximum(true, factor), exponent }
+        } else {
+            plain(part)
+        };
     }
+    let partials = exec::reduce(context, segments, &plan, |segment, range, scratch| match order {
+        Order::Two if segment.scalar == Scalar::F64 => {
+            segment.read(range, scratch, |x: &[f64]| sum_squares_scaled(level, x, factor))
+        }
+        _ => powers(level, segment, range, order.p(), factor, scratch),
+    });
+    Magnitude { sum: pairwise(&partials, &|v| *v), exponent }
 }
 
 /// The exponent of the largest power of two that is not above a positive number.
 fn exponent_of(x: f64) -> i32 {
     let biased = (x.to_bits() >> 52) as i32;
-    if biased == 0 {
-        -1074 + 63 - x.to_bits().leading_zeros() as i32
-    } else {
-        biased - 1023
-    }
+    if biased == 0 { -1074 + 63 - x.to_bits().leading_zeros() as i32 } else { biased - 1023 }
 }
 
 /// Σx² over a range.
@@ -192,18 +138,15 @@ fn largest(
     level: Level,
     segment: &Segment,
     range: Range<usize>,
+    complex: bool,
     factor: f64,
     scratch: &mut Scratch,
 ) -> f64 {
     fn of<T: Float>(level: Level, x: &[T], complex: bool, factor: f64) -> f64 {
-        if complex {
-            max_abs_complex(x, factor)
-        } else {
-            max_abs(level, x)
-        }
+        if complex { max_abs_complex(x, factor) } else { max_abs(level, x) }
     }
     with_float!(segment.scalar, T => {
-        segment.read(range, scratch, |x: &[T]| of(level, x, segment.complex, factor))
+        segment.read(range, scratch, |x: &[T]| of(level, x, complex, factor))
     }, else 0.0)
 }
 
@@ -244,10 +187,7 @@ mod tests {
     }
 
     fn norms(segments: &[Segment], order: Order, threads: usize) -> Vec<f64> {
-        let context = Context {
-            level: isa::detected(),
-            threads,
-        };
+        let context = Context { level: isa::detected(), threads };
         let found = measure(context, segments, &Plan::new(segments), order);
         let total = combine(&found, order).norm(order);
         found.iter().map(|m| m.norm(order)).chain([total]).collect()
@@ -255,13 +195,7 @@ mod tests {
 
     #[test]
     fn extreme_values_neither_overflow_nor_vanish() {
-        let mut tensors = [
-            vec![3e307, -4e307],
-            vec![3e-320, 4e-320],
-            vec![],
-            vec![5e-324],
-            vec![0.0; 3],
-        ];
+        let mut tensors = [vec![3e307, -4e307], vec![3e-320, 4e-320], vec![], vec![5e-324], vec![0.0; 3]];
         let s = segments(Scalar::F64, false, &mut tensors);
         let close = |a: f64, b: f64| (a / b - 1.0).abs() < 1e-15;
         let got = norms(&s, Order::Two, 1);
@@ -270,16 +204,9 @@ mod tests {
         let got = norms(&s, Order::Power(3.0), 1);
         assert!(close(got[0], 91.0_f64.cbrt() * 1e307), "{got:?}");
         assert!(close(norms(&s, Order::Power(1.0), 1)[0], 7e307));
+        assert_eq!(norms(&s, Order::Max, 1), [4e307, 4e-320, 0.0, 5e-324, 0.0, 4e307]);
         assert_eq!(
-            norms(&s, Order::Max, 1),
-            [4e307, 4e-320, 0.0, 5e-324, 0.0, 4e307]
-        );
-        assert_eq!(
-            norms(
-                &segments(Scalar::F64, false, &mut [vec![1.5e308; 9]]),
-                Order::Two,
-                1
-            )[0],
+            norms(&segments(Scalar::F64, false, &mut [vec![1.5e308; 9]]), Order::Two, 1)[0],
             f64::INFINITY
         );
     }
@@ -292,6 +219,11 @@ mod tests {
         assert!((norms(&s, Order::Max, 1)[0] / want - 1.0).abs() < 1e-15);
         assert!((norms(&s, Order::Two, 1)[0] / want - 1.0).abs() < 1e-15);
         assert!((norms(&s, Order::Power(1.0), 1)[0] / want - 1.0).abs() < 1e-15);
+        let mut tensors = [vec![5e-324, 0.0]];
+        let s = segments(Scalar::F64, true, &mut tensors);
+        for order in [Order::Two, Order::Max, Order::Power(1.0), Order::Power(3.0)] {
+            assert_eq!(norms(&s, order, 1)[0], 5e-324);
+        }
     }
 
     #[test]
@@ -306,10 +238,7 @@ mod tests {
         for order in [Order::Two, Order::Max, Order::Power(1.0), Order::Power(3.0)] {
             let want: Vec<u64> = norms(&s, order, 1).into_iter().map(f64::to_bits).collect();
             for threads in 2..5 {
-                let got: Vec<u64> = norms(&s, order, threads)
-                    .into_iter()
-                    .map(f64::to_bits)
-                    .collect();
+                let got: Vec<u64> = norms(&s, order, threads).into_iter().map(f64::to_bits).collect();
                 assert_eq!(got, want);
             }
         }
@@ -321,10 +250,7 @@ mod tests {
         let s = segments(Scalar::F64, false, &mut tensors);
         for order in [Order::Two, Order::Max, Order::Power(1.0), Order::Power(2.5)] {
             let got = norms(&s, order, 1);
-            assert!(
-                got[0] == f64::INFINITY && got[1].is_nan() && got[3].is_nan(),
-                "{order:?} {got:?}"
-            );
+            assert!(got[0] == f64::INFINITY && got[1].is_nan() && got[3].is_nan(), "{order:?} {got:?}");
             assert!((got[2] - 3.0).abs() < 1e-15);
         }
     }

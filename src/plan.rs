@@ -23,7 +23,7 @@ pub struct Chunk {
 }
 
 /// All the work of one pass.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Plan {
     /// Every chunk, in the order of the segments.
     pub chunks: Vec<Chunk>,
@@ -44,10 +44,7 @@ impl Plan {
             let mut start = 0;
             while start < segment.len {
                 let end = segment.len.min(start + CHUNK);
-                chunks.push(Chunk {
-                    segment: index,
-                    range: start..end,
-                });
+                chunks.push(Chunk { segment: index, range: start..end });
                 gathered += (end - start) * segment.scalar.size();
                 if gathered >= BATCH_BYTES {
                     batches.push(first..chunks.len());
@@ -61,11 +58,7 @@ impl Plan {
         if first < chunks.len() {
             batches.push(first..chunks.len());
         }
-        Self {
-            chunks,
-            batches,
-            bytes: bytes + gathered,
-        }
+        Self { chunks, batches, bytes: bytes + gathered }
     }
 }
 
@@ -75,10 +68,7 @@ mod tests {
     use crate::scalar::{DType, Scalar};
 
     fn segment(len: usize) -> Segment {
-        let dtype = DType {
-            scalar: Scalar::F32,
-            complex: false,
-        };
+        let dtype = DType { scalar: Scalar::F32, complex: false };
         // SAFETY: a plan reads nothing.
         unsafe { Segment::dense(dtype, len, [std::ptr::null_mut(); 4]) }
     }

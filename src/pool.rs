@@ -17,14 +17,9 @@ pub struct PerProcess<T> {
 impl<T: Sync> PerProcess<T> {
     /// A value not made yet.
     #[must_use]
-    #[allow(
-        clippy::new_without_default,
-        reason = "made in statics alone, where `default` cannot be called"
-    )]
+    #[allow(clippy::new_without_default, reason = "made in statics alone, where `default` cannot be called")]
     pub const fn new() -> Self {
-        Self {
-            current: AtomicPtr::new(std::ptr::null_mut()),
-        }
+        Self { current: AtomicPtr::new(std::ptr::null_mut()) }
     }
 
     /// This process's value, made by `make` when first asked for.
@@ -39,10 +34,7 @@ impl<T: Sync> PerProcess<T> {
                 return value;
             }
             let fresh = Box::into_raw(Box::new((pid, make())));
-            match self
-                .current
-                .compare_exchange(found, fresh, Ordering::AcqRel, Ordering::Acquire)
-            {
+            match self.current.compare_exchange(found, fresh, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => found = fresh,
                 Err(other) => {
                     // SAFETY: `fresh` came from `Box::into_raw` and nobody else has seen it.
@@ -72,27 +64,15 @@ enum Default {
 }
 
 /// The environment variables that set the number of threads, in the order they are asked.
-pub const VARIABLES: [&str; 3] = [
-    "FASTCLIP_NUM_THREADS",
-    "RAYON_NUM_THREADS",
-    "OMP_NUM_THREADS",
-];
+pub const VARIABLES: [&str; 3] = ["FASTCLIP_NUM_THREADS", "RAYON_NUM_THREADS", "OMP_NUM_THREADS"];
 
 /// The number in an environment variable. `OMP_NUM_THREADS` may be a list, one per nesting level.
 fn parse(value: &str) -> Option<usize> {
-    value
-        .split(',')
-        .next()?
-        .trim()
-        .parse()
-        .ok()
-        .filter(|n| *n > 0)
+    value.split(',').next()?.trim().parse().ok().filter(|n| *n > 0)
 }
 
 fn from_environment() -> Option<usize> {
-    VARIABLES
-        .iter()
-        .find_map(|name| parse(&std::env::var(name).ok()?))
+    VARIABLES.iter().find_map(|name| parse(&std::env::var(name).ok()?))
 }
 
 /// What is wrong with the variables, if something is.
@@ -104,9 +84,7 @@ pub fn complaint() -> Option<String> {
         if value.trim().is_empty() || parse(&value).is_some() || *name != VARIABLES[0] {
             return None;
         }
-        Some(format!(
-            "{name} is {value:?}; it takes a whole number of threads, at least 1. Ignored."
-        ))
+        Some(format!("{name} is {value:?}; it takes a whole number of threads, at least 1. Ignored."))
     })
 }
 
@@ -172,10 +150,8 @@ fn pool(helpers: usize) -> Option<Arc<ThreadPool>> {
     {
         return Some(Arc::clone(pool));
     }
-    let built = ThreadPoolBuilder::new()
-        .num_threads(helpers)
-        .thread_name(|i| format!("fastclip-{i}"))
-        .build();
+    let built =
+        ThreadPoolBuilder::new().num_threads(helpers).thread_name(|i| format!("fastclip-{i}")).build();
     let pool = Arc::new(built.ok()?);
     *slot = Some(Arc::clone(&pool));
     Some(pool)

@@ -43,7 +43,10 @@ def _refuse(value: object, name: str) -> None:
         kind = f"{type(value).__module__.partition('.')[0]} {type(value).__name__}"
         raise TypeError(f"{name} is a {kind}, which fastclip does not take yet; pass {instead}")
     if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array; pass .filled(0) or .compressed() of it")
+        raise TypeError(
+            f"{name} is a masked array of dtype {value.dtype} and shape {value.shape}; "
+            "pass .filled(0) or .compressed() of it"
+        )
     if isinstance(value, GeneratorType):
         raise TypeError(f"{name} is a generator, which can be read only once; pass a list")
     if isinstance(value, (str, bytes)):
@@ -76,10 +79,17 @@ def as_array(value: Any, name: str) -> npt.NDArray[Any]:
     """
     if type(value) is not np.ndarray:
         _refuse(value, name)
+        kind = type(value).__name__
+        only_dlpack = hasattr(value, "__dlpack__") and not hasattr(value, "__array__")
         try:
-            value = np.asarray(value)
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"{name} is a {type(value).__name__}, which NumPy makes no array of: {error}") from error
+            value = np.from_dlpack(value) if only_dlpack else np.asarray(value)
+        except (TypeError, ValueError, RuntimeError, BufferError) as error:
+            raise TypeError(f"{name} is a {kind}, which NumPy makes no array of: {error}") from error
+        if value.dtype.kind == "O":
+            raise TypeError(
+                f"{name} is a {kind}, which becomes an array of dtype object and shape {value.shape}; "
+                "it takes an array of numbers"
+            )
     array: npt.NDArray[Any] = value
     if not array.dtype.isnative and array.dtype.kind in "fciu":
         array = array.astype(array.dtype.newbyteorder("="))
@@ -98,6 +108,8 @@ def as_output(value: Any, name: str) -> npt.NDArray[Any]:
     """
     if type(value) is not np.ndarray:
         _refuse(value, name)
+        if isinstance(value, np.generic):
+            raise TypeError(f"{name} is {describe(value)}; it takes an array to write to")
         if not isinstance(value, np.ndarray):
             try:
                 value = np.asarray(memoryview(value))

@@ -14,14 +14,18 @@ from fastclip._tree import Names
 __all__ = ["reduced_norm"]
 
 
+#: Above this, the ranges that a sum of powers may lie in become too many to be worth sending.
+_LARGEST_ORDER = 64.0
+
+
 def reduced_norm(
     comm: Any, leaves: Sequence[npt.NDArray[Any] | None], order: float, names: Names
-) -> tuple[tuple[float, int], float, bool]:
-    """Return the 2-norm of the tensors of all processes.
+) -> tuple[tuple[float, int, list[float]], float, bool]:
+    """Return the norm of the tensors of all processes.
 
-    The sum of squares travels as three numbers, scaled for huge, ordinary and tiny norms, so that it neither
-    overflows nor vanishes on the way; with it go the number of tensors that are not finite and whether an
-    input was float64. Every process gets the same sums, and so the same bits.
+    The sum of powers travels in the one of a few ranges that it fits, scaled, so that it neither overflows nor
+    vanishes on the way; with it go the number of tensors that are not finite and whether an input was float64.
+    Every process gets the same sums, and so the same bits.
 
     Parameters
     ----------
@@ -30,14 +34,14 @@ def reduced_norm(
     leaves : sequence of ndarray or None
         This process's tensors.
     order : float
-        The order of the norm: 2.
+        The order of the norm.
     names : tuple
         What the tensors are called in messages.
 
     Returns
     -------
-    root : tuple of float and int
-        The norm as a mantissa and an exponent of two.
+    given : tuple of float, int and list of float
+        The norm as a mantissa and an exponent of two, and the norms of this process's tensors.
     norm : float
         The norm.
     wide : bool
@@ -46,22 +50,23 @@ def reduced_norm(
     Raises
     ------
     TypeError
-        If `comm` has no ``allreduce``.
+        If `comm` has no ``allreduce``, or it gives no numbers.
     ValueError
-        If `order` is not 2.
+        If `order` is above 64, or ``allreduce`` gives another number of numbers.
     """
     allreduce = getattr(comm, "allreduce", None)
     if not callable(allreduce):
         raise TypeError(f"comm is a {type(comm).__name__}; it takes an object with an allreduce(array) method")
-    if order != 2.0:
-        raise ValueError(f"ord is {order}; with comm= only the norm of order 2 can be summed over processes")
-    mine = np.array(_core.partial_sums(leaves, names), np.float64)
-    total = np.asarray(allreduce(mine), np.float64)
-    if total.shape != mine.shape:
-        raise ValueError(f"comm.allreduce gave an array of shape {total.shape} for one of shape {mine.shape}")
-    huge, ordinary, tiny, bad, wide = total.tolist()
-    if bad > 0:
-        # Infinity for infinity and NaN for NaN, as one process by itself would have it.
-        return (ordinary, 0), ordinary, wide > 0
-    root, exponent, norm = _core.combine_sums(huge, ordinary, tiny)
-    return (root, exponent), norm, wide > 0
+    if order > _LARGEST_ORDER:
+        raise ValueError(f"ord is {order}; with comm= it takes a number up to {_LARGEST_ORDER:.0f}")
+    sums, norms = _core.partial_sums(leaves, order, names)
+    answer = allreduce(np.array(sums, np.float64))
+    try:
+        total = np.asarray(answer, np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"comm.allreduce gave {answer!r}; it must give an array of float64") from None
+    if total.shape != (len(sums),):
+        raise ValueError(f"comm.allreduce gave an array of shape {total.shape} for one of shape ({len(sums)},)")
+    *powers, _, wide = total.tolist()
+    root, exponent, norm = _core.combine_sums(powers, order)
+    return (root, exponent, norms), norm, wide > 0

@@ -57,9 +57,9 @@ def clip_by_global_norm(
         TensorFlow), raise :class:`NonFiniteError`, or turn every element into 0.
     comm : object, optional
         With an ``allreduce`` method that sums an array over processes: the norm is that over the tensors
-        of all of them, and every process gets the same bits. Order 2 only.
+        of all of them, and every process gets the same bits. Orders up to 64.
     norms : ndarray of float64, shape (n,), optional
-        Filled with the norm of each tensor that is not None, in the same pass.
+        Filled with the norm of each tensor that is not None (of this process), in the same pass.
 
     Returns
     -------
@@ -115,17 +115,15 @@ def clip_by_global_norm(
     tree = flatten(t_list, "t_list")
     target = None if out is None else flatten_like(out, tree)
     names = tree.names(target)
-    given: tuple[float, int] | None = None
+    given: tuple[float, int, list[float]] | None = None
     wide_norm: tuple[float, bool] | None = None
     if use_norm is not None:
         if norms is not None:
             raise ValueError("norms= needs the pass over the tensors that use_norm= does without; pass one of them")
-        given = (_known_norm(use_norm), 0)
+        given = (_known_norm(use_norm), 0, [])
     elif comm is not None:
         from fastclip._reduction import reduced_norm
 
-        if norms is not None:
-            raise ValueError("norms= with comm= is not taken; fastclip.tensor_norms gives this process's norms")
         given, norm, wide = reduced_norm(comm, tree.leaves, order, names)
         wide_norm = (norm, wide)
     outputs = None if target is None else target.leaves
@@ -211,6 +209,8 @@ def clip_by_norm(
     order = parse_order(ord)
     reduced = _reduced_axes(axes, array.ndim)
     bound = _bounds(clip_norm, array.shape)
+    if target is not None and isinstance(clip_norm, np.ndarray):
+        _check_apart(target[0], clip_norm, "clip_norm")
     if bound.size == 1 and (reduced is None or all(reduced)):
         results = _core.clip_tensors([array], [float(bound.reshape(()))], "one", order, target, _ONE)
     else:
@@ -321,9 +321,14 @@ def clip_by_value(
     output = None
     if out is not None:
         output = as_output(out.values if isinstance(out, IndexedSlices) else out, "out")
-        # A bound that lies in the output would change while it is read.
-        lower, upper = (b.copy() if np.may_share_memory(b, output) else b for b in (lower, upper))
+        _check_apart(output, lower, "clip_value_min")
+        _check_apart(output, upper, "clip_value_max")
     return _finished(t, _core.clip_by_value(array, lower, upper, output), out)
+
+
+def _check_apart(output: npt.NDArray[Any], bound: npt.NDArray[Any], name: str) -> None:
+    if np.may_share_memory(output, bound):
+        _core.check_apart([bound], [output], (name, [name], "out", ["out"]))
 
 
 def _values(t: Any) -> npt.NDArray[Any]:

@@ -58,7 +58,7 @@ class IndexedSlices:
 
     values: Any
     indices: Any
-    dense_shape: tuple[int, ...] | None
+    dense_shape: Sequence[int] | npt.NDArray[np.integer[Any]] | None
 
     def __init__(
         self,
@@ -79,14 +79,13 @@ class IndexedSlices:
                 f"values has shape {self.values.shape} and indices {self.indices.shape}: "
                 "they must have as many rows"
             )
-        self.dense_shape = None
-        if dense_shape is not None:
-            self.dense_shape = tuple(int(n) for n in dense_shape)
-            if self.dense_shape[1:] != self.values.shape[1:] or len(self.dense_shape) != self.values.ndim:
-                raise ValueError(
-                    f"dense_shape is {self.dense_shape}; after its first axis it must be the shape of a row, "
-                    f"{self.values.shape[1:]}"
-                )
+        self.dense_shape = dense_shape
+        shape = self.shape
+        if shape is not None and (shape[1:] != self.values.shape[1:] or len(shape) != self.values.ndim):
+            raise ValueError(
+                f"dense_shape is {shape}; after its first axis it must be the shape of a row, "
+                f"{self.values.shape[1:]}"
+            )
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -97,7 +96,7 @@ class IndexedSlices:
     @property
     def shape(self) -> tuple[int, ...] | None:
         """The shape of the larger tensor, or None if it is not known."""
-        return self.dense_shape
+        return None if self.dense_shape is None else tuple(int(n) for n in self.dense_shape)
 
     def __neg__(self) -> IndexedSlices:
         """The same rows with the opposite sign."""
@@ -155,9 +154,9 @@ class IndexedSlices:
         >>> IndexedSlices([1.0, 2.0], [0, 2], dense_shape=(4,)).to_dense()
         array([1., 0., 2., 0.])
         """
-        if self.dense_shape is None:
+        if self.shape is None:
             raise ValueError("dense_shape is None: it is needed to make the slices dense")
-        n = self.dense_shape[0]
+        n = self.shape[0]
         outside = (self.indices < 0) | (self.indices >= n)
         if outside.any():
             at = int(np.argmax(outside))

@@ -30,7 +30,7 @@ def global_norm(t_list: Any, name: str | None = None, *, ord: float = 2, comm: A
         Order of the norm: any number above 0, or ``np.inf`` for the largest absolute value.
     comm : object, optional
         With an ``allreduce`` method that sums an array over processes: the norm is that over the tensors
-        of all of them. Order 2 only.
+        of all of them. Orders up to 64.
 
     Returns
     -------

@@ -134,11 +134,7 @@ mod tests {
         let (lo, hi) = (make(-0.25), make(0.5));
         let want = |v: &T| {
             let x = v.to_f64();
-            if x.is_nan() {
-                x
-            } else {
-                x.clamp(lo.to_f64(), hi.to_f64())
-            }
+            if x.is_nan() { x } else { x.clamp(lo.to_f64(), hi.to_f64()) }
         };
         for_every_length_and_offset(&values, |x| {
             for level in isa::all() {
@@ -149,10 +145,7 @@ mod tests {
                 for i in 0..x.len() {
                     let want = want(&x[i]);
                     for got in [all[i].to_f64(), each[i].to_f64()] {
-                        assert!(
-                            got == want || got.is_nan() && want.is_nan(),
-                            "{level:?} {i}"
-                        );
+                        assert!(got == want || got.is_nan() && want.is_nan(), "{level:?} {i}");
                     }
                 }
             }

@@ -95,11 +95,7 @@ impl Columns for f32 {
         if factors.any_wide {
             for (j, v) in x.iter_mut().enumerate() {
                 let wide = (f64::from(*v) * factors.lift[j] * factors.wide[j]) as f32;
-                *v = if factors.is_wide[j] == 0 {
-                    *v * factors.narrow[j]
-                } else {
-                    wide
-                };
+                *v = if factors.is_wide[j] == 0 { *v * factors.narrow[j] } else { wide };
             }
         } else {
             for (v, narrow) in x.iter_mut().zip(&factors.narrow) {
@@ -148,10 +144,8 @@ mod tests {
 
     fn columns_agree_with_rows<T: Float>(make: impl Fn(f64) -> T) {
         let columns = 67;
-        let rows: Vec<Vec<T>> = samples(columns * 40)
-            .chunks(columns)
-            .map(|row| row.iter().map(|v| make(*v)).collect())
-            .collect();
+        let rows: Vec<Vec<T>> =
+            samples(columns * 40).chunks(columns).map(|row| row.iter().map(|v| make(*v)).collect()).collect();
         for level in isa::all() {
             let (mut sum, mut error) = (vec![0.0; columns], vec![0.0; columns]);
             for row in &rows {
@@ -161,9 +155,8 @@ mod tests {
                 let want: f64 = rows.iter().map(|row| row[j].to_f64().powi(2)).sum();
                 assert!((sum[j] + error[j] - want).abs() <= 1e-14 * want);
             }
-            let factors: Vec<Factor> = (0..columns)
-                .map(|j| Factor::new(0.1 + j as f64 / 100.0, 1.0, 0))
-                .collect();
+            let factors: Vec<Factor> =
+                (0..columns).map(|j| Factor::new(0.1 + j as f64 / 100.0, 1.0, 0)).collect();
             let mut got = rows[0].clone();
             scale_each(level, &mut got, &Factors::new(&factors));
             for j in 0..columns {

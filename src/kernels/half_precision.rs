@@ -34,11 +34,7 @@ pub fn f16_to_f32(bits: u16) -> f32 {
     let magnitude = (u32::from(bits) & 0x7fff) << 13;
     let rebased = (f32::from_bits(magnitude) * TWO_POW_112).to_bits();
     // An all-ones exponent has to stay one: infinities and NaNs.
-    let special = if magnitude >= 0x0f80_0000 {
-        0x7f80_0000
-    } else {
-        0
-    };
+    let special = if magnitude >= 0x0f80_0000 { 0x7f80_0000 } else { 0 };
     f32::from_bits(rebased | special | (u32::from(bits) & 0x8000) << 16)
 }
 
@@ -50,26 +46,12 @@ pub fn f32_to_f16(x: f32) -> u16 {
     let magnitude = bits & 0x7fff_ffff;
     // Adding a half lines the bits of a subnormal result up with the end of the mantissa: the
     // addition rounds.
-    let subnormal = (f32::from_bits(magnitude) + 0.5)
-        .to_bits()
-        .wrapping_sub(0x3f00_0000);
+    let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0x3f00_0000);
     let odd = (magnitude >> 13) & 1;
     let normal = magnitude.wrapping_add(0xc800_0fff).wrapping_add(odd) >> 13;
-    let finite = if magnitude < 0x3880_0000 {
-        subnormal
-    } else {
-        normal
-    };
-    let bounded = if magnitude >= 0x477f_f000 {
-        0x7c00
-    } else {
-        finite
-    };
-    let special = if magnitude > 0x7f80_0000 {
-        0x7e00
-    } else {
-        bounded
-    };
+    let finite = if magnitude < 0x3880_0000 { subnormal } else { normal };
+    let bounded = if magnitude >= 0x477f_f000 { 0x7c00 } else { finite };
+    let special = if magnitude > 0x7f80_0000 { 0x7e00 } else { bounded };
     (special | (bits >> 16) & 0x8000) as u16
 }
 
@@ -88,11 +70,7 @@ pub fn f32_to_bf16(x: f32) -> u16 {
     let odd = (bits >> 16) & 1;
     let rounded = bits.wrapping_add(0x7fff).wrapping_add(odd) >> 16;
     let quiet = (bits >> 16) | 0x40;
-    (if bits & 0x7fff_ffff > 0x7f80_0000 {
-        quiet
-    } else {
-        rounded
-    }) as u16
+    (if bits & 0x7fff_ffff > 0x7f80_0000 { quiet } else { rounded }) as u16
 }
 
 /// A float64 as a float32, towards the neighbour with an odd last bit if it lies between two.
@@ -108,11 +86,7 @@ pub fn f64_to_f32_odd(x: f64) -> f32 {
     let bits = nearest.to_bits();
     let step = if back.abs() < x.abs() { 1 } else { u32::MAX };
     let inexact_even = back != x && bits & 1 == 0 && x.abs() < f64::INFINITY;
-    f32::from_bits(if inexact_even {
-        bits.wrapping_add(step)
-    } else {
-        bits
-    })
+    f32::from_bits(if inexact_even { bits.wrapping_add(step) } else { bits })
 }
 
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
@@ -121,8 +95,8 @@ mod f16c {
     use fearless_simd::prelude::*;
     use fearless_simd::{f32x8, f32x16, u16x8, u16x16};
     use std::arch::x86_64::{
-        _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm256_cvtph_ps, _mm256_cvtps_ph,
-        _mm512_cvtph_ps, _mm512_cvtps_ph,
+        _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm256_cvtph_ps, _mm256_cvtps_ph, _mm512_cvtph_ps,
+        _mm512_cvtps_ph,
     };
 
     const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT;
@@ -131,8 +105,7 @@ mod f16c {
     fearless_simd::kernel!(
         #[inline]
         pub fn widen_avx2(simd: Avx2, src: &[f16], dst: &mut [f32]) {
-            let (bits, rest) =
-                half::slice::HalfFloatSliceExt::reinterpret_cast(src).as_chunks::<8>();
+            let (bits, rest) = half::slice::HalfFloatSliceExt::reinterpret_cast(src).as_chunks::<8>();
             let (wide, wide_rest) = dst.as_chunks_mut::<8>();
             for (from, to) in bits.iter().zip(wide) {
                 let packed: u16x8<_> = (*from).simd_into(simd);
@@ -149,8 +122,7 @@ mod f16c {
         #[inline]
         pub fn narrow_avx2(simd: Avx2, src: &[f32], dst: &mut [f16]) {
             let (wide, wide_rest) = src.as_chunks::<8>();
-            let (bits, rest) =
-                half::slice::HalfFloatSliceExt::reinterpret_cast_mut(dst).as_chunks_mut::<8>();
+            let (bits, rest) = half::slice::HalfFloatSliceExt::reinterpret_cast_mut(dst).as_chunks_mut::<8>();
             for (from, to) in wide.iter().zip(bits) {
                 let full: f32x8<_> = (*from).simd_into(simd);
                 let packed: u16x8<_> = _mm256_cvtps_ph::<NEAREST>(full.into()).simd_into(simd);
@@ -165,8 +137,7 @@ mod f16c {
     fearless_simd::kernel!(
         #[inline]
         pub fn widen_avx512(simd: Avx512, src: &[f16], dst: &mut [f32]) {
-            let (bits, rest) =
-                half::slice::HalfFloatSliceExt::reinterpret_cast(src).as_chunks::<16>();
+            let (bits, rest) = half::slice::HalfFloatSliceExt::reinterpret_cast(src).as_chunks::<16>();
             let (wide, wide_rest) = dst.as_chunks_mut::<16>();
             for (from, to) in bits.iter().zip(wide) {
                 let packed: u16x16<_> = (*from).simd_into(simd);
@@ -287,35 +258,20 @@ mod tests {
     #[test]
     fn every_value_widens_as_the_half_crate_does_and_comes_back() {
         for level in isa::all() {
-            let halves: Vec<f16> = every_bit_pattern()
-                .into_iter()
-                .map(f16::from_bits)
-                .collect();
+            let halves: Vec<f16> = every_bit_pattern().into_iter().map(f16::from_bits).collect();
             let wide = widen(level, &halves);
             let back = narrow(level, &wide, f16::ZERO);
             for i in 0..halves.len() {
+                assert!(same(wide[i], halves[i].to_f32()), "{level:?} {:?}", halves[i]);
                 assert!(
-                    same(wide[i], halves[i].to_f32()),
-                    "{level:?} {:?}",
-                    halves[i]
-                );
-                assert!(
-                    back[i] == halves[i] && back[i].to_bits() == halves[i].to_bits()
-                        || halves[i].is_nan()
+                    back[i] == halves[i] && back[i].to_bits() == halves[i].to_bits() || halves[i].is_nan()
                 );
             }
-            let brains: Vec<bf16> = every_bit_pattern()
-                .into_iter()
-                .map(bf16::from_bits)
-                .collect();
+            let brains: Vec<bf16> = every_bit_pattern().into_iter().map(bf16::from_bits).collect();
             let wide = widen(level, &brains);
             let back = narrow(level, &wide, bf16::ZERO);
             for i in 0..brains.len() {
-                assert!(
-                    same(wide[i], brains[i].to_f32()),
-                    "{level:?} {:?}",
-                    brains[i]
-                );
+                assert!(same(wide[i], brains[i].to_f32()), "{level:?} {:?}", brains[i]);
                 assert!(back[i].to_bits() == brains[i].to_bits() || brains[i].is_nan());
             }
         }
@@ -324,25 +280,14 @@ mod tests {
     #[test]
     fn values_between_two_halves_round_to_the_nearest_and_ties_to_even() {
         // Every half, its neighbour, and points just below, at and just above the middle of the two.
-        let mut points = vec![
-            f32::MAX,
-            f32::MIN,
-            f32::INFINITY,
-            f32::NEG_INFINITY,
-            f32::NAN,
-            65519.9,
-            65520.0,
-            1e-30,
-        ];
+        let mut points =
+            vec![f32::MAX, f32::MIN, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 65519.9, 65520.0, 1e-30];
         for bits in 0..0x7bff_u16 {
             let low = f16::from_bits(bits).to_f32();
             let high = f16::from_bits(bits + 1).to_f32();
             let middle = f32::midpoint(low, high);
-            for point in [
-                middle,
-                f32::from_bits(middle.to_bits() - 1),
-                f32::from_bits(middle.to_bits() + 1),
-            ] {
+            for point in [middle, f32::from_bits(middle.to_bits() - 1), f32::from_bits(middle.to_bits() + 1)]
+            {
                 points.extend([point, -point]);
             }
         }
@@ -356,20 +301,11 @@ mod tests {
         for level in isa::all() {
             for (x, got) in points.iter().zip(narrow(level, &points, f16::ZERO)) {
                 let want = f16::from_f32(*x);
-                assert!(
-                    got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(),
-                    "{level:?} {x}"
-                );
+                assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{level:?} {x}");
             }
-            for (x, got) in brain_points
-                .iter()
-                .zip(narrow(level, &brain_points, bf16::ZERO))
-            {
+            for (x, got) in brain_points.iter().zip(narrow(level, &brain_points, bf16::ZERO)) {
                 let want = bf16::from_f32(*x);
-                assert!(
-                    got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(),
-                    "{level:?} {x}"
-                );
+                assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{level:?} {x}");
             }
         }
     }
@@ -378,11 +314,7 @@ mod tests {
     fn rounding_to_odd_first_gives_the_single_rounding() {
         // A tie in float16 that rounding to float32 first would create: just above 1 + 2^-11.
         let above = 1.0 + f64::powi(2.0, -11) + f64::powi(2.0, -40);
-        assert_eq!(
-            f32_to_f16(above as f32),
-            0x3c00,
-            "the double rounding that is to be avoided"
-        );
+        assert_eq!(f32_to_f16(above as f32), 0x3c00, "the double rounding that is to be avoided");
         assert_eq!(f32_to_f16(f64_to_f32_odd(above)), 0x3c01);
         let below = 1.0 + 3.0 * f64::powi(2.0, -11) - f64::powi(2.0, -40);
         assert_eq!(f32_to_f16(f64_to_f32_odd(below)), 0x3c01);

@@ -32,9 +32,7 @@ pub fn samples(n: usize) -> Vec<f64> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     (0..n)
         .map(|_| {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let unit = (state >> 11) as f64 / (1_u64 << 53) as f64 - 0.5;
             let exponent = ((state >> 7) % 25) as i32 - 12;
             unit * f64::powi(2.0, exponent)
@@ -48,16 +46,10 @@ pub fn for_every_length_and_offset<T: Copy>(values: &[T], check: impl Fn(&[T])) 
     let lengths = if cfg!(miri) {
         vec![0, 1, 31, 33, 70]
     } else {
-        (0..=130)
-            .chain([511, 512, 513, 1000, 2047, 2048, 2049, 2081, 4096, 4500])
-            .collect()
+        (0..=130).chain([511, 512, 513, 1000, 2047, 2048, 2049, 2081, 4096, 4500]).collect()
     };
     for length in lengths {
-        for offset in if length > 200 || cfg!(miri) {
-            vec![0, 1, 3]
-        } else {
-            (0..17).collect()
-        } {
+        for offset in if length > 200 || cfg!(miri) { vec![0, 1, 3] } else { (0..17).collect() } {
             check(&values[offset..offset + length]);
         }
     }

@@ -94,11 +94,7 @@ mod tests {
                 let want = exact_sum(x.iter().map(|v| (v.to_f64() * 0.5).abs().powf(p)));
                 for level in isa::all() {
                     let got = power_sum(level, x, p, 0.5);
-                    assert!(
-                        (got - want).abs() <= 1e-13 * want,
-                        "{level:?} {p} {} {got} {want}",
-                        x.len()
-                    );
+                    assert!((got - want).abs() <= 1e-13 * want, "{level:?} {p} {} {got} {want}", x.len());
                 }
             });
         }

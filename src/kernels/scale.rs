@@ -39,10 +39,7 @@ impl Factor {
         if exponent > -1000 {
             Self::from_wide(quotient * f64::powi(2.0, exponent), 1.0)
         } else {
-            Self::from_wide(
-                quotient * f64::powi(2.0, exponent + 1000),
-                f64::powi(2.0, -1000),
-            )
+            Self::from_wide(quotient * f64::powi(2.0, exponent + 1000), f64::powi(2.0, -1000))
         }
     }
 
@@ -50,29 +47,14 @@ impl Factor {
         let value = wide * lift;
         let narrow = value as f32;
         let is_wide = value != 0.0 && narrow < f32::MIN_POSITIVE || lift != 1.0;
-        Self {
-            narrow,
-            wide,
-            lift,
-            is_wide,
-        }
+        Self { narrow, wide, lift, is_wide }
     }
 
     /// The factor that turns every element into NaN.
-    pub const NAN: Self = Self {
-        narrow: f32::NAN,
-        wide: f64::NAN,
-        lift: 1.0,
-        is_wide: false,
-    };
+    pub const NAN: Self = Self { narrow: f32::NAN, wide: f64::NAN, lift: 1.0, is_wide: false };
 
     /// The factor that leaves every element as it is.
-    pub const ONE: Self = Self {
-        narrow: 1.0,
-        wide: 1.0,
-        lift: 1.0,
-        is_wide: false,
-    };
+    pub const ONE: Self = Self { narrow: 1.0, wide: 1.0, lift: 1.0, is_wide: false };
 }
 
 /// `x` as a mantissa in [1, 2) and the exponent of the power of two to multiply it by.
@@ -127,11 +109,7 @@ impl Scalable for f64 {
 
 #[inline(always)]
 fn scale_half<S: Simd, H: Half>(simd: S, x: &mut [H], factor: Factor) {
-    let exact = if factor.is_wide {
-        factor.wide
-    } else {
-        f64::from(factor.narrow)
-    };
+    let exact = if factor.is_wide { factor.wide } else { f64::from(factor.narrow) };
     let mut buffer = [0.0_f32; half_precision::BLOCK];
     for block in x.chunks_mut(half_precision::BLOCK) {
         let wide = &mut buffer[..block.len()];
@@ -207,12 +185,8 @@ mod tests {
             check(|v| v, factor, |v| v * c);
             check(|v| v as f32, factor, |v| v * s);
             // The product of 11 (8) bits and 24 is exact in float64.
-            check(f16::from_f64, factor, |v| {
-                once(v.to_f64() * f64::from(s), f16::from_bits)
-            });
-            check(bf16::from_f64, factor, |v| {
-                once(v.to_f64() * f64::from(s), bf16::from_bits)
-            });
+            check(f16::from_f64, factor, |v| once(v.to_f64() * f64::from(s), f16::from_bits));
+            check(bf16::from_f64, factor, |v| once(v.to_f64() * f64::from(s), bf16::from_bits));
         }
     }
 
@@ -226,11 +200,7 @@ mod tests {
         }
         while high - low > 1 {
             let middle = u16::midpoint(low, high);
-            if value(middle) <= x.abs() {
-                low = middle
-            } else {
-                high = middle
-            }
+            if value(middle) <= x.abs() { low = middle } else { high = middle }
         }
         let (below, above) = (x.abs() - value(low), value(high) - x.abs());
         let up = above < below || above == below && low & 1 == 1;
@@ -239,13 +209,7 @@ mod tests {
 
     #[test]
     fn every_half_is_rounded_once_where_rounding_twice_would_differ() {
-        let factors = [
-            0.333_333_34_f32,
-            0.700_012_3,
-            0.001_234_567,
-            0.999_999_94,
-            3.1e-5,
-        ];
+        let factors = [0.333_333_34_f32, 0.700_012_3, 0.001_234_567, 0.999_999_94, 3.1e-5];
         let all: Vec<u16> = (0..=u16::MAX).collect();
         for s in factors {
             let factor = Factor::new(f64::from(s), 1.0, 0);
@@ -258,20 +222,12 @@ mod tests {
                     let x = f16::from_bits(*b).to_f64();
                     if x.is_finite() {
                         let want = once(x * f64::from(s), f16::from_bits);
-                        assert_eq!(
-                            halves[usize::from(*b)].to_bits(),
-                            want.to_bits(),
-                            "{level:?} {x} {s}"
-                        );
+                        assert_eq!(halves[usize::from(*b)].to_bits(), want.to_bits(), "{level:?} {x} {s}");
                     }
                     let x = bf16::from_bits(*b).to_f64();
                     if x.is_finite() {
                         let want = once(x * f64::from(s), bf16::from_bits);
-                        assert_eq!(
-                            brains[usize::from(*b)].to_bits(),
-                            want.to_bits(),
-                            "{level:?} {x} {s}"
-                        );
+                        assert_eq!(brains[usize::from(*b)].to_bits(), want.to_bits(), "{level:?} {x} {s}");
                     }
                 }
             }

@@ -202,11 +202,7 @@ mod tests {
             let want = exact(x);
             for level in isa::all() {
                 let got = sum_squares(level, x);
-                assert!(
-                    (got - want).abs() <= bound * want,
-                    "{level:?} {} {got} {want}",
-                    x.len()
-                );
+                assert!((got - want).abs() <= bound * want, "{level:?} {} {got} {want}", x.len());
             }
         });
     }
@@ -233,12 +229,7 @@ mod tests {
             for_every_length_and_offset(values, |x| {
                 let want = sum_squares(isa::Level::fallback(), x);
                 for level in isa::all() {
-                    assert_eq!(
-                        sum_squares(level, x).to_bits(),
-                        want.to_bits(),
-                        "{level:?} {}",
-                        x.len()
-                    );
+                    assert_eq!(sum_squares(level, x).to_bits(), want.to_bits(), "{level:?} {}", x.len());
                 }
             });
         }
@@ -246,12 +237,7 @@ mod tests {
         check(&values);
         check(&values.iter().map(|v| *v as f32).collect::<Vec<_>>());
         check(&values.iter().map(|v| f16::from_f64(*v)).collect::<Vec<_>>());
-        check(
-            &values
-                .iter()
-                .map(|v| bf16::from_f64(*v))
-                .collect::<Vec<_>>(),
-        );
+        check(&values.iter().map(|v| bf16::from_f64(*v)).collect::<Vec<_>>());
     }
 
     #[test]

@@ -30,43 +30,40 @@ impl<'py> From<Option<Bound<'py, PyAny>>> for Destination<'py> {
 pub struct Batch<'py> {
     /// The inputs, by their position; None where the entry is.
     pub inputs: Vec<Option<View<'py>>>,
-    /// The outputs, likewise; empty if there are none.
-    pub outputs: Vec<Option<View<'py>>>,
+    targets: Targets<'py>,
     /// The inputs that are there, with their outputs.
     pub segments: Vec<Segment>,
     /// The segments in chunks.
     pub plan: Plan,
 }
 
-/// The entries of a list or tuple, each with a reference of its own.
-fn entries<'py>(tensors: &Bound<'py, PyAny>) -> PyResult<Vec<Bound<'py, PyAny>>> {
-    if let Ok(list) = tensors.cast::<PyList>() {
-        Ok(list.iter().collect())
-    } else if let Ok(tuple) = tensors.cast::<PyTuple>() {
-        Ok(tuple.iter().collect())
-    } else {
-        Err(PyTypeError::new_err(
-            "tensors must be a list or a tuple of arrays",
-        ))
-    }
+/// Where the results of a batch are.
+enum Targets<'py> {
+    Nowhere,
+    Inputs,
+    Arrays(Vec<Option<View<'py>>>),
 }
 
-/// Looks at every entry of a list.
+/// Looks at every entry of a list or tuple.
 pub fn views<'py>(
     tensors: &Bound<'py, PyAny>,
     takes: Takes,
     label: Label,
 ) -> PyResult<Vec<Option<View<'py>>>> {
     let mut known = Known::default();
-    let mut found = Vec::new();
-    for (index, entry) in entries(tensors)?.into_iter().enumerate() {
-        found.push(if entry.is_none() {
-            None
-        } else {
-            Some(View::new(entry, takes, &mut known, || label.of(index))?)
-        });
+    let mut look = |(index, entry): (usize, Bound<'py, PyAny>)| {
+        if entry.is_none() {
+            return Ok(None);
+        }
+        Ok(Some(View::new(entry, takes, &mut known, || label.of(index))?))
+    };
+    if let Ok(list) = tensors.cast::<PyList>() {
+        list.iter().enumerate().map(&mut look).collect()
+    } else if let Ok(tuple) = tensors.cast::<PyTuple>() {
+        tuple.iter().enumerate().map(&mut look).collect()
+    } else {
+        Err(PyTypeError::new_err("tensors must be a list or a tuple of arrays"))
     }
-    Ok(found)
 }
 
 impl<'py> Batch<'py> {
@@ -80,27 +77,42 @@ impl<'py> Batch<'py> {
         output_label: Label,
     ) -> PyResult<Self> {
         let inputs = views(tensors, takes, input_label)?;
-        let outputs = match destination {
-            Destination::Nothing => Vec::new(),
-            Destination::Fresh => fresh(py, &inputs)?,
+        let targets = match destination {
+            Destination::Nothing => Targets::Nowhere,
+            Destination::Fresh => Targets::Arrays(fresh(py, &inputs)?),
+            Destination::Given(out) if out.is(tensors) => {
+                check_given(&inputs, &inputs, input_label, output_label)?;
+                Targets::Inputs
+            }
             Destination::Given(out) => {
-                let outputs = views(out, takes, output_label)?;
+                let outputs = views(out, Takes::Any, output_label)?;
                 check_given(&inputs, &outputs, input_label, output_label)?;
-                outputs
+                Targets::Arrays(outputs)
             }
         };
-        let mut segments = Vec::with_capacity(inputs.len());
-        for (index, input) in inputs.iter().enumerate() {
-            let Some(input) = input else { continue };
-            segments.push(segment(input, outputs.get(index).and_then(Option::as_ref)));
+        let mut batch = Self { inputs, targets, segments: Vec::new(), plan: Plan::default() };
+        batch.segments = batch.describe();
+        batch.plan = Plan::new(&batch.segments);
+        Ok(batch)
+    }
+
+    fn describe(&self) -> Vec<Segment> {
+        let outputs = self.outputs();
+        let inputs = self.inputs.iter().enumerate();
+        inputs
+            .filter_map(|(index, input)| {
+                Some(segment(input.as_ref()?, outputs.get(index).and_then(Option::as_ref)))
+            })
+            .collect()
+    }
+
+    /// The outputs by their position; empty if there are none.
+    pub fn outputs(&self) -> &[Option<View<'py>>] {
+        match &self.targets {
+            Targets::Nowhere => &[],
+            Targets::Inputs => &self.inputs,
+            Targets::Arrays(outputs) => outputs,
         }
-        let plan = Plan::new(&segments);
-        Ok(Self {
-            inputs,
-            outputs,
-            segments,
-            plan,
-        })
     }
 
     /// The inputs that are there.
@@ -110,59 +122,35 @@ impl<'py> Batch<'py> {
 
     /// The positions of the inputs that are there.
     pub fn positions(&self) -> impl Iterator<Item = usize> {
-        self.inputs
-            .iter()
-            .enumerate()
-            .filter_map(|(index, input)| input.as_ref().map(|_| index))
+        self.inputs.iter().enumerate().filter_map(|(index, input)| input.as_ref().map(|_| index))
     }
 
     /// The outputs as a list, None where the input is.
     pub fn results(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         let none = py.None();
-        PyList::new(
-            py,
-            self.outputs
-                .iter()
-                .map(|output| output.as_ref().map_or(none.bind(py), |view| &view.object)),
-        )
+        let entry = |output: &'_ Option<View<'py>>| match output {
+            Some(view) => view.object.clone(),
+            None => none.bind(py).clone(),
+        };
+        PyList::new(py, self.outputs().iter().map(entry))
     }
 
     /// Whether a norm over all is float64 by NumPy's rules.
     pub fn is_wide(&self) -> bool {
-        self.present()
-            .any(|view| view.dtype.scalar == crate::scalar::Scalar::F64)
+        self.present().any(|view| view.dtype.scalar == crate::scalar::Scalar::F64)
     }
 }
 
 /// Fresh arrays like these.
-pub fn fresh<'py>(
-    py: Python<'py>,
-    inputs: &[Option<View<'py>>],
-) -> PyResult<Vec<Option<View<'py>>>> {
+pub fn fresh<'py>(py: Python<'py>, inputs: &[Option<View<'py>>]) -> PyResult<Vec<Option<View<'py>>>> {
     let mut outputs = Outputs::new(py, inputs.iter().flatten());
     let mut known = Known::default();
     let make = |input: &Option<View<'py>>| {
         let Some(input) = input else { return Ok(None) };
         let array = outputs.like(input)?;
-        Ok(Some(View::new(
-            array,
-            Takes::Floats.or_any(input),
-            &mut known,
-            String::new,
-        )?))
+        Ok(Some(View::new(array, Takes::Any, &mut known, String::new)?))
     };
     inputs.iter().map(make).collect()
-}
-
-impl Takes {
-    /// What an array like this one is taken as.
-    fn or_any(self, view: &View) -> Self {
-        if view.dtype.scalar.is_float() {
-            self
-        } else {
-            Self::Ordered
-        }
-    }
 }
 
 /// Refuses outputs that are not like their inputs, or whose memory is not free to be written.
@@ -210,18 +198,14 @@ pub fn check_given(
                 }
             }
             (Some(_), None) => {
-                return Err(
-                    Error::Value(format!("{} is None where {} is an array", name(), of())).into(),
-                );
+                return Err(Error::Value(format!("{} is None where {} is an array", name(), of())).into());
             }
             (None, Some(_)) => {
-                return Err(
-                    Error::Value(format!("{} is an array where {} is None", name(), of())).into(),
-                );
+                return Err(Error::Value(format!("{} is an array where {} is None", name(), of())).into());
             }
         }
     }
-    Ok(overlap::check(inputs, outputs, input_label, output_label)?)
+    Ok(overlap::check(inputs, outputs, true, input_label, output_label)?)
 }
 
 /// An input and its output as a segment.

@@ -26,9 +26,8 @@ mod _core {
     use super::raise::NonFiniteError;
     #[pymodule_export]
     use super::settings::{
-        bandwidth_copy, bandwidth_read, bandwidth_scale, free_cached_memory, get_num_threads,
-        isa_detected, isa_in_use, isa_levels, override_num_threads, set_num_threads,
-        settings_complaints,
+        bandwidth_copy, bandwidth_read, bandwidth_scale, free_cached_memory, get_num_threads, isa_detected,
+        isa_in_use, isa_levels, override_num_threads, set_num_threads, settings_complaints,
     };
     #[pymodule_export]
     use super::view::is_plain;
@@ -37,6 +36,8 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        // NumPy's own tables are looked up now: later, a signal could come in the middle of it.
+        view::load_numpy(module.py());
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

@@ -40,19 +40,12 @@ impl<'py> Outputs<'py> {
         'py: 'a,
     {
         let sizes = inputs.map(|view| view.size * view.dtype.size());
-        Self {
-            py,
-            slab: None,
-            used: 0,
-            small: sizes.filter(|n| is_small(*n)).map(padded).sum(),
-        }
+        Self { py, slab: None, used: 0, small: sizes.filter(|n| is_small(*n)).map(padded).sum() }
     }
 
     fn buffer(&self, bytes: usize) -> PyResult<Bound<'py, Buffer>> {
         let block = Block::new(bytes).ok_or_else(|| {
-            PyMemoryError::new_err(format!(
-                "fastclip cannot allocate {bytes} bytes for a result"
-            ))
+            PyMemoryError::new_err(format!("fastclip cannot allocate {bytes} bytes for a result"))
         })?;
         Bound::new(self.py, Buffer { block })
     }
@@ -103,21 +96,14 @@ impl<'py> Outputs<'py> {
                 descr,
                 shape.len() as i32,
                 shape.as_ptr().cast_mut().cast(),
-                strides
-                    .as_mut()
-                    .map_or(std::ptr::null_mut(), |s: &mut Vec<isize>| s.as_mut_ptr()),
+                strides.as_mut().map_or(std::ptr::null_mut(), |s: &mut Vec<isize>| s.as_mut_ptr()),
                 pointer.cast(),
                 flags,
                 std::ptr::null_mut(),
             );
             let array = Bound::from_owned_ptr_or_err(self.py, array)?;
             let base = owner.into_ptr();
-            if PY_ARRAY_API.PyArray_SetBaseObject(
-                self.py,
-                array.as_ptr().cast::<PyArrayObject>(),
-                base,
-            ) < 0
-            {
+            if PY_ARRAY_API.PyArray_SetBaseObject(self.py, array.as_ptr().cast::<PyArrayObject>(), base) < 0 {
                 return Err(PyErr::fetch(self.py));
             }
             Ok(array)

@@ -13,11 +13,12 @@ struct Span {
     is_output: bool,
 }
 
-/// Refuses outputs that overlap each other, an input of another position, or, unless they are it
-/// exactly, their own input.
+/// Refuses outputs that overlap each other or an input. With `in_place`, an output may be exactly the
+/// input of its own position.
 pub fn check(
     inputs: &[Option<View<'_>>],
     outputs: &[Option<View<'_>>],
+    in_place: bool,
     input_label: Label,
     output_label: Label,
 ) -> Result<(), Error> {
@@ -25,12 +26,7 @@ pub fn check(
     for (index, (input, output)) in inputs.iter().zip(outputs).enumerate() {
         let mut add = |view: &View, is_output| {
             let extent = view.extent();
-            spans.extend(extent.map(|(low, high)| Span {
-                low,
-                high,
-                index,
-                is_output,
-            }));
+            spans.extend(extent.map(|(low, high)| Span { low, high, index, is_output }));
         };
         if let Some(output) = output {
             if output.may_overlap_itself() {
@@ -42,9 +38,7 @@ pub fn check(
             add(output, true);
         }
         if let Some(input) = input
-            && !output
-                .as_ref()
-                .is_some_and(|output| output.is_same_memory(input))
+            && !(in_place && output.as_ref().is_some_and(|output| output.is_same_memory(input)))
         {
             add(input, false);
         }
@@ -59,17 +53,9 @@ pub fn check(
         for other in &open {
             if (span.is_output || other.is_output) && share_memory(*other, span, inputs, outputs) {
                 let name = |s: &Span| {
-                    if s.is_output {
-                        output_label.of(s.index)
-                    } else {
-                        input_label.of(s.index)
-                    }
+                    if s.is_output { output_label.of(s.index) } else { input_label.of(s.index) }
                 };
-                let (first, second) = if other.is_output {
-                    (other, &span)
-                } else {
-                    (&span, other)
-                };
+                let (first, second) = if other.is_output { (other, &span) } else { (&span, other) };
                 return Err(Error::Value(format!(
                     "{} shares memory with {}: an output may be exactly its own input, and else must \
                      overlap neither an input nor another output",
@@ -87,11 +73,7 @@ pub fn check(
 /// would take too long, they count as sharing.
 fn share_memory(a: Span, b: Span, inputs: &[Option<View>], outputs: &[Option<View>]) -> bool {
     let view = |s: Span| {
-        if s.is_output {
-            &outputs[s.index]
-        } else {
-            &inputs[s.index]
-        }
+        if s.is_output { &outputs[s.index] } else { &inputs[s.index] }
     };
     let (Some(a), Some(b)) = (view(a), view(b)) else {
         return false;

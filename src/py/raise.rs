@@ -27,10 +27,7 @@ impl From<Error> for PyErr {
 /// Runs `work` without the interpreter. A panic in it, which would be a defect, becomes a
 /// `RuntimeError` and not an exception that `except Exception` lets through.
 pub fn detached<R: Send>(py: Python<'_>, work: impl FnOnce() -> PyResult<R> + Send) -> PyResult<R> {
-    py.detach(|| std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)))
-        .unwrap_or_else(|_| {
-            Err(PyRuntimeError::new_err(
-                "fastclip failed internally (a defect: please report it)",
-            ))
-        })
+    py.detach(|| std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))).unwrap_or_else(|_| {
+        Err(PyRuntimeError::new_err("fastclip failed internally (a defect: please report it)"))
+    })
 }

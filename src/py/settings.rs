@@ -47,10 +47,7 @@ pub fn isa_levels() -> Vec<&'static str> {
 /// What is wrong with the environment variables.
 #[pyfunction]
 pub fn settings_complaints() -> Vec<String> {
-    [isa::complaint(), pool::complaint()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [isa::complaint(), pool::complaint()].into_iter().flatten().collect()
 }
 
 /// Gives memory that results have left behind back to the system. Returns the number of bytes.
@@ -61,17 +58,13 @@ pub fn free_cached_memory(py: Python<'_>) -> usize {
 
 /// An aligned run of float32, and its length.
 fn run<'py>(x: &Bound<'py, PyAny>, name: &str) -> PyResult<View<'py>> {
-    let view = View::new(x.clone(), Takes::Floats, &mut Known::default(), || {
-        name.to_owned()
-    })?;
+    let view = View::new(x.clone(), Takes::Floats, &mut Known::default(), || name.to_owned())?;
     let fits = view.dtype.name() == "float32" && view.is_c_order() && view.is_aligned();
     if fits && view.size > 0 {
         Ok(view)
     } else {
         let what = view.describe();
-        Err(PyTypeError::new_err(format!(
-            "{name} is {what}; it takes a C-contiguous float32 array"
-        )))
+        Err(PyTypeError::new_err(format!("{name} is {what}; it takes a C-contiguous float32 array")))
     }
 }
 
@@ -88,8 +81,7 @@ pub fn bandwidth_read(py: Python<'_>, x: &Bound<'_, PyAny>) -> PyResult<f32> {
     let (address, size) = address(&x);
     detached(py, || {
         // SAFETY: `x` is alive, an aligned run of `size` float32.
-        let x =
-            unsafe { std::slice::from_raw_parts(std::ptr::with_exposed_provenance(address), size) };
+        let x = unsafe { std::slice::from_raw_parts(std::ptr::with_exposed_provenance(address), size) };
         Ok(bandwidth::read(x, pool::threads()))
     })
 }
@@ -105,9 +97,8 @@ pub fn bandwidth_scale(py: Python<'_>, x: &Bound<'_, PyAny>, factor: f32) -> PyR
     let (address, size) = address(&x);
     detached(py, || {
         // SAFETY: `x` is alive and writable, an aligned run of `size` float32.
-        let x = unsafe {
-            std::slice::from_raw_parts_mut(std::ptr::with_exposed_provenance_mut(address), size)
-        };
+        let x =
+            unsafe { std::slice::from_raw_parts_mut(std::ptr::with_exposed_provenance_mut(address), size) };
         bandwidth::scale(x, factor, pool::threads());
         Ok(())
     })

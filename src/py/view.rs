@@ -30,6 +30,8 @@ pub enum Takes {
     Floats,
     /// Types with an order: floats and integers.
     Ordered,
+    /// Any type that fastclip knows: the check against the input comes later.
+    Any,
 }
 
 impl Takes {
@@ -37,6 +39,7 @@ impl Takes {
         match self {
             Self::Floats => dtype.scalar.is_float(),
             Self::Ordered => !dtype.complex,
+            Self::Any => true,
         }
     }
 
@@ -44,6 +47,7 @@ impl Takes {
         match self {
             Self::Floats => "float16, bfloat16, float32, float64, complex64 and complex128",
             Self::Ordered => "float16, bfloat16, float32, float64 and every int and uint type",
+            Self::Any => "floats, complex numbers and integers",
         }
     }
 }
@@ -91,22 +95,14 @@ impl<'py> View<'py> {
             return Err(Error::Type(format!(
                 "{} is a {}; it takes an array",
                 name(),
-                object
-                    .get_type()
-                    .name()
-                    .map_or_else(|_| "?".into(), |n| n.to_string())
+                object.get_type().name().map_or_else(|_| "?".into(), |n| n.to_string())
             )));
         }
         let array = object.as_ptr().cast::<PyArrayObject>();
         // SAFETY: the object is an array, checked above; its fields do not change while we look.
         let (pointer, descr, flags, shape) = unsafe {
             let fields = &(*array).fields;
-            (
-                fields.data.cast::<u8>(),
-                fields.descr,
-                fields.flags,
-                axes(fields.dimensions, fields.nd),
-            )
+            (fields.data.cast::<u8>(), fields.descr, fields.flags, axes(fields.dimensions, fields.nd))
         };
         let size = shape.iter().map(|n| *n as usize).product();
         let dtype = match known.descr {
@@ -118,19 +114,8 @@ impl<'py> View<'py> {
             }
         };
         match dtype {
-            Some(dtype) if takes.accepts(dtype) => Ok(Self {
-                object,
-                pointer,
-                dtype,
-                size,
-                flags,
-            }),
-            _ => Err(Error::Type(format!(
-                "{} is {}; it takes {}",
-                name(),
-                describe(&object),
-                takes.list()
-            ))),
+            Some(dtype) if takes.accepts(dtype) => Ok(Self { object, pointer, dtype, size, flags }),
+            _ => Err(Error::Type(format!("{} is {}; it takes {}", name(), describe(&object), takes.list()))),
         }
     }
 
@@ -155,10 +140,7 @@ impl<'py> View<'py> {
 
     /// Its memory as an operand of a segment.
     pub fn strided(&self) -> Strided<'_> {
-        Strided {
-            pointer: self.pointer,
-            strides: self.strides(),
-        }
+        Strided { pointer: self.pointer, strides: self.strides() }
     }
 
     /// Its NumPy type descriptor, borrowed.
@@ -222,11 +204,7 @@ impl<'py> View<'py> {
         if self.is_c_order() || self.is_fortran_order() || self.size < 2 {
             return false;
         }
-        let axes = self
-            .shape()
-            .iter()
-            .zip(self.strides())
-            .filter(|(len, _)| **len > 1);
+        let axes = self.shape().iter().zip(self.strides()).filter(|(len, _)| **len > 1);
         let mut axes: Vec<(usize, usize)> = axes.map(|(len, s)| (s.unsigned_abs(), *len)).collect();
         axes.sort_unstable();
         let mut reach = self.dtype.size();
@@ -258,16 +236,8 @@ unsafe fn axes<'a, T>(first: *mut T, n: c_int) -> &'a [T] {
 
 /// "an array of dtype int64 and shape (3,)"
 fn describe(object: &Bound<'_, PyAny>) -> String {
-    let text = |name: &str| {
-        object
-            .getattr(name)
-            .map_or_else(|_| "?".into(), |v| v.to_string())
-    };
-    format!(
-        "an array of dtype {} and shape {}",
-        text("dtype"),
-        text("shape")
-    )
+    let text = |name: &str| object.getattr(name).map_or_else(|_| "?".into(), |v| v.to_string());
+    format!("an array of dtype {} and shape {}", text("dtype"), text("shape"))
 }
 
 /// The element type of a descriptor in native byte order; `None` for what fastclip does not take.
@@ -279,26 +249,12 @@ fn classify(py: Python<'_>, descr: *mut npyffi::PyArray_Descr) -> Option<DType> 
         let fields = &(*descr).fields;
         (fields.type_num, fields.byteorder as u8, fields.typeobj)
     };
-    let swapped = if cfg!(target_endian = "little") {
-        b'>'
-    } else {
-        b'<'
-    };
+    let swapped = if cfg!(target_endian = "little") { b'>' } else { b'<' };
     if order == swapped {
         return None;
     }
-    let real = |scalar| {
-        Some(DType {
-            scalar,
-            complex: false,
-        })
-    };
-    let complex = |scalar| {
-        Some(DType {
-            scalar,
-            complex: true,
-        })
-    };
+    let real = |scalar| Some(DType { scalar, complex: false });
+    let complex = |scalar| Some(DType { scalar, complex: true });
     // C's integer types by their size on this platform; the numbers are NumPy's `NPY_TYPES`.
     let long = size_of::<std::os::raw::c_long>().trailing_zeros() as usize;
     match number {
@@ -332,9 +288,7 @@ fn is_bfloat16(py: Python<'_>, class: *mut ffi::PyTypeObject) -> bool {
     // SAFETY: the type object of a live descriptor.
     let object = unsafe { Bound::from_borrowed_ptr(py, class.cast()) };
     let is = |attribute: &str, wanted: &str| {
-        object
-            .getattr(attribute)
-            .is_ok_and(|v| v.extract::<String>().is_ok_and(|v| v == wanted))
+        object.getattr(attribute).is_ok_and(|v| v.extract::<String>().is_ok_and(|v| v == wanted))
     };
     let found = is("__name__", "bfloat16") && is("__module__", "ml_dtypes");
     if found {
@@ -342,6 +296,12 @@ fn is_bfloat16(py: Python<'_>, class: *mut ffi::PyTypeObject) -> bool {
         SEEN.store(class, Ordering::Relaxed);
     }
     found
+}
+
+/// Looks NumPy's C interface up.
+pub fn load_numpy(py: Python<'_>) {
+    // SAFETY: looks up a static of NumPy's.
+    unsafe { npyffi::get_type_object(py, NpyTypes::PyArray_Type) };
 }
 
 /// Whether `tensors` is a list or tuple of plain arrays in native byte order, and None, and so needs
