@@ -5,11 +5,12 @@
 //! memory is reduced, a thread measures a slice and scales it while it is in the cache; where it is
 //! kept, neighbouring slices are summed side by side (`kernels::columns`).
 
-use crate::clip::{Action, Actions, apply};
+use crate::clip::{Action, Actions, act, apply};
 use crate::exec::{Context, STREAM_BYTES};
 use crate::kernels::Float;
 use crate::kernels::columns::{Factors, TILE, accumulate, scale_each};
-use crate::kernels::scale::{Factor, scale};
+use crate::kernels::operation::Run;
+use crate::kernels::scale::Factor;
 use crate::magnitude::{Magnitude, Order, SMALL, pairwise};
 use crate::norms;
 use crate::plan::{BATCH_BYTES, CHUNK, Plan};
@@ -138,7 +139,7 @@ impl Slices {
         let whole = |dim: &Dim, k: usize| dim.strides[k] % size as isize == 0;
         let aligned = used
             .clone()
-            .all(|k| self.base[k].addr() % size == 0 && self.kept.iter().all(|dim| whole(dim, k)));
+            .all(|k| self.base[k].addr().is_multiple_of(size) && self.kept.iter().all(|dim| whole(dim, k)));
         let dense = match self.reduced.as_slice() {
             [] => true,
             [dim] => used.clone().all(|k| dim.strides[k] == size as isize),
@@ -238,11 +239,8 @@ impl Slices {
                     }
                     // SAFETY: as above, and the caller's contract.
                     unsafe {
-                        segment.update(0..segment.len, streaming, scratch, |x: &mut [T], _| match action {
-                            Action::Keep => {}
-                            Action::Scale(factor) => scale(level, x, factor),
-                            Action::FillNan => x.fill(T::NAN),
-                            Action::FillZero => x.fill(T::ZERO),
+                        segment.update(0..segment.len, streaming, scratch, |run: Run<T>, _| {
+                            act(level, action, run);
                         });
                     }
                 }
@@ -271,7 +269,7 @@ impl Slices {
         let used = [INPUT, OUTPUT].into_iter().filter(|k| !self.base[*k].is_null());
         let every = || self.kept.iter().chain(&self.reduced);
         let aligned = used.clone().all(|k| {
-            self.base[k].addr() % size as usize == 0 && every().all(|dim| dim.strides[k] % size == 0)
+            self.base[k].addr().is_multiple_of(size as usize) && every().all(|dim| dim.strides[k] % size == 0)
         });
         let Some(inner) = self.kept.last() else {
             return false;

@@ -8,7 +8,7 @@ use fearless_simd::{Simd, dispatch};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 const PIECE: usize = 1 << 18;
-/// Elements that are scaled before they are streamed: 1 KiB, see `segment`.
+/// Elements that are scaled before they are streamed: 1 KiB, see `kernels::operation`.
 const BLOCK: usize = 256;
 
 /// A pointer that threads may share because each uses its own part.
@@ -23,6 +23,7 @@ impl Shared {
 }
 
 /// Σx, in float32 lanes, merely so that the reads have to happen.
+#[must_use]
 pub fn read(x: &[f32], threads: usize) -> f32 {
     #[inline(always)]
     fn sum<S: Simd>(_simd: S, x: &[f32]) -> f32 {
@@ -74,18 +75,19 @@ pub fn copy(x: &[f32], out: &mut [f32], factor: f32, threads: usize) {
     pool::run(threads, x.len().div_ceil(PIECE), &|i| {
         let start = i * PIECE;
         let piece = &x[start..x.len().min(start + PIECE)];
-        let mut buffer = [0.0; BLOCK];
-        for (part, from) in piece.chunks(BLOCK).enumerate() {
-            let scaled = &mut buffer[..from.len()];
-            dispatch!(level, simd => {
-                let _ = simd;
+        // SAFETY: the same part of `out` as `piece` is of `x`; pieces do not overlap.
+        let to = unsafe { std::slice::from_raw_parts_mut(base.pointer().add(start), piece.len()) };
+        dispatch!(level, simd => {
+            let _ = simd;
+            let mut buffer = [0.0; BLOCK];
+            for (from, to) in piece.chunks(BLOCK).zip(to.chunks_mut(BLOCK)) {
+                let scaled = &mut buffer[..from.len()];
                 for (to, v) in scaled.iter_mut().zip(from) {
                     *to = v * factor;
                 }
-            });
-            // SAFETY: the same part of `out` as `from` is of `x`; pieces do not overlap.
-            unsafe { stream::copy(scaled, base.pointer().add(start + part * BLOCK)) };
-        }
+                stream::copy(scaled, to);
+            }
+        });
         stream::fence();
     });
 }

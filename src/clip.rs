@@ -3,8 +3,9 @@
 use crate::exec::{self, Context, STREAM_BYTES};
 use crate::isa::Level;
 use crate::kernels::Float;
-use crate::kernels::clamp::{Clamp, clamp_all, clamp_each};
-use crate::kernels::scale::{Factor, scale};
+use crate::kernels::clamp::{Clamp, Clamping, clamp_each};
+use crate::kernels::operation::{Copying, Filling, Run, perform};
+use crate::kernels::scale::{Factor, Scaling};
 use crate::plan::Plan;
 use crate::segment::{LOWER, Scratch, Segment, UPPER};
 use crate::{with_float, with_scalar};
@@ -41,6 +42,16 @@ impl Actions<'_> {
     }
 }
 
+/// Carries an action out on a run of memory.
+pub fn act<T: Float>(level: Level, action: Action, run: Run<T>) {
+    match action {
+        Action::Keep => perform(level, Copying, run),
+        Action::Scale(factor) => perform(level, Scaling(factor), run),
+        Action::FillNan => perform(level, Filling(T::NAN), run),
+        Action::FillZero => perform(level, Filling(T::ZERO), run),
+    }
+}
+
 /// Whether results should be written past the cache.
 fn streams(segments: &[Segment], plan: &Plan) -> bool {
     plan.bytes >= STREAM_BYTES && segments.iter().any(|segment| !segment.in_place())
@@ -66,12 +77,7 @@ pub unsafe fn apply(context: Context, segments: &[Segment], plan: &Plan, actions
         with_float!(segment.scalar, T => {
             // SAFETY: chunks are disjoint ranges, and no output overlaps another's memory.
             unsafe {
-                segment.update(range, streaming, scratch, |x: &mut [T], _| match action {
-                    Action::Keep => {}
-                    Action::Scale(factor) => scale(level, x, factor),
-                    Action::FillNan => x.fill(<T as Float>::NAN),
-                    Action::FillZero => x.fill(<T as Float>::ZERO),
-                });
+                segment.update(range, streaming, scratch, |run: Run<T>, _| act(level, action, run));
             }
         }, else unreachable!("integers are refused at the edge"));
     });
@@ -122,14 +128,21 @@ unsafe fn clamp_range<T: Clamp + 'static>(
             let [lo, hi] = bytes.map(|bytes| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() });
             // SAFETY: the caller's contract.
             unsafe {
-                segment.update(range, streaming, scratch, |x, _| clamp_all(level, x, lo, hi));
+                segment.update(range, streaming, scratch, |run, _| perform(level, Clamping { lo, hi }, run));
             }
         }
         Bounds::Each => {
             let mut room = Scratch::default();
             // SAFETY: the caller's contract.
             unsafe {
-                segment.update(range, streaming, scratch, |x: &mut [T], start| {
+                segment.update(range, false, scratch, |run: Run<T>, start| {
+                    let x = match run {
+                        Run::InPlace(x) => x,
+                        Run::Apart(from, to) | Run::Streamed(from, to) => {
+                            to.copy_from_slice(from);
+                            to
+                        }
+                    };
                     // In place a block is a whole chunk: its bounds are gathered in parts.
                     for (part, x) in x.chunks_mut(BOUNDS_BLOCK).enumerate() {
                         let at = start + part * BOUNDS_BLOCK;

@@ -11,8 +11,9 @@
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
     clippy::cast_precision_loss,
+    clippy::cast_ptr_alignment,
     clippy::cast_sign_loss,
-    reason = "numeric code: each narrowing is the operation that is meant"
+    reason = "numeric code: each narrowing is the operation that is meant; pointers to bytes are cast where alignment was checked"
 )]
 #![allow(
     clippy::module_name_repetitions,

@@ -55,8 +55,7 @@ impl Magnitude {
     pub fn root(self, order: Order) -> (f64, i32) {
         let root = match order {
             Order::Two => self.sum.sqrt(),
-            Order::Max => self.sum,
-            Order::Power(1.0) => self.sum,
+            Order::Max | Order::Power(1.0) => self.sum,
             Order::Power(p) => self.sum.powf(1.0 / p),
         };
         (root, self.exponent)
@@ -101,14 +100,13 @@ pub mod ranges {
     pub fn split(total: Magnitude, order: Order) -> Vec<f64> {
         let (step, side) = layout(order);
         let mut sums = vec![0.0; 2 * side as usize + 1];
-        let (root, exponent) = total.root(order);
         if total.sum == 0.0 || !total.is_finite() {
             sums[side as usize] = total.sum;
             return sums;
         }
-        let size = root.log2() + f64::from(exponent);
-        let range = (size / f64::from(step)).round() as i32;
-        let shift = exponent - range * step;
+        let size = total.sum.log2() / order.p() + f64::from(total.exponent);
+        let range = ((size / f64::from(step)).round() as i32).clamp(-side, side);
+        let shift = total.exponent - range * step;
         sums[(range + side) as usize] = if order == Order::Two {
             times_power_of_two(total.sum, 2 * shift)
         } else {

@@ -25,7 +25,8 @@ const OFFER_BYTES: usize = 1 << 20;
 /// What the cache holds at most: this, or an eighth of the machine's memory if that is less.
 const CACHE_BYTES: usize = 1 << 30;
 
-/// Uninitialised memory that is its owner's alone, and goes back to the cache when dropped.
+/// Memory that is its owner's alone: zeros, or what the last owner left in it. Goes back to the cache when
+/// dropped.
 #[derive(Debug)]
 pub struct Block {
     pointer: NonNull<u8>,
@@ -165,7 +166,7 @@ fn limit() -> usize {
 fn from_allocator(size: usize) -> Option<NonNull<u8>> {
     let layout = Layout::from_size_align(size, ALIGNMENT).ok()?;
     // SAFETY: the size is not 0: `rounded` sees to it.
-    NonNull::new(unsafe { std::alloc::alloc(layout) })
+    NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) })
 }
 
 /// # Safety

@@ -137,6 +137,7 @@ pub fn set_threads(n: usize) {
 }
 
 /// Sets how many threads calls made from this thread may use; 0 takes that back. Returns what it was.
+#[must_use = "what it was is needed to go back"]
 pub fn override_threads(n: usize) -> usize {
     OVERRIDE.replace(n)
 }

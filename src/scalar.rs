@@ -49,7 +49,7 @@ impl Scalar {
     }
 }
 
-/// A NumPy element type that fastclip takes: a [`Scalar`], or a pair of them.
+/// A `NumPy` element type that fastclip takes: a [`Scalar`], or a pair of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DType {
     /// The type of the real and imaginary parts, or of the element itself.
@@ -71,7 +71,7 @@ impl DType {
         if self.complex { 2 } else { 1 }
     }
 
-    /// NumPy's name of the type.
+    /// `NumPy`'s name of the type.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match (self.scalar, self.complex) {

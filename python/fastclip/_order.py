@@ -44,4 +44,6 @@ def norms_dtype(largest: float, wide: bool) -> type[np.floating[Any]]:
 
 def norm_scalar(norm: float, wide: bool) -> np.floating[Any]:
     """A norm as a NumPy scalar of the type it is returned in."""
+    if not wide and norm <= _FLOAT32_MAX:
+        return np.float32(norm)
     return norms_dtype(norm, wide)(norm)

@@ -56,7 +56,7 @@ class Tree:
 
     def names(self, out: Tree | None = None) -> Names:
         """What entries are called, for the compiled part."""
-        if out is None:
+        if out is None or out is self:
             return (self.argument, self.labels, "out", self.labels)
         return (self.argument, self.labels, out.argument, out.labels)
 

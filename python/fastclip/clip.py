@@ -113,7 +113,9 @@ def clip_by_global_norm(
         raise ValueError(f"clip_norm is {bound}; it takes a number, 0 or more")
     order = parse_order(ord)
     tree = flatten(t_list, "t_list")
-    target = None if out is None else flatten_like(out, tree)
+    # In place on a flat list, which is most calls, the outputs need no look of their own.
+    in_place = out is t_list and tree.labels is None
+    target = None if out is None else tree if in_place else flatten_like(out, tree)
     names = tree.names(target)
     given: tuple[float, int, list[float]] | None = None
     wide_norm: tuple[float, bool] | None = None

@@ -4,13 +4,16 @@
 //! result is lo.
 
 use super::half_precision::{self, Half};
+use super::operation::Operation;
 use fearless_simd::{Level, Simd, dispatch};
 use half::{bf16, f16};
 
 /// A type that has an order to clamp by.
-pub trait Clamp: Sized + Copy {
+pub trait Clamp: Sized + Copy + Default {
     /// Clamps each element to the same two bounds.
     fn clamp_all<S: Simd>(simd: S, x: &mut [Self], lo: Self, hi: Self);
+    /// Clamps each element to the same two bounds, and writes it to `out`. The slices have the same length.
+    fn clamp_all_to<S: Simd>(simd: S, x: &[Self], out: &mut [Self], lo: Self, hi: Self);
     /// Clamps each element to its own bounds. The slices have the same length.
     fn clamp_each<S: Simd>(simd: S, x: &mut [Self], lo: &[Self], hi: &[Self]);
 }
@@ -18,6 +21,27 @@ pub trait Clamp: Sized + Copy {
 /// Clamps each element to the same two bounds.
 pub fn clamp_all<T: Clamp>(level: Level, x: &mut [T], lo: T, hi: T) {
     dispatch!(level, simd => T::clamp_all(simd, x, lo, hi));
+}
+
+/// Clamping to the same two bounds as an [`Operation`].
+#[derive(Clone, Copy, Debug)]
+pub struct Clamping<T> {
+    /// The lower bound.
+    pub lo: T,
+    /// The upper bound.
+    pub hi: T,
+}
+
+impl<T: Clamp> Operation<T> for Clamping<T> {
+    #[inline(always)]
+    fn in_place<S: Simd>(self, simd: S, x: &mut [T]) {
+        T::clamp_all(simd, x, self.lo, self.hi);
+    }
+
+    #[inline(always)]
+    fn apart<S: Simd>(self, simd: S, x: &[T], out: &mut [T]) {
+        T::clamp_all_to(simd, x, out, self.lo, self.hi);
+    }
 }
 
 /// Clamps each element to its own bounds.
@@ -41,6 +65,13 @@ macro_rules! clamp_float {
             fn clamp_all<S: Simd>(_simd: S, x: &mut [Self], lo: Self, hi: Self) {
                 for v in x {
                     *v = $name(*v, lo, hi);
+                }
+            }
+
+            #[inline(always)]
+            fn clamp_all_to<S: Simd>(_simd: S, x: &[Self], out: &mut [Self], lo: Self, hi: Self) {
+                for (to, v) in out.iter_mut().zip(x) {
+                    *to = $name(*v, lo, hi);
                 }
             }
 
@@ -70,6 +101,13 @@ macro_rules! clamp_int {
             }
 
             #[inline(always)]
+            fn clamp_all_to<S: Simd>(_simd: S, x: &[Self], out: &mut [Self], lo: Self, hi: Self) {
+                for (to, v) in out.iter_mut().zip(x) {
+                    *to = (*v).min(hi).max(lo);
+                }
+            }
+
+            #[inline(always)]
             fn clamp_each<S: Simd>(_simd: S, x: &mut [Self], lo: &[Self], hi: &[Self]) {
                 for ((v, lo), hi) in x.iter_mut().zip(lo).zip(hi) {
                     *v = (*v).min(*hi).max(*lo);
@@ -92,6 +130,18 @@ macro_rules! clamp_half {
                     <$T>::widen(simd, block, wide);
                     f32::clamp_all(simd, wide, $widen(lo.to_bits()), $widen(hi.to_bits()));
                     <$T>::narrow(simd, wide, block);
+                }
+            }
+
+            #[inline(always)]
+            fn clamp_all_to<S: Simd>(simd: S, x: &[Self], out: &mut [Self], lo: Self, hi: Self) {
+                let mut buffer = [0.0; half_precision::BLOCK];
+                let blocks = x.chunks(half_precision::BLOCK);
+                for (block, out) in blocks.zip(out.chunks_mut(half_precision::BLOCK)) {
+                    let wide = &mut buffer[..block.len()];
+                    <$T>::widen(simd, block, wide);
+                    f32::clamp_all(simd, wide, $widen(lo.to_bits()), $widen(hi.to_bits()));
+                    <$T>::narrow(simd, wide, out);
                 }
             }
 
@@ -140,11 +190,13 @@ mod tests {
             for level in isa::all() {
                 let mut all = x.to_vec();
                 clamp_all(level, &mut all, lo, hi);
+                let mut apart = vec![T::NAN; x.len()];
+                dispatch!(level, simd => T::clamp_all_to(simd, x, &mut apart, lo, hi));
                 let mut each = x.to_vec();
                 clamp_each(level, &mut each, &vec![lo; x.len()], &vec![hi; x.len()]);
                 for i in 0..x.len() {
                     let want = want(&x[i]);
-                    for got in [all[i].to_f64(), each[i].to_f64()] {
+                    for got in [&all, &apart, &each].map(|got| got[i].to_f64()) {
                         assert!(got == want || got.is_nan() && want.is_nan(), "{level:?} {i}");
                     }
                 }

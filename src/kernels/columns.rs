@@ -44,8 +44,8 @@ impl Factors {
             narrow: factors.iter().map(|f| f.narrow).collect(),
             wide: factors.iter().map(|f| f.wide).collect(),
             lift: factors.iter().map(|f| f.lift).collect(),
-            is_wide: factors.iter().map(|f| u32::from(f.is_wide)).collect(),
-            any_wide: factors.iter().any(|f| f.is_wide),
+            is_wide: factors.iter().map(|f| u32::from(f.is_wide())).collect(),
+            any_wide: factors.iter().any(Factor::is_wide),
             is_one: factors.iter().all(|f| *f == Factor::ONE),
         }
     }

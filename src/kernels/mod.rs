@@ -7,6 +7,7 @@ pub mod clamp;
 pub mod columns;
 pub mod half_precision;
 pub mod max_abs;
+pub mod operation;
 pub mod power_sum;
 pub mod scale;
 pub mod stream;
@@ -17,6 +18,7 @@ use half::{bf16, f16};
 /// A float type that norms and scaling are defined for.
 pub trait Float:
     Copy
+    + Default
     + PartialEq
     + Send
     + Sync

@@ -55,9 +55,13 @@ fn sum_of_powers(level: Level, block: &mut [f64], p: f64) -> f64 {
     if p != 1.0 {
         if p.fract() == 0.0 && p <= 64.0 {
             let n = p as i32;
-            block.iter_mut().for_each(|v| *v = v.powi(n));
+            for v in block.iter_mut() {
+                *v = v.powi(n);
+            }
         } else {
-            block.iter_mut().for_each(|v| *v = v.powf(p));
+            for v in block.iter_mut() {
+                *v = v.powf(p);
+            }
         }
     }
     dispatch!(level, simd => sum(simd, block))

@@ -7,6 +7,7 @@
 //! rounding to odd, which rounds once.
 
 use super::half_precision::{self, Half, f64_to_f32_odd};
+use super::operation::Operation;
 use fearless_simd::{Level, Simd, dispatch};
 use half::{bf16, f16};
 
@@ -20,7 +21,7 @@ pub struct Factor {
     /// A power of two that keeps `wide` a normal number: 1 but for extreme norms.
     pub lift: f64,
     /// The factor is so small that a float32 would hold it badly: narrow types use float64 as well.
-    pub is_wide: bool,
+    is_wide: bool,
 }
 
 impl Factor {
@@ -50,6 +51,18 @@ impl Factor {
         Self { narrow, wide, lift, is_wide }
     }
 
+    /// Whether narrow types take the factor in float64.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_wide(&self) -> bool {
+        self.is_wide
+    }
+
+    #[inline(always)]
+    fn is_lifted(&self) -> bool {
+        self.lift != 1.0
+    }
+
     /// The factor that turns every element into NaN.
     pub const NAN: Self = Self { narrow: f32::NAN, wide: f64::NAN, lift: 1.0, is_wide: false };
 
@@ -66,10 +79,12 @@ fn normalised(x: f64) -> (f64, i32) {
     (mantissa, biased - 1023 - if subnormal { 64 } else { 0 })
 }
 
-/// Scaling of a slice of this type in place.
+/// Scaling of slices of this type.
 pub trait Scalable: Sized {
     /// `x[i] ← x[i]·factor`, correctly rounded.
     fn scale<S: Simd>(simd: S, x: &mut [Self], factor: Factor);
+    /// `out[i] ← x[i]·factor`, correctly rounded. The slices have the same length.
+    fn scale_to<S: Simd>(simd: S, x: &[Self], out: &mut [Self], factor: Factor);
 }
 
 /// `x[i] ← x[i]·factor`.
@@ -77,82 +92,135 @@ pub fn scale<T: Scalable>(level: Level, x: &mut [T], factor: Factor) {
     dispatch!(level, simd => T::scale(simd, x, factor));
 }
 
-impl Scalable for f32 {
+/// Scaling as an [`Operation`].
+#[derive(Clone, Copy, Debug)]
+pub struct Scaling(pub Factor);
+
+impl<T: Scalable> Operation<T> for Scaling {
     #[inline(always)]
-    fn scale<S: Simd>(_simd: S, x: &mut [Self], factor: Factor) {
-        if factor.is_wide {
-            for v in x {
-                *v = (f64::from(*v) * factor.lift * factor.wide) as f32;
-            }
-        } else {
-            for v in x {
-                *v *= factor.narrow;
-            }
-        }
+    fn in_place<S: Simd>(self, simd: S, x: &mut [T]) {
+        T::scale(simd, x, self.0);
+    }
+
+    #[inline(always)]
+    fn apart<S: Simd>(self, simd: S, x: &[T], out: &mut [T]) {
+        T::scale_to(simd, x, out, self.0);
     }
 }
 
-impl Scalable for f64 {
-    #[inline(always)]
-    fn scale<S: Simd>(_simd: S, x: &mut [Self], factor: Factor) {
-        if factor.lift == 1.0 {
-            for v in x {
-                *v *= factor.wide;
+macro_rules! scale_whole {
+    ($($T:ty, |$v:ident, $factor:ident| $plain:expr, $rare:ident => $extreme:expr;)*) => {$(
+        impl Scalable for $T {
+            #[inline(always)]
+            fn scale<S: Simd>(_simd: S, x: &mut [Self], $factor: Factor) {
+                if $factor.$rare() {
+                    for v in x {
+                        let $v = *v;
+                        *v = $extreme;
+                    }
+                } else {
+                    for v in x {
+                        let $v = *v;
+                        *v = $plain;
+                    }
+                }
             }
-        } else {
-            for v in x {
-                *v = *v * factor.lift * factor.wide;
+
+            #[inline(always)]
+            fn scale_to<S: Simd>(_simd: S, x: &[Self], out: &mut [Self], $factor: Factor) {
+                if $factor.$rare() {
+                    for (to, v) in out.iter_mut().zip(x) {
+                        let $v = *v;
+                        *to = $extreme;
+                    }
+                } else {
+                    for (to, v) in out.iter_mut().zip(x) {
+                        let $v = *v;
+                        *to = $plain;
+                    }
+                }
             }
         }
-    }
+    )*};
 }
 
+scale_whole! {
+    f32, |v, factor| v * factor.narrow, is_wide => (f64::from(v) * factor.lift * factor.wide) as f32;
+    f64, |v, factor| v * factor.wide, is_lifted => v * factor.lift * factor.wide;
+}
+
+/// One block: `load` widens it, `store` gets the products. The block is loaded again if it has to be done
+/// through float64.
 #[inline(always)]
-fn scale_half<S: Simd, H: Half>(simd: S, x: &mut [H], factor: Factor) {
-    let exact = if factor.is_wide { factor.wide } else { f64::from(factor.narrow) };
-    let mut buffer = [0.0_f32; half_precision::BLOCK];
-    for block in x.chunks_mut(half_precision::BLOCK) {
-        let wide = &mut buffer[..block.len()];
-        H::widen(simd, block, wide);
-        let mut doubtful = factor.is_wide;
-        if !doubtful {
-            let mut seen = 0_u32;
-            for v in wide.iter_mut() {
-                let product = *v * factor.narrow;
-                let bits = product.to_bits();
-                let magnitude = bits & 0x7fff_ffff;
-                let tie = u32::from(bits & H::DROPPED == H::TIE);
-                // 0 wraps round: it is exact.
-                let subnormal = u32::from(magnitude.wrapping_sub(1) < H::MIN_NORMAL - 1);
-                seen |= tie | subnormal;
-                *v = product;
-            }
-            // A product of 0 may be one that vanished below float32: it vanishes in 16 bits as well.
-            doubtful = seen != 0;
+fn scale_block<H: Half>(
+    wide: &mut [f32],
+    factor: Factor,
+    load: impl Fn(&mut [f32]),
+    store: impl FnOnce(&[f32]),
+) {
+    load(wide);
+    let mut doubtful = factor.is_wide;
+    if !doubtful {
+        let mut seen = 0_u32;
+        for v in wide.iter_mut() {
+            let product = *v * factor.narrow;
+            let bits = product.to_bits();
+            let magnitude = bits & 0x7fff_ffff;
+            let tie = u32::from(bits & H::DROPPED == H::TIE);
+            // 0 wraps round: it is exact, or vanished below float32 and vanishes in 16 bits as well.
+            let subnormal = u32::from(magnitude.wrapping_sub(1) < H::MIN_NORMAL - 1);
+            seen |= tie | subnormal;
+            *v = product;
         }
-        if doubtful {
-            H::widen(simd, block, wide);
-            for v in wide.iter_mut() {
-                *v = f64_to_f32_odd(f64::from(*v) * factor.lift * exact);
-            }
-        }
-        H::narrow(simd, wide, block);
+        doubtful = seen != 0;
     }
+    if doubtful {
+        let exact = if factor.is_wide { factor.wide } else { f64::from(factor.narrow) };
+        load(wide);
+        for v in wide.iter_mut() {
+            *v = f64_to_f32_odd(f64::from(*v) * factor.lift * exact);
+        }
+    }
+    store(wide);
 }
 
-impl Scalable for f16 {
-    #[inline(always)]
-    fn scale<S: Simd>(simd: S, x: &mut [Self], factor: Factor) {
-        scale_half(simd, x, factor);
-    }
+macro_rules! scale_half {
+    ($($T:ty)*) => {$(
+        impl Scalable for $T {
+            #[inline(always)]
+            fn scale<S: Simd>(simd: S, x: &mut [Self], factor: Factor) {
+                let mut buffer = [0.0_f32; half_precision::BLOCK];
+                for block in x.chunks_mut(half_precision::BLOCK) {
+                    let wide = &mut buffer[..block.len()];
+                    // Two closures want the block, one after the other: the cell hands it out.
+                    let block = std::cell::RefCell::new(block);
+                    scale_block::<$T>(
+                        wide,
+                        factor,
+                        |wide| <$T>::widen(simd, &block.borrow(), wide),
+                        |wide| <$T>::narrow(simd, wide, &mut block.borrow_mut()),
+                    );
+                }
+            }
+
+            #[inline(always)]
+            fn scale_to<S: Simd>(simd: S, x: &[Self], out: &mut [Self], factor: Factor) {
+                let mut buffer = [0.0_f32; half_precision::BLOCK];
+                let blocks = x.chunks(half_precision::BLOCK);
+                for (block, out) in blocks.zip(out.chunks_mut(half_precision::BLOCK)) {
+                    scale_block::<$T>(
+                        &mut buffer[..block.len()],
+                        factor,
+                        |wide| <$T>::widen(simd, block, wide),
+                        |wide| <$T>::narrow(simd, wide, out),
+                    );
+                }
+            }
+        }
+    )*};
 }
 
-impl Scalable for bf16 {
-    #[inline(always)]
-    fn scale<S: Simd>(simd: S, x: &mut [Self], factor: Factor) {
-        scale_half(simd, x, factor);
-    }
-}
+scale_half! { f16 bf16 }
 
 #[cfg(test)]
 mod tests {
@@ -173,6 +241,9 @@ mod tests {
                 let mut got = x.to_vec();
                 scale(level, &mut got, factor);
                 assert!(bits(&got) == bits(&want), "{level:?} {}", x.len());
+                let mut out = vec![T::NAN; x.len()];
+                dispatch!(level, simd => T::scale_to(simd, x, &mut out, factor));
+                assert!(bits(&out) == bits(&want), "{level:?} {}", x.len());
             }
         });
     }
@@ -237,7 +308,7 @@ mod tests {
     #[test]
     fn a_factor_below_float32_is_taken_in_float64() {
         let factor = Factor::new(1e-10, 1e30, 0);
-        assert!(factor.is_wide);
+        assert!(factor.is_wide());
         for level in isa::all() {
             let mut x = [1e30_f32, -3e29];
             scale(level, &mut x, factor);

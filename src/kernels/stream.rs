@@ -3,24 +3,25 @@
 //! An ordinary store first reads the line it is about to overwrite. A streaming store does not, which
 //! saves a third of the traffic of a large copy.
 
-/// Copies `src` to `dst` with streaming stores where the processor has them. Call [`fence`] before
-/// another thread reads what was written.
+/// Copies `src` to `dst`, of the same length, with streaming stores where the processor has them. Call
+/// [`fence`] before another thread reads what was written.
 ///
-/// # Safety
+/// # Panics
 ///
-/// `dst` must be valid for writes of `src.len()` elements, and not overlap `src`.
-#[inline]
-pub unsafe fn copy<T: Copy>(src: &[T], dst: *mut T) {
+/// If the lengths differ.
+#[inline(always)]
+pub fn copy<T: Copy>(src: &[T], dst: &mut [T]) {
+    assert_eq!(src.len(), dst.len());
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
         use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
         let bytes = size_of_val(src);
         let from = src.as_ptr().cast::<u8>();
-        let to = dst.cast::<u8>();
+        let to = dst.as_mut_ptr().cast::<u8>();
         let head = to.align_offset(16).min(bytes);
         let lines = (bytes - head) / 16;
-        // SAFETY: head + 16·lines ≤ bytes, so every access stays within `src` and `dst`, which the
-        // caller vouches for; `to + head` is 16-byte aligned, as the stream instruction demands.
+        // SAFETY: head + 16·lines ≤ bytes, so every access stays within `src` and `dst`, which are as
+        // long and do not overlap; `to + head` is 16-byte aligned, as the stream instruction demands.
         unsafe {
             std::ptr::copy_nonoverlapping(from, to, head);
             for i in 0..lines {
@@ -33,10 +34,7 @@ pub unsafe fn copy<T: Copy>(src: &[T], dst: *mut T) {
         }
     }
     #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-    {
-        // SAFETY: the caller's contract is that of this call.
-        unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), dst, src.len()) };
-    }
+    dst.copy_from_slice(src);
 }
 
 /// Makes streaming stores of this thread visible before anything it stores afterwards.
@@ -59,8 +57,7 @@ mod tests {
         for length in 0..200 {
             for offset in 0..20 {
                 let mut dst = vec![u16::MAX; 300];
-                // SAFETY: offset + length < 300.
-                unsafe { copy(&src[1..=length], dst.as_mut_ptr().add(offset)) };
+                copy(&src[1..=length], &mut dst[offset..offset + length]);
                 fence();
                 assert_eq!(dst[offset..offset + length], src[1..=length]);
                 assert!(dst[..offset].iter().all(|v| *v == u16::MAX));

@@ -48,22 +48,26 @@ enum Targets<'py> {
 pub fn views<'py>(
     tensors: &Bound<'py, PyAny>,
     takes: Takes,
-    label: Label,
+    label: Label<'_, '_>,
 ) -> PyResult<Vec<Option<View<'py>>>> {
     let mut known = Known::default();
-    let mut look = |(index, entry): (usize, Bound<'py, PyAny>)| {
-        if entry.is_none() {
-            return Ok(None);
-        }
-        Ok(Some(View::new(entry, takes, &mut known, || label.of(index))?))
+    let mut found = Vec::with_capacity(tensors.len().unwrap_or(0));
+    let mut look = |(index, entry): (usize, Bound<'py, PyAny>)| -> PyResult<()> {
+        found.push(if entry.is_none() {
+            None
+        } else {
+            Some(View::new(entry, takes, &mut known, || label.of(index))?)
+        });
+        Ok(())
     };
     if let Ok(list) = tensors.cast::<PyList>() {
-        list.iter().enumerate().map(&mut look).collect()
+        list.iter().enumerate().try_for_each(&mut look)?;
     } else if let Ok(tuple) = tensors.cast::<PyTuple>() {
-        tuple.iter().enumerate().map(&mut look).collect()
+        tuple.iter().enumerate().try_for_each(&mut look)?;
     } else {
-        Err(PyTypeError::new_err("tensors must be a list or a tuple of arrays"))
+        return Err(PyTypeError::new_err("tensors must be a list or a tuple of arrays"));
     }
+    Ok(found)
 }
 
 impl<'py> Batch<'py> {
@@ -73,8 +77,8 @@ impl<'py> Batch<'py> {
         tensors: &Bound<'py, PyAny>,
         destination: &Destination<'py>,
         takes: Takes,
-        input_label: Label,
-        output_label: Label,
+        input_label: Label<'_, '_>,
+        output_label: Label<'_, '_>,
     ) -> PyResult<Self> {
         let inputs = views(tensors, takes, input_label)?;
         let targets = match destination {
@@ -98,12 +102,13 @@ impl<'py> Batch<'py> {
 
     fn describe(&self) -> Vec<Segment> {
         let outputs = self.outputs();
-        let inputs = self.inputs.iter().enumerate();
-        inputs
-            .filter_map(|(index, input)| {
-                Some(segment(input.as_ref()?, outputs.get(index).and_then(Option::as_ref)))
-            })
-            .collect()
+        let mut segments = Vec::with_capacity(self.inputs.len());
+        for (index, input) in self.inputs.iter().enumerate() {
+            if let Some(input) = input {
+                segments.push(segment(input, outputs.get(index).and_then(Option::as_ref)));
+            }
+        }
+        segments
     }
 
     /// The outputs by their position; empty if there are none.
@@ -135,7 +140,7 @@ impl<'py> Batch<'py> {
         PyList::new(py, self.outputs().iter().map(entry))
     }
 
-    /// Whether a norm over all is float64 by NumPy's rules.
+    /// Whether a norm over all is float64: whether an input is.
     pub fn is_wide(&self) -> bool {
         self.present().any(|view| view.dtype.scalar == crate::scalar::Scalar::F64)
     }
@@ -157,15 +162,15 @@ pub fn fresh<'py>(py: Python<'py>, inputs: &[Option<View<'py>>]) -> PyResult<Vec
 pub fn check_given(
     inputs: &[Option<View<'_>>],
     outputs: &[Option<View<'_>>],
-    input_label: Label,
-    output_label: Label,
+    input_label: Label<'_, '_>,
+    output_label: Label<'_, '_>,
 ) -> PyResult<()> {
     if inputs.len() != outputs.len() {
         return Err(Error::Value(format!(
             "{} has {} entries and {} has {}: they must be as many",
-            output_label.argument,
+            output_label.argument(),
             outputs.len(),
-            input_label.argument,
+            input_label.argument(),
             inputs.len()
         ))
         .into());

@@ -1,5 +1,11 @@
 //! The functions that `fastclip` calls: one crossing each, however many arrays.
 
+#![allow(
+    clippy::needless_pass_by_value,
+    clippy::too_many_arguments,
+    reason = "arguments come from Python: extracted by value, and positional from one caller each"
+)]
+
 use super::batch::{Batch, Destination, check_given, fresh, segment, views};
 use super::overlap;
 use super::raise::detached;
@@ -53,22 +59,29 @@ impl Policy {
     }
 }
 
-/// The names of a call's arguments in messages.
+/// The names of a call's arguments, for messages: the inputs' argument and entries, and the outputs'.
+///
+/// They are looked into only when there is something to say.
 #[derive(FromPyObject)]
-pub struct Names<'py>(String, Option<Bound<'py, PyList>>, String, Option<Bound<'py, PyList>>);
+#[pyo3(transparent)]
+pub struct Names<'py>(Bound<'py, PyTuple>);
 
-impl Names<'_> {
-    fn input(&self) -> Label<'_> {
-        Label { argument: &self.0, entries: self.1.as_ref(), is_list: true }
+impl<'py> Names<'py> {
+    fn input(&self) -> Label<'_, 'py> {
+        Label::Listed { names: &self.0, first: 0 }
     }
 
-    fn output(&self) -> Label<'_> {
-        Label { argument: &self.2, entries: self.3.as_ref(), is_list: true }
+    fn output(&self) -> Label<'_, 'py> {
+        Label::Listed { names: &self.0, first: 2 }
     }
 }
 
 /// Lets a pending signal be raised, if the pass was long enough for somebody to have lost patience.
 fn check_signals(bytes: usize) -> PyResult<()> {
+    #[allow(
+        clippy::redundant_closure_for_method_calls,
+        reason = "the method is not general enough in its lifetime"
+    )]
     if bytes >= SIGNAL_BYTES { Python::attach(|py| py.check_signals()) } else { Ok(()) }
 }
 
@@ -87,9 +100,9 @@ pub struct Given {
 }
 
 /// The error of the policy that raises: it names the entries that are not finite.
-fn refuse_nonfinite(bad: impl Iterator<Item = usize>, label: Label, norm: f64) -> Error {
+fn refuse_nonfinite(bad: impl Iterator<Item = usize>, label: Label<'_, '_>, norm: f64) -> Error {
     let bad: Vec<String> = bad.map(|index| label.of(index)).collect();
-    let (argument, count) = (label.argument, bad.len());
+    let (argument, count) = (label.argument(), bad.len());
     let shown = bad.iter().take(8).cloned().collect::<Vec<_>>().join(", ");
     Error::NonFinite(match count {
         0 => format!(
@@ -106,7 +119,6 @@ fn refuse_nonfinite(bad: impl Iterator<Item = usize>, label: Label, norm: f64) -
 /// norm if it is known, as a mantissa and an exponent of two.
 #[pyfunction]
 #[pyo3(signature = (tensors, bound, given, p, out, on_nonfinite, norms, names, /))]
-#[allow(clippy::too_many_arguments, reason = "positional from one caller")]
 pub fn clip_by_global_norm<'py>(
     py: Python<'py>,
     tensors: &Bound<'py, PyAny>,
@@ -128,13 +140,12 @@ pub fn clip_by_global_norm<'py>(
     let context = Context::current();
     let (norm, found, refused) = detached(py, || {
         let mut found = Vec::new();
-        let (total, order) = match &given {
-            Some(given) => (Magnitude { sum: given.root, exponent: given.exponent }, Order::Max),
-            None => {
-                found = measure(context, segments, plan, order);
-                check_signals(plan.bytes)?;
-                (combine(&found, order), order)
-            }
+        let (total, order) = if let Some(given) = &given {
+            (Magnitude { sum: given.root, exponent: given.exponent }, Order::Max)
+        } else {
+            found = measure(context, segments, plan, order);
+            check_signals(plan.bytes)?;
+            (combine(&found, order), order)
         };
         let action = if total.is_finite() {
             total.factor(order, 1.0, bound).map_or(Action::Keep, Action::Scale)
@@ -162,7 +173,11 @@ pub fn clip_by_global_norm<'py>(
 }
 
 /// The array that takes per-tensor norms, checked.
-fn norms_array<'py>(batch: &Batch<'py>, array: Bound<'py, PyAny>, input: Label) -> PyResult<View<'py>> {
+fn norms_array<'py>(
+    batch: &Batch<'py>,
+    array: Bound<'py, PyAny>,
+    input: Label<'_, '_>,
+) -> PyResult<View<'py>> {
     let wanted = batch.segments.len();
     let view = View::new(array, Takes::Floats, &mut super::view::Known::default(), || "norms".into())?;
     let fits = view.dtype.name() == "float64" && view.shape() == [wanted] && view.is_writable();
@@ -170,7 +185,7 @@ fn norms_array<'py>(batch: &Batch<'py>, array: Bound<'py, PyAny>, input: Label) 
         return Err(Error::Value(format!(
             "norms is {}; it takes a writable float64 array of shape ({wanted},), one for each array in {}",
             if view.is_writable() { view.describe() } else { "read-only".into() },
-            input.argument,
+            input.argument(),
         ))
         .into());
     }
@@ -333,10 +348,7 @@ pub fn clip_by_value<'py>(
     upper: Bound<'py, PyAny>,
     out: Option<Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let (input_label, output_label) = (
-        Label { argument: "t", entries: None, is_list: false },
-        Label { argument: "out", entries: None, is_list: false },
-    );
+    let (input_label, output_label) = (Label::Single("t"), Label::Single("out"));
     let mut known = super::view::Known::default();
     let inputs = views(&alone(py, tensor)?, Takes::Ordered, input_label)?;
     let mut bound = |object, name: &str| View::new(object, Takes::Ordered, &mut known, || name.to_owned());

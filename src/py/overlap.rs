@@ -19,8 +19,8 @@ pub fn check(
     inputs: &[Option<View<'_>>],
     outputs: &[Option<View<'_>>],
     in_place: bool,
-    input_label: Label,
-    output_label: Label,
+    input_label: Label<'_, '_>,
+    output_label: Label<'_, '_>,
 ) -> Result<(), Error> {
     let mut spans = Vec::with_capacity(outputs.len());
     for (index, (input, output)) in inputs.iter().zip(outputs).enumerate() {
@@ -46,7 +46,10 @@ pub fn check(
     if !spans.is_sorted_by_key(|span| span.low) {
         spans.sort_unstable_by_key(|span| span.low);
     }
-    // Spans that are still open as the addresses grow. Mostly none is: nothing overlaps.
+    if spans.windows(2).all(|pair| pair[0].high <= pair[1].low) {
+        return Ok(());
+    }
+    // Spans that are still open as the addresses grow.
     let mut open: Vec<Span> = Vec::new();
     for span in spans {
         open.retain(|other| other.high > span.low);

@@ -52,25 +52,39 @@ impl Takes {
     }
 }
 
-/// How an argument is called in messages.
+/// How an argument and its entries are called in messages.
 #[derive(Clone, Copy)]
-pub struct Label<'a> {
-    /// The name of the argument.
-    pub argument: &'a str,
-    /// The names of the entries, where they are not `argument[0]`, `argument[1]`, ….
-    pub entries: Option<&'a Bound<'a, PyList>>,
-    /// Whether the argument is a list, or the array itself.
-    pub is_list: bool,
+pub enum Label<'a, 'py> {
+    /// One array.
+    Single(&'static str),
+    /// A list: its name stands in a tuple at `first`, and after it the names of its entries, or None if
+    /// they are `argument[0]`, `argument[1]`, ….
+    Listed {
+        /// The names of a call.
+        names: &'a Bound<'py, PyTuple>,
+        /// Where those of this argument begin.
+        first: usize,
+    },
 }
 
-impl Label<'_> {
+impl Label<'_, '_> {
+    /// The name of the argument.
+    pub fn argument(&self) -> String {
+        match self {
+            Self::Single(name) => (*name).to_owned(),
+            Self::Listed { names, first } => {
+                names.get_item(*first).map_or_else(|_| "tensors".into(), |name| name.to_string())
+            }
+        }
+    }
+
     /// The name of an entry.
     pub fn of(&self, index: usize) -> String {
-        let named = self.entries.and_then(|names| names.get_item(index).ok());
-        match named.and_then(|name| name.extract::<String>().ok()) {
-            Some(name) => name,
-            None if self.is_list => format!("{}[{index}]", self.argument),
-            None => self.argument.to_owned(),
+        let Self::Listed { names, first } = self else { return self.argument() };
+        let entries = names.get_item(first + 1);
+        match entries.and_then(|entries| entries.get_item(index)) {
+            Ok(name) => name.to_string(),
+            Err(_) => format!("{}[{index}]", self.argument()),
         }
     }
 }
