@@ -153,5 +153,7 @@ fn bench_accumulate_columns(bencher: Bencher, (isa, ty): (&str, &str)) {
 #[divan::bench(args = [1.0, 3.0, 2.5])]
 fn bench_power_sum_f32(bencher: Bencher, p: f64) {
     let x = data::<f32>();
-    bencher.counter(BytesCount::of_slice(&x)).bench(|| power_sum(isa::detected(), black_box(&x), p, 0.5));
+    bencher
+        .counter(BytesCount::of_slice(&x))
+        .bench(|| power_sum(isa::detected(), black_box(&x), p, [0.5, 1.0]));
 }

@@ -182,7 +182,8 @@ impl Slices {
     ///
     /// The output must not overlap any other memory, but may be the input.
     pub unsafe fn run(&self, context: Context) {
-        if self.count() == 0 {
+        let nothing_to_do = self.is_empty() && self.base[NORMS].is_null();
+        if self.count() == 0 || nothing_to_do {
             return;
         }
         // SAFETY: the caller's contract.
@@ -255,7 +256,7 @@ impl Slices {
             let sum = norms::squares(context.level, segment, 0..segment.len, scratch);
             let fits = sum.is_finite() && sum >= SMALL || self.dtype.scalar != Scalar::F64;
             if fits || segment.len == 0 {
-                return Magnitude { sum, exponent: 0 };
+                return Magnitude { value: sum, exponent: 0 };
             }
         }
         let one = std::slice::from_ref(segment);
@@ -371,7 +372,7 @@ impl Slices {
 
     /// A column's sum of squares, measured again with scaling if it left the range of float64.
     fn checked(&self, context: Context, sum: f64, at: [*mut u8; OPERANDS]) -> Magnitude {
-        let plain = Magnitude { sum, exponent: 0 };
+        let plain = Magnitude { value: sum, exponent: 0 };
         if self.dtype.scalar != Scalar::F64 || sum.is_finite() && sum >= SMALL || self.is_empty() {
             return plain;
         }

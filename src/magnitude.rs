@@ -7,6 +7,8 @@ use crate::kernels::scale::Factor;
 pub enum Order {
     /// p = 2
     Two,
+    /// p = 1
+    One,
     /// p = ∞
     Max,
     /// Any other p > 0
@@ -14,25 +16,39 @@ pub enum Order {
 }
 
 impl Order {
+    /// The order of that exponent.
+    #[must_use]
+    pub fn new(p: f64) -> Self {
+        if p == 2.0 {
+            Self::Two
+        } else if p == 1.0 {
+            Self::One
+        } else if p.is_infinite() {
+            Self::Max
+        } else {
+            Self::Power(p)
+        }
+    }
+
     /// The exponent p; infinite for the maximum.
     #[must_use]
     pub fn p(self) -> f64 {
         match self {
             Self::Two => 2.0,
+            Self::One => 1.0,
             Self::Max => f64::INFINITY,
             Self::Power(p) => p,
         }
     }
 }
 
-/// Σ|x|ᵖ (or max|x|) of one or more tensors, as `sum · 2^(p·exponent)` (or `sum · 2^exponent`).
-///
-/// The exponent is 0 unless the sum would leave the range where float64 is accurate.
+/// The norm of one or more tensors, in a form that neither overflows nor vanishes and that adds up.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Magnitude {
-    /// The sum of the scaled elements' powers; NaN or infinite if an element is.
-    pub sum: f64,
-    /// Elements were multiplied by 2^-exponent.
+    /// Σx² for order 2, Σ|x| for order 1, and for the others the norm itself, of elements that were multiplied
+    /// by 2^-exponent. NaN or infinite if an element is.
+    pub value: f64,
+    /// 0 unless the value would leave the range where float64 is accurate.
     pub exponent: i32,
 }
 
@@ -42,23 +58,31 @@ pub const SMALL: f64 = f64::from_bits((1023 - 900) << 52);
 
 impl Magnitude {
     /// Of no elements at all.
-    pub const ZERO: Self = Self { sum: 0.0, exponent: 0 };
+    pub const ZERO: Self = Self { value: 0.0, exponent: 0 };
+
+    /// The magnitude of order `p` whose sum of powers, of elements divided by `unit·2^exponent`, is this.
+    #[must_use]
+    pub fn from_powers(powers: f64, p: f64, unit: f64, exponent: i32) -> Self {
+        let root = powers.powf(1.0 / p);
+        if root.is_finite() && root > 0.0 || powers == 0.0 || !powers.is_finite() {
+            return Self { value: unit * root, exponent };
+        }
+        // p is so small that the root is beyond float64 by itself, though perhaps not with its exponent.
+        let log = powers.log2() / p;
+        let whole = log.floor().clamp(-10_000.0, 10_000.0);
+        Self { value: unit * (log - whole).exp2(), exponent: exponent + whole as i32 }
+    }
 
     /// Whether every element was finite.
     #[must_use]
     pub fn is_finite(self) -> bool {
-        self.sum.is_finite()
+        self.value.is_finite()
     }
 
     /// The norm as a mantissa and an exponent of two.
     #[must_use]
     pub fn root(self, order: Order) -> (f64, i32) {
-        let root = match order {
-            Order::Two => self.sum.sqrt(),
-            Order::Max | Order::Power(1.0) => self.sum,
-            Order::Power(p) => self.sum.powf(1.0 / p),
-        };
-        (root, self.exponent)
+        (if order == Order::Two { self.value.sqrt() } else { self.value }, self.exponent)
     }
 
     /// The norm, infinite only if it is beyond float64 or an element was.
@@ -95,23 +119,23 @@ pub mod ranges {
         (step as i32, (LIMIT / step).ceil() as i32)
     }
 
-    /// A sum in its range.
+    /// A sum of powers in its range.
     #[must_use]
     pub fn split(total: Magnitude, order: Order) -> Vec<f64> {
         let (step, side) = layout(order);
         let mut sums = vec![0.0; 2 * side as usize + 1];
-        if total.sum == 0.0 || !total.is_finite() {
-            sums[side as usize] = total.sum;
+        if total.value == 0.0 || !total.is_finite() {
+            sums[side as usize] = total.value;
             return sums;
         }
-        let size = total.sum.log2() / order.p() + f64::from(total.exponent);
+        let (root, exponent) = total.root(order);
+        let size = root.log2() + f64::from(exponent);
         let range = ((size / f64::from(step)).round() as i32).clamp(-side, side);
-        let shift = total.exponent - range * step;
-        sums[(range + side) as usize] = if order == Order::Two {
-            times_power_of_two(total.sum, 2 * shift)
-        } else {
-            let half = (0.5 * order.p() * f64::from(shift)).exp2();
-            total.sum * half * half
+        let shift = exponent - range * step;
+        sums[(range + side) as usize] = match order {
+            Order::Two => times_power_of_two(total.value, 2 * shift),
+            Order::Power(p) => times_power_of_two(root, shift).powf(p),
+            _ => times_power_of_two(root, shift),
         };
         sums
     }
@@ -120,54 +144,78 @@ pub mod ranges {
     #[must_use]
     pub fn join(sums: &[f64], order: Order) -> Magnitude {
         let (step, side) = layout(order);
+        let part = |(i, sum): (usize, &f64)| {
+            let exponent = (i as i32 - side) * step;
+            match order {
+                Order::Power(p) => Magnitude::from_powers(*sum, p, 1.0, exponent),
+                _ => Magnitude { value: *sum, exponent },
+            }
+        };
         let parts = sums.iter().enumerate().filter(|(_, sum)| **sum != 0.0);
-        let parts: Vec<Magnitude> =
-            parts.map(|(i, sum)| Magnitude { sum: *sum, exponent: (i as i32 - side) * step }).collect();
-        combine(&parts, order)
+        combine(&parts.map(part).collect::<Vec<_>>(), order)
     }
 }
 
 /// `x · 2^exponent`, in steps that cannot overflow on the way.
 #[must_use]
 pub fn times_power_of_two(x: f64, exponent: i32) -> f64 {
-    let half = exponent / 2;
-    x * f64::powi(2.0, half) * f64::powi(2.0, exponent - half)
+    let exponent = exponent.clamp(-4000, 4000);
+    let quarter = exponent / 4;
+    let step = f64::powi(2.0, quarter);
+    x * step * step * step * f64::powi(2.0, exponent - 3 * quarter)
 }
 
 /// Combines per-tensor magnitudes, pairwise, in their order.
 #[must_use]
 pub fn combine(parts: &[Magnitude], order: Order) -> Magnitude {
-    if order == Order::Max {
-        return maximum(parts);
+    if let [single] = parts {
+        return *single;
     }
+    match order {
+        Order::Max => maximum(parts),
+        Order::Power(p) => {
+            // Relative to the largest, whose power is 1.
+            let largest = maximum(parts);
+            if largest.value == 0.0 || !largest.is_finite() {
+                return largest;
+            }
+            let powers = pairwise(parts, &|part: &Magnitude| {
+                let scaled = times_power_of_two(part.value, part.exponent - largest.exponent);
+                (scaled / largest.value).powf(p)
+            });
+            Magnitude::from_powers(powers, p, largest.value, largest.exponent)
+        }
+        Order::Two | Order::One => sum(parts, if order == Order::Two { 2 } else { 1 }),
+    }
+}
+
+/// Bits of room for the sum of as many tensors as there can be.
+const HEADROOM: i32 = 64;
+
+/// Sums of x^p for p of 1 or 2.
+fn sum(parts: &[Magnitude], p: i32) -> Magnitude {
     if parts.iter().all(|part| part.exponent == 0) {
-        let sum = pairwise(parts, &|part: &Magnitude| part.sum);
-        if sum.is_finite() || parts.iter().any(|part| !part.is_finite()) {
-            return Magnitude { sum, exponent: 0 };
+        let value = pairwise(parts, &|part: &Magnitude| part.value);
+        if value.is_finite() || parts.iter().any(|part| !part.is_finite()) {
+            return Magnitude { value, exponent: 0 };
         }
     }
     // The sum of one tensor or of all does not fit: bring every one to the largest exponent, with
     // room for as many of them as there can be.
-    let p = order.p();
-    let headroom = (64.0 / p).ceil() as i32;
-    let largest =
-        parts.iter().filter(|part| part.sum != 0.0).map(|part| part.exponent).max().unwrap_or(0) + headroom;
-    let sum = pairwise(parts, &|part: &Magnitude| {
-        if part.sum == 0.0 {
-            return 0.0;
-        }
-        let shift = p * f64::from(part.exponent - largest);
-        // In two steps: the sum may be near the top, and the shift below the bottom.
-        part.sum * (0.5 * shift).exp2() * (0.5 * shift).exp2()
-    });
-    Magnitude { sum, exponent: largest }
+    let used = parts.iter().filter(|part| part.value != 0.0);
+    let exponent = used.map(|part| part.exponent).max().unwrap_or(0) + HEADROOM;
+    let value =
+        pairwise(parts, &|part: &Magnitude| times_power_of_two(part.value, p * (part.exponent - exponent)));
+    Magnitude { value, exponent }
 }
 
 fn maximum(parts: &[Magnitude]) -> Magnitude {
-    let norms = parts.iter().map(|part| (part.norm(Order::Max), *part));
-    norms
-        .reduce(|a, b| if a.0.is_nan() || a.0 >= b.0 { a } else { b })
-        .map_or(Magnitude::ZERO, |(_, part)| part)
+    let larger = |a: Magnitude, b: Magnitude| {
+        // Compared at the exponent of one of them: both may be out of range.
+        let other = times_power_of_two(b.value, b.exponent - a.exponent);
+        if a.value.is_nan() || a.value >= other { a } else { b }
+    };
+    parts.iter().copied().reduce(larger).unwrap_or(Magnitude::ZERO)
 }
 
 /// The sum of `value` over `items`, split in halves down to runs of eight.
@@ -185,7 +233,7 @@ mod tests {
     use super::*;
 
     fn plain(sum: f64) -> Magnitude {
-        Magnitude { sum, exponent: 0 }
+        Magnitude { value: sum, exponent: 0 }
     }
 
     #[test]
@@ -200,14 +248,14 @@ mod tests {
         let total = combine(&[plain(1e308), plain(1.5e308)], Order::Two);
         let want = 2.5_f64.sqrt() * 1e154;
         assert!((total.norm(Order::Two) - want).abs() < 1e-15 * want);
-        let huge = Magnitude { sum: 4.0, exponent: 1000 };
+        let huge = Magnitude { value: 4.0, exponent: 1000 };
         let norm = combine(&[huge, plain(1.0), huge], Order::Two).norm(Order::Two);
         assert!((norm / 8.0_f64.sqrt() / f64::powi(2.0, 1000) - 1.0).abs() < 1e-15);
     }
 
     #[test]
     fn tiny_tensors_add_up_and_vanish_beside_large_ones() {
-        let tiny = Magnitude { sum: 2.0, exponent: -1022 };
+        let tiny = Magnitude { value: 2.0, exponent: -1022 };
         let norm = combine(&[tiny, tiny], Order::Two).norm(Order::Two);
         assert_eq!(norm, 2.0 * f64::powi(2.0, -1022));
         assert_eq!(combine(&[tiny, plain(9.0)], Order::Two).norm(Order::Two), 3.0);
@@ -215,10 +263,10 @@ mod tests {
 
     #[test]
     fn sums_in_ranges_add_up_to_the_norm_of_all() {
-        let orders = [1.0, 0.5, 3.0, 20.0].map(Order::Power);
+        let orders = [1.0, 0.5, 3.0, 20.0].map(Order::new);
         for order in orders.into_iter().chain([Order::Two]) {
-            let huge = Magnitude { sum: 3.0, exponent: 1000 };
-            let tiny = Magnitude { sum: 2.5, exponent: -1022 };
+            let huge = Magnitude { value: 3.0, exponent: 1000 };
+            let tiny = Magnitude { value: 2.5, exponent: -1022 };
             for parts in [
                 vec![huge, huge],
                 vec![tiny, tiny, tiny],
@@ -235,16 +283,16 @@ mod tests {
             }
         }
         let nan = ranges::split(plain(f64::NAN), Order::Two);
-        assert!(ranges::join(&nan, Order::Two).sum.is_nan());
+        assert!(ranges::join(&nan, Order::Two).value.is_nan());
     }
 
     #[test]
     fn not_a_number_and_infinity_survive() {
-        assert!(combine(&[plain(1.0), plain(f64::NAN)], Order::Two).sum.is_nan());
-        assert_eq!(combine(&[plain(1.0), plain(f64::INFINITY)], Order::Two).sum, f64::INFINITY);
-        let huge = Magnitude { sum: 4.0, exponent: 1000 };
+        assert!(combine(&[plain(1.0), plain(f64::NAN)], Order::Two).value.is_nan());
+        assert_eq!(combine(&[plain(1.0), plain(f64::INFINITY)], Order::Two).value, f64::INFINITY);
+        let huge = Magnitude { value: 4.0, exponent: 1000 };
         assert!(combine(&[huge, plain(f64::NAN)], Order::Two).norm(Order::Two).is_nan());
-        assert!(combine(&[plain(1.0), plain(f64::NAN), plain(5.0)], Order::Max).sum.is_nan());
-        assert_eq!(combine(&[plain(1.0), plain(7.0), plain(5.0)], Order::Max).sum, 7.0);
+        assert!(combine(&[plain(1.0), plain(f64::NAN), plain(5.0)], Order::Max).value.is_nan());
+        assert_eq!(combine(&[plain(1.0), plain(7.0), plain(5.0)], Order::Max).value, 7.0);
     }
 }

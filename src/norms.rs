@@ -34,9 +34,9 @@ pub fn measure(context: Context, segments: &[Segment], plan: &Plan, order: Order
             let found = fold(segments, plan, &partials, |parts| pairwise(parts, &|v| *v));
             rescue(context, segments, order, found.into_iter().map(plain).collect())
         }
-        Order::Power(1.0) => {
+        Order::One => {
             let partials = exec::reduce(context, segments, plan, |segment, range, scratch| {
-                powers(level, segment, range, 1.0, 1.0, scratch)
+                powers(level, segment, range, 1.0, [1.0, 1.0], scratch)
             });
             let found = fold(segments, plan, &partials, |parts| pairwise(parts, &|v| *v));
             rescue(context, segments, order, found.into_iter().map(plain).collect())
@@ -46,7 +46,7 @@ pub fn measure(context: Context, segments: &[Segment], plan: &Plan, order: Order
 }
 
 fn plain(sum: f64) -> Magnitude {
-    Magnitude { sum, exponent: 0 }
+    Magnitude { value: sum, exponent: 0 }
 }
 
 /// Partial results of each segment's chunks made one.
@@ -73,9 +73,11 @@ fn nan_max(a: f64, b: f64) -> f64 {
 /// Measures again, with scaling, what may have left the range of float64.
 fn rescue(context: Context, segments: &[Segment], order: Order, mut found: Vec<Magnitude>) -> Vec<Magnitude> {
     for (segment, magnitude) in segments.iter().zip(&mut found) {
-        let sum = magnitude.sum;
+        let sum = magnitude.value;
         let lost = match order {
             Order::Two => !sum.is_finite() || sum < SMALL,
+            // Absolute values so small that they are rounded coarsely.
+            Order::One if segment.complex && sum < SMALL => true,
             // A sum or a complex absolute value that overflowed.
             _ => sum.is_infinite(),
         };
@@ -109,18 +111,28 @@ fn scaled(context: Context, segment: &Segment, order: Order) -> Magnitude {
     let factor = f64::powi(2.0, -exponent);
     if order == Order::Max {
         return if segment.complex {
-            Magnitude { sum: maximum(true, factor), exponent }
+            Magnitude { value: maximum(true, factor), exponent }
         } else {
             plain(part)
         };
     }
+    // For other powers the largest element becomes 1, whose power neither overflows nor vanishes.
+    let unit = match order {
+        Order::Power(_) if segment.complex => maximum(true, factor),
+        Order::Power(_) => part * factor,
+        _ => 1.0,
+    };
     let partials = exec::reduce(context, segments, &plan, |segment, range, scratch| match order {
         Order::Two if segment.scalar == Scalar::F64 => {
             segment.read(range, scratch, |x: &[f64]| sum_squares_scaled(level, x, factor))
         }
-        _ => powers(level, segment, range, order.p(), factor, scratch),
+        _ => powers(level, segment, range, order.p(), [factor, 1.0 / unit], scratch),
     });
-    Magnitude { sum: pairwise(&partials, &|v| *v), exponent }
+    let total = pairwise(&partials, &|v| *v);
+    match order {
+        Order::Power(p) => Magnitude::from_powers(total, p, unit, exponent),
+        _ => Magnitude { value: total, exponent },
+    }
 }
 
 /// The exponent of the largest power of two that is not above a positive number.
@@ -155,13 +167,13 @@ fn powers(
     segment: &Segment,
     range: Range<usize>,
     p: f64,
-    factor: f64,
+    factors: [f64; 2],
     scratch: &mut Scratch,
 ) -> f64 {
     let complex = segment.complex;
     with_float!(segment.scalar, T => {
         segment.read(range, scratch, |x: &[T]| {
-            if complex { power_sum_complex(level, x, p, factor) } else { power_sum(level, x, p, factor) }
+            if complex { power_sum_complex(level, x, p, factors) } else { power_sum(level, x, p, factors) }
         })
     }, else 0.0)
 }
@@ -203,7 +215,7 @@ mod tests {
         assert_eq!(got[2..], [0.0, 5e-324, 0.0, got[0]]);
         let got = norms(&s, Order::Power(3.0), 1);
         assert!(close(got[0], 91.0_f64.cbrt() * 1e307), "{got:?}");
-        assert!(close(norms(&s, Order::Power(1.0), 1)[0], 7e307));
+        assert!(close(norms(&s, Order::One, 1)[0], 7e307));
         assert_eq!(norms(&s, Order::Max, 1), [4e307, 4e-320, 0.0, 5e-324, 0.0, 4e307]);
         assert_eq!(
             norms(&segments(Scalar::F64, false, &mut [vec![1.5e308; 9]]), Order::Two, 1)[0],
@@ -218,10 +230,10 @@ mod tests {
         let want = 1.2e308 * 2.0_f64.sqrt();
         assert!((norms(&s, Order::Max, 1)[0] / want - 1.0).abs() < 1e-15);
         assert!((norms(&s, Order::Two, 1)[0] / want - 1.0).abs() < 1e-15);
-        assert!((norms(&s, Order::Power(1.0), 1)[0] / want - 1.0).abs() < 1e-15);
+        assert!((norms(&s, Order::One, 1)[0] / want - 1.0).abs() < 1e-15);
         let mut tensors = [vec![5e-324, 0.0]];
         let s = segments(Scalar::F64, true, &mut tensors);
-        for order in [Order::Two, Order::Max, Order::Power(1.0), Order::Power(3.0)] {
+        for order in [Order::Two, Order::Max, Order::One, Order::Power(3.0)] {
             assert_eq!(norms(&s, order, 1)[0], 5e-324);
         }
     }
@@ -235,7 +247,7 @@ mod tests {
             vec![1.0; 5],
         ];
         let s = segments(Scalar::F32, false, &mut tensors);
-        for order in [Order::Two, Order::Max, Order::Power(1.0), Order::Power(3.0)] {
+        for order in [Order::Two, Order::Max, Order::One, Order::Power(3.0)] {
             let want: Vec<u64> = norms(&s, order, 1).into_iter().map(f64::to_bits).collect();
             for threads in 2..5 {
                 let got: Vec<u64> = norms(&s, order, threads).into_iter().map(f64::to_bits).collect();
@@ -248,7 +260,7 @@ mod tests {
     fn what_is_not_finite_shows_in_its_tensor_and_in_the_total() {
         let mut tensors = [vec![1.0_f64, f64::INFINITY], vec![2.0, f64::NAN], vec![3.0]];
         let s = segments(Scalar::F64, false, &mut tensors);
-        for order in [Order::Two, Order::Max, Order::Power(1.0), Order::Power(2.5)] {
+        for order in [Order::Two, Order::Max, Order::One, Order::Power(2.5)] {
             let got = norms(&s, order, 1);
             assert!(got[0] == f64::INFINITY && got[1].is_nan() && got[3].is_nan(), "{order:?} {got:?}");
             assert!((got[2] - 3.0).abs() < 1e-15);

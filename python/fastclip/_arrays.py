@@ -57,9 +57,9 @@ def is_array_like(value: object) -> bool:
     """Whether an object says of itself that it is an array, or a number."""
     if isinstance(value, (np.ndarray, np.generic, int, float, complex, str, bytes, memoryview, bytearray)):
         return True
-    return any(hasattr(value, name) for name in ("__array__", "__array_interface__", "__dlpack__", "__buffer__")) or (
-        type(value).__module__ == "array"
-    )
+    return any(
+        hasattr(value, name) for name in ("__array__", "__array_interface__", "__dlpack__", "__buffer__")
+    ) or (type(value).__module__ == "array")
 
 
 def as_array(value: Any, name: str) -> npt.NDArray[Any]:
@@ -119,7 +119,9 @@ def as_output(value: Any, name: str) -> npt.NDArray[Any]:
             value = np.asarray(value)
     array: npt.NDArray[Any] = value
     if not array.dtype.isnative and array.dtype.kind in "fciu":
-        raise ValueError(f"{name} is {describe(array)}, in the byte order of another machine; it takes native order")
+        raise ValueError(
+            f"{name} is {describe(array)}, in the byte order of another machine; it takes native order"
+        )
     return array
 
 
@@ -139,6 +141,8 @@ def as_bound(value: Any, name: str) -> float:
         raise ValueError(f"{name} is {describe(value)}; it takes one number")
     try:
         number = float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is a whole number beyond float64; np.inf clips nothing") from None
     except (TypeError, ValueError):
         raise TypeError(f"{name} is {describe(value)}; it takes a number") from None
     if number != number:

@@ -23,9 +23,9 @@ def reduced_norm(
 ) -> tuple[tuple[float, int, list[float]], float, bool]:
     """Return the norm of the tensors of all processes.
 
-    The sum of powers travels in the one of a few ranges that it fits, scaled, so that it neither overflows nor
-    vanishes on the way; with it go the number of tensors that are not finite and whether an input was float64.
-    Every process gets the same sums, and so the same bits.
+    The sum of powers travels in the one of a few ranges that it fits, scaled, so that it neither
+    overflows nor vanishes on the way; with it go the number of tensors that are not finite and whether
+    an input was float64. Every process gets the same sums, and so the same bits.
 
     Parameters
     ----------
@@ -56,7 +56,9 @@ def reduced_norm(
     """
     allreduce = getattr(comm, "allreduce", None)
     if not callable(allreduce):
-        raise TypeError(f"comm is a {type(comm).__name__}; it takes an object with an allreduce(array) method")
+        raise TypeError(
+            f"comm is a {type(comm).__name__}; it takes an object with an allreduce(array) method"
+        )
     if order > _LARGEST_ORDER:
         raise ValueError(f"ord is {order}; with comm= it takes a number up to {_LARGEST_ORDER:.0f}")
     sums, norms = _core.partial_sums(leaves, order, names)
@@ -66,7 +68,9 @@ def reduced_norm(
     except (TypeError, ValueError):
         raise TypeError(f"comm.allreduce gave {answer!r}; it must give an array of float64") from None
     if total.shape != (len(sums),):
-        raise ValueError(f"comm.allreduce gave an array of shape {total.shape} for one of shape ({len(sums)},)")
+        raise ValueError(
+            f"comm.allreduce gave an array of shape {total.shape} for one of shape ({len(sums)},)"
+        )
     *powers, _, wide = total.tolist()
     root, exponent, norm = _core.combine_sums(powers, order)
     return (root, exponent, norms), norm, wide > 0

@@ -89,7 +89,11 @@ def flatten(container: Any, argument: str, leaf: _Leaf = as_array) -> Tree:
     walk = _Walk(leaf)
     rebuild = walk.node(container, argument, top=True)
     if rebuild is None:
-        what = "generator, which can be read only once" if hasattr(container, "send") else type(container).__name__
+        what = (
+            "generator, which can be read only once"
+            if hasattr(container, "send")
+            else type(container).__name__
+        )
         raise TypeError(f"{argument} is a {what}; it takes a list (or dict, or tuple) of arrays")
     return Tree(walk.leaves, walk.labels, argument, walk.make(rebuild), walk.entries)
 
@@ -150,7 +154,7 @@ class _Walk:
         return lambda leaves: rebuild(iter(leaves))
 
     def node(self, value: Any, path: str, top: bool = False) -> Callable[[Any], Any] | None:
-        """Collect a container's leaves. Returns what rebuilds it from an iterator, or None for no container."""
+        """Collect a container's leaves. Returns what rebuilds it from an iterator, None if it is none."""
         if isinstance(value, Mapping):
             keys = list(value)
             parts = [self.child(value[key], f"{path}[{key!r}]") for key in keys]

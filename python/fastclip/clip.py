@@ -121,7 +121,9 @@ def clip_by_global_norm(
     wide_norm: tuple[float, bool] | None = None
     if use_norm is not None:
         if norms is not None:
-            raise ValueError("norms= needs the pass over the tensors that use_norm= does without; pass one of them")
+            raise ValueError(
+                "norms= needs the pass over the tensors that use_norm= does without; pass one of them"
+            )
         given = (_known_norm(use_norm), 0, [])
     elif comm is not None:
         from fastclip._reduction import reduced_norm
@@ -191,7 +193,8 @@ def clip_by_norm(
     TypeError
         If `t` or `clip_norm` is no array of these types, or number.
     ValueError
-        If `clip_norm` is NaN or would enlarge `t`, an axis does not exist or comes twice, or `out` does not fit.
+        If `clip_norm` is NaN or would enlarge `t`, an axis does not exist or comes twice, or `out` does
+        not fit.
 
     References
     ----------
@@ -210,10 +213,16 @@ def clip_by_norm(
     array, target = _values(t), _target(out)
     order = parse_order(ord)
     reduced = _reduced_axes(axes, array.ndim)
+    whole = reduced is None or all(reduced)
+    if whole and type(clip_norm) is float:
+        # Most calls: nothing to broadcast.
+        limit = max(as_bound(clip_norm, "clip_norm"), 0.0)
+        results = _core.clip_tensors([array], [limit], "one", order, target, _ONE)
+        return _finished(t, results[0], out)
     bound = _bounds(clip_norm, array.shape)
-    if target is not None and isinstance(clip_norm, np.ndarray):
-        _check_apart(target[0], clip_norm, "clip_norm")
-    if bound.size == 1 and (reduced is None or all(reduced)):
+    if target is not None and not isinstance(clip_norm, (int, float)):
+        _check_apart(target[0], as_array(clip_norm, "clip_norm"), "clip_norm")
+    if whole and bound.size == 1:
         results = _core.clip_tensors([array], [float(bound.reshape(()))], "one", order, target, _ONE)
     else:
         reduced = reduced or [True] * array.ndim
@@ -232,8 +241,9 @@ def clip_by_norm(
 def clip_by_average_norm(t: Any, clip_norm: float, name: str | None = None, *, out: Any = None) -> Any:
     """Scale a tensor so that its norm divided by its number of elements is at most `clip_norm`.
 
-    It becomes ``t * clip_norm / max(norm / t.size, clip_norm)``, as ``tf.compat.v1.clip_by_average_norm`` [1]_.
-    That is no root mean square, which :func:`clip_by_block_rms` bounds.
+    It becomes ``t * clip_norm / max(norm / t.size, clip_norm)``, as
+    ``tf.compat.v1.clip_by_average_norm`` [1]_. That is no root mean square, which
+    :func:`clip_by_block_rms` bounds.
 
     Parameters
     ----------
@@ -318,13 +328,18 @@ def clip_by_value(
     array([-1,  0,  5])
     """
     array = _values(t)
+    if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
+        # No bound has a meaning: the compiled part says what is wrong with `t`.
+        _core.clip_by_value(array, array, array, None)
     lower = _value_bound(clip_value_min, array, "clip_value_min")
     upper = _value_bound(clip_value_max, array, "clip_value_max")
     output = None
     if out is not None:
         output = as_output(out.values if isinstance(out, IndexedSlices) else out, "out")
-        _check_apart(output, lower, "clip_value_min")
-        _check_apart(output, upper, "clip_value_max")
+        if not isinstance(clip_value_min, (int, float)):
+            _check_apart(output, lower, "clip_value_min")
+        if not isinstance(clip_value_max, (int, float)):
+            _check_apart(output, upper, "clip_value_max")
     return _finished(t, _core.clip_by_value(array, lower, upper, output), out)
 
 
@@ -367,7 +382,9 @@ def _reduced_axes(axes: int | Sequence[int] | None, ndim: int) -> list[bool] | N
         raise TypeError(f"axes is {axes!r}; it takes whole numbers") from None
     for axis in numbers:
         if not -ndim <= axis < ndim:
-            raise ValueError(f"axes is {axes!r}; t has {ndim} dimensions, so an axis lies in [{-ndim}, {ndim})")
+            raise ValueError(
+                f"axes is {axes!r}; t has {ndim} dimensions, so an axis lies in [{-ndim}, {ndim})"
+            )
         if reduced[axis]:
             raise ValueError(f"axes is {axes!r}; axis {axis} is in it twice")
         reduced[axis] = True
@@ -389,24 +406,27 @@ def _bounds(clip_norm: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
 
 
 def _check_broadcast(bound: npt.NDArray[Any], shape: tuple[int, ...], name: str) -> None:
+    if bound.ndim == 0:
+        return
     aligned = shape[len(shape) - bound.ndim :] if bound.ndim <= len(shape) else None
     if aligned is None or any(n not in (1, of) for n, of in zip(bound.shape, aligned, strict=True)):
-        raise ValueError(f"{name} has shape {bound.shape}, which does not broadcast to the shape of t, {shape}")
+        raise ValueError(
+            f"{name} has shape {bound.shape}, which does not broadcast to the shape of t, {shape}"
+        )
 
 
-def _rounded(bound: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+def _rounded(bound: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    if type(bound) is float and (dtype.itemsize == 8 or -6e4 < bound < 6e4):
+        return np.array(bound, dtype)
     # A bound beyond the range of a narrow type is infinite in it, and bounds nothing: no reason to warn.
     with np.errstate(over="ignore"):
-        return bound.astype(dtype, copy=False)
+        return np.asarray(bound, np.float64 if type(bound) is float else None).astype(dtype, copy=False)
 
 
 def _value_bound(value: Any, t: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
     """A bound of :func:`clip_by_value` in the type of `t`: of one element, or of its shape."""
     if t.dtype.kind in "iu":
-        if type(value) is int:
-            bound = np.array(value, object)
-        else:
-            bound = as_array(value, name)
+        bound = np.array(value, object) if type(value) is int else as_array(value, name)
         if bound.dtype.kind not in "iu" and type(value) is not int:
             raise TypeError(f"{name} is {value!r} where t has dtype {t.dtype}; it takes whole numbers")
         info = np.iinfo(t.dtype)
@@ -416,7 +436,7 @@ def _value_bound(value: Any, t: npt.NDArray[Any], name: str) -> npt.NDArray[Any]
             )
         bound = bound.astype(t.dtype, copy=False)
     elif isinstance(value, (float, int)) and not isinstance(value, bool):
-        bound = _rounded(np.asarray(value, np.float64), t.dtype)
+        bound = _rounded(float(value), t.dtype)
     else:
         bound = as_array(value, name)
         if bound.dtype.kind not in "fiuV" or bound.dtype.names:

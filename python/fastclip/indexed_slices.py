@@ -103,9 +103,8 @@ class IndexedSlices:
         return IndexedSlices(-self.values, self.indices, self.dense_shape)
 
     def __repr__(self) -> str:
-        return (
-            f"IndexedSlices(values={self.values!r}, indices={self.indices!r}, dense_shape={self.dense_shape!r})"
-        )
+        parts = f"values={self.values!r}, indices={self.indices!r}, dense_shape={self.dense_shape!r}"
+        return f"IndexedSlices({parts})"
 
     def _with_values(self, values: Any) -> IndexedSlices:
         """The same rows with other values of the same shape."""

@@ -14,7 +14,9 @@ from fastclip._tree import flatten
 __all__ = ["global_norm", "tensor_norms"]
 
 
-def global_norm(t_list: Any, name: str | None = None, *, ord: float = 2, comm: Any = None) -> np.floating[Any]:
+def global_norm(
+    t_list: Any, name: str | None = None, *, ord: float = 2, comm: Any = None
+) -> np.floating[Any]:
     """Return the norm of all tensors together.
 
     ``sqrt(sum(x**2 for every element x of every tensor))`` for `ord` 2, as ``tf.linalg.global_norm`` [1]_.

@@ -142,7 +142,9 @@ def adaptive_clip(
     for i, (weight, grad) in enumerate(zip(weights.leaves, tree.leaves, strict=True)):
         label = f"grads[{i}]" if tree.labels is None else tree.labels[i]
         if isinstance(tree.entries[i], IndexedSlices):
-            raise TypeError(f"{label} is an IndexedSlices, whose rows are not those of its parameter; use to_dense()")
+            raise TypeError(
+                f"{label} is an IndexedSlices, whose rows are not those of its parameter; use to_dense()"
+            )
         if grad is None:
             chosen.append(None)
             units.append([])

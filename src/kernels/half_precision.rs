@@ -12,18 +12,15 @@ use half::{bf16, f16};
 pub const BLOCK: usize = 512;
 
 /// A 16-bit float.
-pub trait Half: Copy + Sized + 'static {
-    /// The low bits of a float32 that rounding to this type drops, for a normal result.
-    const DROPPED: u32;
-    /// What those bits are half-way between two values of this type.
-    const TIE: u32;
-    /// The bits of the smallest normal value of this type, as a float32.
-    const MIN_NORMAL: u32;
-
+pub trait Half: Copy + Default + 'static {
     /// `dst[i] = src[i]`, exactly. The slices have the same length.
     fn widen<S: Simd>(simd: S, src: &[Self], dst: &mut [f32]);
     /// `dst[i] = src[i]`, rounded to the nearest, ties to even. The slices have the same length.
     fn narrow<S: Simd>(simd: S, src: &[f32], dst: &mut [Self]);
+    /// `out[i] = x[i]·factor`, the exact product rounded once, or false if `out` is not to be used because a
+    /// product is so small that this way does not give it. The slices have the same length.
+    #[must_use]
+    fn scale_once<S: Simd>(simd: S, x: &[Self], out: &mut [Self], factor: f32) -> bool;
 }
 
 /// One float16 as a float32.
@@ -89,18 +86,63 @@ pub fn f64_to_f32_odd(x: f64) -> f32 {
     f32::from_bits(if inexact_even { bits.wrapping_add(step) } else { bits })
 }
 
+/// The bits of 2^-100: below it the fused multiply-add loses what is missing itself.
+const SMALL_BF16: u32 = (127 - 100) << 23;
+
+/// Whether this level has a fused multiply-add; without one the compiler would call a function for it.
+#[inline(always)]
+fn has_fma<S: Simd>(simd: S) -> bool {
+    #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+    return simd.level().as_avx2().is_some();
+    #[cfg(target_arch = "aarch64")]
+    return simd.level().as_neon().is_some();
+    #[allow(unreachable_code, reason = "on other architectures")]
+    {
+        let _ = simd;
+        false
+    }
+}
+
+/// The product in float32, towards the neighbour with an odd last bit if it lies between two.
+///
+/// A fused multiply-add gives what rounding has taken off, exactly for products above 2^-100.
+#[inline(always)]
+fn odd_product(x: f32, factor: f32, fused: bool) -> f32 {
+    if !fused {
+        return f64_to_f32_odd(f64::from(x) * f64::from(factor));
+    }
+    let product = x * factor;
+    let rest = x.mul_add(factor, -product);
+    let bits = product.to_bits();
+    // Away from zero if what is missing has the sign of the product, else towards it.
+    let step = ((rest.to_bits() ^ bits).cast_signed() >> 31) | 1;
+    // Not `rest != 0.0`: of an infinite product nothing but NaN is missing, and it has to stay.
+    #[allow(clippy::double_comparisons, reason = "false for NaN")]
+    let inexact_even = (rest < 0.0 || rest > 0.0) && bits & 1 == 0;
+    f32::from_bits(bits.wrapping_add_signed(if inexact_even { step } else { 0 }))
+}
+
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-mod f16c {
-    use super::{f16, f16_to_f32, f32_to_f16};
+mod x86 {
+    use super::{SMALL_BF16, bf16, bf16_to_f32, f16, f16_to_f32, f32_to_bf16, f32_to_f16, odd_product};
     use fearless_simd::prelude::*;
     use fearless_simd::{f32x8, f32x16, u16x8, u16x16};
     use std::arch::x86_64::{
-        _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm256_cvtph_ps, _mm256_cvtps_ph, _mm512_cvtph_ps,
-        _mm512_cvtps_ph,
+        __m512, __m512i, _CMP_NEQ_OQ, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _MM_FROUND_TO_ZERO,
+        _mm256_add_epi32, _mm256_and_si256, _mm256_castps_si256, _mm256_castsi256_ps, _mm256_cmp_ps,
+        _mm256_cmpeq_epi32, _mm256_cvtph_ps, _mm256_cvtps_ph, _mm256_fmsub_ps, _mm256_mul_ps,
+        _mm256_or_si256, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256,
+        _mm256_srai_epi32, _mm256_xor_si256, _mm512_add_epi32, _mm512_and_si512, _mm512_castps_si512,
+        _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtepi32_epi16, _mm512_cvtepu16_epi32,
+        _mm512_cvtph_ps, _mm512_cvtps_ph, _mm512_fmsub_ps, _mm512_mask_or_epi32, _mm512_max_epu32,
+        _mm512_min_epu32, _mm512_mul_round_ps, _mm512_reduce_max_epu32, _mm512_reduce_min_epu32,
+        _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi32,
+        _mm512_srli_epi32, _mm512_sub_epi32,
     };
 
     const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT;
     const NEAREST_512: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    const TOWARDS_ZERO: i32 = _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC;
 
     fearless_simd::kernel!(
         #[inline]
@@ -130,6 +172,99 @@ mod f16c {
             }
             for (from, to) in wide_rest.iter().zip(rest) {
                 *to = f32_to_f16(*from);
+            }
+        }
+    );
+
+    fearless_simd::kernel!(
+        #[inline]
+        pub fn scale_once_avx2(simd: Avx2, x: &[f16], out: &mut [f16], factor: f32) {
+            let (bits, rest) = half::slice::HalfFloatSliceExt::reinterpret_cast(x).as_chunks::<8>();
+            let (packed, packed_rest) =
+                half::slice::HalfFloatSliceExt::reinterpret_cast_mut(out).as_chunks_mut::<8>();
+            let by = _mm256_set1_ps(factor);
+            let one = _mm256_set1_epi32(1);
+            for (from, to) in bits.iter().zip(packed) {
+                let half: u16x8<_> = (*from).simd_into(simd);
+                let wide = _mm256_cvtph_ps(half.into());
+                let product = _mm256_mul_ps(wide, by);
+                let rest = _mm256_fmsub_ps(wide, by, product);
+                // As `odd_product`, on eight.
+                let inexact = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_NEQ_OQ>(rest, _mm256_setzero_ps()));
+                let (product, rest) = (_mm256_castps_si256(product), _mm256_castps_si256(rest));
+                let step = _mm256_or_si256(_mm256_srai_epi32::<31>(_mm256_xor_si256(rest, product)), one);
+                let even = _mm256_cmpeq_epi32(_mm256_and_si256(product, one), _mm256_setzero_si256());
+                let step = _mm256_and_si256(step, _mm256_and_si256(inexact, even));
+                let odd = _mm256_castsi256_ps(_mm256_add_epi32(product, step));
+                let rounded: u16x8<_> = _mm256_cvtps_ph::<NEAREST>(odd).simd_into(simd);
+                rounded.store_slice(to);
+            }
+            for (from, to) in rest.iter().zip(packed_rest) {
+                *to = f32_to_f16(odd_product(f16_to_f32(*from), factor, true));
+            }
+        }
+    );
+
+    /// As `odd_product`, on sixteen: cut off towards zero, with the last bit set if something was missing.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn odd_products(x: __m512, by: __m512) -> __m512i {
+        let product = _mm512_mul_round_ps::<TOWARDS_ZERO>(x, by);
+        let inexact = _mm512_cmp_ps_mask::<_CMP_NEQ_OQ>(_mm512_fmsub_ps(x, by, product), _mm512_setzero_ps());
+        let bits = _mm512_castps_si512(product);
+        _mm512_mask_or_epi32(bits, inexact, bits, _mm512_set1_epi32(1))
+    }
+
+    fearless_simd::kernel!(
+        #[inline]
+        pub fn scale_once_bf16_avx512(simd: Avx512, x: &[bf16], out: &mut [bf16], factor: f32) -> bool {
+            let (bits, rest) = half::slice::HalfFloatSliceExt::reinterpret_cast(x).as_chunks::<16>();
+            let (packed, packed_rest) =
+                half::slice::HalfFloatSliceExt::reinterpret_cast_mut(out).as_chunks_mut::<16>();
+            let by = _mm512_set1_ps(factor);
+            let one = _mm512_set1_epi32(1);
+            let mut smallest = _mm512_set1_epi32(-1);
+            let mut largest = _mm512_setzero_si512();
+            for (from, to) in bits.iter().zip(packed) {
+                let half: u16x16<_> = (*from).simd_into(simd);
+                let wide = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half.into()));
+                let odd = odd_products(_mm512_castsi512_ps(wide), by);
+                let size = _mm512_and_si512(odd, _mm512_set1_epi32(i32::MAX));
+                smallest = _mm512_min_epu32(smallest, _mm512_sub_epi32(size, one));
+                largest = _mm512_max_epu32(largest, size);
+                let last = _mm512_and_si512(_mm512_srli_epi32::<16>(odd), one);
+                let up = _mm512_add_epi32(last, _mm512_set1_epi32(0x7fff));
+                let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(odd, up));
+                let rounded: u16x16<_> = _mm512_cvtepi32_epi16(rounded).simd_into(simd);
+                rounded.store_slice(to);
+            }
+            let mut smallest = _mm512_reduce_min_epu32(smallest);
+            for (from, to) in rest.iter().zip(packed_rest) {
+                let product = odd_product(bf16_to_f32(*from), factor, true);
+                smallest = smallest.min((product.to_bits() & 0x7fff_ffff).wrapping_sub(1));
+                *to = f32_to_bf16(product);
+            }
+            // What is not finite has lost its meaning in the rounding above.
+            smallest >= SMALL_BF16 && _mm512_reduce_max_epu32(largest) < 0x7f80_0000
+        }
+    );
+
+    fearless_simd::kernel!(
+        #[inline]
+        pub fn scale_once_avx512(simd: Avx512, x: &[f16], out: &mut [f16], factor: f32) {
+            let (bits, rest) = half::slice::HalfFloatSliceExt::reinterpret_cast(x).as_chunks::<16>();
+            let (packed, packed_rest) =
+                half::slice::HalfFloatSliceExt::reinterpret_cast_mut(out).as_chunks_mut::<16>();
+            let by = _mm512_set1_ps(factor);
+            for (from, to) in bits.iter().zip(packed) {
+                let half: u16x16<_> = (*from).simd_into(simd);
+                let wide = _mm512_cvtph_ps(half.into());
+                let odd = _mm512_castsi512_ps(odd_products(wide, by));
+                let rounded: u16x16<_> = _mm512_cvtps_ph::<NEAREST_512>(odd).simd_into(simd);
+                rounded.store_slice(to);
+            }
+            for (from, to) in rest.iter().zip(packed_rest) {
+                *to = f32_to_f16(odd_product(f16_to_f32(*from), factor, true));
             }
         }
     );
@@ -169,19 +304,15 @@ mod f16c {
 }
 
 impl Half for f16 {
-    const DROPPED: u32 = 0x1fff;
-    const TIE: u32 = 0x1000;
-    const MIN_NORMAL: u32 = 0x3880_0000;
-
     #[inline(always)]
     fn widen<S: Simd>(simd: S, src: &[Self], dst: &mut [f32]) {
         #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
         {
             if let Some(avx512) = simd.level().as_avx512() {
-                return f16c::widen_avx512(avx512, src, dst);
+                return x86::widen_avx512(avx512, src, dst);
             }
             if let Some(avx2) = simd.level().as_avx2() {
-                return f16c::widen_avx2(avx2, src, dst);
+                return x86::widen_avx2(avx2, src, dst);
             }
         }
         let _ = simd;
@@ -195,10 +326,10 @@ impl Half for f16 {
         #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
         {
             if let Some(avx512) = simd.level().as_avx512() {
-                return f16c::narrow_avx512(avx512, src, dst);
+                return x86::narrow_avx512(avx512, src, dst);
             }
             if let Some(avx2) = simd.level().as_avx2() {
-                return f16c::narrow_avx2(avx2, src, dst);
+                return x86::narrow_avx2(avx2, src, dst);
             }
         }
         let _ = simd;
@@ -206,13 +337,31 @@ impl Half for f16 {
             *to = f16::from_bits(f32_to_f16(*from));
         }
     }
+
+    #[inline(always)]
+    fn scale_once<S: Simd>(simd: S, x: &[Self], out: &mut [Self], factor: f32) -> bool {
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        {
+            if let Some(avx512) = simd.level().as_avx512() {
+                x86::scale_once_avx512(avx512, x, out, factor);
+                return true;
+            }
+            if let Some(avx2) = simd.level().as_avx2() {
+                x86::scale_once_avx2(avx2, x, out, factor);
+                return true;
+            }
+        }
+        let fused = has_fma(simd);
+        for (from, to) in x.iter().zip(out) {
+            let product = odd_product(f16_to_f32(from.to_bits()), factor, fused);
+            *to = f16::from_bits(f32_to_f16(product));
+        }
+        // A product below 2^-100 is 0 in float16, whichever way it is rounded before.
+        true
+    }
 }
 
 impl Half for bf16 {
-    const DROPPED: u32 = 0xffff;
-    const TIE: u32 = 0x8000;
-    const MIN_NORMAL: u32 = 0x0080_0000;
-
     #[inline(always)]
     fn widen<S: Simd>(_simd: S, src: &[Self], dst: &mut [f32]) {
         for (from, to) in src.iter().zip(dst) {
@@ -225,6 +374,23 @@ impl Half for bf16 {
         for (from, to) in src.iter().zip(dst) {
             *to = bf16::from_bits(f32_to_bf16(*from));
         }
+    }
+
+    #[inline(always)]
+    fn scale_once<S: Simd>(simd: S, x: &[Self], out: &mut [Self], factor: f32) -> bool {
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        if let Some(avx512) = simd.level().as_avx512() {
+            return x86::scale_once_bf16_avx512(avx512, x, out, factor);
+        }
+        let fused = has_fma(simd);
+        let mut smallest = u32::MAX;
+        for (from, to) in x.iter().zip(out) {
+            let product = odd_product(bf16_to_f32(from.to_bits()), factor, fused);
+            // 0 wraps round: it is exact, or vanished below float32 and vanishes in 16 bits as well.
+            smallest = smallest.min((product.to_bits() & 0x7fff_ffff).wrapping_sub(1));
+            *to = bf16::from_bits(f32_to_bf16(product));
+        }
+        !fused || smallest >= SMALL_BF16
     }
 }
 

@@ -1,7 +1,8 @@
-//! Σ|x·factor|ᵖ in float64, for norms of other orders than 2 and infinity.
+//! Σ|x·f·g|ᵖ in float64, for norms of other orders than 2 and infinity.
 //!
-//! The input is widened to float64 a block at a time. For p ≠ 1 the caller passes the power of two
-//! that brings the largest element near 1, so that no power overflows.
+//! The input is widened to float64 a block at a time. For p ≠ 1 the caller passes two
+//! factors that make the largest element 1, so that no power overflows: a power of two that brings it near 1, and
+//! what is left.
 
 use super::Float;
 use fearless_simd::{Level, Simd, dispatch};
@@ -9,31 +10,31 @@ use fearless_simd::{Level, Simd, dispatch};
 const BLOCK: usize = 512;
 const LANES: usize = 8;
 
-/// Σ|x·factor|ᵖ of a slice of at most one chunk.
+/// Σ|x·f·g|ᵖ of a slice of at most one chunk, for factors f and g.
 #[must_use]
-pub fn power_sum<T: Float>(level: Level, x: &[T], p: f64, factor: f64) -> f64 {
+pub fn power_sum<T: Float>(level: Level, x: &[T], p: f64, [f, g]: [f64; 2]) -> f64 {
     let mut total = 0.0;
     let mut buffer = [0.0; BLOCK];
     for block in x.chunks(BLOCK) {
         let wide = &mut buffer[..block.len()];
         for (to, from) in wide.iter_mut().zip(block) {
-            *to = from.to_f64().abs() * factor;
+            *to = from.to_f64().abs() * f * g;
         }
         total += sum_of_powers(level, wide, p);
     }
     total
 }
 
-/// Σ|z·factor|ᵖ over complex numbers given as pairs of reals.
+/// Σ|z·f·g|ᵖ over complex numbers given as pairs of reals.
 #[must_use]
-pub fn power_sum_complex<T: Float>(level: Level, pairs: &[T], p: f64, factor: f64) -> f64 {
+pub fn power_sum_complex<T: Float>(level: Level, pairs: &[T], p: f64, [f, g]: [f64; 2]) -> f64 {
     let mut total = 0.0;
     let mut buffer = [0.0; BLOCK];
     for block in pairs.chunks(2 * BLOCK) {
         let (pairs, _) = block.as_chunks::<2>();
         let wide = &mut buffer[..pairs.len()];
         for (to, [re, im]) in wide.iter_mut().zip(pairs) {
-            *to = (re.to_f64() * factor).hypot(im.to_f64() * factor);
+            *to = (re.to_f64() * f).hypot(im.to_f64() * f) * g;
         }
         total += sum_of_powers(level, wide, p);
     }
@@ -97,7 +98,7 @@ mod tests {
             for_every_length_and_offset(&values, |x| {
                 let want = exact_sum(x.iter().map(|v| (v.to_f64() * 0.5).abs().powf(p)));
                 for level in isa::all() {
-                    let got = power_sum(level, x, p, 0.5);
+                    let got = power_sum(level, x, p, [0.5, 1.0]);
                     assert!((got - want).abs() <= 1e-13 * want, "{level:?} {p} {} {got} {want}", x.len());
                 }
             });
@@ -116,7 +117,7 @@ mod tests {
     fn complex_numbers_count_by_their_absolute_value() {
         for level in isa::all() {
             let z = [3.0, 4.0, -5.0, 12.0];
-            assert_eq!(power_sum_complex(level, &z, 1.0, 1.0), 18.0);
+            assert_eq!(power_sum_complex(level, &z, 1.0, [1.0, 1.0]), 18.0);
             assert_eq!(max_abs_complex(&z, 1.0), 13.0);
             assert!(max_abs_complex(&[f64::NAN, f64::INFINITY, 1.0, 1.0], 1.0).is_nan());
         }

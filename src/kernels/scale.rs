@@ -1,10 +1,9 @@
 //! x ← x·s in place, each element the correctly rounded product.
 //!
 //! The factor comes from float64 and is rounded once to float32 for everything narrower than
-//! float64. A float32 product is one IEEE multiplication. A float16 or bfloat16 product is taken in
-//! float32 and rounded on to 16 bits; where that second rounding could go wrong (the float32 product
-//! sits on a tie, or the result is subnormal) the block is done again through float64 and
-//! rounding to odd, which rounds once.
+//! float64. A float32 product is one IEEE multiplication. A float16 or bfloat16 product has more bits than
+//! float32 holds, and rounding it twice can go wrong: in float32 it is rounded to odd, which keeps the memory
+//! of the side of a tie that it was on, and then to 16 bits.
 
 use super::half_precision::{self, Half, f64_to_f32_odd};
 use super::operation::Operation;
@@ -37,7 +36,7 @@ impl Factor {
         let (norm, norm_exponent) = normalised(norm);
         let quotient = bound / norm;
         let exponent = bound_exponent - norm_exponent - exponent;
-        if exponent > -1000 {
+        if exponent > -1021 {
             Self::from_wide(quotient * f64::powi(2.0, exponent), 1.0)
         } else {
             Self::from_wide(quotient * f64::powi(2.0, exponent + 1000), f64::powi(2.0, -1000))
@@ -149,39 +148,13 @@ scale_whole! {
     f64, |v, factor| v * factor.wide, is_lifted => v * factor.lift * factor.wide;
 }
 
-/// One block: `load` widens it, `store` gets the products. The block is loaded again if it has to be done
-/// through float64.
+/// A block through float64: each product rounded to odd in float32, and that rounded on.
 #[inline(always)]
-fn scale_block<H: Half>(
-    wide: &mut [f32],
-    factor: Factor,
-    load: impl Fn(&mut [f32]),
-    store: impl FnOnce(&[f32]),
-) {
-    load(wide);
-    let mut doubtful = factor.is_wide;
-    if !doubtful {
-        let mut seen = 0_u32;
-        for v in wide.iter_mut() {
-            let product = *v * factor.narrow;
-            let bits = product.to_bits();
-            let magnitude = bits & 0x7fff_ffff;
-            let tie = u32::from(bits & H::DROPPED == H::TIE);
-            // 0 wraps round: it is exact, or vanished below float32 and vanishes in 16 bits as well.
-            let subnormal = u32::from(magnitude.wrapping_sub(1) < H::MIN_NORMAL - 1);
-            seen |= tie | subnormal;
-            *v = product;
-        }
-        doubtful = seen != 0;
+fn exactly(wide: &mut [f32], factor: Factor) {
+    let exact = if factor.is_wide { factor.wide } else { f64::from(factor.narrow) };
+    for v in wide {
+        *v = f64_to_f32_odd(f64::from(*v) * factor.lift * exact);
     }
-    if doubtful {
-        let exact = if factor.is_wide { factor.wide } else { f64::from(factor.narrow) };
-        load(wide);
-        for v in wide.iter_mut() {
-            *v = f64_to_f32_odd(f64::from(*v) * factor.lift * exact);
-        }
-    }
-    store(wide);
 }
 
 macro_rules! scale_half {
@@ -189,17 +162,18 @@ macro_rules! scale_half {
         impl Scalable for $T {
             #[inline(always)]
             fn scale<S: Simd>(simd: S, x: &mut [Self], factor: Factor) {
+                let mut products = [<$T>::default(); half_precision::BLOCK];
                 let mut buffer = [0.0_f32; half_precision::BLOCK];
                 for block in x.chunks_mut(half_precision::BLOCK) {
-                    let wide = &mut buffer[..block.len()];
-                    // Two closures want the block, one after the other: the cell hands it out.
-                    let block = std::cell::RefCell::new(block);
-                    scale_block::<$T>(
-                        wide,
-                        factor,
-                        |wide| <$T>::widen(simd, &block.borrow(), wide),
-                        |wide| <$T>::narrow(simd, wide, &mut block.borrow_mut()),
-                    );
+                    let products = &mut products[..block.len()];
+                    if !factor.is_wide && <$T>::scale_once(simd, block, products, factor.narrow) {
+                        block.copy_from_slice(products);
+                    } else {
+                        let wide = &mut buffer[..block.len()];
+                        <$T>::widen(simd, block, wide);
+                        exactly(wide, factor);
+                        <$T>::narrow(simd, wide, block);
+                    }
                 }
             }
 
@@ -208,12 +182,12 @@ macro_rules! scale_half {
                 let mut buffer = [0.0_f32; half_precision::BLOCK];
                 let blocks = x.chunks(half_precision::BLOCK);
                 for (block, out) in blocks.zip(out.chunks_mut(half_precision::BLOCK)) {
-                    scale_block::<$T>(
-                        &mut buffer[..block.len()],
-                        factor,
-                        |wide| <$T>::widen(simd, block, wide),
-                        |wide| <$T>::narrow(simd, wide, out),
-                    );
+                    if factor.is_wide || !<$T>::scale_once(simd, block, out, factor.narrow) {
+                        let wide = &mut buffer[..block.len()];
+                        <$T>::widen(simd, block, wide);
+                        exactly(wide, factor);
+                        <$T>::narrow(simd, wide, out);
+                    }
                 }
             }
         }
@@ -280,7 +254,8 @@ mod tests {
 
     #[test]
     fn every_half_is_rounded_once_where_rounding_twice_would_differ() {
-        let factors = [0.333_333_34_f32, 0.700_012_3, 0.001_234_567, 0.999_999_94, 3.1e-5];
+        let factors =
+            [0.333_333_34_f32, 0.700_012_3, 0.001_234_567, 0.999_999_94, 3.1e-5, 0.5, 0.75, 1.0 / 1024.0];
         let all: Vec<u16> = (0..=u16::MAX).collect();
         for s in factors {
             let factor = Factor::new(f64::from(s), 1.0, 0);

@@ -24,16 +24,6 @@ use pyo3::types::{PyList, PyTuple};
 /// From this many bytes on, a call looks for signals between its passes.
 const SIGNAL_BYTES: usize = 8 << 20;
 
-fn order(p: f64) -> Order {
-    if p == 2.0 {
-        Order::Two
-    } else if p.is_infinite() {
-        Order::Max
-    } else {
-        Order::Power(p)
-    }
-}
-
 /// What to do about NaN and infinity.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Policy {
@@ -131,7 +121,7 @@ pub fn clip_by_global_norm<'py>(
     names: Names<'py>,
 ) -> PyResult<(Bound<'py, PyList>, f64, bool)> {
     let policy = Policy::from_name(on_nonfinite)?;
-    let order = order(p);
+    let order = Order::new(p);
     let destination = Destination::from(out);
     let batch = Batch::new(py, tensors, &destination, Takes::Floats, names.input(), names.output())?;
     let norms = norms.map(|array| norms_array(&batch, array, names.input())).transpose()?;
@@ -141,7 +131,7 @@ pub fn clip_by_global_norm<'py>(
     let (norm, found, refused) = detached(py, || {
         let mut found = Vec::new();
         let (total, order) = if let Some(given) = &given {
-            (Magnitude { sum: given.root, exponent: given.exponent }, Order::Max)
+            (Magnitude { value: given.root, exponent: given.exponent }, Order::Max)
         } else {
             found = measure(context, segments, plan, order);
             check_signals(plan.bytes)?;
@@ -220,8 +210,8 @@ pub fn global_norm<'py>(
     p: f64,
     names: Names<'py>,
 ) -> PyResult<(f64, bool)> {
-    let (batch, found) = measured(py, tensors, order(p), &names)?;
-    Ok((combine(&found, order(p)).norm(order(p)), batch.is_wide()))
+    let (batch, found) = measured(py, tensors, Order::new(p), &names)?;
+    Ok((combine(&found, Order::new(p)).norm(Order::new(p)), batch.is_wide()))
 }
 
 /// Each tensor's norm, and whether they are to be float64.
@@ -233,8 +223,8 @@ pub fn tensor_norms<'py>(
     p: f64,
     names: Names<'py>,
 ) -> PyResult<(Vec<f64>, bool)> {
-    let (batch, found) = measured(py, tensors, order(p), &names)?;
-    Ok((found.into_iter().map(|magnitude| magnitude.norm(order(p))).collect(), batch.is_wide()))
+    let (batch, found) = measured(py, tensors, Order::new(p), &names)?;
+    Ok((found.into_iter().map(|magnitude| magnitude.norm(Order::new(p))).collect(), batch.is_wide()))
 }
 
 fn measured<'py>(
@@ -262,7 +252,7 @@ pub fn partial_sums<'py>(
     p: f64,
     names: Names<'py>,
 ) -> PyResult<(Vec<f64>, Vec<f64>)> {
-    let order = order(p);
+    let order = Order::new(p);
     let (batch, found) = measured(py, tensors, order, &names)?;
     let bad = found.iter().filter(|magnitude| !magnitude.is_finite()).count();
     let mut sums = ranges::split(combine(&found, order), order);
@@ -276,7 +266,7 @@ pub fn partial_sums<'py>(
 #[pyfunction]
 #[pyo3(signature = (sums, p, /))]
 pub fn combine_sums(sums: Vec<f64>, p: f64) -> (f64, i32, f64) {
-    let order = order(p);
+    let order = Order::new(p);
     let total = ranges::join(&sums, order);
     let (root, exponent) = total.root(order);
     (root, exponent, total.norm(order))
@@ -295,7 +285,7 @@ pub fn clip_tensors<'py>(
     out: Option<Bound<'py, PyAny>>,
     names: Names<'py>,
 ) -> PyResult<Bound<'py, PyList>> {
-    let order = order(p);
+    let order = Order::new(p);
     let destination = Destination::from(out);
     let batch = Batch::new(py, tensors, &destination, Takes::Floats, names.input(), names.output())?;
     let (segments, plan) = (&batch.segments, &batch.plan);
@@ -450,7 +440,7 @@ pub fn slice_norms<'py>(
 ) -> PyResult<()> {
     let batch = Batch::new(py, tensors, &Destination::Nothing, Takes::Floats, names.input(), names.output())?;
     let results = views(norms, Takes::Floats, names.output())?;
-    let slices = sliced(&batch, &axes, &results, &[], order(p))?;
+    let slices = sliced(&batch, &axes, &results, &[], Order::new(p))?;
     detached(py, || {
         for slices in &slices {
             // SAFETY: `norms` are fresh arrays of the caller in `fastclip`; nothing else is written.
@@ -476,7 +466,7 @@ pub fn clip_slices<'py>(
     let destination = Destination::from(out);
     let batch = Batch::new(py, tensors, &destination, Takes::Floats, names.input(), names.output())?;
     let bounds = views(bounds, Takes::Floats, names.output())?;
-    let slices = sliced(&batch, &axes, &[], &bounds, order(p))?;
+    let slices = sliced(&batch, &axes, &[], &bounds, Order::new(p))?;
     detached(py, || {
         for slices in &slices {
             // SAFETY: the batch was checked.

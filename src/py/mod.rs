@@ -12,7 +12,7 @@ mod raise;
 mod settings;
 mod view;
 
-use pyo3::prelude::*;
+use pyo3::pymodule;
 
 /// fastclip's compiled part. Its functions take flat lists of arrays; the public ones are in `fastclip`.
 #[pymodule(gil_used = false)]
@@ -32,7 +32,8 @@ mod _core {
     #[pymodule_export]
     use super::view::is_plain;
 
-    use super::*;
+    use super::view;
+    use pyo3::prelude::{Bound, PyModule, PyModuleMethods, PyResult};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

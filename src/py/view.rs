@@ -174,7 +174,7 @@ impl<'py> View<'py> {
 
     /// Whether its address fits its type.
     pub fn is_aligned(&self) -> bool {
-        self.pointer.addr() % self.dtype.scalar.size() == 0
+        self.pointer.addr().is_multiple_of(self.dtype.scalar.size())
     }
 
     /// Whether it may be written.
@@ -292,7 +292,7 @@ fn classify(py: Python<'_>, descr: *mut npyffi::PyArray_Descr) -> Option<DType> 
     }
 }
 
-/// Whether a user type is ml_dtypes' bfloat16, known by its name: it registers itself with NumPy
+/// Whether a user type is the bfloat16 of `ml_dtypes`, known by its name: it registers itself with NumPy
 /// under a number that differs from process to process.
 fn is_bfloat16(py: Python<'_>, class: *mut ffi::PyTypeObject) -> bool {
     static SEEN: AtomicPtr<ffi::PyTypeObject> = AtomicPtr::new(std::ptr::null_mut());

@@ -1,0 +1,153 @@
+# fastclip: `make demo` shows it at work, `make test` runs every test, `make` lists the rest.
+#
+# Needed: Python 3.10 or newer (`make PYTHON=/path/to/python3` chooses one) and a Rust toolchain.
+# Everything goes into .venv, target and dist, which `make clean` removes.
+
+PYTHON ?= python3
+CARGO ?= cargo
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/stamps
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+ASAN_TARGET := x86_64-unknown-linux-gnu
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-rust test-python lint lint-rust lint-python format asan asan-module bench wheel fresh-wheel-check clean FORCE
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' Makefile
+
+# What people run -------------------------------------------------------------------------------
+
+demo: $(STAMPS)/demo ## train with clipping, draw the picture, measure: the whole in one command
+	$(BIN)/fastclip demo
+
+test: test-rust test-python ## run every test
+
+test-rust: ## run the tests of the Rust crate, which need no Python
+	$(CARGO) test --no-default-features
+
+test-python: $(STAMPS)/test ## run the tests of the package
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: $(STAMPS)/demo ## measure the kernels and the calls
+	$(CARGO) bench --no-default-features
+	$(BIN)/fastclip bench $(BENCH_ARGS)
+
+lint: lint-rust lint-python ## check format, lints, types and that the stub tells the truth
+
+lint-rust: $(STAMPS)/python
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets --no-default-features -- -D warnings
+	PYO3_PYTHON=$(CURDIR)/$(BIN)/python $(CARGO) clippy --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --no-deps --no-default-features --document-private-items
+
+lint-python: $(STAMPS)/test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy --strict
+	$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml fastclip._core
+
+format: $(STAMPS)/test ## put the sources into the format that lint asks for
+	$(CARGO) fmt
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# Why the sanitizer cannot run here, or nothing.
+ASAN_LACKS = if ! RUSTUP_AUTO_INSTALL=0 $(CARGO) +nightly --version >/dev/null 2>&1; then \
+        echo "no nightly Rust toolchain (rustup toolchain install nightly)"; \
+    elif [ "$$($(CARGO) +nightly -vV | sed -n 's/^host: //p')" != $(ASAN_TARGET) ]; then \
+        echo "it is set up for $(ASAN_TARGET) alone"; \
+    elif [ ! -e "$$(cc -print-file-name=libasan.so)" ]; then \
+        echo "no libasan, which comes with GCC"; fi
+ASAN_CARGO := RUSTFLAGS=-Zsanitizer=address $(CARGO) +nightly
+ASAN_FLAGS := --target $(ASAN_TARGET) --target-dir target/asan
+
+# Doctests are left out: rustdoc takes no sanitizer from RUSTFLAGS, and they hold no unsafe code.
+asan: ## run the Rust tests under AddressSanitizer, if a nightly toolchain is there
+	@lacks=$$($(ASAN_LACKS)); if [ -n "$$lacks" ]; then echo "asan: skipped, $$lacks"; exit; fi; \
+	set -x; $(ASAN_CARGO) test --no-default-features --lib --tests $(ASAN_FLAGS)
+
+# The interpreter has no sanitizer in it, so GCC's runtime is loaded before it, and the C++ library with it,
+# whose exceptions the runtime wraps. First a call that reads past the end of an array has to be caught, or
+# the tests would show nothing. Left out are the other frameworks, the tests of how much memory is used,
+# which a sanitizer changes, and those of the command line.
+asan-module: $(STAMPS)/test ## run the Python tests with an extension module under AddressSanitizer
+	@lacks=$$($(ASAN_LACKS)); if [ -n "$$lacks" ]; then echo "asan-module: skipped, $$lacks"; exit; fi; \
+	set -e; echo "asan-module: building"; \
+	PYO3_BUILD_EXTENSION_MODULE=1 PYO3_PYTHON=$(CURDIR)/$(BIN)/python CARGO_PROFILE_RELEASE_LTO=off \
+	    CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 $(ASAN_CARGO) build --release --lib $(ASAN_FLAGS); \
+	rm -rf target/asan/package; mkdir target/asan/package; \
+	cp -R python/fastclip target/asan/package; rm -f target/asan/package/fastclip/_core*.so; \
+	cp target/asan/$(ASAN_TARGET)/release/libfastclip.so target/asan/package/fastclip/_core.abi3.so; \
+	export LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0:handle_segv=0 \
+	    PYTHONPATH=$(CURDIR)/target/asan/package; \
+	if ! $(BIN)/python -c $(ASAN_CONTROL) 2>&1 | grep -m 1 heap-buffer-overflow; then \
+	    echo "asan-module: a read past the end was not caught"; exit 1; fi; \
+	echo "asan-module: a read past the end is caught, as it should be; now the tests"; \
+	rm -f target/asan/report.*; export ASAN_OPTIONS=$$ASAN_OPTIONS:log_path=$(CURDIR)/target/asan/report; \
+	$(BIN)/python -m pytest tests -m 'not interop' -p no:cacheprovider $(ASAN_LEAVES_OUT:%=--ignore tests/test_%.py) || \
+	    { cat target/asan/report.* 2>/dev/null; exit 1; }
+ASAN_CONTROL := 'import fastclip, numpy; \
+    fastclip.global_norm([numpy.lib.stride_tricks.as_strided(numpy.ones(4096), shape=(4200,))])'
+ASAN_LEAVES_OUT := memory cli bench demo
+
+wheel: $(STAMPS)/python ## build the wheel into dist
+	@rm -rf dist
+	$(PIP) wheel --no-deps --wheel-dir dist .
+	@ls dist
+
+fresh-wheel-check: wheel ## install the wheel with NumPy alone, elsewhere, and clip with it
+	@set -e; \
+	fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
+	$(BIN)/python -m venv "$$fresh/venv"; \
+	"$$fresh/venv/bin/python" -m pip --disable-pip-version-check --quiet install dist/fastclip-*.whl; \
+	cp tests/wheel_smoke.py "$$fresh"; \
+	cd "$$fresh"; venv/bin/python -I wheel_smoke.py
+
+clean: ## remove everything that was built
+	rm -rf $(VENV) dist target .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -f python/fastclip/_core*.so
+	find python tests benches examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# The environment -------------------------------------------------------------------------------
+#
+# Two files hold what an installation was made from: the interpreter, and the checksums of all that
+# goes into the extension module. They are looked at each time and rewritten only when they differ,
+# so that nothing is built twice, and nothing stale is used. The Python sources are not among them:
+# the installation is editable and reads them where they are.
+
+$(STAMPS)/python: FORCE
+	@set -e; \
+	if ! command -v $(PYTHON) >/dev/null 2>&1; then \
+	    echo "fastclip: there is no '$(PYTHON)' here. Install Python 3.10 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; fi; \
+	if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then \
+	    echo "fastclip needs Python 3.10 or newer, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=/path/to/python3" >&2; exit 1; fi; \
+	if ! command -v $(CARGO) >/dev/null 2>&1; then \
+	    echo "fastclip: there is no '$(CARGO)' here. Building from source needs a Rust toolchain, such as rustup installs" >&2; exit 1; fi; \
+	base=$$($(PYTHON) -c 'import sys; print(sys._base_executable)'); \
+	now=$$("$$base" -c 'import sys, sysconfig; print(sys.executable, sys.version.split()[0], sysconfig.get_config_var("SOABI"))'); \
+	if [ "$$now" != "$$(cat $@ 2>/dev/null)" ] || ! $(BIN)/python -c '' 2>/dev/null; then \
+	    echo "fastclip: making $(VENV) with $$now"; \
+	    rm -rf $(VENV); "$$base" -m venv $(VENV); \
+	    $(PIP) install --upgrade pip; \
+	    mkdir -p $(STAMPS); echo "$$now" > $@; \
+	fi
+
+$(STAMPS)/sources: FORCE $(STAMPS)/python
+	@{ find src Cargo.toml pyproject.toml $(wildcard Cargo.lock build.rs .cargo) -type f | LC_ALL=C sort | xargs cksum; \
+	   echo 'RUSTFLAGS $(RUSTFLAGS) MATURIN_PEP517_ARGS $(MATURIN_PEP517_ARGS)'; } > $@.new
+	@ls python/fastclip/_core*.so >/dev/null 2>&1 || rm -f $@
+	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+# One rule for each extra that is installed: the demo's, and the tests'.
+$(STAMPS)/demo $(STAMPS)/test: $(STAMPS)/sources
+	@echo "fastclip: building and installing .[$(@F)] (minutes the first time, seconds after)"
+	$(PIP) install --editable '.[$(@F)]'
+	@touch $@

@@ -1,0 +1,235 @@
+"""``fastclip clip``: clips the tensors of a file."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+import fastclip
+from fastclip.cli.array_files import Array, ArrayFile, file_format, read_arrays, write_arrays
+from fastclip.cli.errors import CommandError
+from fastclip.cli.json_output import to_json
+from fastclip.cli.progress import bytes_progress
+
+_DESCRIPTION = """\
+Clip the tensors of IN and write them to OUT.
+
+Both are npz or safetensors files, by their suffix; OUT may be IN. Names, order,
+types and the metadata of safetensors are kept. OUT is replaced in one step at the
+end, so a run that fails leaves it as it was.
+"""
+
+_EPILOG = """\
+exit codes:
+  0    done
+  1    NaN or inf was found under --on-nonfinite raise; OUT is not written
+  2    bad usage or a bad file; OUT is not written
+  130  interrupted; OUT is not written
+
+examples:
+  fastclip clip grads.npz clipped.npz --global-norm 1.0
+  fastclip clip grads.safetensors grads.safetensors --global-norm 1.0 --on-nonfinite raise
+  fastclip clip update.npz update.safetensors --value -0.5 0.5 --skip-integers
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``fastclip clip``."""
+    parser.description = _DESCRIPTION
+    parser.epilog = _EPILOG
+    parser.add_argument("input", metavar="IN", type=Path, help="the file to read (.npz, .safetensors)")
+    parser.add_argument("output", metavar="OUT", type=Path, help="the file to write (.npz, .safetensors)")
+    rule = parser.add_mutually_exclusive_group(required=True)
+    rule.add_argument(
+        "--global-norm",
+        metavar="C",
+        type=float,
+        help="scale all tensors so that their joint norm is at most C",
+    )
+    rule.add_argument(
+        "--norm", metavar="C", type=float, help="scale each tensor so that its own norm is at most C"
+    )
+    rule.add_argument(
+        "--value", metavar=("LO", "HI"), type=float, nargs=2, help="limit each element to LO..HI"
+    )
+    parser.add_argument(
+        "--ord", metavar="P", type=float, help="the order of the norm, above 0; inf is one (default: 2)"
+    )
+    parser.add_argument(
+        "--on-nonfinite",
+        choices=("propagate", "raise", "zero"),
+        help="with --global-norm, what NaN or inf among the tensors does: make all NaN, "
+        "fail with exit code 1, or make all 0 (default: propagate)",
+    )
+    parser.add_argument(
+        "--skip-integers",
+        action="store_true",
+        help="copy integer and bool tensors unchanged (default: refuse)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Clip the file and report what was done."""
+    _check_usage(args)
+    file_format(args.output)  # a bad name is an error before the long work, not after it
+    with bytes_progress(f"reading {args.input.name}", _size(args.input)) as progress:
+        content = read_arrays(args.input, progress)
+    gradients = _clippable(args.input, content, args.skip_integers)
+    try:
+        report = _clip(gradients, args)
+    except fastclip.NonFiniteError as error:
+        raise CommandError(f"{args.input}: {error}", exit_code=1) from None
+    except (TypeError, ValueError) as error:
+        raise CommandError(f"{args.input}: {error}") from None
+    content.arrays.update(gradients)
+    if content.metadata and file_format(args.output) == "npz":
+        print(f"fastclip: note: {args.output}: a npz file has no place for the metadata", file=sys.stderr)
+    total = sum(array.nbytes for array in content.arrays.values())
+    with bytes_progress(f"writing {args.output.name}", total) as progress:
+        write_arrays(args.output, content, progress)
+    report = {
+        "input": str(args.input),
+        "output": str(args.output),
+        "tensors": len(gradients),
+        "elements": sum(array.size for array in gradients.values()),
+        "copied": [name for name in content.arrays if name not in gradients],
+        **report,
+    }
+    print(to_json(report) if args.json else _text(report))
+    return 0
+
+
+def _check_usage(args: argparse.Namespace) -> None:
+    if args.ord is not None and args.value is not None:
+        raise CommandError("--ord says which norm: it goes with --global-norm and --norm")
+    if args.on_nonfinite is not None and args.global_norm is None:
+        raise CommandError("--on-nonfinite goes with --global-norm")
+    if args.ord is not None and not args.ord > 0:
+        raise CommandError(f"--ord has to be above 0, and is {args.ord}")
+    bound = args.norm if args.global_norm is None else args.global_norm
+    if bound is not None and not bound >= 0:
+        name = "--norm" if args.global_norm is None else "--global-norm"
+        raise CommandError(f"{name} has to be at least 0, and is {bound}")
+    if args.value is not None and not args.value[0] <= args.value[1]:
+        raise CommandError(f"--value: LO ({args.value[0]}) has to be at most HI ({args.value[1]})")
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0  # whoever opens the file says what is wrong
+
+
+def _clippable(path: Path, content: ArrayFile, skip_integers: bool) -> dict[str, Array]:
+    """Return the entries to clip, after checking that the rest may be copied."""
+    gradients = {}
+    for name, array in content.arrays.items():
+        if array.dtype.kind not in "biu":
+            gradients[name] = array
+        elif not skip_integers:
+            raise CommandError(
+                f"{path}: entry {name!r} is {array.dtype}, not a gradient; "
+                "--skip-integers copies such entries unchanged"
+            )
+    return gradients
+
+
+def _clip(gradients: dict[str, Array], args: argparse.Namespace) -> dict[str, Any]:
+    """Clip the entries in the dict, and return what to report."""
+    # What is read from a file is native and writable, except where the file is big-endian.
+    kept_types = {name: array.dtype for name, array in gradients.items()}
+    for name, array in gradients.items():
+        if not array.dtype.isnative:
+            gradients[name] = array.astype(array.dtype.newbyteorder("="))
+    order = 2.0 if args.ord is None else args.ord
+    if args.global_norm is not None:
+        report = _clip_by_global_norm(gradients, args.global_norm, order, args.on_nonfinite or "propagate")
+    elif args.norm is not None:
+        report = _clip_by_norm(gradients, args.norm, order)
+    else:
+        report = _clip_by_value(gradients, *args.value)
+    for name, dtype in kept_types.items():
+        if gradients[name].dtype != dtype:
+            gradients[name] = gradients[name].astype(dtype)
+    return report
+
+
+def _clip_by_global_norm(
+    gradients: dict[str, Array],
+    bound: float,
+    order: float,
+    on_nonfinite: Literal["propagate", "raise", "zero"],
+) -> dict[str, Any]:
+    _, norm = fastclip.clip_by_global_norm(
+        gradients, bound, ord=order, out=gradients, on_nonfinite=on_nonfinite
+    )
+    return {
+        "rule": "global-norm",
+        "bound": bound,
+        "ord": order,
+        "norm": float(norm),
+        "scale": _scale(float(norm), bound, on_nonfinite),
+        "clipped": not float(norm) <= bound,
+    }
+
+
+def _scale(norm: float, bound: float, on_nonfinite: str = "propagate") -> float:
+    if not math.isfinite(norm):
+        return 0.0 if on_nonfinite == "zero" else math.nan
+    return 1.0 if norm <= bound else bound / norm
+
+
+def _clip_by_norm(gradients: dict[str, Array], bound: float, order: float) -> dict[str, Any]:
+    norms = [float(norm) for norm in fastclip.tensor_norms(list(gradients.values()), ord=order)]
+    for array in gradients.values():
+        fastclip.clip_by_norm(array, bound, ord=order, out=array)
+    return {
+        "rule": "norm",
+        "bound": bound,
+        "ord": order,
+        "norm": dict(zip(gradients, norms, strict=True)),
+        "scale": {name: _scale(norm, bound) for name, norm in zip(gradients, norms, strict=True)},
+        "clipped": sum(math.isfinite(norm) and norm > bound for norm in norms),
+    }
+
+
+def _clip_by_value(gradients: dict[str, Array], low: float, high: float) -> dict[str, Any]:
+    clipped = 0
+    for name, array in gradients.items():
+        if array.dtype.kind == "c":
+            raise TypeError(f"entry {name!r} is {array.dtype}, and complex numbers have no order to clip by")
+        with np.errstate(invalid="ignore"):
+            clipped += int(np.count_nonzero((array < low) | (array > high)))
+        fastclip.clip_by_value(array, low, high, out=array)
+    return {"rule": "value", "low": low, "high": high, "clipped": clipped}
+
+
+def _text(report: dict[str, Any]) -> str:
+    head = (
+        f"{report['input']} -> {report['output']}: "
+        f"{report['tensors']:,} tensors, {report['elements']:,} elements"
+    )
+    if report["copied"]:
+        head += f", {len(report['copied']):,} copied unchanged"
+    if report["rule"] == "global-norm":
+        outcome = "clipped" if report["clipped"] else "not clipped"
+        if not math.isfinite(report["norm"]):
+            outcome = "NaN or inf was found"
+        return f"{head}\nglobal norm {report['norm']:.9g}, scale {report['scale']:.9g} ({outcome})"
+    if report["rule"] == "norm":
+        finite = [norm for norm in report["norm"].values() if math.isfinite(norm)]
+        parts = [f"{report['clipped']:,} of {report['tensors']:,} tensors clipped"]
+        if finite:
+            smallest = _scale(max(finite), report["bound"])
+            parts.insert(0, f"largest norm {max(finite):.9g}, smallest scale {smallest:.9g}")
+        if len(finite) < report["tensors"]:
+            parts.append(f"NaN or inf was found in {report['tensors'] - len(finite):,}")
+        return f"{head}\n{'; '.join(parts)}"
+    return f"{head}\n{report['clipped']:,} of {report['elements']:,} elements clipped"

@@ -1,0 +1,74 @@
+"""The shapes of the gradients that the benchmark clips."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+Shape = tuple[int, ...]
+Shapes = tuple[Shape, ...]
+
+
+def gpt2(*, width: int = 768, blocks: int = 12, vocabulary: int = 50257, context: int = 1024) -> Shapes:
+    """Return the shapes of GPT-2; small, as by default, is 148 tensors of 124 M elements."""
+    shapes: list[Shape] = [(vocabulary, width), (context, width)]
+    for _ in range(blocks):
+        shapes += [(width,), (width,)]  # ln_1
+        shapes += [(width, 3 * width), (3 * width,)]  # attn.c_attn
+        shapes += [(width, width), (width,)]  # attn.c_proj
+        shapes += [(width,), (width,)]  # ln_2
+        shapes += [(width, 4 * width), (4 * width,)]  # mlp.c_fc
+        shapes += [(4 * width, width), (width,)]  # mlp.c_proj
+    shapes += [(width,), (width,)]  # ln_f
+    return tuple(shapes)
+
+
+def resnet50(*, width: int = 64, classes: int = 1000) -> Shapes:
+    """Return the shapes of ResNet-50; by default 161 tensors of 25.6 M elements."""
+    shapes: list[Shape] = []
+
+    def convolution(outputs: int, inputs: int, size: int) -> None:
+        shapes.append((outputs, inputs, size, size))
+        shapes.extend([(outputs,), (outputs,)])  # the batch normalisation after it
+
+    convolution(width, 3, 7)
+    inputs = width
+    for stage, blocks in enumerate((3, 4, 6, 3)):
+        inner = width << stage
+        for block in range(blocks):
+            convolution(inner, inputs, 1)
+            convolution(inner, inner, 3)
+            convolution(4 * inner, inner, 1)
+            if block == 0:
+                convolution(4 * inner, inputs, 1)  # the shortcut
+            inputs = 4 * inner
+    shapes += [(classes, inputs), (classes,)]
+    return tuple(shapes)
+
+
+def mlp(*layers: int) -> Shapes:
+    """Return weights and biases of dense layers; 784-112-96-10 is 6 tensors of 0.1 M elements."""
+    return tuple(shape for pair in itertools.pairwise(layers) for shape in (pair, pair[1:]))
+
+
+# By --size: "full" is what the targets are for, "small" keeps the structure and little else.
+SHAPES: dict[str, dict[str, Callable[[], Shapes]]] = {
+    "full": {
+        "gpt2": gpt2,
+        "resnet50": resnet50,
+        "many": lambda: ((512,),) * 2000,
+        "mlp": lambda: mlp(784, 112, 96, 10),
+        "25.6M": lambda: ((25_557_032,),),
+        "clip-by-norm": lambda: ((4096, 4096),),
+        "clip-by-value": lambda: ((25_557_032,),),
+    },
+    "small": {
+        "gpt2": lambda: gpt2(width=8, vocabulary=64, context=16),
+        "resnet50": lambda: resnet50(width=2, classes=10),
+        "many": lambda: ((16,),) * 50,
+        "mlp": lambda: mlp(16, 8, 8, 4),
+        "25.6M": lambda: ((4099,),),
+        "clip-by-norm": lambda: ((32, 32),),
+        "clip-by-value": lambda: ((4099,),),
+    },
+}

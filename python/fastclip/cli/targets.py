@@ -1,0 +1,83 @@
+"""What fastclip is to reach, and whether it did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound on one number of the benchmark.
+
+    Attributes
+    ----------
+    row : str
+        The name of the row.
+    against : str
+        What the number compares with: a contender, or what `unit` is counted from.
+    at_most : float
+        The bound.
+    unit : str
+        "x" for a ratio of median times, "MiB" and "ms" for what is on top of `against`.
+    """
+
+    row: str
+    against: str
+    at_most: float
+    unit: str = "x"
+
+
+TARGETS = (
+    Target("gpt2/f32/in-place/clipped", "torch", 1.0),
+    Target("gpt2/f32/in-place/clipped", "limit", 1.10),
+    Target("gpt2/f32/in-place/unclipped", "torch", 0.48),
+    Target("gpt2/f32/out-of-place/clipped", "numpy", 0.26),
+    Target("gpt2/f32/out-of-place/clipped", "tf", 0.85),
+    Target("gpt2/f32/out-of-place/clipped", "jax", 0.35),
+    Target("many/f32/in-place/clipped", "torch", 0.05),
+    Target("many/f32/in-place/clipped", "expert", 0.12),
+    Target("many/f32/out-of-place/clipped", "numpy", 0.10),
+    Target("mlp/f32/in-place/clipped", "torch", 0.2),
+    Target("mlp/f32/in-place/clipped", "expert", 0.8),
+    Target("25.6M/f16/in-place/clipped", "numpy", 0.02),
+    Target("25.6M/f16/in-place/clipped", "torch", 0.4),
+    Target("25.6M/bf16/in-place/clipped", "torch", 0.6),
+    Target("clip-by-norm/f32/out-of-place/clipped", "numpy", 0.35),
+    Target("clip-by-value/f32/out-of-place/clipped", "numpy", 0.5),
+    Target("clip-by-value/f32/in-place/clipped", "numpy", 1.05),
+    Target("memory/f32/out-of-place", "inputs + outputs", 16.0, "MiB"),
+    Target("import", "import numpy", 15.0, "ms"),
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A target and the number measured for it; None where the run did not measure it."""
+
+    target: Target
+    measured: float | None
+
+    @property
+    def verdict(self) -> str:
+        """One of "met", "missed" and "not measured"."""
+        if self.measured is None:
+            return "not measured"
+        return "met" if self.measured <= self.target.at_most else "missed"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry of the JSON output."""
+        return {
+            "row": self.target.row,
+            "against": self.target.against,
+            "at_most": self.target.at_most,
+            "unit": self.target.unit,
+            "measured": self.measured,
+            "verdict": self.verdict,
+        }
+
+
+def compare(measured: Mapping[tuple[str, str], float]) -> list[Outcome]:
+    """Compare measurements, by row and what they compare with, with all targets."""
+    return [Outcome(target, measured.get((target.row, target.against))) for target in TARGETS]

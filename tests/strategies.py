@@ -1,0 +1,186 @@
+"""Arrays for property tests: every dtype, shape, memory layout and range of values that may come in.
+
+Values are drawn through a seeded generator rather than element by element: it is a hundred times faster,
+and a seed is all that a failing example has to show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+Array = npt.NDArray[Any]
+
+#: Settings of every property test: the same examples on every run, and no clock.
+PROPERTY = settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+REAL_DTYPES: tuple[np.dtype[Any], ...] = (
+    np.dtype(np.float16),
+    BFLOAT16,
+    np.dtype(np.float32),
+    np.dtype(np.float64),
+)
+COMPLEX_DTYPES: tuple[np.dtype[Any], ...] = (np.dtype(np.complex64), np.dtype(np.complex128))
+FLOAT_DTYPES = REAL_DTYPES + COMPLEX_DTYPES
+NARROW_DTYPES = REAL_DTYPES[:3] + COMPLEX_DTYPES[:1]
+INTEGER_DTYPES: tuple[np.dtype[Any], ...] = tuple(
+    np.dtype(name) for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+)
+
+#: Layouts that hold every element once, so that they can be written too.
+WRITABLE_LAYOUTS = ("C", "F", "permuted", "stepped", "reversed", "offset", "misaligned")
+LAYOUTS = (*WRITABLE_LAYOUTS, "broadcast")
+
+#: What finite values look like.
+FINITE_KINDS = ("normal", "wide", "tiny", "huge", "constant", "sparse")
+
+
+def dtype_id(dtype: object) -> str:
+    """Name of a dtype in a test's id."""
+    return str(dtype)
+
+
+def real_counterpart(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of the parts."""
+    parts: dict[Any, np.dtype[Any]] = {np.dtype("c8"): np.dtype("f4"), np.dtype("c16"): np.dtype("f8")}
+    return parts.get(dtype, dtype)
+
+
+def finite_values(
+    rng: np.random.Generator, shape: tuple[int, ...], dtype: npt.DTypeLike, kind: str = "normal"
+) -> Array:
+    """Finite elements of one ``kind``; no norm of a few thousand of them leaves float64."""
+    dtype = np.dtype(dtype)
+    if dtype in COMPLEX_DTYPES:
+        part = real_counterpart(dtype)
+        values = np.empty(shape, dtype)
+        values.real = finite_values(rng, shape, part, kind)
+        values.imag = finite_values(rng, shape, part, kind)
+        return values
+    info: Any = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
+    largest, smallest = float(info.max), float(info.smallest_subnormal)
+    if dtype == np.float64:
+        largest = 1e304
+    signs = rng.choice([-1.0, 1.0], shape)
+    if kind == "normal":
+        wide = rng.standard_normal(shape)
+    elif kind == "wide":
+        wide = signs * np.exp2(rng.uniform(np.log2(smallest), np.log2(largest), shape))
+    elif kind == "tiny":
+        wide = signs * smallest * rng.integers(0, 200, shape)
+    elif kind == "huge":
+        wide = signs * largest * rng.uniform(0.5, 1.0, shape)
+    elif kind == "constant":
+        wide = np.full(shape, float(rng.standard_normal()))
+    elif kind == "sparse":
+        wide = rng.standard_normal(shape) * (rng.random(shape) < 0.1)
+    else:
+        raise ValueError(kind)
+    return np.asarray(np.clip(wide, -largest, largest).astype(dtype))
+
+
+def laid_out(values: Array, layout: str) -> Array:
+    """The same values in memory of another layout (``broadcast`` repeats the first along axis 0).
+
+    Gaps between elements hold NaN, so that a read beside an element shows.
+    """
+    values = np.asarray(values)
+    shape, dtype = values.shape, values.dtype
+    view: Array
+    gap: Any = np.nan if dtype.kind not in "iu" else 99
+    if layout == "C":
+        return values.copy(order="C")
+    if layout == "F":
+        return values.copy(order="F")
+    if layout == "permuted":
+        if values.ndim < 2:
+            return values.copy()
+        return np.moveaxis(np.moveaxis(values, 0, -1).copy(order="C"), -1, 0)
+    if layout == "stepped":
+        every_second: Any = (..., *(slice(None, None, 2) for _ in shape))
+        view = np.full(tuple(2 * side for side in shape), gap, dtype)[every_second]
+    elif layout == "reversed":
+        backwards: Any = (..., *(slice(None, None, -1) for _ in shape))
+        view = np.empty(shape, dtype)[backwards]
+    elif layout == "offset":
+        view = np.full(values.size + 2, gap, dtype)[1:-1].reshape(shape)
+    elif layout == "misaligned":
+        memory = bytearray(values.nbytes + dtype.itemsize)
+        view = np.ndarray(shape, dtype, memory, offset=1)
+    elif layout == "broadcast":
+        if values.ndim == 0 or values.size == 0:
+            return np.broadcast_to(values, shape)
+        return np.broadcast_to(values[:1], shape)
+    else:
+        raise ValueError(layout)
+    view[...] = values
+    return view
+
+
+def shapes(max_side: int = 5) -> st.SearchStrategy[tuple[int, ...]]:
+    """0-d, empty and small shapes; vectors long enough to pass several SIMD registers."""
+    small = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=max_side)
+    vectors = st.integers(0, 200).map(lambda length: (length,))
+    return small | vectors
+
+
+@st.composite
+def arrays(
+    draw: st.DrawFn,
+    dtypes: Sequence[np.dtype[Any]] = FLOAT_DTYPES,
+    layouts: Sequence[str] = LAYOUTS,
+    kinds: Sequence[str] = FINITE_KINDS,
+    shape: st.SearchStrategy[tuple[int, ...]] | None = None,
+) -> Array:
+    """One array of finite values."""
+    dtype = draw(st.sampled_from(dtypes))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    sides = draw(shapes() if shape is None else shape)
+    values = finite_values(rng, sides, dtype, draw(st.sampled_from(kinds)))
+    return laid_out(values, draw(st.sampled_from(layouts)))
+
+
+def array_lists(
+    dtypes: Sequence[np.dtype[Any]] = FLOAT_DTYPES,
+    layouts: Sequence[str] = LAYOUTS,
+    kinds: Sequence[str] = FINITE_KINDS,
+    min_size: int = 0,
+) -> st.SearchStrategy[list[Array]]:
+    """A few arrays, dtypes and layouts mixed."""
+    return st.lists(arrays(dtypes, layouts, kinds), min_size=min_size, max_size=4)
+
+
+@st.composite
+def nonfinite_arrays(
+    draw: st.DrawFn,
+    dtypes: Sequence[np.dtype[Any]] = FLOAT_DTYPES,
+    layouts: Sequence[str] = WRITABLE_LAYOUTS,
+) -> Array:
+    """An array with one to three elements replaced by NaN or an infinity."""
+    shape = hnp.array_shapes(min_dims=0, max_dims=3, min_side=1, max_side=7)
+    array = draw(arrays(dtypes, layouts, shape=shape))
+    bad: list[Any] = [np.nan, np.inf, -np.inf]
+    if array.dtype in COMPLEX_DTYPES:
+        bad += [complex(1, np.nan), complex(np.inf, 2), complex(0, -np.inf)]
+    places = draw(st.lists(st.integers(0, array.size - 1), min_size=1, max_size=3))
+    for place in places:
+        array[np.unravel_index(place, array.shape)] = draw(st.sampled_from(bad))
+    return array
+
+
+#: Limits relative to the norm: none, far below, just below, equal, above, infinite.
+limit_factors = st.sampled_from([0.0, 1e-30, 1e-3, 0.5, 0.999999, 1.0, 1.0000001, 3.0, 1e6, np.inf])

@@ -1,0 +1,39 @@
+"""Clip with an installed wheel and nothing but NumPy: run by itself, not by pytest."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+
+import fastclip
+
+
+def main() -> None:
+    frameworks = {"torch", "tensorflow", "jax", "matplotlib", "rich", "ml_dtypes", "safetensors", "optree"}
+    imported = frameworks & sys.modules.keys()
+    assert not imported, f"importing fastclip imported {sorted(imported)}"
+
+    rng = np.random.default_rng(0)
+    grads = [rng.standard_normal((257, 129)).astype(np.float32), None, rng.standard_normal(1000)]
+    exact = np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in grads if g is not None))
+
+    clipped, norm = fastclip.clip_by_global_norm(grads, 1.0)
+    assert clipped[1] is None
+    np.testing.assert_allclose(norm, exact, rtol=1e-14)
+    np.testing.assert_allclose(fastclip.global_norm(clipped), 1.0, rtol=1e-6)
+    for before, after in zip(grads, clipped, strict=True):
+        if before is not None:
+            assert after.dtype == before.dtype
+            np.testing.assert_allclose(after, before / exact, rtol=1e-6)
+
+    values = fastclip.clip_by_value(np.array([-2.0, 0.5, 3.0, np.nan]), -1.0, 1.0)
+    np.testing.assert_array_equal(values, [-1.0, 0.5, 1.0, np.nan])
+
+    config = fastclip.config()
+    print(f"fastclip {config['version']} ({config['isa']}, {config['threads']} threads)", end=" ")
+    print(f"with NumPy {np.__version__} on Python {sys.version.split()[0]}: clips")
+
+
+if __name__ == "__main__":
+    main()
