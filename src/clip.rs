@@ -1,6 +1,6 @@
 //! What a clip does to each tensor once its norm is known, and doing it.
 
-use crate::exec::{self, Context, STREAM_BYTES};
+use crate::exec::{self, Context, Direction, STREAM_BYTES};
 use crate::isa::Level;
 use crate::kernels::Float;
 use crate::kernels::clamp::{Clamp, Clamping, clamp_each};
@@ -69,7 +69,7 @@ pub unsafe fn apply(context: Context, segments: &[Segment], plan: &Plan, actions
     }
     let level = context.level;
     let streaming = streams(segments, plan);
-    exec::for_each_backwards(context, segments, plan, |index, segment, range, scratch| {
+    exec::for_each(context, segments, plan, Direction::Backwards, |index, segment, range, scratch| {
         let action = actions.of(index);
         if idle((index, segment)) {
             return;
@@ -100,7 +100,7 @@ pub enum Bounds {
 pub unsafe fn clamp(context: Context, segments: &[Segment], plan: &Plan, bounds: Bounds) {
     let level = context.level;
     let streaming = streams(segments, plan);
-    exec::for_each_backwards(context, segments, plan, |_, segment, range, scratch| {
+    exec::for_each(context, segments, plan, Direction::Forwards, |_, segment, range, scratch| {
         with_scalar!(segment.scalar, T => {
             // SAFETY: as for `apply`.
             unsafe { clamp_range::<T>(level, segment, range, bounds, streaming, scratch) };

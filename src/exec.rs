@@ -71,18 +71,30 @@ pub fn reduce(
     partials.into_iter().map(|bits| f64::from_bits(bits.into_inner())).collect()
 }
 
-/// Calls `work` for every chunk, the last first: what a first pass over the same memory read last is
-/// what the cache still holds.
-pub fn for_each_backwards(
+/// In which order a pass takes the chunks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// As memory lies, which is what prefetchers like.
+    Forwards,
+    /// The last first, for a second pass: what the first read last is what the cache still holds.
+    Backwards,
+}
+
+/// Calls `work` for every chunk, with the index of its segment.
+pub fn for_each(
     context: Context,
     segments: &[Segment],
     plan: &Plan,
+    direction: Direction,
     work: impl Fn(usize, &Segment, Range<usize>, &mut Scratch) + Sync,
 ) {
+    let backwards = direction == Direction::Backwards;
     let last = plan.batches.len().wrapping_sub(1);
     pool::run(context.threads_for(plan.bytes), plan.batches.len(), &|batch| {
+        let chunks = plan.batches[if backwards { last - batch } else { batch }].clone();
         with_scratch(|scratch| {
-            for index in plan.batches[last - batch].clone().rev() {
+            for step in 0..chunks.len() {
+                let index = if backwards { chunks.end - 1 - step } else { chunks.start + step };
                 let Chunk { segment, range } = &plan.chunks[index];
                 work(*segment, &segments[*segment], range.clone(), scratch);
             }
