@@ -40,8 +40,17 @@ pub struct Batch<'py> {
 /// Where the results of a batch are.
 enum Targets<'py> {
     Nowhere,
-    Inputs,
+    /// In the inputs themselves: the list of them.
+    Inputs(Bound<'py, PyList>),
     Arrays(Vec<Option<View<'py>>>),
+}
+
+/// A list or tuple as a list of its own.
+fn listed<'py>(tensors: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyList>> {
+    match tensors.cast::<PyList>() {
+        Ok(list) => Ok(list.get_slice(0, list.len())),
+        Err(_) => tensors.cast::<PyTuple>().map(|tuple| tuple.to_list()).map_err(PyErr::from),
+    }
 }
 
 /// Looks at every entry of a list or tuple.
@@ -80,18 +89,22 @@ impl<'py> Batch<'py> {
         input_label: Label<'_, '_>,
         output_label: Label<'_, '_>,
     ) -> PyResult<Self> {
-        let inputs = views(tensors, takes, input_label)?;
+        let in_place = matches!(destination, Destination::Given(out) if out.is(tensors));
+        // The list may be changed by another thread while we work: what is looked at is what is returned.
+        let own = if in_place { Some(listed(tensors)?) } else { None };
+        let inputs = views(own.as_ref().map_or(tensors, |list| list.as_any()), takes, input_label)?;
         let targets = match destination {
             Destination::Nothing => Targets::Nowhere,
             Destination::Fresh => Targets::Arrays(fresh(py, &inputs)?),
-            Destination::Given(out) if out.is(tensors) => {
-                check_given(&inputs, &inputs, input_label, output_label)?;
-                Targets::Inputs
-            }
             Destination::Given(out) => {
-                let outputs = views(out, Takes::Any, output_label)?;
-                check_given(&inputs, &outputs, input_label, output_label)?;
-                Targets::Arrays(outputs)
+                if let Some(own) = own {
+                    check_given(&inputs, &inputs, input_label, output_label)?;
+                    Targets::Inputs(own)
+                } else {
+                    let outputs = views(out, Takes::Any, output_label)?;
+                    check_given(&inputs, &outputs, input_label, output_label)?;
+                    Targets::Arrays(outputs)
+                }
             }
         };
         let mut batch = Self { inputs, targets, segments: Vec::new(), plan: Plan::default() };
@@ -115,7 +128,7 @@ impl<'py> Batch<'py> {
     pub fn outputs(&self) -> &[Option<View<'py>>] {
         match &self.targets {
             Targets::Nowhere => &[],
-            Targets::Inputs => &self.inputs,
+            Targets::Inputs(_) => &self.inputs,
             Targets::Arrays(outputs) => outputs,
         }
     }
@@ -132,6 +145,9 @@ impl<'py> Batch<'py> {
 
     /// The outputs as a list, None where the input is.
     pub fn results(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        if let Targets::Inputs(list) = &self.targets {
+            return Ok(list.clone());
+        }
         let none = py.None();
         let entry = |output: &'_ Option<View<'py>>| match output {
             Some(view) => view.object.clone(),
