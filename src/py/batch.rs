@@ -49,7 +49,7 @@ enum Targets<'py> {
 fn listed<'py>(tensors: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyList>> {
     match tensors.cast::<PyList>() {
         Ok(list) => Ok(list.get_slice(0, list.len())),
-        Err(_) => tensors.cast::<PyTuple>().map(|tuple| tuple.to_list()).map_err(PyErr::from),
+        Err(_) => tensors.cast::<PyTuple>().map(PyTupleMethods::to_list).map_err(PyErr::from),
     }
 }
 
