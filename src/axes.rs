@@ -267,17 +267,14 @@ impl Slices {
     /// Whether neighbours in memory belong to different slices.
     fn is_columns(&self) -> bool {
         let size = self.dtype.scalar.size() as isize;
-        let used = [INPUT, OUTPUT].into_iter().filter(|k| !self.base[*k].is_null());
+        // Looks at the input alone: the order of the additions must not depend on where results go.
         let every = || self.kept.iter().chain(&self.reduced);
-        let aligned = used.clone().all(|k| {
-            self.base[k].addr().is_multiple_of(size as usize) && every().all(|dim| dim.strides[k] % size == 0)
-        });
-        let Some(inner) = self.kept.last() else {
-            return false;
-        };
+        let aligned = self.base[INPUT].addr().is_multiple_of(size as usize)
+            && every().all(|dim| dim.strides[INPUT] % size == 0);
+        let Some(inner) = self.kept.last() else { return false };
         aligned
-            && inner.len >= 8
-            && used.clone().all(|k| inner.strides[k] == size)
+            && self.count() >= 8
+            && inner.strides[INPUT] == size
             && !self.reduced.iter().any(|dim| dim.strides[INPUT] == size)
     }
 
@@ -346,6 +343,10 @@ impl Slices {
             return;
         }
 
+        let size = self.dtype.scalar.size() as isize;
+        let writes_runs = inner.strides[OUTPUT] == size
+            && self.base[OUTPUT].addr().is_multiple_of(size as usize)
+            && self.kept.iter().chain(&self.reduced).all(|dim| dim.strides[OUTPUT] % size == 0);
         pool::run(threads, partials.len(), &|index| {
             let index = partials.len() - 1 - index;
             let piece = grid.piece(index);
@@ -354,19 +355,34 @@ impl Slices {
             if self.in_place() && factors.is_one() {
                 return;
             }
-            for r in piece.rows.clone() {
-                let (from, to) = (row(at, r, INPUT), row(at, r, OUTPUT));
-                // SAFETY: `is_columns`: aligned runs of `width` reals, the output's this task's alone.
-                let x = unsafe {
-                    if from != to {
-                        std::ptr::copy_nonoverlapping(from, to, piece.width);
+            with_scratch(|scratch| {
+                for r in piece.rows.clone() {
+                    let (from, to) = (row(at, r, INPUT), row(at, r, OUTPUT));
+                    // SAFETY: `is_columns`: an aligned run of `width` reals of the input; the output's are
+                    // this task's alone, one run of them where that was checked, else written one by one.
+                    unsafe {
+                        if writes_runs {
+                            if from != to {
+                                std::ptr::copy_nonoverlapping(from, to, piece.width);
+                            }
+                            let x = std::slice::from_raw_parts_mut(to, piece.width);
+                            if !factors.is_one() {
+                                scale_each(level, x, factors);
+                            }
+                        } else {
+                            let x = scratch.reals::<T>(piece.width);
+                            x.copy_from_slice(std::slice::from_raw_parts(from, piece.width));
+                            if !factors.is_one() {
+                                scale_each(level, x, factors);
+                            }
+                            for (j, v) in x.iter().enumerate() {
+                                to.wrapping_byte_offset(j as isize * inner.strides[OUTPUT])
+                                    .write_unaligned(*v);
+                            }
+                        }
                     }
-                    std::slice::from_raw_parts_mut(to, piece.width)
-                };
-                if !factors.is_one() {
-                    scale_each(level, x, factors);
                 }
-            }
+            });
         });
     }
 
@@ -397,6 +413,9 @@ fn offset(mut at: [*mut u8; OPERANDS], dims: &[Dim], mut index: usize) -> [*mut 
     at
 }
 
+/// Rows whose squares are added up before they are added to those of other rows.
+const ROWS: usize = 256;
+
 /// Columns cut into tiles, and their rows into bands: a piece is one tile of one band.
 struct Grid {
     columns: usize,
@@ -416,8 +435,8 @@ struct Piece {
 
 impl Grid {
     fn new(columns: usize, outer: usize, rows: usize) -> Self {
-        let width = columns.min(TILE);
-        let rows_per_band = (CHUNK / width).max(1);
+        // The same for any width: how rows are put together must not depend on how columns are.
+        let rows_per_band = ROWS;
         let bands = rows.div_ceil(rows_per_band).max(1);
         Self { columns, rows, per_row: columns.div_ceil(TILE), outer, bands, rows_per_band }
     }

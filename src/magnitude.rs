@@ -69,8 +69,9 @@ impl Magnitude {
         }
         // p is so small that the root is beyond float64 by itself, though perhaps not with its exponent.
         let log = powers.log2() / p;
-        let whole = log.floor().clamp(-10_000.0, 10_000.0);
-        Self { value: unit * (log - whole).exp2(), exponent: exponent + whole as i32 }
+        let whole = log.floor();
+        let far = whole.clamp(-1e6, 1e6) as i32;
+        Self { value: unit * (log - whole).exp2(), exponent: exponent + far }
     }
 
     /// Whether every element was finite.

@@ -307,14 +307,11 @@ pub(crate) fn forwards(dim: &mut Dim, base: &mut [*mut u8; OPERANDS]) {
     }
 }
 
-/// Sorts dimensions by the stride of the input, the largest first.
+/// Sorts dimensions by the stride of the input, the largest first: in the order that memory is read best, whatever
+/// the output.
 pub(crate) fn sort(dims: &mut [Dim], present: [bool; OPERANDS]) {
     let lead = if present[INPUT] { INPUT } else { OUTPUT };
-    let tie = if present[OUTPUT] { OUTPUT } else { INPUT };
-    dims.sort_by_key(|dim| {
-        let size = |k: usize| std::cmp::Reverse(dim.strides[k].unsigned_abs());
-        (size(lead), size(tie))
-    });
+    dims.sort_by_key(|dim| std::cmp::Reverse(dim.strides[lead].unsigned_abs()));
 }
 
 /// Merges neighbouring dimensions that make one longer one for every operand that is there.

@@ -241,3 +241,22 @@ def test_order_out_of_range(ord: float) -> None:
 def test_order_of_a_wrong_type(ord: Any) -> None:
     with pytest.raises(TypeError, match="ord"):
         fastclip.clip_by_norm(np.ones(3), 1.0, ord=ord)
+
+
+@pytest.mark.parametrize(
+    ("array", "bound"),
+    [
+        (np.full(4, 1e308), 1.0),
+        (np.full(4, 3e38, np.float32), 1e-3),
+        (np.full(4, 3e38, np.float32), 1e-10),
+        (np.float32([1e30, 0, 0, 0]), 1e-10),
+        (np.array([1e300, 1e300]), 1e-20),
+        (np.array([1e300, 1e300]), 1e-300),
+        (np.array([3 - 0j, 4j]), 1.0),
+    ],
+)
+def test_a_bound_for_each_element_scales_as_one_for_all(array: np.ndarray, bound: float) -> None:
+    bounds = np.full(array.shape, bound)
+    expected = fastclip.clip_by_norm(array, bound)
+    got = fastclip.clip_by_norm(array, bounds)
+    np.testing.assert_allclose(got, expected, rtol=1e-6 if array.dtype == np.float32 else 1e-14)

@@ -261,3 +261,11 @@ def test_norms_are_not_written_by_a_call_that_fails() -> None:
     with pytest.raises(fastclip.NonFiniteError):
         fastclip.clip_by_global_norm([np.ones(3), np.array([np.nan])], 1.0, norms=norms, on_nonfinite="raise")
     np.testing.assert_array_equal(norms, [-1, -1])
+
+
+@pytest.mark.parametrize("ord", [1e-6, 8e-4])
+def test_an_order_whose_norm_is_beyond_float64_is_not_taken_for_nan(ord: float) -> None:
+    array = np.array([3.0, 4.0])
+    clipped, norm = fastclip.clip_by_global_norm([array], 1.0, ord=ord, on_nonfinite="raise")
+    assert norm == np.inf
+    assert np.isfinite(clipped[0]).all()

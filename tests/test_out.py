@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -465,3 +466,18 @@ def test_in_place_and_not_clipped_does_not_write(call: str) -> None:
     assert fresh_python.run(PROTECTED, "1.0", call).stdout == "done\n"
     crashed = fresh_python.run(PROTECTED, "0.5", call, expect=None)
     assert crashed.returncode == -signal.SIGSEGV, "the protection did not hold: the test proves nothing"
+
+
+def test_a_container_that_cannot_be_made_again_is_refused_before_anything_is_written() -> None:
+    array = np.array([3.0, 4.0])
+    container = types.MappingProxyType({"a": array})
+    with pytest.raises(TypeError, match="t_list"):
+        fastclip.clip_by_global_norm(container, 1.0, out=container)
+    np.testing.assert_array_equal(array, [3.0, 4.0])
+
+
+def test_a_structure_of_outputs_comes_back_itself() -> None:
+    grads = {"a": [np.array([3.0]), np.array([4.0])]}
+    clipped, _ = fastclip.clip_by_global_norm(grads, 1.0, out=grads)
+    assert clipped is grads
+    np.testing.assert_allclose(np.concatenate(grads["a"]), [0.6, 0.8], rtol=1e-15)

@@ -179,3 +179,17 @@ def test_simd_level_and_threads_together(count: str, digests_at_the_full_level: 
     digests = json.loads(fresh_python.run(DIGESTS, env=environment).stdout)
     assert digests.pop("isa") == "scalar"
     assert digests == digests_at_the_full_level
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_norms_along_axes_do_not_depend_on_where_results_go(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    shape = rng.integers(1, 12, 3)
+    array = rng.standard_normal(shape).transpose(rng.permutation(3))
+    array = array[tuple(slice(None, None, int(rng.choice([1, -1]))) for _ in range(3))]
+    axis = int(rng.integers(3))
+    fresh = fastclip.clip_by_norm(array, 0.7, axes=[axis])
+    other = np.empty(array.shape, order=rng.choice(["C", "F"]))
+    fastclip.clip_by_norm(array, 0.7, axes=[axis], out=other)
+    fastclip.clip_by_norm(array, 0.7, axes=[axis], out=array)
+    assert fresh.tobytes() == other.tobytes() == array.tobytes()

@@ -33,7 +33,8 @@ def describe(value: object) -> str:
 
 
 def _foreign(value: object) -> str | None:
-    return _FOREIGN.get(type(value).__module__.partition(".")[0])
+    roots = (kind.__module__.partition(".")[0] for kind in type(value).__mro__)
+    return next((_FOREIGN[root] for root in roots if root in _FOREIGN), None)
 
 
 def _refuse(value: object, name: str) -> None:

@@ -43,22 +43,61 @@ def clip_elements(
     fresh = _core.clip_tensors([t], [np.inf], "one", order, None, names)[0]
     if out is not None:
         _core.check_outputs([t], out, names)
-    norms = np.empty([1 if r else n for n, r in zip(t.shape, reduced, strict=True)])
-    _core.slice_norms([t], [reduced], order, [norms], names)
+    norms = _norms(t, reduced, order, names)
     with np.errstate(all="ignore"):
-        scale = np.where(norms > bounds, bounds / norms, np.where(np.isfinite(norms), 1.0, np.nan))
-        if fresh.dtype.itemsize == 2:
-            product = fresh.astype(np.float64) * scale.astype(np.float32)
-            clipped = _to_odd_float32(product).astype(fresh.dtype)
-        else:
-            single = fresh.dtype in (np.float32, np.complex64)
-            clipped = fresh * (scale.astype(np.float32) if single else scale)
-        # Where nothing is clipped the bits stay, whatever they are.
-        np.copyto(fresh, clipped, where=scale != 1.0)
+        clips = norms > bounds
+        scale = np.where(clips, bounds / norms, np.where(np.isnan(norms), np.nan, 1.0))
+        parts = [fresh.real, fresh.imag] if fresh.dtype.kind == "c" else [fresh]
+        for part in parts:
+            clipped = _products(part, scale, norms, bounds)
+            # Where nothing is clipped the bits stay, whatever they are.
+            np.copyto(part, clipped, where=scale != 1.0)
+        # A norm beyond float64, of finite numbers: everything a power of two smaller.
+        lost = np.isinf(norms) & clips
+        if lost.any():
+            whole = np.isfinite(t.astype(np.complex128 if t.dtype.kind == "c" else np.float64))
+            small = (
+                (t * t.real.dtype.type(2.0**-64))
+                if t.dtype.itemsize >= 8
+                else t.astype(np.float64) * 2.0**-64
+            )
+            smaller = _norms(np.asarray(small), reduced, order, names)
+            broken = np.broadcast_to(lost & ~np.isfinite(smaller), fresh.shape)
+            saved = np.broadcast_to(lost & np.isfinite(smaller), fresh.shape) & whole
+            for part, source in zip(
+                parts, [small.real, small.imag] if len(parts) == 2 else [small], strict=True
+            ):
+                np.copyto(part, (source / smaller * bounds).astype(part.dtype), where=saved)
+                np.copyto(part, np.asarray(np.nan, part.dtype), where=broken)
     if out is not None:
-        np.copyto(out[0], fresh)
+        if out[0] is not t or bool(np.any(scale != 1.0)):
+            np.copyto(out[0], fresh)
         return out
     return [fresh]
+
+
+def _norms(
+    t: npt.NDArray[Any], reduced: list[bool], order: float, names: tuple[str, list[str], str, list[str]]
+) -> npt.NDArray[np.float64]:
+    norms = np.empty([1 if r else n for n, r in zip(t.shape, reduced, strict=True)])
+    _core.slice_norms([t], [reduced], order, [norms], names)
+    return norms
+
+
+def _products(
+    x: npt.NDArray[Any],
+    scale: npt.NDArray[np.float64],
+    norms: npt.NDArray[np.float64],
+    bounds: npt.NDArray[np.float64],
+) -> npt.NDArray[Any]:
+    """`x` times the scale, in float32 where it holds the scale well, else in float64 or as a quotient."""
+    if x.dtype == np.float64:
+        quotient = x / norms * bounds
+        return np.where(scale < np.finfo(np.float64).tiny, quotient, x * scale)
+    narrow = scale.astype(np.float32)
+    wide = np.where(narrow < np.finfo(np.float32).tiny, scale, narrow.astype(np.float64))
+    product = x.astype(np.float64) * wide
+    return _to_odd_float32(product).astype(x.dtype) if x.dtype.itemsize == 2 else product.astype(x.dtype)
 
 
 def _to_odd_float32(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:

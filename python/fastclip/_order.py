@@ -27,6 +27,10 @@ def parse_order(ord: float) -> float:
         raise TypeError(f"ord is {ord!r}; it takes a number above 0, or inf")
     try:
         order = float(ord)
+    except OverflowError:
+        raise ValueError(
+            "ord is a whole number beyond float64; np.inf is the largest absolute value"
+        ) from None
     except (TypeError, ValueError):
         raise TypeError(f"ord is {ord!r}; it takes a number above 0, or inf") from None
     if not order > 0:

@@ -42,6 +42,10 @@ class Tree:
         Makes the container of as many new leaves.
     entries : list
         The entries that the leaves were made of: what was passed in for them.
+    container : object
+        The container itself.
+    flat : bool
+        Whether it is a list or tuple of tensors, which gives a list.
     """
 
     leaves: Sequence[npt.NDArray[Any] | None]
@@ -49,10 +53,15 @@ class Tree:
     argument: str
     rebuild: _Rebuild
     entries: Sequence[Any]
+    container: Any
+    flat: bool
 
     def finished(self, results: list[Any], out: Tree | None) -> Any:
-        """The container of results: of fresh arrays, or of the very objects that were passed as outputs."""
-        return self.rebuild(results) if out is None else out.rebuild(list(out.entries))
+        """The container of results: of fresh arrays, or the very one that was passed for outputs."""
+        if out is None:
+            return self.rebuild(results)
+        # Everything is written: what is returned must not be able to fail.
+        return list(out.container) if out.flat else out.container
 
     def names(self, out: Tree | None = None) -> Names:
         """What entries are called, for the compiled part."""
@@ -83,11 +92,14 @@ def flatten(container: Any, argument: str, leaf: _Leaf = as_array) -> Tree:
         If it is an array, a scalar, a string or a generator, or holds what is no array.
     """
     if _core.is_plain(container):
-        return Tree(container, None, argument, _same, container)
+        return Tree(container, None, argument, _same, container, container, True)
     if container is None or isinstance(container, IndexedSlices) or is_array_like(container):
         raise TypeError(f"{argument} is {describe(container)}; it takes a list (or dict, or tuple) of arrays")
     walk = _Walk(leaf)
-    rebuild = walk.node(container, argument, top=True)
+    try:
+        rebuild = walk.node(container, argument, top=True)
+    except RecursionError:
+        raise ValueError(f"{argument} is nested too deeply, or contains itself") from None
     if rebuild is None:
         what = (
             "generator, which can be read only once"
@@ -95,7 +107,16 @@ def flatten(container: Any, argument: str, leaf: _Leaf = as_array) -> Tree:
             else type(container).__name__
         )
         raise TypeError(f"{argument} is a {what}; it takes a list (or dict, or tuple) of arrays")
-    return Tree(walk.leaves, walk.labels, argument, walk.make(rebuild), walk.entries)
+    make = walk.make(rebuild)
+    try:
+        make(list(walk.entries))
+    except Exception as error:
+        # Now, and not when the results are there.
+        kind = type(container).__name__
+        raise TypeError(
+            f"{argument} is or holds a container that cannot be made again ({kind}): {error}"
+        ) from error
+    return Tree(walk.leaves, walk.labels, argument, make, walk.entries, container, walk.is_flat(container))
 
 
 def flatten_like(out: Any, tree: Tree, argument: str = "out") -> Tree:
@@ -182,9 +203,14 @@ class _Walk:
             nested = any(self.is_container(entry) for entry in value)
             parts = [self.child(entry, f"{path}[{i}]") for i, entry in enumerate(value)]
             # A flat list or tuple gives a list, as in TensorFlow; a structure gives the same structure.
-            kind_of = tuple if isinstance(value, tuple) and (nested or not top) else list
+            kind_of: Any = type(value) if nested or not top else list
             return lambda leaves: kind_of(part(leaves) for part in parts)
         return self.registered(value, path)
+
+    def is_flat(self, value: Any) -> bool:
+        """Whether a list or tuple, not a named one, holds tensors alone."""
+        plain = isinstance(value, (list, tuple)) and not hasattr(type(value), "_fields")
+        return plain and not any(self.is_container(entry) for entry in value)
 
     def is_container(self, value: Any) -> bool:
         return isinstance(value, (list, tuple, Mapping)) and not _is_numbers(value)

@@ -44,7 +44,8 @@ def clip_by_global_norm(
     clip_norm : float
         The bound, 0 or more; infinity clips nothing.
     use_norm : float, optional
-        The norm, if it is known already: it is not computed then, and is returned as given.
+        The norm, if it is known already: it is not computed then, and is returned as given. The tensors
+        are not looked at for NaN and infinity either: `on_nonfinite` is about `use_norm` alone.
     name : str, optional
         Taken for compatibility; not used.
     ord : float, optional
@@ -83,8 +84,8 @@ def clip_by_global_norm(
     -----
     If the norm is within the bound, the results equal the inputs bit for bit. Else each element is the
     correctly rounded product of the input and the scale; the scale is computed in float64 and rounded once
-    to float32 for everything but float64 and complex128. The bits do not depend on the number of threads,
-    nor, but for float64 sums of unusual order, on the SIMD level. A call that raises has written nothing.
+    to float32 for everything but float64 and complex128. The bits depend neither on the number of threads
+    nor on the SIMD level. A call that raises has written nothing.
 
     References
     ----------
@@ -120,6 +121,8 @@ def clip_by_global_norm(
     given: tuple[float, int, list[float]] | None = None
     wide_norm: tuple[float, bool] | None = None
     if use_norm is not None:
+        if comm is not None:
+            raise ValueError("use_norm= is the norm that comm= would sum; pass one of them")
         if norms is not None:
             raise ValueError(
                 "norms= needs the pass over the tensors that use_norm= does without; pass one of them"
@@ -147,6 +150,8 @@ def _known_norm(use_norm: Any) -> float:
         raise TypeError(f"use_norm is {use_norm!r}; it takes a number")
     try:
         norm = float(use_norm)
+    except OverflowError:
+        raise ValueError("use_norm is a whole number beyond float64") from None
     except (TypeError, ValueError):
         raise TypeError(f"use_norm is {describe(use_norm)}; it takes a number") from None
     if norm < 0:
@@ -436,7 +441,12 @@ def _value_bound(value: Any, t: npt.NDArray[Any], name: str) -> npt.NDArray[Any]
             )
         bound = bound.astype(t.dtype, copy=False)
     elif isinstance(value, (float, int)) and not isinstance(value, bool):
-        bound = _rounded(float(value), t.dtype)
+        try:
+            bound = _rounded(float(value), t.dtype)
+        except OverflowError:
+            raise OverflowError(
+                f"{name} is a whole number beyond float64, and t has dtype {t.dtype}"
+            ) from None
     else:
         bound = as_array(value, name)
         if bound.dtype.kind not in "fiuV" or bound.dtype.names:

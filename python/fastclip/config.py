@@ -31,13 +31,17 @@ class Config(TypedDict):
     gpu_adapters: list[str]
 
 
+#: More than any machine has; a typing error, rather than a wish.
+_MOST_THREADS = 65536
+
+
 def _count(n: int, name: str) -> int:
     try:
         count = operator.index(n)
     except TypeError:
         raise TypeError(f"{name} is {n!r}; it takes a whole number of threads, at least 1") from None
-    if isinstance(n, bool) or count < 1:
-        raise ValueError(f"{name} is {n!r}; it takes a whole number of threads, at least 1")
+    if isinstance(n, bool) or not 1 <= count <= _MOST_THREADS:
+        raise ValueError(f"{name} is {n!r}; it takes a whole number of threads from 1 to {_MOST_THREADS}")
     return count
 
 

@@ -160,10 +160,17 @@ def adaptive_clip(
 
     # Parameters without a gradient are not looked at.
     _core.slice_norms(chosen, units, 2.0, norms, weights.names())
-    bounds = [None if n is None else np.asarray(np.maximum(n, eps) * clipping) for n in norms]
+    bounds = [None if n is None else _unit_bounds(n, clipping, eps) for n in norms]
     outputs = None if target is None else target.leaves
     results = _core.clip_slices(tree.leaves, units, bounds, 2.0, outputs, tree.names(target))
     return tree.finished(results, target)
+
+
+def _unit_bounds(norms: npt.NDArray[np.float64], clipping: float, eps: float) -> npt.NDArray[np.float64]:
+    if clipping == np.inf:
+        # It bounds nothing, whatever the norm; NaN parameters stay NaN.
+        return np.asarray(norms + np.inf)
+    return np.asarray(np.maximum(norms, eps) * clipping)
 
 
 def _unit_axes(shape: tuple[int, ...], axes: Sequence[int] | int | None, label: str) -> list[bool]:
