@@ -1,6 +1,6 @@
 //! Everything that can be wrong with a call.
 
-/// Why a call was refused or stopped. Nothing has been written.
+/// Why a call was refused. Nothing has been written.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
     /// An argument of a kind that is not taken.
@@ -12,7 +12,4 @@ pub enum Error {
     /// NaN or infinity among the inputs, under the policy that refuses them.
     #[error("{0}")]
     NonFinite(String),
-    /// The interpreter has an exception pending: a signal came between the passes.
-    #[error("interrupted")]
-    Interrupted,
 }

@@ -128,12 +128,6 @@ impl Segment {
         Self { scalar: dtype.scalar, complex: dtype.complex, len, base, layout: Layout::Dense }
     }
 
-    /// Bytes of one operand.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        self.len * self.scalar.size()
-    }
-
     /// Whether the result goes to the very memory that is read.
     #[must_use]
     pub fn in_place(&self) -> bool {

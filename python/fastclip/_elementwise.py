@@ -39,7 +39,7 @@ def clip_elements(
     list of one ndarray
     """
     names = ("t", ["t"], "out", ["out"])
-    # Checks `out` as every other call does, before anything is written: infinite bounds clip nothing.
+    # A copy in the memory order of `t`: an infinite bound clips nothing.
     fresh = _core.clip_tensors([t], [np.inf], "one", order, None, names)[0]
     if out is not None:
         _core.check_outputs([t], out, names)

@@ -18,8 +18,6 @@ impl From<Error> for PyErr {
             Error::Type(_) => PyTypeError::new_err(message),
             Error::Value(_) => PyValueError::new_err(message),
             Error::NonFinite(_) => NonFiniteError::new_err(message),
-            // The signal's own exception is raised instead; this is for when it has gone.
-            Error::Interrupted => PyRuntimeError::new_err(message),
         }
     }
 }
