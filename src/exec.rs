@@ -45,11 +45,11 @@ impl Context {
 }
 
 /// One number per chunk, in the order of the chunks, whichever thread found it.
-pub fn reduce(
+pub fn reduce<const N: usize>(
     context: Context,
-    segments: &[Segment],
+    segments: &[Segment<N>],
     plan: &Plan,
-    partial: impl Fn(&Segment, Range<usize>, &mut Scratch) -> f64 + Sync,
+    partial: impl Fn(&Segment<N>, Range<usize>, &mut Scratch) -> f64 + Sync,
 ) -> Vec<f64> {
     let threads = context.threads_for(plan.bytes);
     if threads == 1 {
@@ -81,12 +81,12 @@ pub enum Direction {
 }
 
 /// Calls `work` for every chunk, with the index of its segment.
-pub fn for_each(
+pub fn for_each<const N: usize>(
     context: Context,
-    segments: &[Segment],
+    segments: &[Segment<N>],
     plan: &Plan,
     direction: Direction,
-    work: impl Fn(usize, &Segment, Range<usize>, &mut Scratch) + Sync,
+    work: impl Fn(usize, &Segment<N>, Range<usize>, &mut Scratch) + Sync,
 ) {
     let backwards = direction == Direction::Backwards;
     let last = plan.batches.len().wrapping_sub(1);

@@ -17,7 +17,12 @@ use std::ops::Range;
 ///
 /// A float64 tensor whose squares over- or underflow is read again, scaled by a power of two.
 #[must_use]
-pub fn measure(context: Context, segments: &[Segment], plan: &Plan, order: Order) -> Vec<Magnitude> {
+pub fn measure<const N: usize>(
+    context: Context,
+    segments: &[Segment<N>],
+    plan: &Plan,
+    order: Order,
+) -> Vec<Magnitude> {
     let level = context.level;
     match order {
         Order::Max => {
@@ -50,7 +55,12 @@ fn plain(sum: f64) -> Magnitude {
 }
 
 /// Partial results of each segment's chunks made one.
-fn fold(segments: &[Segment], plan: &Plan, partials: &[f64], one: impl Fn(&[f64]) -> f64) -> Vec<f64> {
+fn fold<const N: usize>(
+    segments: &[Segment<N>],
+    plan: &Plan,
+    partials: &[f64],
+    one: impl Fn(&[f64]) -> f64,
+) -> Vec<f64> {
     let mut at = 0;
     (0..segments.len())
         .map(|index| {
@@ -71,7 +81,12 @@ fn nan_max(a: f64, b: f64) -> f64 {
 }
 
 /// Measures again, with scaling, what may have left the range of float64.
-fn rescue(context: Context, segments: &[Segment], order: Order, mut found: Vec<Magnitude>) -> Vec<Magnitude> {
+fn rescue<const N: usize>(
+    context: Context,
+    segments: &[Segment<N>],
+    order: Order,
+    mut found: Vec<Magnitude>,
+) -> Vec<Magnitude> {
     for (segment, magnitude) in segments.iter().zip(&mut found) {
         let sum = magnitude.value;
         let lost = match order {
@@ -90,7 +105,7 @@ fn rescue(context: Context, segments: &[Segment], order: Order, mut found: Vec<M
 
 /// The magnitude of one segment in two passes: the largest element, then the sum of powers scaled by
 /// it.
-fn scaled(context: Context, segment: &Segment, order: Order) -> Magnitude {
+fn scaled<const N: usize>(context: Context, segment: &Segment<N>, order: Order) -> Magnitude {
     let segments = std::slice::from_ref(segment);
     let plan = Plan::new(segments);
     let level = context.level;
@@ -142,13 +157,18 @@ fn exponent_of(x: f64) -> i32 {
 }
 
 /// Σx² over a range.
-pub fn squares(level: Level, segment: &Segment, range: Range<usize>, scratch: &mut Scratch) -> f64 {
+pub fn squares<const N: usize>(
+    level: Level,
+    segment: &Segment<N>,
+    range: Range<usize>,
+    scratch: &mut Scratch,
+) -> f64 {
     with_float!(segment.scalar, T => segment.read(range, scratch, |x: &[T]| sum_squares(level, x)), else 0.0)
 }
 
-fn largest(
+fn largest<const N: usize>(
     level: Level,
-    segment: &Segment,
+    segment: &Segment<N>,
     range: Range<usize>,
     complex: bool,
     factor: f64,
@@ -162,9 +182,9 @@ fn largest(
     }, else 0.0)
 }
 
-fn powers(
+fn powers<const N: usize>(
     level: Level,
-    segment: &Segment,
+    segment: &Segment<N>,
     range: Range<usize>,
     p: f64,
     factors: [f64; 2],

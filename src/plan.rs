@@ -36,7 +36,7 @@ pub struct Plan {
 impl Plan {
     /// Cuts segments up.
     #[must_use]
-    pub fn new(segments: &[Segment]) -> Self {
+    pub fn new<const N: usize>(segments: &[Segment<N>]) -> Self {
         let mut chunks = Vec::with_capacity(segments.len());
         let mut batches = Vec::new();
         let (mut first, mut gathered, mut bytes) = (0, 0, 0);

@@ -5,7 +5,7 @@ use crate::kernels::operation::Run;
 use crate::scalar::{DType, Scalar};
 use std::ops::Range;
 
-/// How many arrays an operation walks side by side.
+/// How many arrays a clip walks side by side. (An optimizer's update walks more: `update.rs`.)
 pub const OPERANDS: usize = 4;
 /// The operand that is read.
 pub const INPUT: usize = 0;
@@ -18,42 +18,42 @@ pub const UPPER: usize = 3;
 
 /// One dimension of a walk: its length and each operand's stride in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Dim {
+pub struct Dim<const N: usize = OPERANDS> {
     /// Number of steps.
     pub len: usize,
     /// Bytes from one step to the next, per operand.
-    pub strides: [isize; OPERANDS],
+    pub strides: [isize; N],
 }
 
 /// How the reals of a segment lie in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Layout {
+pub enum Layout<const N: usize = OPERANDS> {
     /// One aligned run, of every operand that is there.
     Dense,
     /// Nested loops, the outermost first.
-    Walk(Box<[Dim]>),
+    Walk(Box<[Dim<N>]>),
 }
 
 /// A tensor (and where its result goes) as a sequence of reals.
 #[derive(Clone, Debug)]
-pub struct Segment {
-    /// The type of the reals.
+pub struct Segment<const N: usize = OPERANDS> {
+    /// The type of the reals: of the first operand, if their types differ.
     pub scalar: Scalar,
     /// Whether two of them make an element.
     pub complex: bool,
     /// How many reals there are.
     pub len: usize,
     /// Where each operand's first real is; null for an operand that is not there.
-    pub base: [*mut u8; OPERANDS],
+    pub base: [*mut u8; N],
     /// How they lie.
-    pub layout: Layout,
+    pub layout: Layout<N>,
 }
 
 // SAFETY: a segment is a description; threads that use it touch disjoint ranges of what is written,
 // and whoever made it keeps the memory alive and, for the operands that are written, unshared.
-unsafe impl Send for Segment {}
+unsafe impl<const N: usize> Send for Segment<N> {}
 // SAFETY: as for `Send`.
-unsafe impl Sync for Segment {}
+unsafe impl<const N: usize> Sync for Segment<N> {}
 
 /// The memory of one operand: its first element, and bytes per step of each axis.
 #[derive(Clone, Copy, Debug)]
@@ -64,7 +64,7 @@ pub struct Strided<'a> {
     pub strides: &'a [isize],
 }
 
-impl Segment {
+impl<const N: usize> Segment<N> {
     /// Describes operands of one shape. Axes are merged and reordered so that contiguous memory of
     /// any axis order, also transposed or reversed, is found to be dense.
     ///
@@ -73,10 +73,26 @@ impl Segment {
     /// Every operand's memory must stay valid for as long as the segment is used, for reads, and the
     /// output's for writes that nothing else reads or makes.
     #[must_use]
-    pub unsafe fn new(dtype: DType, shape: &[usize], operands: [Option<Strided>; OPERANDS]) -> Self {
+    pub unsafe fn new(dtype: DType, shape: &[usize], operands: [Option<Strided>; N]) -> Self {
+        // SAFETY: the caller's contract.
+        unsafe { Self::mixed(dtype, shape, operands, [dtype.scalar.size(); N]) }
+    }
+
+    /// As [`Segment::new`], of operands whose reals have these sizes in bytes. Those of the first operand are `dtype`'s.
+    ///
+    /// # Safety
+    ///
+    /// As [`Segment::new`]; every operand that is written must be unshared.
+    #[must_use]
+    pub unsafe fn mixed(
+        dtype: DType,
+        shape: &[usize],
+        operands: [Option<Strided>; N],
+        sizes: [usize; N],
+    ) -> Self {
         let len = shape.iter().product::<usize>() * dtype.parts();
         let mut base = operands.map(|operand| operand.map_or(std::ptr::null_mut(), |o| o.pointer));
-        let mut dims: Vec<Dim> = shape
+        let mut dims: Vec<Dim<N>> = shape
             .iter()
             .enumerate()
             .filter(|(_, len)| **len != 1)
@@ -88,7 +104,6 @@ impl Segment {
         let layout = if len == 0 {
             Layout::Dense
         } else {
-            let size = dtype.scalar.size();
             for dim in &mut dims {
                 forwards(dim, &mut base);
             }
@@ -96,20 +111,20 @@ impl Segment {
             sort(&mut dims, present);
             if dtype.complex {
                 // The parts of a number stay neighbours, also where an axis repeats it.
-                dims.push(Dim { len: 2, strides: [size as isize; OPERANDS] });
+                dims.push(Dim { len: 2, strides: sizes.map(|size| size as isize) });
             }
             merge(&mut dims, present);
-            let aligned = base.iter().all(|pointer| pointer.addr() % size == 0);
+            let aligned = base.iter().zip(sizes).all(|(pointer, size)| pointer.addr() % size == 0);
             let dense = match dims.as_slice() {
                 [] => true,
-                [dim] => (0..OPERANDS).all(|k| !present[k] || dim.strides[k] == size as isize),
+                [dim] => (0..N).all(|k| !present[k] || dim.strides[k] == sizes[k] as isize),
                 _ => false,
             };
             if dense && aligned {
                 Layout::Dense
             } else {
                 if dims.is_empty() {
-                    dims.push(Dim { len: 1, strides: [0; OPERANDS] });
+                    dims.push(Dim { len: 1, strides: [0; N] });
                 }
                 Layout::Walk(dims.into_boxed_slice())
             }
@@ -124,7 +139,7 @@ impl Segment {
     /// As [`Segment::new`]; and every operand that is there must be aligned for `dtype`'s reals and
     /// hold `len` of them.
     #[must_use]
-    pub unsafe fn dense(dtype: DType, len: usize, base: [*mut u8; OPERANDS]) -> Self {
+    pub unsafe fn dense(dtype: DType, len: usize, base: [*mut u8; N]) -> Self {
         Self { scalar: dtype.scalar, complex: dtype.complex, len, base, layout: Layout::Dense }
     }
 
@@ -200,14 +215,14 @@ impl Segment {
             self.gather(INPUT, block.clone(), buffer);
             f(Run::InPlace(buffer), start);
             // SAFETY: this part of the output is ours alone.
-            unsafe { self.scatter(block, buffer) };
+            unsafe { self.scatter(OUTPUT, block, buffer) };
         }
     }
 
     /// Copies the reals of `range` of one operand to `buffer`.
     pub fn gather<T: Copy>(&self, operand: usize, range: Range<usize>, buffer: &mut [T]) {
         let mut at = 0;
-        self.runs(operand, range, |pointer, stride, count| {
+        self.runs::<T>(operand, range, |pointer, stride, count| {
             let target = &mut buffer[at..at + count];
             // SAFETY: `runs` yields positions inside the operand, valid for reads by the contract
             // of `new`; unaligned reads because nothing is known of a walked operand's alignment.
@@ -227,16 +242,16 @@ impl Segment {
         });
     }
 
-    /// Copies `buffer` to the output's reals of `range`.
+    /// Copies `buffer` to one operand's reals of `range`.
     ///
     /// # Safety
     ///
-    /// No other thread may use this range of the output meanwhile.
-    unsafe fn scatter<T: Copy>(&self, range: Range<usize>, buffer: &[T]) {
+    /// The operand must be one that is written, and no other thread may use this range of it meanwhile.
+    pub unsafe fn scatter<T: Copy>(&self, operand: usize, range: Range<usize>, buffer: &[T]) {
         let mut at = 0;
-        self.runs(OUTPUT, range, |pointer, stride, count| {
+        self.runs::<T>(operand, range, |pointer, stride, count| {
             let source = &buffer[at..at + count];
-            // SAFETY: `runs` yields positions inside the output, valid for writes by the contract
+            // SAFETY: `runs` yields positions inside the operand, valid for writes by the contract
             // of `new`, and ours alone by that of this function.
             unsafe {
                 if stride == size_of::<T>() as isize {
@@ -255,13 +270,12 @@ impl Segment {
     }
 
     /// Calls `visit(pointer, stride, count)` for the innermost runs that make up `range`.
-    fn runs(&self, operand: usize, range: Range<usize>, mut visit: impl FnMut(*mut u8, isize, usize)) {
+    fn runs<T>(&self, operand: usize, range: Range<usize>, mut visit: impl FnMut(*mut u8, isize, usize)) {
         debug_assert!(range.end <= self.len);
         if range.is_empty() {
             return;
         }
-        let size = self.scalar.size() as isize;
-        let whole = [Dim { len: self.len, strides: [size; OPERANDS] }];
+        let whole = [Dim { len: self.len, strides: [size_of::<T>() as isize; N] }];
         let dims = match &self.layout {
             Layout::Dense => &whole[..],
             Layout::Walk(dims) => dims,
@@ -288,7 +302,7 @@ impl Segment {
 
 /// Turns a dimension that the leading operand walks backwards, so that every stride that can be is
 /// positive.
-pub(crate) fn forwards(dim: &mut Dim, base: &mut [*mut u8; OPERANDS]) {
+pub(crate) fn forwards<const N: usize>(dim: &mut Dim<N>, base: &mut [*mut u8; N]) {
     let lead = if base[INPUT].is_null() { OUTPUT } else { INPUT };
     if dim.strides[lead] < 0 {
         let last = dim.len as isize - 1;
@@ -303,18 +317,17 @@ pub(crate) fn forwards(dim: &mut Dim, base: &mut [*mut u8; OPERANDS]) {
 
 /// Sorts dimensions by the stride of the input, the largest first: in the order that memory is read best, whatever
 /// the output.
-pub(crate) fn sort(dims: &mut [Dim], present: [bool; OPERANDS]) {
+pub(crate) fn sort<const N: usize>(dims: &mut [Dim<N>], present: [bool; N]) {
     let lead = if present[INPUT] { INPUT } else { OUTPUT };
     dims.sort_by_key(|dim| std::cmp::Reverse(dim.strides[lead].unsigned_abs()));
 }
 
 /// Merges neighbouring dimensions that make one longer one for every operand that is there.
-pub(crate) fn merge(dims: &mut Vec<Dim>, present: [bool; OPERANDS]) {
-    let mut kept: Vec<Dim> = Vec::with_capacity(dims.len());
+pub(crate) fn merge<const N: usize>(dims: &mut Vec<Dim<N>>, present: [bool; N]) {
+    let mut kept: Vec<Dim<N>> = Vec::with_capacity(dims.len());
     for dim in dims.drain(..) {
         if let Some(outer) = kept.last_mut() {
-            let fits =
-                (0..OPERANDS).all(|k| !present[k] || outer.strides[k] == dim.strides[k] * dim.len as isize);
+            let fits = (0..N).all(|k| !present[k] || outer.strides[k] == dim.strides[k] * dim.len as isize);
             if fits {
                 outer.len *= dim.len;
                 outer.strides = dim.strides;
