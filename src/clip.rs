@@ -69,8 +69,8 @@ pub unsafe fn apply(context: Context, segments: &[Segment], plan: &Plan, actions
     }
     let level = context.level;
     let streaming = streams(segments, plan);
-    exec::for_each(context, segments, plan, Direction::Backwards, |index, segment, range, scratch| {
-        let action = actions.of(index);
+    exec::for_each(context, plan, Direction::Backwards, |index, range, scratch| {
+        let (segment, action) = (&segments[index], actions.of(index));
         if idle((index, segment)) {
             return;
         }
@@ -100,7 +100,8 @@ pub enum Bounds {
 pub unsafe fn clamp(context: Context, segments: &[Segment], plan: &Plan, bounds: Bounds) {
     let level = context.level;
     let streaming = streams(segments, plan);
-    exec::for_each(context, segments, plan, Direction::Forwards, |_, segment, range, scratch| {
+    exec::for_each(context, plan, Direction::Forwards, |index, range, scratch| {
+        let segment = &segments[index];
         with_scalar!(segment.scalar, T => {
             // SAFETY: as for `apply`.
             unsafe { clamp_range::<T>(level, segment, range, bounds, streaming, scratch) };

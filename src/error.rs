@@ -9,6 +9,9 @@ pub enum Error {
     /// An argument of the right kind with a value that is not taken.
     #[error("{0}")]
     Value(String),
+    /// A row that is not there.
+    #[error("{0}")]
+    Index(String),
     /// NaN or infinity among the inputs, under the policy that refuses them.
     #[error("{0}")]
     NonFinite(String),

@@ -81,12 +81,11 @@ pub enum Direction {
 }
 
 /// Calls `work` for every chunk, with the index of its segment.
-pub fn for_each<const N: usize>(
+pub fn for_each(
     context: Context,
-    segments: &[Segment<N>],
     plan: &Plan,
     direction: Direction,
-    work: impl Fn(usize, &Segment<N>, Range<usize>, &mut Scratch) + Sync,
+    work: impl Fn(usize, Range<usize>, &mut Scratch) + Sync,
 ) {
     let backwards = direction == Direction::Backwards;
     let last = plan.batches.len().wrapping_sub(1);
@@ -96,7 +95,7 @@ pub fn for_each<const N: usize>(
             for step in 0..chunks.len() {
                 let index = if backwards { chunks.end - 1 - step } else { chunks.start + step };
                 let Chunk { segment, range } = &plan.chunks[index];
-                work(*segment, &segments[*segment], range.clone(), scratch);
+                work(*segment, range.clone(), scratch);
             }
         });
         // Results may have been streamed past the cache; whoever waits for this batch sees them.

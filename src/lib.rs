@@ -36,8 +36,10 @@ pub mod memory;
 pub mod norms;
 pub mod plan;
 pub mod pool;
+pub mod rules;
 pub mod scalar;
 pub mod segment;
+pub mod update;
 
 #[cfg(feature = "python")]
 mod py;

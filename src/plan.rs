@@ -37,15 +37,21 @@ impl Plan {
     /// Cuts segments up.
     #[must_use]
     pub fn new<const N: usize>(segments: &[Segment<N>]) -> Self {
+        Self::cut(segments.iter().map(|segment| (segment.len, segment.scalar.size())), CHUNK)
+    }
+
+    /// Cuts up segments of these lengths and bytes to be moved for each real, into chunks of at most this many reals.
+    #[must_use]
+    pub fn cut(segments: impl ExactSizeIterator<Item = (usize, usize)>, chunk: usize) -> Self {
         let mut chunks = Vec::with_capacity(segments.len());
         let mut batches = Vec::new();
         let (mut first, mut gathered, mut bytes) = (0, 0, 0);
-        for (index, segment) in segments.iter().enumerate() {
+        for (index, (len, size)) in segments.enumerate() {
             let mut start = 0;
-            while start < segment.len {
-                let end = segment.len.min(start + CHUNK);
+            while start < len {
+                let end = len.min(start + chunk);
                 chunks.push(Chunk { segment: index, range: start..end });
-                gathered += (end - start) * segment.scalar.size();
+                gathered += (end - start) * size;
                 if gathered >= BATCH_BYTES {
                     batches.push(first..chunks.len());
                     first = chunks.len();

@@ -162,6 +162,36 @@ impl<const N: usize> Segment<N> {
         })
     }
 
+    /// The reals of `range` of a dense operand.
+    ///
+    /// # Safety
+    ///
+    /// The segment must be dense, the operand there, of this type, and reach as far; nothing may write it meanwhile.
+    #[must_use]
+    pub unsafe fn run<T>(&self, operand: usize, range: Range<usize>) -> &[T] {
+        debug_assert!(self.layout == Layout::Dense && range.end <= self.len);
+        // SAFETY: the caller's contract.
+        unsafe { std::slice::from_raw_parts(self.base[operand].cast::<T>().add(range.start), range.len()) }
+    }
+
+    /// The reals of `range` of a dense operand, to be written.
+    ///
+    /// # Safety
+    ///
+    /// As [`Segment::run`]; and this range of the operand must be the caller's alone.
+    #[must_use]
+    #[allow(
+        clippy::mut_from_ref,
+        reason = "a segment describes memory; who may write it is the caller's promise"
+    )]
+    pub unsafe fn run_mut<T>(&self, operand: usize, range: Range<usize>) -> &mut [T] {
+        debug_assert!(self.layout == Layout::Dense && range.end <= self.len);
+        // SAFETY: the caller's contract.
+        unsafe {
+            std::slice::from_raw_parts_mut(self.base[operand].cast::<T>().add(range.start), range.len())
+        }
+    }
+
     /// Gives `f` the reals of `range` as one slice, gathered into `scratch` if they do not lie as one.
     pub fn read<T: Copy + 'static, R>(
         &self,

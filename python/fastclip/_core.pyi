@@ -1,11 +1,12 @@
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self, final
 
 import numpy as np
 import numpy.typing as npt
 
 __all__ = [
     "NonFiniteError",
+    "Slots",
     "__version__",
     "bandwidth_copy",
     "bandwidth_read",
@@ -29,6 +30,8 @@ __all__ = [
     "set_num_threads",
     "settings_complaints",
     "slice_norms",
+    "split_pairs",
+    "take_step",
     "tensor_norms",
 ]
 
@@ -96,3 +99,28 @@ def free_cached_memory() -> int: ...
 def bandwidth_read(x: npt.NDArray[np.float32], /) -> float: ...
 def bandwidth_scale(x: npt.NDArray[np.float32], factor: float, /) -> None: ...
 def bandwidth_copy(x: npt.NDArray[np.float32], out: npt.NDArray[np.float32], factor: float, /) -> None: ...
+def split_pairs(pairs: list[Any], /) -> tuple[list[Any], list[Any]] | None: ...
+def take_step(
+    slots: Slots,
+    gradients: _Arrays,
+    indices: _Arrays | None,
+    measured: _Arrays | None,
+    arrays: _Arrays,
+    hyper: Sequence[float],
+    initial: Sequence[float],
+    handling: tuple[str, float, float, str],
+    whole: bool,
+    /,
+) -> tuple[bool, float | None, bool]: ...
+@final
+class Slots:
+    def __new__(cls, rule: str) -> Self: ...
+    @property
+    def hyper(self) -> list[str]: ...
+    def entries(self) -> list[tuple[npt.NDArray[Any], list[npt.NDArray[Any]]]]: ...
+    def of(self, array: npt.NDArray[Any]) -> list[npt.NDArray[Any]] | None: ...
+    def meet(
+        self, array: npt.NDArray[Any], initial: Sequence[float] | None
+    ) -> list[npt.NDArray[Any]]: ...
+    def copy_of(self, array: npt.NDArray[Any]) -> npt.NDArray[Any] | None: ...
+    def set_copy(self, array: npt.NDArray[Any], copy: npt.NDArray[Any] | None) -> None: ...

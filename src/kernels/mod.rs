@@ -5,13 +5,16 @@
 
 pub mod clamp;
 pub mod columns;
+pub mod convert;
 pub mod half_precision;
+pub mod lanes;
 pub mod max_abs;
 pub mod operation;
 pub mod power_sum;
 pub mod scale;
 pub mod stream;
 pub mod sum_squares;
+pub mod update;
 
 use half::{bf16, f16};
 

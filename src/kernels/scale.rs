@@ -57,8 +57,10 @@ impl Factor {
         self.is_wide
     }
 
+    /// Whether even float64 takes the factor in two parts.
     #[inline(always)]
-    fn is_lifted(&self) -> bool {
+    #[must_use]
+    pub fn is_lifted(&self) -> bool {
         self.lift != 1.0
     }
 

@@ -8,7 +8,7 @@
 
 use super::batch::{Batch, Destination, check_given, fresh, segment, views};
 use super::overlap;
-use super::raise::detached;
+use super::raise::{check_signals, detached, refuse_nonfinite};
 use super::view::{Label, Takes, View};
 use crate::axes::{BOUNDS, NORMS, Slices};
 use crate::clip::{self, Action, Actions, Bounds};
@@ -20,9 +20,6 @@ use crate::plan::Plan;
 use crate::segment::{INPUT, LOWER, OPERANDS, OUTPUT, Segment, Strided, UPPER};
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
-
-/// From this many bytes on, a call looks for signals between its passes.
-const SIGNAL_BYTES: usize = 8 << 20;
 
 /// What to do about NaN and infinity.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -66,15 +63,6 @@ impl<'py> Names<'py> {
     }
 }
 
-/// Lets a pending signal be raised, if the pass was long enough for somebody to have lost patience.
-fn check_signals(bytes: usize) -> PyResult<()> {
-    #[allow(
-        clippy::redundant_closure_for_method_calls,
-        reason = "the method is not general enough in its lifetime"
-    )]
-    if bytes >= SIGNAL_BYTES { Python::attach(|py| py.check_signals()) } else { Ok(()) }
-}
-
 /// A norm that is known already.
 #[derive(FromPyObject)]
 pub struct Given {
@@ -87,20 +75,6 @@ pub struct Given {
     /// The norms of this call's own tensors, if they were measured.
     #[pyo3(item(2))]
     norms: Vec<f64>,
-}
-
-/// The error of the policy that raises: it names the entries that are not finite.
-fn refuse_nonfinite(bad: impl Iterator<Item = usize>, label: Label<'_, '_>, norm: f64) -> Error {
-    let bad: Vec<String> = bad.map(|index| label.of(index)).collect();
-    let (argument, count) = (label.argument(), bad.len());
-    let shown = bad.iter().take(8).cloned().collect::<Vec<_>>().join(", ");
-    Error::NonFinite(match count {
-        0 => format!(
-            "the norm of {argument} (use_norm, or that of all processes) is {norm}; nothing was written"
-        ),
-        1..=8 => format!("NaN or infinity in {shown}; nothing was written"),
-        _ => format!("NaN or infinity in {count} entries of {argument}: {shown}, …; nothing was written"),
-    })
 }
 
 /// Clips tensors by the norm of all of them together.

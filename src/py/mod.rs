@@ -10,6 +10,8 @@ mod output;
 mod overlap;
 mod raise;
 mod settings;
+mod slots;
+mod step;
 mod view;
 
 use pyo3::pymodule;
@@ -29,6 +31,10 @@ mod _core {
         bandwidth_copy, bandwidth_read, bandwidth_scale, free_cached_memory, get_num_threads, isa_detected,
         isa_in_use, isa_levels, override_num_threads, set_num_threads, settings_complaints,
     };
+    #[pymodule_export]
+    use super::slots::Slots;
+    #[pymodule_export]
+    use super::step::{split_pairs, take_step};
     #[pymodule_export]
     use super::view::is_plain;
 

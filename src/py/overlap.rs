@@ -6,11 +6,21 @@ use pyo3::prelude::*;
 
 /// An array's addresses, for sorting.
 #[derive(Clone, Copy)]
-struct Span {
+pub struct Span {
     low: usize,
     high: usize,
-    index: usize,
-    is_output: bool,
+    /// Its position among the inputs or the outputs.
+    pub index: usize,
+    /// Which of the two.
+    pub is_output: bool,
+}
+
+/// Why outputs cannot be written.
+pub enum Clash {
+    /// Elements of this output share memory with each other.
+    Within(usize),
+    /// The first, an output, shares memory with the second.
+    Between(Span, Span),
 }
 
 /// Refuses outputs that overlap each other or an input. With `in_place`, an output may be exactly the
@@ -22,23 +32,44 @@ pub fn check(
     input_label: Label<'_, '_>,
     output_label: Label<'_, '_>,
 ) -> Result<(), Error> {
-    let mut spans = Vec::with_capacity(outputs.len());
-    for (index, (input, output)) in inputs.iter().zip(outputs).enumerate() {
+    match find(inputs, outputs, in_place) {
+        None => Ok(()),
+        Some(Clash::Within(index)) => Err(Error::Value(format!(
+            "{} overlaps itself: elements of it share memory",
+            output_label.of(index)
+        ))),
+        Some(Clash::Between(first, second)) => {
+            let name = |s: &Span| {
+                if s.is_output { output_label.of(s.index) } else { input_label.of(s.index) }
+            };
+            Err(Error::Value(format!(
+                "{} shares memory with {}: an output may be exactly its own input, and else must \
+                 overlap neither an input nor another output",
+                name(&first),
+                name(&second)
+            )))
+        }
+    }
+}
+
+/// An output that overlaps itself, another or an input, as far as there is one.
+pub fn find(inputs: &[Option<View<'_>>], outputs: &[Option<View<'_>>], in_place: bool) -> Option<Clash> {
+    let mut spans = Vec::with_capacity(inputs.len() + outputs.len());
+    for index in 0..inputs.len().max(outputs.len()) {
+        let (input, output) =
+            (inputs.get(index).and_then(Option::as_ref), outputs.get(index).and_then(Option::as_ref));
         let mut add = |view: &View, is_output| {
             let extent = view.extent();
             spans.extend(extent.map(|(low, high)| Span { low, high, index, is_output }));
         };
         if let Some(output) = output {
             if output.may_overlap_itself() {
-                return Err(Error::Value(format!(
-                    "{} overlaps itself: elements of it share memory",
-                    output_label.of(index)
-                )));
+                return Some(Clash::Within(index));
             }
             add(output, true);
         }
         if let Some(input) = input
-            && !(in_place && output.as_ref().is_some_and(|output| output.is_same_memory(input)))
+            && !(in_place && output.is_some_and(|output| output.is_same_memory(input)))
         {
             add(input, false);
         }
@@ -47,7 +78,7 @@ pub fn check(
         spans.sort_unstable_by_key(|span| span.low);
     }
     if spans.windows(2).all(|pair| pair[0].high <= pair[1].low) {
-        return Ok(());
+        return None;
     }
     // Spans that are still open as the addresses grow.
     let mut open: Vec<Span> = Vec::new();
@@ -55,21 +86,16 @@ pub fn check(
         open.retain(|other| other.high > span.low);
         for other in &open {
             if (span.is_output || other.is_output) && share_memory(*other, span, inputs, outputs) {
-                let name = |s: &Span| {
-                    if s.is_output { output_label.of(s.index) } else { input_label.of(s.index) }
-                };
-                let (first, second) = if other.is_output { (other, &span) } else { (&span, other) };
-                return Err(Error::Value(format!(
-                    "{} shares memory with {}: an output may be exactly its own input, and else must \
-                     overlap neither an input nor another output",
-                    name(first),
-                    name(second)
-                )));
+                return Some(if other.is_output {
+                    Clash::Between(*other, span)
+                } else {
+                    Clash::Between(span, *other)
+                });
             }
         }
         open.push(span);
     }
-    Ok(())
+    None
 }
 
 /// Whether two arrays whose address ranges meet have an element in common. NumPy decides; where it

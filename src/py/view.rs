@@ -65,13 +65,22 @@ pub enum Label<'a, 'py> {
         /// Where those of this argument begin.
         first: usize,
     },
+    /// The first or second part of the pairs in a list; after as many entries, the low-precision copies of those parts.
+    Paired {
+        /// The name of the list.
+        argument: &'static str,
+        /// Which part.
+        part: usize,
+        /// How many pairs there are.
+        count: usize,
+    },
 }
 
 impl Label<'_, '_> {
     /// The name of the argument.
     pub fn argument(&self) -> String {
         match self {
-            Self::Single(name) => (*name).to_owned(),
+            Self::Single(name) | Self::Paired { argument: name, .. } => (*name).to_owned(),
             Self::Listed { names, first } => {
                 names.get_item(*first).map_or_else(|_| "tensors".into(), |name| name.to_string())
             }
@@ -80,6 +89,13 @@ impl Label<'_, '_> {
 
     /// The name of an entry.
     pub fn of(&self, index: usize) -> String {
+        if let Self::Paired { argument, part, count } = self {
+            return if index < *count {
+                format!("{argument}[{index}][{part}]")
+            } else {
+                format!("the low-precision copy of {argument}[{}][{part}]", index - count)
+            };
+        }
         let Self::Listed { names, first } = self else { return self.argument() };
         let entries = names.get_item(first + 1);
         match entries.and_then(|entries| entries.get_item(index)) {
@@ -318,23 +334,23 @@ pub fn load_numpy(py: Python<'_>) {
     unsafe { npyffi::get_type_object(py, NpyTypes::PyArray_Type) };
 }
 
+/// Whether an object is just an array, in native byte order.
+pub fn is_plain_array(object: &Bound<'_, PyAny>) -> bool {
+    // SAFETY: looks up a static of NumPy's, reads the type of a live object, and the descriptor if it is an array.
+    unsafe {
+        ffi::Py_TYPE(object.as_ptr()) == npyffi::get_type_object(object.py(), NpyTypes::PyArray_Type) && {
+            let descr = (*object.as_ptr().cast::<PyArrayObject>()).fields.descr;
+            !matches!((*descr).fields.byteorder as u8, b'>' | b'<')
+        }
+    }
+}
+
 /// Whether `tensors` is a list or tuple of plain arrays in native byte order, and None, and so needs
 /// no looking into from Python.
 #[pyfunction]
 #[pyo3(signature = (tensors, /))]
 pub fn is_plain(tensors: &Bound<'_, PyAny>) -> bool {
-    let py = tensors.py();
-    // SAFETY: looks up a static of NumPy's.
-    let array_type = unsafe { npyffi::get_type_object(py, NpyTypes::PyArray_Type) };
-    let plain = |entry: &Bound<'_, PyAny>| {
-        // SAFETY: reads the type of a live object, and the descriptor if it is an array.
-        unsafe {
-            ffi::Py_TYPE(entry.as_ptr()) == array_type && {
-                let descr = (*entry.as_ptr().cast::<PyArrayObject>()).fields.descr;
-                !matches!((*descr).fields.byteorder as u8, b'>' | b'<')
-            } || entry.is_none()
-        }
-    };
+    let plain = |entry: &Bound<'_, PyAny>| is_plain_array(entry) || entry.is_none();
     if let Ok(list) = tensors.cast_exact::<PyList>() {
         list.iter().all(|entry| plain(&entry))
     } else if let Ok(tuple) = tensors.cast_exact::<PyTuple>() {

@@ -1,0 +1,46 @@
+"""Optimizers in TensorFlow's v1 API, with clipping fused into the update.
+
+Examples
+--------
+>>> import numpy as np
+>>> from fastclip.train import AdamOptimizer
+>>> w, b = np.zeros(3, np.float32), np.zeros((), np.float32)
+>>> optimizer = AdamOptimizer(learning_rate=0.1, global_clipnorm=1.0)
+>>> optimizer.apply_gradients([(np.float32([3.0, 0.0, 4.0]), w), (None, b)])
+>>> optimizer.last_norm
+np.float32(5.0)
+>>> w
+array([-0.1,  0. , -0.1], dtype=float32)
+"""
+
+from __future__ import annotations
+
+from fastclip.train.adadelta import AdadeltaOptimizer
+from fastclip.train.adagrad import AdagradOptimizer
+from fastclip.train.adagrad_da import AdagradDAOptimizer
+from fastclip.train.adam import AdamOptimizer
+from fastclip.train.adamw import AdamWOptimizer
+from fastclip.train.ftrl import FtrlOptimizer
+from fastclip.train.gradient_descent import GradientDescentOptimizer
+from fastclip.train.gradients import compute_gradients
+from fastclip.train.momentum import MomentumOptimizer
+from fastclip.train.optimizer import Optimizer
+from fastclip.train.proximal_adagrad import ProximalAdagradOptimizer
+from fastclip.train.proximal_gradient_descent import ProximalGradientDescentOptimizer
+from fastclip.train.rms_prop import RMSPropOptimizer
+
+__all__ = [
+    "AdadeltaOptimizer",
+    "AdagradDAOptimizer",
+    "AdagradOptimizer",
+    "AdamOptimizer",
+    "AdamWOptimizer",
+    "FtrlOptimizer",
+    "GradientDescentOptimizer",
+    "MomentumOptimizer",
+    "Optimizer",
+    "ProximalAdagradOptimizer",
+    "ProximalGradientDescentOptimizer",
+    "RMSPropOptimizer",
+    "compute_gradients",
+]

@@ -1,0 +1,132 @@
+"""Adam."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastclip.train.hyper_parameter import HyperParameter, current
+from fastclip.train.optimizer import Optimizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from fastclip.train.handling import GradientHandling
+
+__all__ = ["AdamOptimizer"]
+
+
+class AdamOptimizer(Optimizer):
+    r"""Adam.
+
+    Takes the arguments of ``tf.compat.v1.train.AdamOptimizer``, and the keyword arguments of :class:`Optimizer`.
+
+    Parameters
+    ----------
+    learning_rate : float, array of no dimensions, Variable or callable
+        The learning rate.
+    beta1, beta2 : float, array of no dimensions, Variable or callable
+        The decay rates of the moments.
+    epsilon : float, array of no dimensions, Variable or callable
+        The "epsilon hat" of the paper, which is added after the bias of the moments is corrected in the step.
+    use_own_namescope_for_non_slot_vars : bool
+        Accepted for TensorFlow's sake, and not used.
+    use_locking, name
+        See :class:`Optimizer`.
+    **handling
+        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see :class:`Optimizer`.
+
+    Notes
+    -----
+    :math:`m \leftarrow m + (g - m)(1 - \beta_1)`, :math:`v \leftarrow v + (g^2 - v)(1 - \beta_2)`,
+    :math:`w \leftarrow w - \alpha m / (\sqrt v + \varepsilon)` with
+    :math:`\alpha = \mathit{lr} \sqrt{1 - \beta_2^t} / (1 - \beta_1^t)` [1]_ [2]_. The slots are ``m`` and ``v``, at first 0.
+    :math:`1 - \beta` and :math:`\alpha` are taken in float64.
+
+    References
+    ----------
+    .. [1] https://www.tensorflow.org/api_docs/python/tf/compat/v1/train/AdamOptimizer
+    .. [2] Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015. https://arxiv.org/abs/1412.6980
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastclip.train import AdamOptimizer
+    >>> w = np.array([1.0, 2.0])
+    >>> optimizer = AdamOptimizer(0.5, global_clipnorm=1.0)
+    >>> optimizer.apply_gradients([(np.array([30.0, -40.0]), w)])
+    >>> w.round(6)
+    array([0.5, 2.5])
+    >>> optimizer.last_norm
+    np.float64(50.0)
+    """
+
+    _rule = "adam"
+    _slot_names = ("m", "v")
+    _changes_all_rows = True
+
+    def __init__(
+        self,
+        learning_rate: HyperParameter = 0.001,
+        beta1: HyperParameter = 0.9,
+        beta2: HyperParameter = 0.999,
+        epsilon: HyperParameter = 1e-8,
+        use_locking: bool = False,
+        name: str = "Adam",
+        use_own_namescope_for_non_slot_vars: bool = False,
+        **handling: Unpack[GradientHandling],
+    ) -> None:
+        super().__init__(use_locking, name, **handling)
+        self._learning_rate = learning_rate
+        self._beta1 = beta1
+        self._beta2 = beta2
+        self._epsilon = epsilon
+        # The powers of the betas that the next step uses; None before the first.
+        self._beta1_power: npt.NDArray[np.float64] | None = None
+        self._beta2_power: npt.NDArray[np.float64] | None = None
+
+    def _powers(self) -> tuple[float, float]:
+        """The powers of the betas at this step."""
+        if self._beta1_power is None or self._beta2_power is None:
+            return current(self._beta1, "beta1"), current(self._beta2, "beta2")
+        return float(self._beta1_power), float(self._beta2_power)
+
+    def _hyper(self) -> tuple[float, ...]:
+        return (
+            current(self._learning_rate, "learning_rate"),
+            current(self._beta1, "beta1"),
+            current(self._beta2, "beta2"),
+            current(self._epsilon, "epsilon"),
+            *self._powers(),
+        )
+
+    def _advance(self) -> None:
+        power1, power2 = self._powers()
+        self._set_powers(power1 * current(self._beta1, "beta1"), power2 * current(self._beta2, "beta2"))
+
+    def _set_powers(self, power1: float, power2: float) -> None:
+        if self._beta1_power is None or self._beta2_power is None:
+            self._beta1_power, self._beta2_power = np.zeros(()), np.zeros(())
+        self._beta1_power[...] = power1
+        self._beta2_power[...] = power2
+
+    def _other_state(self) -> dict[str, npt.NDArray[Any]]:
+        if self._beta1_power is None or self._beta2_power is None:
+            return {}
+        return {"beta1_power": self._beta1_power, "beta2_power": self._beta2_power}
+
+    def _set_other_state(self, other: Mapping[str, npt.NDArray[Any]]) -> Callable[[], None]:
+        if not other:
+            return self._forget_powers
+        if set(other) != {"beta1_power", "beta2_power"}:
+            raise ValueError(
+                f"state_dict has {', '.join(sorted(other))}; besides slots, it takes beta1_power and beta2_power"
+            )
+        power1, power2 = (current(other[name], name) for name in ("beta1_power", "beta2_power"))
+        return lambda: self._set_powers(power1, power2)
+
+    def _forget_powers(self) -> None:
+        self._beta1_power = self._beta2_power = None

@@ -1,0 +1,1 @@
+"""The libraries that differentiate a loss, one file each."""

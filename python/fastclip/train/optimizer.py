@@ -1,0 +1,470 @@
+"""What all optimizers have in common."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fastclip import _core
+from fastclip._arrays import as_output
+from fastclip._foreign import foreign_array, framework
+from fastclip._order import norm_scalar
+from fastclip.train import state
+from fastclip.train.arrays import as_variable
+from fastclip.train.gradients import compute_gradients
+from fastclip.train.handling import Handling
+from fastclip.train.hyper_parameter import HyperParameter
+from fastclip.train.pairs import Pairs
+from fastclip.train.step_counter import as_step_counter
+
+__all__ = ["Optimizer"]
+
+_Array = npt.NDArray[Any]
+
+
+class Optimizer:
+    """The base of all optimizers, with the methods of ``tf.compat.v1.train.Optimizer``.
+
+    Use one of its subclasses, such as :class:`AdamOptimizer`. Each takes the arguments of TensorFlow's
+    optimizer of that name, and the keyword arguments below.
+
+    A variable is an array that is updated in place, a :class:`fastclip.Variable`, a torch tensor on the CPU
+    or any writable buffer; it is of float32 or float64. It is known again by its memory: a view that is made
+    anew for each step finds the slots of the step before. A gradient is an array of float16, bfloat16, float32
+    or float64, anything that ``np.asarray`` makes one of, a tensor of torch, JAX or TensorFlow on the CPU,
+    :class:`fastclip.IndexedSlices`, or None.
+
+    Gradients are clipped on their way into the update: one pass reads them for the norm, and the pass that
+    updates scales them. No clipped gradient is written, and the gradients handed in are never changed.
+
+    Parameters
+    ----------
+    use_locking : bool
+        Accepted and not used: steps of one optimizer follow each other, whatever thread they come from.
+    name : str
+        The name of the optimizer, not empty.
+    clipvalue : float, optional
+        Clip each element to at most this magnitude, as :func:`fastclip.clip_by_value`.
+    clipnorm : float, optional
+        Clip each gradient by its own norm, as :func:`fastclip.clip_by_norm`.
+    global_clipnorm : float, optional
+        Clip all gradients by the norm of all of them, as :func:`fastclip.clip_by_global_norm`. At most one
+        of the three may be given.
+    on_nonfinite : {"propagate", "raise", "skip"}
+        What to do when a gradient holds NaN or infinity. "propagate" goes on, as TensorFlow does: with a norm
+        to clip by, the variables become NaN. "raise" raises :class:`fastclip.NonFiniteError` and "skip" leaves
+        the step out; either way nothing changes. They take a pass over the gradients, unless a norm is
+        measured anyhow.
+    loss_scale : float, array of no dimensions or callable, optional
+        What the loss was multiplied by, and the gradients are divided by before anything else.
+
+    Attributes
+    ----------
+    last_norm : np.float32, np.float64 or None
+        The global norm of the gradients at the last step, after the division by `loss_scale` and before
+        clipping; None if it was not measured.
+    skipped_steps : int
+        How many steps were left out by ``on_nonfinite="skip"``.
+
+    Notes
+    -----
+    Hyper-parameters may be numbers, arrays of no dimensions, Variables that hold one, or functions without
+    parameters; they are read at each step.
+
+    A gradient of some rows (IndexedSlices) has repeated rows summed before the update; for the norm it counts as
+    it is, as in ``tf.clip_by_global_norm``. It changes these rows alone, but for Adam and AdamW, where rows
+    without a gradient have one of 0.
+
+    A call that raises has changed nothing: neither variables nor slots nor counters. The one exception is a
+    `constraint` of a Variable, which is called when the update is done.
+
+    References
+    ----------
+    .. [1] https://www.tensorflow.org/api_docs/python/tf/compat/v1/train/Optimizer
+    .. [2] https://keras.io/api/optimizers/
+    """
+
+    GATE_NONE = 0
+    GATE_OP = 1
+    GATE_GRAPH = 2
+
+    #: The rule's name in the compiled part.
+    _rule: ClassVar[str]
+    #: The names of the slots, in the order of the rule.
+    _slot_names: ClassVar[tuple[str, ...]] = ()
+    #: Whether a gradient of some rows changes all of its variable.
+    _changes_all_rows: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        use_locking: bool,
+        name: str,
+        *,
+        clipvalue: float | None = None,
+        clipnorm: float | None = None,
+        global_clipnorm: float | None = None,
+        on_nonfinite: str = "propagate",
+        loss_scale: HyperParameter | None = None,
+    ) -> None:
+        if not name:
+            raise ValueError("Must specify the optimizer name")
+        self._name = name
+        self._use_locking = use_locking
+        self._handling = Handling(clipvalue, clipnorm, global_clipnorm, on_nonfinite, loss_scale)
+        self._slots = _core.Slots(self._rule)
+        self._lock = threading.Lock()
+        self.last_norm: np.floating[Any] | None = None
+        self.skipped_steps = 0
+
+    # What an optimizer says of itself ----------------------------------------------------------
+
+    def _hyper(self) -> tuple[float, ...]:
+        """The rule's hyper-parameters at this step, in its order."""
+        raise NotImplementedError
+
+    def _initial(self) -> tuple[float, ...]:
+        """The first value of each slot."""
+        return (0.0,) * len(self._slot_names)
+
+    def _advance(self) -> None:
+        """A step was taken: what the optimizer keeps besides slots moves on."""
+
+    def _other_state(self) -> dict[str, _Array]:
+        """What the optimizer keeps besides slots."""
+        return {}
+
+    def _set_other_state(self, other: Mapping[str, _Array]) -> Callable[[], None]:
+        """Check this part of a state, and return what sets it."""
+        if other:
+            raise ValueError(f"state_dict has {', '.join(other)}, which this optimizer does not keep")
+        return lambda: None
+
+    # Gradients -----------------------------------------------------------------------------------
+
+    def compute_gradients(
+        self,
+        loss: Callable[..., Any],
+        var_list: Any = None,
+        gate_gradients: int = GATE_OP,
+        aggregation_method: Any = None,
+        colocate_gradients_with_ops: bool = False,
+        grad_loss: Any = None,
+        *,
+        backend: str | Callable[..., Any] | None = None,
+    ) -> list[tuple[Any, Any]]:
+        """Compute the gradients of a loss: the first half of :meth:`minimize`.
+
+        See :func:`fastclip.train.compute_gradients`, which takes the same arguments.
+
+        Returns
+        -------
+        list of (gradient or None, variable)
+            One pair for each variable of `var_list`.
+
+        Examples
+        --------
+        >>> import autograd.numpy as np
+        >>> from fastclip import Variable
+        >>> from fastclip.train import GradientDescentOptimizer
+        >>> w = Variable([1.0, 2.0])
+        >>> GradientDescentOptimizer(0.1).compute_gradients(lambda: np.sum(w**2), [w])[0][0]
+        array([2., 4.], dtype=float32)
+        """
+        return compute_gradients(
+            loss,
+            var_list,
+            gate_gradients,
+            aggregation_method,
+            colocate_gradients_with_ops,
+            grad_loss,
+            backend=backend,
+        )
+
+    def apply_gradients(
+        self, grads_and_vars: Iterable[Any], global_step: Any = None, name: str | None = None
+    ) -> None:
+        """Update variables by their gradients: the second half of :meth:`minimize`.
+
+        Parameters
+        ----------
+        grads_and_vars : iterable of (gradient, variable)
+            As :meth:`compute_gradients` returns them. Gradients have the shapes of their variables; a pair
+            whose gradient is None is left as it is.
+        global_step : ndarray or Variable of an integer type, shape (), optional
+            Grows by one.
+        name : str, optional
+            Accepted for TensorFlow's sake, and not used.
+
+        Raises
+        ------
+        TypeError
+            If a pair is no pair, or a gradient or variable is of a type that is not taken.
+        ValueError
+            If there are no pairs, or none has a gradient; if a gradient has not the shape of its variable; if
+            a variable is read-only, is there twice or shares memory with another.
+        IndexError
+            If a row index is outside its variable.
+        NonFiniteError
+            If a gradient is not finite and the optimizer has ``on_nonfinite="raise"``.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fastclip.train import MomentumOptimizer
+        >>> w = np.array([1.0, 2.0])
+        >>> optimizer = MomentumOptimizer(learning_rate=0.1, momentum=0.9, global_clipnorm=1.0)
+        >>> optimizer.apply_gradients([(np.array([3.0, 4.0]), w)])
+        >>> w
+        array([0.94, 1.92])
+        >>> optimizer.last_norm
+        np.float64(5.0)
+        """
+        try:
+            listed = list(grads_and_vars)
+        except TypeError:
+            raise TypeError(
+                f"grads_and_vars is a {type(grads_and_vars).__name__}; it takes (gradient, variable) pairs"
+            ) from None
+        if not listed:
+            raise ValueError("No variables provided.")
+        counter = None if global_step is None else as_step_counter(global_step)
+        pairs = Pairs.of(listed, self._changes_all_rows)
+        with self._lock:
+            taken, norm, wide = _core.take_step(
+                self._slots,
+                pairs.gradients,
+                pairs.indices,
+                pairs.measured,
+                pairs.arrays,
+                self._hyper(),
+                self._initial(),
+                self._handling.now(),
+                self._changes_all_rows,
+            )
+            self.last_norm = None if norm is None else norm_scalar(norm, wide)
+            if not taken:
+                self.skipped_steps += 1
+                return
+            self._advance()
+            if counter is not None:
+                counter += 1
+            for variable in pairs.constrained:
+                self._constrain(variable)
+
+    def _constrain(self, variable: Any) -> None:
+        variable.assign(variable.constraint(variable))
+        copy = self._slots.copy_of(variable.value)
+        if copy is not None:
+            copy[...] = variable.value
+
+    def minimize(
+        self,
+        loss: Callable[..., Any],
+        global_step: Any = None,
+        var_list: Any = None,
+        gate_gradients: int = GATE_OP,
+        aggregation_method: Any = None,
+        colocate_gradients_with_ops: bool = False,
+        name: str | None = None,
+        grad_loss: Any = None,
+        *,
+        backend: str | Callable[..., Any] | None = None,
+    ) -> None:
+        """Take one step that makes a loss smaller: :meth:`compute_gradients`, then :meth:`apply_gradients`.
+
+        Raises
+        ------
+        ValueError
+            If the loss depends on none of the variables.
+
+        Examples
+        --------
+        >>> import autograd.numpy as np
+        >>> from fastclip import Variable
+        >>> from fastclip.train import AdamOptimizer
+        >>> w = Variable([1.0, -2.0])
+        >>> optimizer = AdamOptimizer(0.1)
+        >>> for _ in range(200):
+        ...     optimizer.minimize(lambda: np.sum((w - 3.0) ** 2), var_list=[w])
+        >>> bool(abs(w.value - 3.0).max() < 0.1)
+        True
+        """
+        grads_and_vars = self.compute_gradients(
+            loss,
+            var_list,
+            gate_gradients,
+            aggregation_method,
+            colocate_gradients_with_ops,
+            grad_loss,
+            backend=backend,
+        )
+        if all(gradient is None for gradient, _ in grads_and_vars):
+            names = [str(variable) for _, variable in grads_and_vars]
+            raise ValueError(
+                "No gradients provided for any variable, check your loss for operations that do not support "
+                f"gradients, between variables {names} and loss {loss}."
+            )
+        self.apply_gradients(grads_and_vars, global_step=global_step, name=name)
+
+    # What it keeps -------------------------------------------------------------------------------
+
+    def get_name(self) -> str:
+        """Return the name of the optimizer."""
+        return self._name
+
+    def get_slot(self, var: Any, name: str) -> _Array | None:
+        """Return what is kept for a variable under a name.
+
+        Parameters
+        ----------
+        var : ndarray, Variable or torch tensor
+            A variable.
+        name : str
+            One of :meth:`get_slot_names`.
+
+        Returns
+        -------
+        ndarray, shape and dtype of `var`, or None
+            An array over the slot's own memory: it changes with each step, and writing to it changes the slot.
+            None if there is no such slot, or the variable has had no gradient yet.
+        """
+        slots = self._slots.of(as_variable(var, "var"))
+        if slots is None or name not in self._slot_names:
+            return None
+        return slots[self._slot_names.index(name)]
+
+    def get_slot_names(self) -> list[str]:
+        """Return the names of the slots that were made so far, sorted."""
+        return sorted(self._slot_names) if any(slots for _, slots in self._slots.entries()) else []
+
+    def variables(self) -> list[_Array]:
+        """Return all arrays that the optimizer keeps: counters first, then the slots of each variable."""
+        slots = [slot for _, slots in self._slots.entries() for slot in slots]
+        return [*self._other_state().values(), *slots]
+
+    def set_low_precision_copy(self, variable: Any, copy: Any) -> None:
+        """Keep a low-precision copy of a variable up to date: the variable then is the master weights.
+
+        The copy is refreshed now, and in the same pass as each update, which saves reading the variable again.
+
+        Parameters
+        ----------
+        variable : ndarray, Variable or torch tensor
+            Of float32 or float64.
+        copy : ndarray, torch tensor or None
+            Of the variable's shape and a narrower type: float16, bfloat16, or for a float64 variable float32.
+            None takes the copy away.
+
+        Raises
+        ------
+        TypeError
+            If it is of another type.
+        ValueError
+            If it is of another shape, read-only, or shares memory with the variable.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fastclip.train import GradientDescentOptimizer
+        >>> master, half = np.ones(3, np.float32), np.empty(3, np.float16)
+        >>> optimizer = GradientDescentOptimizer(0.1)
+        >>> optimizer.set_low_precision_copy(master, half)
+        >>> optimizer.apply_gradients([(np.ones(3, np.float16), master)])
+        >>> half
+        array([0.9, 0.9, 0.9], dtype=float16)
+        """
+        array = as_variable(variable, "variable")
+        if copy is not None:
+            copy = foreign_array(copy, "copy") if framework(copy) == "torch" else as_output(copy, "copy")
+            if np.may_share_memory(copy, array):
+                raise ValueError("copy shares memory with the variable")
+        with self._lock:
+            self._slots.set_copy(array, copy)
+        if copy is not None:
+            copy[...] = array
+
+    # Resuming ------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, _Array]:
+        """Return all that is needed to go on later with the same bits, but the variables themselves.
+
+        Returns
+        -------
+        dict of str to ndarray
+            Plain arrays, copied, which ``np.savez`` and ``safetensors.numpy.save_file`` take. Variables are
+            numbered in the order in which the optimizer first met them.
+
+        Notes
+        -----
+        Hyper-parameters are not part of it, nor are low-precision copies.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fastclip.train import AdamOptimizer
+        >>> w, g = np.ones(2, np.float32), np.ones(2, np.float32)
+        >>> first = AdamOptimizer()
+        >>> first.apply_gradients([(g, w)])
+        >>> saved, weights = first.state_dict(), w.copy()
+        >>> second = AdamOptimizer()
+        >>> second.load_state_dict(saved, [weights])
+        >>> first.apply_gradients([(g, w)])
+        >>> second.apply_gradients([(g, weights)])
+        >>> w.tobytes() == weights.tobytes()
+        True
+        """
+        with self._lock:
+            return state.saved(
+                self._rule,
+                self._slot_names,
+                self._slots.entries(),
+                {**self._other_state(), "skipped_steps": np.array(self.skipped_steps, np.int64)},
+            )
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], var_list: Iterable[Any] | None = None) -> None:
+        """Go on from a state that :meth:`state_dict` gave.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to ndarray
+            Such as ``np.load`` or ``safetensors.numpy.load_file`` return.
+        var_list : iterable of variables, optional
+            The variables, in the order in which the optimizer that was saved first met them: that of the pairs
+            of its first step. May be left out if this optimizer has met them already, in the same order.
+
+        Raises
+        ------
+        TypeError
+            If `state_dict` is no mapping, or a variable is of a type that is not taken.
+        ValueError
+            If the state is of another optimizer, version, or of other variables, or is not complete. Nothing has
+            changed then.
+        """
+        with self._lock:
+            met = [array for array, _ in self._slots.entries()]
+            arrays = (
+                met
+                if var_list is None
+                else [as_variable(variable, f"var_list[{i}]") for i, variable in enumerate(var_list)]
+            )
+            loaded = state.Loaded(state_dict, self._rule, self._slot_names, arrays)
+            set_other_state = self._set_other_state(loaded.other)
+            slots = _core.Slots(self._rule)
+            for array, values in zip(arrays, loaded.slots, strict=True):
+                made = slots.meet(array, None if values is None else self._initial())
+                for slot, value in zip(made, values or (), strict=True):
+                    np.copyto(slot, value)
+            for array in met:
+                copy = self._slots.copy_of(array)
+                if copy is not None:
+                    slots.set_copy(array, copy)
+            set_other_state()
+            self.skipped_steps = loaded.skipped_steps
+            self._slots = slots
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._name!r}>"

@@ -1,0 +1,41 @@
+"""The counter that a step advances."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastclip._arrays import describe
+from fastclip.variable import Variable
+
+__all__ = ["as_step_counter"]
+
+
+def as_step_counter(global_step: Any) -> npt.NDArray[np.integer[Any]]:
+    """Return the array of a step counter.
+
+    Parameters
+    ----------
+    global_step : ndarray or Variable, shape ()
+        Of an integer type.
+
+    Raises
+    ------
+    TypeError
+        If it is nothing that can be counted up.
+    ValueError
+        If it has dimensions or is read-only.
+    """
+    array = global_step.value if isinstance(global_step, Variable) else global_step
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu":
+        what = describe(array) if isinstance(array, np.ndarray) else f"a {type(global_step).__name__}"
+        raise TypeError(
+            f"global_step is {what}; it takes an array of no dimensions, or a Variable, of an integer type"
+        )
+    if array.ndim:
+        raise ValueError(f"global_step is {describe(array)}; it takes one of no dimensions")
+    if not array.flags.writeable:
+        raise ValueError("global_step is read-only; it is counted up in place")
+    return array

@@ -1,0 +1,119 @@
+//! Float slices from one type to another, to the nearest and ties to even, rounded once.
+//!
+//! What is read comes to the type of the variable, and a variable goes to that of its low-precision copy.
+
+use super::half_precision::{BLOCK, Half, f64_to_f32_odd};
+use fearless_simd::{Level, Simd, dispatch};
+use half::{bf16, f16};
+
+/// Values of this type as values of another.
+pub trait Convert<T>: Sized {
+    /// `to[i] = from[i]`. The slices have the same length.
+    fn convert<S: Simd>(simd: S, from: &[Self], to: &mut [T]);
+}
+
+/// `to[i] = from[i]`. The slices have the same length.
+pub fn convert<A: Convert<B>, B>(level: Level, from: &[A], to: &mut [B]) {
+    dispatch!(level, simd => A::convert(simd, from, to));
+}
+
+macro_rules! convert_each {
+    ($($A:ty => $B:ty, |$x:ident| $y:expr;)*) => {$(
+        impl Convert<$B> for $A {
+            #[inline(always)]
+            fn convert<S: Simd>(_simd: S, from: &[Self], to: &mut [$B]) {
+                for ($x, to) in from.iter().zip(to) {
+                    *to = $y;
+                }
+            }
+        }
+    )*};
+}
+
+convert_each! {
+    f32 => f32, |x| *x;
+    f64 => f64, |x| *x;
+    f32 => f64, |x| f64::from(*x);
+    f64 => f32, |x| *x as f32;
+}
+
+macro_rules! convert_half {
+    ($($H:ty)*) => {$(
+        impl Convert<f32> for $H {
+            #[inline(always)]
+            fn convert<S: Simd>(simd: S, from: &[Self], to: &mut [f32]) {
+                <$H>::widen(simd, from, to);
+            }
+        }
+
+        impl Convert<$H> for f32 {
+            #[inline(always)]
+            fn convert<S: Simd>(simd: S, from: &[Self], to: &mut [$H]) {
+                <$H>::narrow(simd, from, to);
+            }
+        }
+
+        impl Convert<f64> for $H {
+            #[inline(always)]
+            fn convert<S: Simd>(simd: S, from: &[Self], to: &mut [f64]) {
+                let mut buffer = [0.0_f32; BLOCK];
+                for (from, to) in from.chunks(BLOCK).zip(to.chunks_mut(BLOCK)) {
+                    let wide = &mut buffer[..from.len()];
+                    <$H>::widen(simd, from, wide);
+                    f32::convert(simd, wide, to);
+                }
+            }
+        }
+
+        impl Convert<$H> for f64 {
+            #[inline(always)]
+            fn convert<S: Simd>(simd: S, from: &[Self], to: &mut [$H]) {
+                let mut buffer = [0.0_f32; BLOCK];
+                for (from, to) in from.chunks(BLOCK).zip(to.chunks_mut(BLOCK)) {
+                    let odd = &mut buffer[..from.len()];
+                    for (x, odd) in from.iter().zip(&mut *odd) {
+                        *odd = f64_to_f32_odd(*x);
+                    }
+                    <$H>::narrow(simd, odd, to);
+                }
+            }
+        }
+    )*};
+}
+
+convert_half! { f16 bf16 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa;
+    use crate::kernels::Float;
+    use crate::kernels::oracle::samples;
+
+    #[test]
+    fn there_and_back_keeps_what_fits_and_rounds_the_rest_once() {
+        let values = samples(3000);
+        for level in isa::all() {
+            let mut halves = vec![bf16::ZERO; values.len()];
+            convert(level, &values, &mut halves);
+            for (x, h) in values.iter().zip(&halves) {
+                assert_eq!(h.to_bits(), bf16::from_f64(*x).to_bits(), "{x:e}");
+            }
+            let mut halves = vec![f16::ZERO; values.len()];
+            convert(level, &values, &mut halves);
+            for (x, h) in values.iter().zip(&halves) {
+                assert_eq!(h.to_bits(), f16::from_f64(*x).to_bits(), "{x:e}");
+            }
+            let (mut wide, mut single) = (vec![0.0_f64; values.len()], vec![0.0_f32; values.len()]);
+            convert(level, &halves, &mut wide);
+            convert(level, &halves, &mut single);
+            for ((h, w), s) in halves.iter().zip(&wide).zip(&single) {
+                assert_eq!(h.to_f64().to_bits(), w.to_bits());
+                assert_eq!(f64::from(*s).to_bits(), w.to_bits());
+            }
+            let mut back = vec![f16::ZERO; values.len()];
+            convert(level, &single, &mut back);
+            assert!(back.iter().zip(&halves).all(|(a, b)| a.to_bits() == b.to_bits()));
+        }
+    }
+}

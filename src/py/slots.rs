@@ -1,0 +1,282 @@
+//! The variables that an optimizer has met, and what it keeps for each: its slots and its low-precision copy.
+//!
+//! Slots are arrays of our own, laid out as their variable. They cross once: from then on their addresses are known.
+
+use super::output::Outputs;
+use super::view::{Known, Takes, View};
+use crate::error::Error;
+use crate::exec::Context;
+use crate::rules::Kind;
+use crate::scalar::{DType, Scalar};
+use crate::segment::Segment;
+use crate::update::fill;
+use pyo3::prelude::*;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+/// What an optimizer keeps.
+#[pyclass(module = "fastclip._core")]
+pub struct Slots {
+    pub(super) kind: Kind,
+    pub(super) entries: Vec<Entry>,
+    known: HashMap<Key, usize>,
+}
+
+/// A variable, and what is kept for it.
+pub(super) struct Entry {
+    key: Key,
+    /// The first array that was seen over this memory: it keeps it alive, and the address from being given away.
+    array: Py<PyAny>,
+    /// Its slots, none before its first gradient.
+    pub(super) slots: Vec<Slot>,
+    /// The array that is a low-precision copy of it.
+    pub(super) copy: Option<Py<PyAny>>,
+}
+
+/// An array of our own.
+pub(super) struct Slot {
+    pub(super) array: Py<PyAny>,
+    pointer: AtomicPtr<u8>,
+}
+
+impl Slot {
+    /// Its first element. Nobody else has this array object, so that it cannot be made to look elsewhere.
+    pub(super) fn pointer(&self) -> *mut u8 {
+        self.pointer.load(Ordering::Relaxed)
+    }
+}
+
+/// What makes a variable the one that was seen before: its memory, and how it lies.
+#[derive(PartialEq, Eq, Hash)]
+struct Key {
+    address: usize,
+    dtype: DType,
+    shape: Box<[usize]>,
+    strides: Box<[isize]>,
+}
+
+impl Key {
+    fn of(view: &View) -> Self {
+        Self {
+            address: view.pointer.addr(),
+            dtype: view.dtype,
+            shape: view.shape().into(),
+            strides: strides(view).collect(),
+        }
+    }
+
+    fn fits(&self, view: &View) -> bool {
+        self.address == view.pointer.addr()
+            && self.dtype == view.dtype
+            && *self.shape == *view.shape()
+            && self.strides.iter().copied().eq(strides(view))
+    }
+}
+
+/// Strides, but for axes that make no step.
+fn strides(view: &View) -> impl Iterator<Item = isize> {
+    let lens = view.shape().iter();
+    lens.zip(view.strides()).map(|(len, stride)| if *len > 1 { *stride } else { 0 })
+}
+
+impl Slots {
+    /// The entry of a variable, if it was seen before. It is mostly where it was the last time.
+    pub(super) fn position(&self, view: &View, hint: usize) -> Option<usize> {
+        if self.entries.get(hint).is_some_and(|entry| entry.key.fits(view)) {
+            return Some(hint);
+        }
+        self.known.get(&Key::of(view)).copied()
+    }
+
+    /// An entry for a variable that is seen for the first time.
+    pub(super) fn entry(view: &View, slots: Vec<Slot>, copy: Option<Py<PyAny>>) -> Entry {
+        Entry { key: Key::of(view), array: view.object.clone().unbind(), slots, copy }
+    }
+
+    /// Remembers it.
+    pub(super) fn add(&mut self, entry: Entry) {
+        let Key { address, dtype, ref shape, ref strides } = entry.key;
+        let key = Key { address, dtype, shape: shape.clone(), strides: strides.clone() };
+        self.known.insert(key, self.entries.len());
+        self.entries.push(entry);
+    }
+
+    /// Slots for variables, uninitialised: as many for each as the rule has.
+    pub(super) fn allocate<'py>(
+        py: Python<'py>,
+        kind: Kind,
+        variables: &[&View<'py>],
+    ) -> PyResult<Vec<Vec<Slot>>> {
+        let count = kind.slots();
+        let each = variables.iter().flat_map(|view| std::iter::repeat_n(*view, count));
+        let mut outputs = Outputs::new(py, each);
+        let mut known = Known::default();
+        let mut slot = |view: &View<'py>| {
+            let array = outputs.like(view)?;
+            let made = View::new(array, Takes::Any, &mut known, String::new)?;
+            Ok(Slot { pointer: AtomicPtr::new(made.pointer), array: made.object.unbind() })
+        };
+        variables.iter().map(|view| (0..count).map(|_| slot(view)).collect()).collect()
+    }
+
+    /// Gives new slots their first values: those of the rule's slots, in their order.
+    pub(super) fn initialise<'a>(
+        context: Context,
+        fresh: impl Iterator<Item = (DType, usize, &'a [Slot])>,
+        initial: &[f64],
+    ) {
+        let (mut segments, mut values) = (Vec::new(), Vec::new());
+        for (dtype, len, slots) in fresh {
+            for (slot, value) in slots.iter().zip(initial) {
+                // SAFETY: memory of our own, as long as the variable, without holes and aligned.
+                segments.push(unsafe { Segment::dense(dtype, len, [slot.pointer()]) });
+                values.push(*value);
+            }
+        }
+        // SAFETY: the slots are new: nobody else has them.
+        unsafe { fill(context, &segments, &values) };
+    }
+}
+
+/// The variable of a method that takes one, looked at.
+fn variable<'py>(array: &Bound<'py, PyAny>) -> PyResult<View<'py>> {
+    let view = View::new(array.clone(), Takes::Any, &mut Known::default(), || "variable".into())?;
+    check_variable(&view, || "variable".into())?;
+    Ok(view)
+}
+
+/// Refuses what cannot be a variable.
+pub(super) fn check_variable(view: &View, name: impl Fn() -> String) -> Result<(), Error> {
+    if view.dtype.complex || !matches!(view.dtype.scalar, Scalar::F32 | Scalar::F64) {
+        return Err(Error::Type(format!(
+            "{} is {}; a variable is of float32 or float64 (a low-precision copy of it may be narrower)",
+            name(),
+            view.describe()
+        )));
+    }
+    if !view.is_writable() {
+        return Err(Error::Value(format!(
+            "{} ({}) is read-only: a variable is updated in place",
+            name(),
+            view.describe()
+        )));
+    }
+    Ok(())
+}
+
+/// Refuses what cannot be a variable's low-precision copy.
+pub(super) fn check_copy(copy: &View, variable: &View, name: impl Fn() -> String) -> Result<(), Error> {
+    let narrower = copy.dtype.scalar.is_float() && copy.dtype.size() < variable.dtype.size();
+    if copy.dtype.complex || !narrower {
+        return Err(Error::Type(format!(
+            "{} is {}; it takes a float type narrower than the variable's {}",
+            name(),
+            copy.describe(),
+            variable.dtype.name()
+        )));
+    }
+    if copy.shape() != variable.shape() || !copy.is_writable() {
+        return Err(Error::Value(format!(
+            "{} is {}{}; it takes a writable array of the variable's shape {:?}",
+            name(),
+            copy.describe(),
+            if copy.is_writable() { "" } else { ", read-only" },
+            variable.shape()
+        )));
+    }
+    Ok(())
+}
+
+#[pymethods]
+impl Slots {
+    /// What an optimizer with this rule keeps: nothing yet.
+    #[new]
+    fn new(rule: &str) -> PyResult<Self> {
+        let kind = Kind::from_name(rule).ok_or_else(|| Error::Value(format!("there is no rule {rule:?}")))?;
+        Ok(Self { kind, entries: Vec::new(), known: HashMap::new() })
+    }
+
+    /// The names of the rule's hyper-parameters, in the order in which a step takes them.
+    #[getter]
+    fn hyper(&self) -> Vec<&'static str> {
+        self.kind.hyper().to_vec()
+    }
+
+    /// Every variable met, with its slots: none if it never had a gradient.
+    fn entries<'py>(&self, py: Python<'py>) -> PyResult<Vec<(Bound<'py, PyAny>, Vec<Bound<'py, PyAny>>)>> {
+        let entry = |entry: &Entry| Ok((entry.array.bind(py).clone(), views(py, &entry.slots)?));
+        self.entries.iter().map(entry).collect()
+    }
+
+    /// The slots of a variable, as arrays over their memory; None if it has none yet.
+    fn of<'py>(
+        &self,
+        py: Python<'py>,
+        array: &Bound<'py, PyAny>,
+    ) -> PyResult<Option<Vec<Bound<'py, PyAny>>>> {
+        let view = variable(array)?;
+        match self.position(&view, 0).map(|index| &self.entries[index].slots) {
+            Some(slots) if slots.len() == self.kind.slots() => views(py, slots).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Meets a variable. With `initial`, it gets slots, which are returned.
+    fn meet<'py>(
+        &mut self,
+        py: Python<'py>,
+        array: &Bound<'py, PyAny>,
+        initial: Option<Vec<f64>>,
+    ) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let view = variable(array)?;
+        let slots = match initial {
+            None => Vec::new(),
+            Some(initial) => {
+                let slots = Self::allocate(py, self.kind, &[&view])?.pop().unwrap_or_default();
+                Self::initialise(
+                    Context::current(),
+                    [(view.dtype, view.size, &slots[..])].into_iter(),
+                    &initial,
+                );
+                slots
+            }
+        };
+        let arrays = views(py, &slots)?;
+        match self.position(&view, self.entries.len()) {
+            Some(index) => self.entries[index].slots = slots,
+            None => self.add(Self::entry(&view, slots, None)),
+        }
+        Ok(arrays)
+    }
+
+    /// The low-precision copy of a variable.
+    fn copy_of<'py>(
+        &self,
+        py: Python<'py>,
+        array: &Bound<'py, PyAny>,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let view = variable(array)?;
+        let copy = self.position(&view, 0).and_then(|index| self.entries[index].copy.as_ref());
+        Ok(copy.map(|copy| copy.bind(py).clone()))
+    }
+
+    /// Sets the low-precision copy of a variable, or takes it away.
+    fn set_copy<'py>(&mut self, array: &Bound<'py, PyAny>, copy: Option<Bound<'py, PyAny>>) -> PyResult<()> {
+        let view = variable(array)?;
+        if let Some(copy) = &copy {
+            let copy = View::new(copy.clone(), Takes::Floats, &mut Known::default(), || "copy".into())?;
+            check_copy(&copy, &view, || "copy".into())?;
+        }
+        let copy = copy.map(Bound::unbind);
+        match self.position(&view, 0) {
+            Some(index) => self.entries[index].copy = copy,
+            None => self.add(Self::entry(&view, Vec::new(), copy)),
+        }
+        Ok(())
+    }
+}
+
+/// Arrays over the memory of slots: the caller may do with them what it likes.
+fn views<'py>(py: Python<'py>, slots: &[Slot]) -> PyResult<Vec<Bound<'py, PyAny>>> {
+    slots.iter().map(|slot| slot.array.bind(py).call_method0("view")).collect()
+}

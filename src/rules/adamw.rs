@@ -1,0 +1,27 @@
+//! w ← w − lr·decay·w, and then [`Adam`]'s update.
+//!
+//! Loshchilov and Hutter, "Decoupled weight decay regularization", 2019, with the decay scaled by the learning rate
+//! as PyTorch does.
+
+use super::adam::Adam;
+use super::{Rule, expect};
+use crate::kernels::lanes::{Lanes, Real};
+
+/// See the module.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamW<R> {
+    adam: Adam<R>,
+    decay: R,
+}
+
+impl<R: Real> Rule<R, 2> for AdamW<R> {
+    fn new(hyper: &[f64]) -> Self {
+        let [learning_rate, _, _, _, _, _, weight_decay] = expect(hyper);
+        Self { adam: Adam::new(hyper), decay: R::from_f64(learning_rate * weight_decay) }
+    }
+
+    #[inline(always)]
+    fn update<V: Lanes<R>>(self, g: V, w: V, slots: [V; 2]) -> (V, [V; 2]) {
+        self.adam.update(g, w - w * self.decay, slots)
+    }
+}

@@ -1,0 +1,22 @@
+//! w ← w − lr·g
+
+use super::{Rule, expect};
+use crate::kernels::lanes::{Lanes, Real};
+
+/// See the module.
+#[derive(Clone, Copy, Debug)]
+pub struct GradientDescent<R> {
+    learning_rate: R,
+}
+
+impl<R: Real> Rule<R, 0> for GradientDescent<R> {
+    fn new(hyper: &[f64]) -> Self {
+        let [learning_rate] = expect(hyper);
+        Self { learning_rate: R::from_f64(learning_rate) }
+    }
+
+    #[inline(always)]
+    fn update<V: Lanes<R>>(self, g: V, w: V, []: [V; 0]) -> (V, [V; 0]) {
+        (w - g * self.learning_rate, [])
+    }
+}

@@ -1,0 +1,352 @@
+//! An optimizer's step: every variable, its slots and its low-precision copy, in one pass.
+//!
+//! The gradient is brought to the variable's type, scaled (that is the clip: no clipped gradient is ever written)
+//! and clamped on the way in, a block at a time; the rule does the rest. What needs neither conversion nor clamping
+//! nor a copy goes through a whole chunk at once, scaled in the registers.
+
+use crate::exec::{self, Context, Direction};
+use crate::isa::Level;
+use crate::kernels::Float;
+use crate::kernels::clamp::Clamping;
+use crate::kernels::convert::{Convert, convert};
+use crate::kernels::lanes::Real;
+use crate::kernels::operation::{Run, perform};
+use crate::kernels::scale::{Factor, Scaling};
+use crate::kernels::update::update;
+use crate::plan::Plan;
+use crate::rules::{Carrier, Kind, MAX_SLOTS, Rule};
+use crate::scalar::Scalar;
+use crate::segment::{Layout, Segment};
+use half::{bf16, f16};
+use std::ops::Range;
+
+/// How many arrays an update walks side by side.
+pub const OPERANDS: usize = 3 + MAX_SLOTS;
+/// The operand that is updated. It leads: the others are walked in its order.
+pub const VARIABLE: usize = 0;
+/// The operand that is read.
+pub const GRADIENT: usize = 1;
+/// The first slot.
+pub const SLOTS: usize = 2;
+/// The low-precision copy.
+pub const COPY: usize = 2 + MAX_SLOTS;
+
+/// What happens to a gradient on its way in.
+#[derive(Clone, Copy, Debug)]
+pub struct Incoming {
+    /// What it is multiplied by.
+    pub factor: Factor,
+    /// What its elements are then clamped to, from minus this to this.
+    pub clamp: Option<f64>,
+}
+
+/// A variable's part in a step.
+#[derive(Debug)]
+pub struct Item {
+    /// Variable, gradient, slots and copy.
+    pub segment: Segment<OPERANDS>,
+    /// The type of the gradient.
+    pub gradient: Scalar,
+    /// The type of the copy, if there is one.
+    pub copy: Option<Scalar>,
+    /// The gradient is made of rows of the variable: what lies between them is 0.
+    pub rows: Option<Rows>,
+    /// What happens to the gradient.
+    pub incoming: Incoming,
+}
+
+/// A gradient of few rows, for a rule that changes all of them. The gradient operand holds the rows, one after the
+/// other, and everything is dense.
+#[derive(Debug)]
+pub struct Rows {
+    /// Which rows, ascending, each once.
+    pub indices: Box<[usize]>,
+    /// Reals in a row.
+    pub len: usize,
+}
+
+/// Reals that are brought in at a time: with the variable's and the slots' they stay in the first-level cache.
+const BLOCK: usize = 1024;
+
+/// Takes the step. Cannot fail.
+///
+/// # Safety
+///
+/// Variables, slots and copies must not overlap each other or a gradient; indices must lie within their variables.
+pub unsafe fn step(context: Context, kind: Kind, hyper: &[f64], items: &[Item], plan: &Plan) {
+    kind.with(hyper, Pass { context, items, plan });
+}
+
+struct Pass<'a> {
+    context: Context,
+    items: &'a [Item],
+    plan: &'a Plan,
+}
+
+impl Carrier for Pass<'_> {
+    type Result = ();
+
+    fn carry<A: Rule<f32, N>, B: Rule<f64, N>, const N: usize>(self, narrow: A, wide: B) {
+        let level = self.context.level;
+        exec::for_each(self.context, self.plan, Direction::Backwards, |index, range, _| {
+            let item = &self.items[index];
+            // SAFETY: by the contract of `step`, which alone makes a pass; chunks are disjoint ranges.
+            unsafe {
+                match item.segment.scalar {
+                    Scalar::F32 => update_range(level, narrow, item, range),
+                    Scalar::F64 => update_range(level, wide, item, range),
+                    _ => unreachable!("variables are float32 or float64: checked at the edge"),
+                }
+            }
+        });
+    }
+}
+
+/// # Safety
+///
+/// As [`step`], for a range that no other thread works on.
+unsafe fn update_range<R, K, const N: usize>(level: Level, rule: K, item: &Item, range: Range<usize>)
+where
+    R: Variable,
+    K: Rule<R, N>,
+{
+    let segment = &item.segment;
+    let dense = segment.layout == Layout::Dense;
+    let plain = R::plain(item.incoming.factor).filter(|_| item.incoming.clamp.is_none());
+    if let (true, Some(factor), None, None) = (dense, plain, item.copy, &item.rows)
+        && item.gradient == segment.scalar
+    {
+        // SAFETY: dense operands, of this type; what is written is ours alone.
+        unsafe {
+            let g = segment.run::<R>(GRADIENT, range.clone());
+            let slots = std::array::from_fn(|k| segment.run_mut::<R>(SLOTS + k, range.clone()));
+            update(level, rule, factor, g, segment.run_mut(VARIABLE, range), slots);
+        }
+        return;
+    }
+    for start in range.clone().step_by(BLOCK) {
+        let block = start..range.end.min(start + BLOCK);
+        // SAFETY: as above, and for a part of this range.
+        unsafe {
+            if dense {
+                update_dense(level, rule, item, plain, block);
+            } else {
+                update_walked(level, rule, item, plain, block);
+            }
+        }
+    }
+}
+
+/// # Safety
+///
+/// As [`update_range`], for at most a block of dense operands.
+unsafe fn update_dense<R, K, const N: usize>(
+    level: Level,
+    rule: K,
+    item: &Item,
+    plain: Option<R>,
+    block: Range<usize>,
+) where
+    R: Variable,
+    K: Rule<R, N>,
+{
+    let mut gradient = [R::ZERO; BLOCK];
+    let g = &mut gradient[..block.len()];
+    // SAFETY: the caller's contract.
+    unsafe {
+        let factor = R::bring_in(level, item, plain, block.clone(), g);
+        let w = item.segment.run_mut::<R>(VARIABLE, block.clone());
+        let slots = std::array::from_fn(|k| item.segment.run_mut::<R>(SLOTS + k, block.clone()));
+        update(level, rule, factor, g, w, slots);
+        R::put_out(level, item, block, w);
+    }
+}
+
+/// # Safety
+///
+/// As [`update_range`], for at most a block.
+unsafe fn update_walked<R, K, const N: usize>(
+    level: Level,
+    rule: K,
+    item: &Item,
+    plain: Option<R>,
+    block: Range<usize>,
+) where
+    R: Variable,
+    K: Rule<R, N>,
+{
+    let (mut gradient, mut variable) = ([R::ZERO; BLOCK], [R::ZERO; BLOCK]);
+    let mut state = [[R::ZERO; BLOCK]; N];
+    let g = &mut gradient[..block.len()];
+    let w = &mut variable[..block.len()];
+    // SAFETY: the caller's contract; gathered and scattered positions are those of this block.
+    unsafe {
+        let factor = R::bring_in(level, item, plain, block.clone(), g);
+        item.segment.gather(VARIABLE, block.clone(), w);
+        let mut slots = state.each_mut().map(|slot| &mut slot[..block.len()]);
+        for (k, slot) in slots.iter_mut().enumerate() {
+            item.segment.gather(SLOTS + k, block.clone(), slot);
+        }
+        update(level, rule, factor, g, w, slots);
+        item.segment.scatter(VARIABLE, block.clone(), w);
+        for (k, slot) in state.iter().enumerate() {
+            item.segment.scatter(SLOTS + k, block.clone(), &slot[..block.len()]);
+        }
+        R::put_out(level, item, block, w);
+    }
+}
+
+/// A variable's type, with the ways from the types of gradients and to those of copies.
+trait Variable: Real {
+    /// Brings a block of the gradient to this type. Returns what is left to multiply it by.
+    ///
+    /// # Safety
+    ///
+    /// As [`update_range`].
+    unsafe fn bring_in(
+        level: Level,
+        item: &Item,
+        plain: Option<Self>,
+        block: Range<usize>,
+        to: &mut [Self],
+    ) -> Self;
+
+    /// Refreshes a block of the copy.
+    ///
+    /// # Safety
+    ///
+    /// As [`update_range`].
+    unsafe fn put_out(level: Level, item: &Item, block: Range<usize>, w: &[Self]);
+}
+
+impl<R> Variable for R
+where
+    R: Real + Convert<f32> + Convert<f16> + Convert<bf16>,
+    f16: Convert<R>,
+    bf16: Convert<R>,
+    f32: Convert<R>,
+    f64: Convert<R>,
+{
+    unsafe fn bring_in(level: Level, item: &Item, plain: Option<R>, block: Range<usize>, to: &mut [R]) -> R {
+        let Incoming { factor, clamp } = item.incoming;
+        // Rounding may take a float64 out of the range of the variable: it is scaled before.
+        let first = item.gradient.size() > size_of::<R>();
+        let early = if first { factor } else { Factor::ONE };
+        // SAFETY: the caller's contract.
+        unsafe {
+            match item.gradient {
+                Scalar::F16 => take::<f16, R>(level, item, block, to, early),
+                Scalar::BF16 => take::<bf16, R>(level, item, block, to, early),
+                Scalar::F32 => take::<f32, R>(level, item, block, to, early),
+                Scalar::F64 => take::<f64, R>(level, item, block, to, early),
+                _ => unreachable!("gradients are floats: checked at the edge"),
+            }
+        }
+        if let (false, Some(factor)) = (first, plain) {
+            return factor;
+        }
+        if !first {
+            perform(level, Scaling(factor), Run::InPlace(to));
+        }
+        if let Some(bound) = clamp {
+            let hi = R::from_f64(bound);
+            perform(level, Clamping { lo: -hi, hi }, Run::InPlace(to));
+        }
+        R::from_f64(1.0)
+    }
+
+    unsafe fn put_out(level: Level, item: &Item, block: Range<usize>, w: &[R]) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            match item.copy {
+                None => {}
+                Some(Scalar::F16) => give::<f16, R>(level, item, block, w),
+                Some(Scalar::BF16) => give::<bf16, R>(level, item, block, w),
+                Some(Scalar::F32) => give::<f32, R>(level, item, block, w),
+                Some(_) => unreachable!("copies are narrower floats: checked at the edge"),
+            }
+        }
+    }
+}
+
+/// # Safety
+///
+/// As [`update_range`], where the gradient has this type.
+unsafe fn take<G: Convert<R> + Float, R: Real>(
+    level: Level,
+    item: &Item,
+    block: Range<usize>,
+    to: &mut [R],
+    factor: Factor,
+) {
+    let segment = &item.segment;
+    let mut buffer = [G::ZERO; BLOCK];
+    let scaled = &mut buffer[..block.len()];
+    if let Some(rows) = &item.rows {
+        to.fill(R::ZERO);
+        let (first, last) = (block.start / rows.len, (block.end - 1) / rows.len);
+        let from = rows.indices.partition_point(|row| *row < first);
+        for (position, row) in rows.indices.iter().enumerate().skip(from) {
+            if *row > last {
+                break;
+            }
+            let within = (row * rows.len).max(block.start)..((row + 1) * rows.len).min(block.end);
+            let at = position * rows.len + (within.start - row * rows.len);
+            let scaled = &mut scaled[..within.len()];
+            let target = &mut to[within.start - block.start..within.end - block.start];
+            // SAFETY: the gradient operand is dense and holds as many rows as there are indices.
+            scaled.copy_from_slice(unsafe { segment.run::<G>(GRADIENT, at..at + within.len()) });
+            scale_and_convert(level, scaled, target, factor);
+        }
+    } else if factor == Factor::ONE && segment.layout == Layout::Dense {
+        // SAFETY: a dense operand of this type.
+        convert(level, unsafe { segment.run::<G>(GRADIENT, block) }, to);
+    } else {
+        segment.gather(GRADIENT, block, scaled);
+        scale_and_convert(level, scaled, to, factor);
+    }
+}
+
+fn scale_and_convert<G: Convert<R> + Float, R>(level: Level, from: &mut [G], to: &mut [R], factor: Factor) {
+    if factor != Factor::ONE {
+        perform(level, Scaling(factor), Run::InPlace(from));
+    }
+    convert(level, from, to);
+}
+
+/// # Safety
+///
+/// As [`update_range`], where the copy has this type.
+unsafe fn give<L: Float, R: Convert<L>>(level: Level, item: &Item, block: Range<usize>, w: &[R]) {
+    let segment = &item.segment;
+    if segment.layout == Layout::Dense {
+        // SAFETY: a dense operand of this type, ours alone in this block.
+        convert(level, w, unsafe { segment.run_mut::<L>(COPY, block) });
+    } else {
+        let mut buffer = [L::ZERO; BLOCK];
+        let narrow = &mut buffer[..block.len()];
+        convert(level, w, narrow);
+        // SAFETY: as above.
+        unsafe { segment.scatter(COPY, block, narrow) };
+    }
+}
+
+/// Puts one value in each segment.
+///
+/// # Safety
+///
+/// The segments must be dense, of float32 or float64, and nothing else may use their memory.
+pub unsafe fn fill(context: Context, segments: &[Segment<1>], values: &[f64]) {
+    let plan = Plan::new(segments);
+    exec::for_each(context, &plan, Direction::Forwards, |index, range, _| {
+        let segment = &segments[index];
+        // SAFETY: the caller's contract; chunks are disjoint.
+        unsafe {
+            match segment.scalar {
+                Scalar::F32 => segment.run_mut::<f32>(0, range).fill(values[index] as f32),
+                Scalar::F64 => segment.run_mut::<f64>(0, range).fill(values[index]),
+                _ => unreachable!("slots are float32 or float64"),
+            }
+        }
+    });
+}
