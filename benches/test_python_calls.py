@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pytest
 
 import fastclip
+from fastclip import train
 
 Array = npt.NDArray[Any]
 Call = Callable[[], object]
@@ -77,6 +78,73 @@ def adaptive_clip(count: int, size: int) -> Call:
     return lambda: fastclip.adaptive_clip(parameters, gradients)
 
 
+def step(optimizer: train.Optimizer, count: int, size: int, step_counter: Array | None = None) -> Call:
+    pairs = list(zip(arrays(count, size), arrays(count, size), strict=True))
+
+    def call() -> object:
+        optimizer.apply_gradients(pairs, global_step=step_counter)
+        return optimizer
+
+    return call
+
+
+def gradient_descent_step(count: int, size: int) -> Call:
+    return step(train.GradientDescentOptimizer(1e-3), count, size)
+
+
+def momentum_step(count: int, size: int) -> Call:
+    return step(train.MomentumOptimizer(1e-3, 0.9), count, size)
+
+
+def adam_step(count: int, size: int) -> Call:
+    return step(train.AdamOptimizer(), count, size)
+
+
+def adamw_step(count: int, size: int) -> Call:
+    return step(train.AdamWOptimizer(0.01), count, size)
+
+
+def adamw_step_with_global_clipnorm(count: int, size: int) -> Call:
+    return step(train.AdamWOptimizer(0.01, global_clipnorm=1.0), count, size)
+
+
+def adamw_step_with_clipnorm(count: int, size: int) -> Call:
+    return step(train.AdamWOptimizer(0.01, clipnorm=1.0), count, size)
+
+
+def adagrad_step(count: int, size: int) -> Call:
+    return step(train.AdagradOptimizer(1e-3), count, size)
+
+
+def adagrad_da_step(count: int, size: int) -> Call:
+    counter = np.zeros((), np.int64)
+    return step(train.AdagradDAOptimizer(1e-3, counter), count, size, counter)
+
+
+def rms_prop_step(count: int, size: int) -> Call:
+    return step(train.RMSPropOptimizer(1e-3, momentum=0.9), count, size)
+
+
+def rms_prop_centered_step(count: int, size: int) -> Call:
+    return step(train.RMSPropOptimizer(1e-3, momentum=0.9, epsilon=1e-3, centered=True), count, size)
+
+
+def adadelta_step(count: int, size: int) -> Call:
+    return step(train.AdadeltaOptimizer(), count, size)
+
+
+def ftrl_step(count: int, size: int) -> Call:
+    return step(train.FtrlOptimizer(1e-3), count, size)
+
+
+def proximal_gradient_descent_step(count: int, size: int) -> Call:
+    return step(train.ProximalGradientDescentOptimizer(1e-3, 1e-3, 1e-3), count, size)
+
+
+def proximal_adagrad_step(count: int, size: int) -> Call:
+    return step(train.ProximalAdagradOptimizer(1e-3, 0.1, 1e-3, 1e-3), count, size)
+
+
 CALLS = (
     clip_global_norm_out_of_place,
     clip_global_norm_in_place,
@@ -88,6 +156,20 @@ CALLS = (
     clip_norm_of_rows,
     clip_value,
     adaptive_clip,
+    gradient_descent_step,
+    momentum_step,
+    adam_step,
+    adamw_step,
+    adamw_step_with_global_clipnorm,
+    adamw_step_with_clipnorm,
+    adagrad_step,
+    adagrad_da_step,
+    rms_prop_step,
+    rms_prop_centered_step,
+    adadelta_step,
+    ftrl_step,
+    proximal_gradient_descent_step,
+    proximal_adagrad_step,
 )
 # Tensors and elements of each: one scalar, a small network, a large list of small tensors.
 SIZES = ((1, 1), (6, 16_384), (1000, 64))

@@ -350,3 +350,220 @@ pub unsafe fn fill(context: Context, segments: &[Segment<1>], values: &[f64]) {
         }
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa;
+    use crate::kernels::oracle::samples;
+    use crate::scalar::DType;
+    use crate::segment::Strided;
+
+    const F32: DType = DType { scalar: Scalar::F32, complex: false };
+
+    /// Hyper-parameters that are in the range of each.
+    fn hyper(kind: Kind) -> Vec<f64> {
+        let value = |name: &str| match name {
+            "learning_rate_power" => -0.5,
+            "step" => 3.0,
+            "use_nesterov" => 1.0,
+            "epsilon" => 1e-3,
+            _ => 0.1,
+        };
+        kind.hyper().iter().map(|name| value(name)).collect()
+    }
+
+    /// The rule on one number after the other, without a register or a driver.
+    struct Plainly<'a> {
+        g: &'a [f32],
+        w: &'a mut [f32],
+        slots: &'a mut [Vec<f32>],
+    }
+
+    impl Carrier for Plainly<'_> {
+        type Result = ();
+
+        fn carry<A: Rule<f32, N>, B: Rule<f64, N>, const N: usize>(self, narrow: A, _: B) {
+            for i in 0..self.w.len() {
+                let (w, slots) =
+                    narrow.update(self.g[i], self.w[i], std::array::from_fn(|k| self.slots[k][i]));
+                self.w[i] = w;
+                (0..N).for_each(|k| self.slots[k][i] = slots[k]);
+            }
+        }
+    }
+
+    fn gradient(n: usize) -> Vec<f32> {
+        samples(n).into_iter().map(|v| (v as f32).clamp(-9.0, 9.0)).collect()
+    }
+
+    struct Case {
+        g: Vec<f32>,
+        w: Vec<f32>,
+        slots: Vec<Vec<f32>>,
+        copy: Vec<bf16>,
+    }
+
+    impl Case {
+        fn new(n: usize, slots: usize) -> Self {
+            let w = (0..n).map(|i| (i % 37) as f32 - 18.0).collect();
+            let slots = (0..slots).map(|k| (0..n).map(|i| 0.5 + ((i + k) % 7) as f32).collect()).collect();
+            Self { g: gradient(n), w, slots, copy: vec![bf16::ZERO; n] }
+        }
+
+        fn base(&mut self, with_copy: bool) -> [*mut u8; OPERANDS] {
+            let mut base = [std::ptr::null_mut(); OPERANDS];
+            base[VARIABLE] = self.w.as_mut_ptr().cast();
+            base[GRADIENT] = self.g.as_mut_ptr().cast();
+            for (k, slot) in self.slots.iter_mut().enumerate() {
+                base[SLOTS + k] = slot.as_mut_ptr().cast();
+            }
+            if with_copy {
+                base[COPY] = self.copy.as_mut_ptr().cast();
+            }
+            base
+        }
+
+        fn bits(&self) -> Vec<u32> {
+            self.w.iter().chain(self.slots.iter().flatten()).map(|v| v.to_bits()).collect()
+        }
+    }
+
+    fn take(kind: Kind, item: Item, level: Level, threads: usize) {
+        let items = [item];
+        let plan = Plan::cut(items.iter().map(|item| (item.segment.len, 16)), 1000);
+        // SAFETY: the operands are vectors of their own, as long as the segment.
+        unsafe { step(Context { level, threads }, kind, &hyper(kind), &items, &plan) };
+    }
+
+    const AS_IT_IS: Incoming = Incoming { factor: Factor::ONE, clamp: None };
+
+    #[test]
+    fn every_rule_has_the_same_bits_on_every_level_and_number_of_threads() {
+        for kind in Kind::ALL {
+            for n in [1, 15, 16, 17, 1023, 5000] {
+                let mut want = Case::new(n, kind.slots());
+                kind.with(&hyper(*kind), Plainly { g: &want.g, w: &mut want.w, slots: &mut want.slots });
+                for level in isa::all() {
+                    for (threads, with_copy) in [(1, false), (3, false), (2, true)] {
+                        let mut case = Case::new(n, kind.slots());
+                        let item = Item {
+                            // SAFETY: vectors of this length.
+                            segment: unsafe { Segment::dense(F32, n, case.base(with_copy)) },
+                            gradient: Scalar::F32,
+                            copy: with_copy.then_some(Scalar::BF16),
+                            rows: None,
+                            incoming: AS_IT_IS,
+                        };
+                        take(*kind, item, level, threads);
+                        assert!(case.bits() == want.bits(), "{kind:?} {level:?} {n}");
+                        if with_copy {
+                            let copy = want.w.iter().map(|v| bf16::from_f32(*v).to_bits());
+                            assert!(case.copy.iter().map(|v| v.to_bits()).eq(copy), "{kind:?}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn walked_memory_is_updated_as_a_run_is_and_what_lies_between_stays() {
+        for kind in Kind::ALL {
+            let n = 3000;
+            let mut want = Case::new(n, kind.slots());
+            kind.with(&hyper(*kind), Plainly { g: &want.g, w: &mut want.w, slots: &mut want.slots });
+            let mut case = Case::new(n, kind.slots());
+            let mut spread: Vec<f32> = case.w.iter().flat_map(|v| [*v, 77.0]).collect();
+            let mut base = case.base(true);
+            base[VARIABLE] = spread.as_mut_ptr().cast();
+            let (four, two, eight) = ([4], [2], [8]);
+            let operands = std::array::from_fn(|k| {
+                let strides: &[isize] = match k {
+                    VARIABLE => &eight,
+                    COPY => &two,
+                    _ => &four,
+                };
+                (!base[k].is_null()).then_some(Strided { pointer: base[k], strides })
+            });
+            let mut sizes = [4; OPERANDS];
+            sizes[COPY] = 2;
+            // SAFETY: vectors of this length, the variable's of twice that.
+            let segment = unsafe { Segment::mixed(F32, &[n], operands, sizes) };
+            let item = Item {
+                segment,
+                gradient: Scalar::F32,
+                copy: Some(Scalar::BF16),
+                rows: None,
+                incoming: AS_IT_IS,
+            };
+            take(*kind, item, isa::detected(), 3);
+            case.w = spread.iter().step_by(2).copied().collect();
+            assert!(case.bits() == want.bits(), "{kind:?}");
+            assert!(spread.iter().skip(1).step_by(2).all(|v| *v == 77.0));
+        }
+    }
+
+    #[test]
+    fn rows_are_a_gradient_that_is_zero_elsewhere() {
+        let (rows, len) = (700, 3);
+        let indices: Box<[usize]> = (0..rows).filter(|row| row % 5 == 2 || *row > 690).collect();
+        for kind in [Kind::Adam, Kind::AdamW] {
+            let mut want = Case::new(rows * len, 2);
+            for (i, g) in want.g.iter_mut().enumerate() {
+                *g = if indices.contains(&(i / len)) { *g } else { 0.0 };
+            }
+            let mut case = Case::new(rows * len, 2);
+            case.g = indices.iter().flat_map(|row| want.g[row * len..(row + 1) * len].to_vec()).collect();
+            kind.with(&hyper(kind), Plainly { g: &want.g, w: &mut want.w, slots: &mut want.slots });
+            let item = Item {
+                // SAFETY: vectors of this length; the gradient's rows are as many as the indices.
+                segment: unsafe { Segment::dense(F32, rows * len, case.base(false)) },
+                gradient: Scalar::F32,
+                copy: None,
+                rows: Some(Rows { indices: indices.clone(), len }),
+                incoming: AS_IT_IS,
+            };
+            take(kind, item, isa::detected(), 2);
+            assert!(case.bits() == want.bits(), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn gradients_are_scaled_then_clamped_and_may_be_of_any_float_type() {
+        fn check<G: Float>(scalar: Scalar, make: impl Fn(f32) -> G) {
+            let n = 2100;
+            for factor in [Factor::ONE, Factor::new(0.3, 1.0, 0), Factor::new(1e-42, 1.0, 0)] {
+                for clamp in [None, Some(0.25)] {
+                    let mut case = Case::new(n, 0);
+                    let mut g: Vec<G> = case.g.iter().map(|v| make(*v)).collect();
+                    let mut base = case.base(false);
+                    base[GRADIENT] = g.as_mut_ptr().cast();
+                    let item = Item {
+                        // SAFETY: vectors of this length.
+                        segment: unsafe { Segment::dense(F32, n, base) },
+                        gradient: scalar,
+                        copy: None,
+                        rows: None,
+                        incoming: Incoming { factor, clamp },
+                    };
+                    let before = case.w.clone();
+                    take(Kind::GradientDescent, item, isa::detected(), 2);
+                    let wide = factor.is_wide() || scalar == Scalar::F64;
+                    let scale = if wide { factor.wide * factor.lift } else { f64::from(factor.narrow) };
+                    for i in 0..n {
+                        let mut scaled = (g[i].to_f64() * scale) as f32;
+                        if let Some(bound) = clamp {
+                            scaled = scaled.clamp(-(bound as f32), bound as f32);
+                        }
+                        assert_eq!(case.w[i], before[i] - scaled * 0.1, "{scalar:?} {factor:?} {clamp:?}");
+                    }
+                }
+            }
+        }
+        check(Scalar::F32, |v| v);
+        check(Scalar::F64, f64::from);
+        check(Scalar::F16, f16::from_f32);
+        check(Scalar::BF16, bf16::from_f32);
+    }
+}

@@ -32,11 +32,12 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
+
+from packed_arrays import BFLOAT16, Pack, Slices, decode, dtype_of
 
 DATA_FILE = Path(__file__).parent / "data" / "tensorflow_clip.npz"
 SEED = 20240611
@@ -45,7 +46,6 @@ AGREEMENT = "agreement"
 REFUSAL = "refusal"
 DIFFERENCE = "difference"
 
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 SIGNED = ("int8", "int16", "int32", "int64")
 UNSIGNED = ("uint8", "uint16", "uint32", "uint64")
@@ -56,14 +56,6 @@ INF = float("inf")
 # The bounds used with float16 and bfloat16 tensors have few significant bits, so
 # that TensorFlow's rounding of the bound to the tensor's dtype changes nothing.
 CLIP_NORM = 1.25
-
-
-class Slices(NamedTuple):
-    """The parts of an ``IndexedSlices``, of no framework."""
-
-    values: NDArray[Any]
-    indices: NDArray[Any]
-    dense_shape: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -92,11 +84,6 @@ class Case:
     group: str = AGREEMENT
     raises: str | None = None
     result: Any = None
-
-
-def dtype_of(name: str) -> np.dtype[Any]:
-    """The NumPy dtype of a name, bfloat16 included."""
-    return BFLOAT16 if name == "bfloat16" else np.dtype(name)
 
 
 # --- the cases ---------------------------------------------------------------
@@ -705,71 +692,9 @@ def run_tensorflow(tf: Any, case: Case) -> Any:
 # --- the file ----------------------------------------------------------------
 
 
-class _Pack:
-    """One flat array per dtype; a value becomes JSON that points into them."""
-
-    def __init__(self) -> None:
-        self.flat: dict[str, list[NDArray[Any]]] = {}
-        self.length: dict[str, int] = {}
-
-    def array(self, value: NDArray[Any]) -> dict[str, Any]:
-        # One element stands for all of a long constant array.
-        constant = value.size > 256 and bool((value == value.flat[0]).all())
-        stored = value.reshape(-1)[:1] if constant else value.reshape(-1)
-        name = value.dtype.name
-        start = self.length.get(name, 0)
-        self.flat.setdefault(name, []).append(stored)
-        self.length[name] = start + stored.size
-        return {"array": [name, start, list(value.shape)], **({"constant": 1} if constant else {})}
-
-    def encode(self, value: Any) -> Any:
-        if isinstance(value, Slices):
-            return {"slices": [self.encode(part) for part in value]}
-        if isinstance(value, np.generic):
-            return {"scalar": self.array(np.asarray(value))}
-        if isinstance(value, np.ndarray):
-            return self.array(value)
-        if isinstance(value, float):
-            return {"float": value.hex()}
-        if isinstance(value, tuple):
-            return {"tuple": [self.encode(entry) for entry in value]}
-        if isinstance(value, list):
-            return [self.encode(entry) for entry in value]
-        if value is None or isinstance(value, int | str):
-            return value
-        raise TypeError(f"cannot store a {type(value).__name__}")
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """The flat arrays, by dtype name."""
-        joined = {name: np.concatenate(parts) for name, parts in sorted(self.flat.items())}
-        if "bfloat16" in joined:
-            joined["bfloat16"] = joined["bfloat16"].view(np.uint16)
-        return joined
-
-
-def _decode(value: Any, flat: Mapping[str, NDArray[Any]]) -> Any:
-    if isinstance(value, list):
-        return [_decode(entry, flat) for entry in value]
-    if not isinstance(value, dict):
-        return value
-    if "slices" in value:
-        return Slices(*(_decode(part, flat) for part in value["slices"]))
-    if "scalar" in value:
-        return _decode(value["scalar"], flat)[()]
-    if "float" in value:
-        return float.fromhex(value["float"])
-    if "tuple" in value:
-        return tuple(_decode(entry, flat) for entry in value["tuple"])
-    name, start, shape = value["array"]
-    if value.get("constant"):
-        return np.full(shape, flat[name][start], dtype_of(name))
-    length = int(np.prod(shape, dtype=np.int64))
-    return flat[name][start : start + length].reshape(shape).copy()
-
-
 def save(path: Path, cases: Iterable[Case], versions: Mapping[str, str]) -> None:
     """Write cases with their results."""
-    pack = _Pack()
+    pack = Pack()
     text = json.dumps(
         [
             {
@@ -802,10 +727,10 @@ def load(path: Path = DATA_FILE) -> tuple[dict[str, str], list[Case]]:
         Case(
             entry["id"],
             entry["function"],
-            {key: _decode(value, flat) for key, value in entry["arguments"].items()},
+            {key: decode(value, flat) for key, value in entry["arguments"].items()},
             entry["group"],
             entry["raises"],
-            _decode(entry["result"], flat),
+            decode(entry["result"], flat),
         )
         for entry in json.loads(flat["cases"].tobytes())
     ]

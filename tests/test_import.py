@@ -116,8 +116,10 @@ def test_public_names() -> None:
     import fastclip
 
     expected = {
+        "GraphKeys",
         "IndexedSlices",
         "NonFiniteError",
+        "Variable",
         "adaptive_clip",
         "clip_by_average_norm",
         "clip_by_block_rms",
@@ -126,13 +128,43 @@ def test_public_names() -> None:
         "clip_by_value",
         "config",
         "free_cached_memory",
+        "get_collection",
         "get_num_threads",
         "global_norm",
         "set_num_threads",
         "show_config",
         "tensor_norms",
         "threads",
+        "train",
+        "trainable_variables",
     }
     assert expected <= set(fastclip.__all__)
     for name in expected:
         assert getattr(fastclip, name).__doc__, f"{name} has no docstring"
+
+
+def test_optimizers_are_imported_when_they_are_first_used() -> None:
+    fresh_python.run(
+        """
+        import sys
+        import fastclip
+        assert "fastclip.train" not in sys.modules
+        assert "train" in dir(fastclip)
+        fastclip.train.AdamOptimizer
+        assert not hasattr(fastclip, "no_such_name")
+        """
+    )
+
+
+def test_steps_import_no_framework() -> None:
+    fresh_python.run(
+        f"""
+        import sys
+        import numpy as np
+        import fastclip.train
+        w = fastclip.Variable([1.0, 2.0])
+        fastclip.train.AdamOptimizer(global_clipnorm=1.0).apply_gradients([(np.ones(2), w)])
+        unwanted = set(sys.modules) & set({FRAMEWORKS!r})
+        assert not unwanted, unwanted
+        """
+    )

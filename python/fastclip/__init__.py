@@ -20,6 +20,8 @@ array([1.5, 2. ], dtype=float32)
 from __future__ import annotations
 
 import warnings as _warnings
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
 from fastclip import _core
 from fastclip.clip import (
@@ -37,15 +39,19 @@ from fastclip.config import (
     threads,
 )
 from fastclip.errors import NonFiniteError
+from fastclip.graph_keys import GraphKeys, get_collection, trainable_variables
 from fastclip.indexed_slices import IndexedSlices
 from fastclip.norms import global_norm, tensor_norms
 from fastclip.unitwise import adaptive_clip, clip_by_block_rms
+from fastclip.variable import Variable
 
 __version__: str = _core.__version__
 
 __all__ = [
+    "GraphKeys",
     "IndexedSlices",
     "NonFiniteError",
+    "Variable",
     "__version__",
     "adaptive_clip",
     "clip_by_average_norm",
@@ -55,13 +61,33 @@ __all__ = [
     "clip_by_value",
     "config",
     "free_cached_memory",
+    "get_collection",
     "get_num_threads",
     "global_norm",
     "set_num_threads",
     "show_config",
     "tensor_norms",
     "threads",
+    "train",
+    "trainable_variables",
 ]
+
+if _TYPE_CHECKING:
+    from fastclip import train as train
+
+
+def __getattr__(name: str) -> _Any:
+    # The optimizers take as long to import as all the rest: only who uses them waits for them.
+    if name == "train":
+        from importlib import import_module
+
+        return import_module("fastclip.train")
+    raise AttributeError(f"module 'fastclip' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), "train"})
+
 
 for _complaint in _core.settings_complaints():
     _warnings.warn(_complaint, RuntimeWarning, stacklevel=2)

@@ -18,7 +18,7 @@ _ROOTS = {"torch": "torch", "jax": "jax", "jaxlib": "jax", "tensorflow": "tensor
 
 
 def framework(value: object) -> str | None:
-    """Return the name of the framework that a tensor is of: torch, jax or tensorflow; None for anything else."""
+    """Return the framework that a tensor is of: torch, jax or tensorflow; None for anything else."""
     roots = (kind.__module__.partition(".")[0] for kind in type(value).__mro__)
     return next((_ROOTS[root] for root in roots if root in _ROOTS), None)
 
@@ -37,7 +37,7 @@ def foreign_array(value: Any, name: str) -> npt.NDArray[Any]:
         return np.asarray(value)
     except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
         raise TypeError(
-            f"{name} is a {framework(value)} {type(value).__name__}, which cannot be read as an array: {error}"
+            f"{name} is a {framework(value)} {type(value).__name__}, which is not read as an array: {error}"
         ) from error
 
 

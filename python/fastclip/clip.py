@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from fastclip import _core
 from fastclip._arrays import as_array, as_bound, as_output, describe
+from fastclip._autodiff import holds_traced, is_traced
 from fastclip._order import norm_scalar, parse_order
 from fastclip._tree import Names, flatten, flatten_like
 from fastclip.indexed_slices import IndexedSlices
@@ -109,6 +110,12 @@ def clip_by_global_norm(
     >>> grads["w"], norms
     (array([1.5, 2. ], dtype=float32), array([ 5., 12.]))
     """
+    if holds_traced(t_list, clip_norm, use_norm):
+        from fastclip import _autodiff_rules
+
+        return _autodiff_rules.clip_by_global_norm(
+            t_list, clip_norm, use_norm, ord, out, on_nonfinite, comm, norms
+        )
     bound = clip_norm if type(clip_norm) is float else as_bound(clip_norm, "clip_norm")
     if not bound >= 0.0:
         raise ValueError(f"clip_norm is {bound}; it takes a number, 0 or more")
@@ -215,6 +222,10 @@ def clip_by_norm(
     array([[0.6, 0.8],
            [0.3, 0.4]])
     """
+    if is_traced(t, clip_norm):
+        from fastclip import _autodiff_rules
+
+        return _autodiff_rules.clip_by_norm(t, clip_norm, axes, ord, out)
     array, target = _values(t), _target(out)
     order = parse_order(ord)
     reduced = _reduced_axes(axes, array.ndim)
@@ -282,6 +293,10 @@ def clip_by_average_norm(t: Any, clip_norm: float, name: str | None = None, *, o
     >>> fastclip.clip_by_average_norm(np.array([6.0, 8.0]), 1.0)
     array([1.2, 1.6])
     """
+    if is_traced(t, clip_norm):
+        from fastclip import _autodiff_rules
+
+        return _autodiff_rules.clip_by_average_norm(t, clip_norm, out)
     array, target = _values(t), _target(out)
     bound = max(as_bound(clip_norm, "clip_norm"), 0.0)
     results = _core.clip_tensors([array], [bound], "count", 2.0, target, _ONE)
@@ -332,6 +347,10 @@ def clip_by_value(
     >>> fastclip.clip_by_value(np.array([-3, 0, 7]), -1, 5)
     array([-1,  0,  5])
     """
+    if is_traced(t, clip_value_min, clip_value_max):
+        from fastclip import _autodiff_rules
+
+        return _autodiff_rules.clip_by_value(t, clip_value_min, clip_value_max, out)
     array = _values(t)
     if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
         # No bound has a meaning: the compiled part says what is wrong with `t`.

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastclip import _core
+from fastclip._autodiff import holds_traced
 from fastclip._order import norm_scalar, norms_dtype, parse_order
 from fastclip._tree import flatten
 
@@ -61,6 +62,11 @@ def global_norm(
     >>> fastclip.global_norm([np.array([1e308, 1e308])])
     np.float64(1.4142135623730951e+308)
     """
+    if holds_traced(t_list):
+        from fastclip import _autodiff_rules
+
+        traced: np.floating[Any] = _autodiff_rules.global_norm(t_list, ord, comm)
+        return traced
     tree = flatten(t_list, "t_list")
     order = parse_order(ord)
     if comm is not None:
@@ -100,6 +106,11 @@ def tensor_norms(t_list: Any, *, ord: float = 2) -> npt.NDArray[np.floating[Any]
     >>> fastclip.tensor_norms([np.float32([3.0, 4.0]), None, np.float32([[12.0]])])
     array([ 5., 12.], dtype=float32)
     """
+    if holds_traced(t_list):
+        from fastclip import _autodiff_rules
+
+        traced: npt.NDArray[np.floating[Any]] = _autodiff_rules.tensor_norms(t_list, ord)
+        return traced
     tree = flatten(t_list, "t_list")
     norms, wide = _core.tensor_norms(tree.leaves, parse_order(ord), tree.names())
     finite = [norm for norm in norms if norm < float("inf")]

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from fastclip import _core
 from fastclip._arrays import as_bound
+from fastclip._autodiff import holds_traced
 from fastclip._tree import check_same_structure, flatten, flatten_like
 from fastclip.indexed_slices import IndexedSlices
 
@@ -52,6 +53,10 @@ def clip_by_block_rms(t_list: Any, threshold: float, *, out: Any = None) -> Any:
     >>> fastclip.clip_by_block_rms([np.array([3.0, 3.0]), np.array([0.5])], 1.0)
     [array([1., 1.]), array([0.5])]
     """
+    if holds_traced(t_list, threshold):
+        from fastclip import _autodiff_rules
+
+        return _autodiff_rules.clip_by_block_rms(t_list, threshold, out)
     bound = as_bound(threshold, "threshold")
     if bound < 0:
         raise ValueError(f"threshold is {bound}; it takes a number, 0 or more")
@@ -125,6 +130,10 @@ def adaptive_clip(
     [array([[3.e-02, 6.e-06],
            [4.e-02, 8.e-06]])]
     """
+    if holds_traced(grads, clipping, eps) or holds_traced(params):
+        from fastclip import _autodiff_rules
+
+        return _autodiff_rules.adaptive_clip(params, grads, clipping, eps, axes, out)
     clipping, eps = as_bound(clipping, "clipping"), as_bound(eps, "eps")
     for value, name in ((clipping, "clipping"), (eps, "eps")):
         if value < 0:

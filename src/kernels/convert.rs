@@ -87,7 +87,6 @@ convert_half! { f16 bf16 }
 mod tests {
     use super::*;
     use crate::isa;
-    use crate::kernels::Float;
     use crate::kernels::oracle::samples;
 
     #[test]

@@ -34,7 +34,7 @@ mod _core {
     #[pymodule_export]
     use super::slots::Slots;
     #[pymodule_export]
-    use super::step::{split_pairs, take_step};
+    use super::step::{check_variables, split_pairs, take_step};
     #[pymodule_export]
     use super::view::is_plain;
 

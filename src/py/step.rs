@@ -55,6 +55,20 @@ pub struct Handling {
     on_nonfinite: String,
 }
 
+/// Gradients of rows, one entry for each pair. Repeated rows have been summed in what is applied.
+#[derive(FromPyObject)]
+pub struct Sliced<'py> {
+    /// The rows, ascending; None where the gradient is as large as its variable.
+    #[pyo3(item(0))]
+    indices: Bound<'py, PyAny>,
+    /// The gradients as they were given: their norms count.
+    #[pyo3(item(1))]
+    given: Bound<'py, PyAny>,
+    /// Which gradients were of rows: these have been clamped before they were summed, if that is asked for.
+    #[pyo3(item(2))]
+    is_sliced: Vec<bool>,
+}
+
 impl Handling {
     fn clip(&self) -> Clip {
         match self.clip.as_str() {
@@ -91,12 +105,16 @@ impl Handling {
         if !total.is_finite() && self.policy() != Policy::Propagate {
             return (None, Some(total));
         }
-        // The norm of what was divided, against the bound: that of what was not, against as much more.
+        // Divided by the loss scale, the norm is compared with the bound; undivided, with as much more. What is
+        // multiplied is undivided as well.
         let by = |magnitude: &Magnitude, bound: f64| {
-            let factor = if magnitude.is_finite() {
-                magnitude.factor(Order::Two, 1.0, bound * scale).unwrap_or(unclipped)
-            } else {
+            let (root, exponent) = magnitude.root(Order::Two);
+            let factor = if !magnitude.is_finite() {
                 Factor::NAN
+            } else if magnitude.factor(Order::Two, 1.0, bound * scale).is_some() {
+                Factor::new(bound, root, exponent)
+            } else {
+                unclipped
             };
             Incoming { factor, clamp: None }
         };
@@ -137,18 +155,17 @@ struct Arrays<'py> {
 
 /// Takes a step: updates the arrays by their gradients.
 ///
-/// `gradients` and `arrays` have one entry each for each pair; `indices` says which gradients are rows. `measured` are
-/// the gradients whose norms count, if not those. `whole` tells that rows are of a rule that changes all of a variable.
+/// `gradients` and `arrays` have one entry for each pair. `whole` tells that rows are of a rule that changes all of a
+/// variable.
 /// Returns whether the step was taken, and if it was measured, the norm, and whether that is to be a float64.
 #[pyfunction]
-#[pyo3(signature = (slots, gradients, indices, measured, arrays, hyper, initial, handling, whole, /))]
+#[pyo3(signature = (slots, gradients, rows, arrays, hyper, initial, handling, whole, /))]
 #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value, reason = "from one caller in `fastclip`")]
 pub fn take_step<'py>(
     py: Python<'py>,
     slots: &Bound<'py, Slots>,
     gradients: &Bound<'py, PyAny>,
-    indices: Option<Bound<'py, PyAny>>,
-    measured: Option<Bound<'py, PyAny>>,
+    rows: Option<Sliced<'py>>,
     arrays: &Bound<'py, PyAny>,
     hyper: Vec<f64>,
     initial: Vec<f64>,
@@ -162,30 +179,43 @@ pub fn take_step<'py>(
             Error::Value(format!("this rule takes {:?} and {} slots", kind.hyper(), kind.slots())).into()
         );
     }
-    let found = look(&slots, gradients, indices.as_ref(), arrays)?;
+    let found = look(&slots, gradients, rows.as_ref(), arrays)?;
     let labels = Labels::new(found.gradients.len());
     let wide = found.gradients.iter().flatten().any(|view| view.dtype.scalar == Scalar::F64);
 
-    let norms_of = match &measured {
-        Some(measured) => views(measured, Takes::Floats, labels.gradients)?,
+    let as_given = match &rows {
+        Some(rows) => views(&rows.given, Takes::Floats, labels.gradients)?,
         None => Vec::new(),
     };
-    let norms_of = if measured.is_some() { &norms_of } else { &found.gradients };
+    let norms_of = if rows.is_some() { &as_given } else { &found.gradients };
     let segments: Vec<Segment<1>> =
         if handling.measures() { norms_of.iter().flatten().map(read_segment).collect() } else { Vec::new() };
     let plan = Plan::new(&segments);
 
     let prepared = prepare(py, &slots, &found, whole)?;
     let Prepared { mut items, fresh, new } = prepared;
-    let present = found.gradients.iter().flatten().count();
+    let present: Vec<usize> = found
+        .gradients
+        .iter()
+        .enumerate()
+        .filter(|(_, view)| view.is_some())
+        .map(|(position, _)| position)
+        .collect();
+    let clamped: Vec<bool> = present
+        .iter()
+        .map(|at| rows.as_ref().is_some_and(|rows| rows.is_sliced.get(*at) == Some(&true)))
+        .collect();
     let context = Context::current();
     let (taken, total, magnitudes) = detached(py, || {
         let magnitudes = measure(context, &segments, &plan, Order::Two);
         check_signals(plan.bytes)?;
-        let (incoming, total) = handling.decide(&magnitudes, present);
+        let (incoming, total) = handling.decide(&magnitudes, present.len());
         let Some(incoming) = incoming else { return Ok((false, total, magnitudes)) };
         for (owner, item) in &mut items {
             item.incoming = incoming[*owner];
+            if clamped[*owner] {
+                item.incoming.clamp = None;
+            }
         }
         Slots::initialise(context, fresh.iter().map(|f| (f.dtype, f.len, &f.slots[..])), &initial);
         let items: Vec<Item> = items.into_iter().map(|(_, item)| item).collect();
@@ -198,8 +228,8 @@ pub fn take_step<'py>(
     if taken {
         keep(&mut slots, &found, fresh, new);
     } else if handling.policy() == Policy::Raise {
-        let present = norms_of.iter().enumerate().filter(|(_, view)| view.is_some());
-        let bad = present.zip(&magnitudes).filter(|(_, m)| !m.is_finite()).map(|((index, _), _)| index);
+        let bad =
+            present.iter().zip(&magnitudes).filter(|(_, m)| !m.is_finite()).map(|(position, _)| *position);
         return Err(refuse_nonfinite(bad, labels.gradients, norm.unwrap_or(f64::NAN)).into());
     }
     Ok((taken, norm, wide))
@@ -226,14 +256,14 @@ fn read_segment(view: &View) -> Segment<1> {
 fn look<'py>(
     slots: &Slots,
     gradients: &Bound<'py, PyAny>,
-    indices: Option<&Bound<'py, PyAny>>,
+    sliced: Option<&Sliced<'py>>,
     arrays: &Bound<'py, PyAny>,
 ) -> PyResult<Arrays<'py>> {
     let py = arrays.py();
     let labels = Labels::new(arrays.len()?);
     let mut gradients = views(gradients, Takes::Floats, labels.gradients)?;
     let mut written = views(arrays, Takes::Any, labels.variables)?;
-    let rows = indices.map(|indices| views(indices, Takes::Ordered, labels.gradients)).transpose()?;
+    let rows = sliced.map(|sliced| views(&sliced.indices, Takes::Ordered, labels.gradients)).transpose()?;
     if gradients.len() != written.len() || rows.as_ref().is_some_and(|rows| rows.len() != written.len()) {
         return Err(Error::Value("gradients, indices and arrays must be as many".into()).into());
     }
@@ -262,11 +292,6 @@ fn look<'py>(
             copies.resize_with(index, || None);
             copies.push(Some(copy));
         }
-    }
-    if gradients.iter().all(Option::is_none) {
-        let names: Vec<String> = written.iter().flatten().map(View::describe).collect();
-        let names = names.join(", ");
-        return Err(Error::Value(format!("No gradients provided for any variable: [{names}].")).into());
     }
     written.extend(copies);
     apart(&mut gradients, &written, labels)?;
@@ -313,9 +338,13 @@ fn check_gradient(
     Ok(())
 }
 
+/// Whether an array is one aligned run in C order.
+fn is_run(view: &View) -> bool {
+    view.size == 0 || view.is_c_order() && view.is_aligned()
+}
+
 /// Indices of rows. `fastclip` has sorted them and summed repeated rows.
 fn row_indices(indices: &View, gradient: &View, variable: &View) -> Result<Box<[usize]>, Error> {
-    let is_run = |view: &View| view.is_c_order() && view.is_aligned();
     if indices.dtype.name() != "int64" || !is_run(indices) || !is_run(gradient) {
         return Err(Error::Value("rows must be contiguous, and their indices int64".into()));
     }
@@ -340,6 +369,42 @@ fn row_indices(indices: &View, gradient: &View, variable: &View) -> Result<Box<[
     Ok(found.into())
 }
 
+/// Refuses variables that overlap each other.
+#[pyfunction]
+#[pyo3(signature = (arrays, argument, /))]
+pub fn check_variables(arrays: &Bound<'_, PyAny>, argument: &str) -> PyResult<()> {
+    let py = arrays.py();
+    let names = PyTuple::new(py, [argument.into_pyobject(py)?.into_any(), py.None().into_bound(py)])?;
+    let label = Label::Listed { names: &names, first: 0 };
+    let arrays = views(arrays, Takes::Any, label)?;
+    for (index, view) in arrays.iter().enumerate() {
+        match view {
+            Some(view) => check_variable(view, || label.of(index))?,
+            None => {
+                return Err(Error::Type(format!("{} is None; it takes a variable", label.of(index))).into());
+            }
+        }
+    }
+    match overlap::find(&[], &arrays, false) {
+        Some(clash) => Err(refuse_clash(&clash, label).into()),
+        None => Ok(()),
+    }
+}
+
+/// The error of variables that overlap.
+fn refuse_clash(clash: &Clash, variables: Label<'_, '_>) -> Error {
+    Error::Value(match clash {
+        Clash::Within(index) => {
+            format!("{} overlaps itself: elements of it share memory", variables.of(*index))
+        }
+        Clash::Between(first, second) => format!(
+            "{} shares memory with {}: each variable may be there once",
+            variables.of(second.index.max(first.index)),
+            variables.of(second.index.min(first.index))
+        ),
+    })
+}
+
 /// Refuses variables and copies that overlap each other. A gradient that overlaps one of them is read from a copy
 /// of it, as NumPy would.
 fn apart<'py>(
@@ -357,21 +422,7 @@ fn apart<'py>(
                     gradients[index] = Some(View::new(copied, Takes::Floats, &mut Known::default(), name)?);
                 }
             }
-            Clash::Between(first, second) => {
-                return Err(Error::Value(format!(
-                    "{} shares memory with {}: each variable may be there once",
-                    labels.variables.of(second.index.max(first.index)),
-                    labels.variables.of(second.index.min(first.index))
-                ))
-                .into());
-            }
-            Clash::Within(index) => {
-                return Err(Error::Value(format!(
-                    "{} overlaps itself: elements of it share memory",
-                    labels.variables.of(index)
-                ))
-                .into());
-            }
+            clash => return Err(refuse_clash(&clash, labels.variables).into()),
         }
     }
     Ok(())
@@ -452,7 +503,6 @@ struct Parts<'a, 'py> {
 impl Parts<'_, '_> {
     /// Whether variable, gradient and copy each are one run in the same order: the slots then are as well.
     fn is_dense(&self) -> bool {
-        let is_run = |view: &View| view.is_c_order() && view.is_aligned();
         is_run(self.variable) && is_run(self.gradient) && self.copy.is_none_or(is_run)
     }
 

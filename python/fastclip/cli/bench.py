@@ -1,37 +1,43 @@
-"""``fastclip bench``: clips the gradients of real models beside what people use today."""
+"""``fastclip bench``: clipping, and optimizer steps, beside what people use today."""
 
 from __future__ import annotations
 
 import argparse
 import fnmatch
+import gc
 import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import fastclip
-from fastclip.cli import limit, peers, progress, targets, timing, workload
+from fastclip.cli import progress, targets, timing, workload
 from fastclip.cli.errors import CommandError
 from fastclip.cli.import_time import ImportTime, measure_import_time
 from fastclip.cli.json_output import to_json
 from fastclip.cli.machine import describe_machine
 from fastclip.cli.other_load import OtherLoad
 from fastclip.cli.peak_memory import MIB, PeakMemory, measure_peak_memory
+from fastclip.cli.peer_libraries import chosen_peers, import_peers
 from fastclip.cli.results import TimedRow
+from fastclip.cli.row import Row
+from fastclip.cli.suite import CLIPPING, TRAINING, AnySuite
 
 _DESCRIPTION = """\
 Time clipping of gradients with the shapes of real models, beside what people use
-today and beside the limit: how fast this machine moves the same bytes.
+today and beside the limit: how fast this machine moves the same bytes. With --train,
+time clipping and an optimizer's step together.
 
 All contenders run in one process in turns: each round runs each of them once, in
 rotating order. What counts is the median over the rounds. In-place rows put the
-gradients back before every call, so that there is always something to clip.
+gradients back before every call, so that there is always something to clip; so do
+rows of --train, as a backward pass would.
 """
 
 _EPILOG = """\
-cases:
+cases of clipping:
   gpt2           GPT-2 small: 148 tensors, 124 M elements
   resnet50       ResNet-50: 161 tensors, 25.6 M elements
   many           2000 tensors of 512 elements
@@ -42,12 +48,32 @@ cases:
   memory         peak memory of an out-of-place call, in a process of its own
   import         import time, in processes of their own
 
-peers:
+cases of --train, with rows such as gpt2/adamw/bf16 (the type is that of the gradients;
+variables and slots are float32):
+  gpt2           clip by global norm + AdamW, with bfloat16 gradients too; + momentum
+  resnet50       clip by global norm + AdamW; every other optimizer, without clipping
+  many, mlp      clip by global norm + AdamW
+
+peers of clipping:
   numpy    NumPy as people write it
   expert   NumPy as an expert writes it: np.vdot, np.multiply(out=)
   torch    torch.nn.utils.clip_grad_norm_, torch.renorm, torch.clamp
   tf       tf.clip_by_..., in a tf.function
   jax      optax.clip_by_global_norm, jitted; for the rest jitted JAX
+
+peers of --train:
+  numpy          NumPy as people write it, out of place
+  torch          clip_grad_norm_, and AdamW or SGD with fused=True
+  torch-foreach  the same with foreach=True
+In rows of narrower gradients fastclip-f32 is fastclip with float32 gradients, in the same
+run. (torch takes no such gradients for float32 parameters.)
+
+limit:
+  Plain SIMD loops over the same bytes, on the same threads, one pass after the other.
+  Clipping: one that reads the gradients for their norm and one that scales them, or
+  copies them out of place. --train: one that reads the gradients for their norm, where
+  there is clipping; one that reads them again; and one that reads and writes as many
+  bytes as variables and slots have.
 
 exit codes:
   0    done
@@ -60,22 +86,15 @@ examples:
   fastclip bench --case gpt2 --peers torch,tf --seconds 30
   fastclip bench --case 'many/f32/in-place/*' --json -
   fastclip bench --check --json results.json --plot results.png
+  fastclip bench --train --case gpt2 --case 'resnet50/ftrl/*'
 """
-
-_EXTRA_CASES = ("memory", "import")
-# What --quick leaves: no row of it takes longer than some seconds.
-_QUICK_ROWS = (
-    "resnet50/f32/*/clipped",
-    "many/f32/in-place/clipped",
-    "mlp/f32/in-place/*",
-    "clip-by-value/f32/in-place/*",
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``fastclip bench``."""
     parser.description = _DESCRIPTION
     parser.epilog = _EPILOG
+    parser.add_argument("--train", action="store_true", help="time clipping + an optimizer's step")
     parser.add_argument("--quick", action="store_true", help="few rows, few rounds: less than 30 s")
     parser.add_argument(
         "--case",
@@ -110,8 +129,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass
 class _Findings:
-    """What a run has measured so far."""
+    """What a run has measured so far, of which targets."""
 
+    goals: Sequence[targets.Target]
     rows: list[TimedRow] = field(default_factory=list)
     memory: PeakMemory | None = None
     imports: ImportTime | None = None
@@ -128,34 +148,39 @@ class _Findings:
             measured["memory/f32/out-of-place", "inputs + outputs"] = self.memory.excess_bytes / MIB
         if self.imports is not None:
             measured["import", "import numpy"] = 1e3 * self.imports.difference
-        return targets.compare(measured)
+        return targets.compare(measured, self.goals)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure the rows asked for and show what was found."""
-    rows, extras = _chosen(args)
+    suite = TRAINING if args.train else CLIPPING
+    rows, extras = _chosen(args, suite)
     if args.list:
         print("\n".join([*(row.name for row in rows), *extras]))
         return 0
-    names = peers.chosen_peers(args.peers)
+    names = chosen_peers(args.peers, suite.peers)
     _check_usage(args)
     with fastclip.threads(args.threads or fastclip.get_num_threads()):
-        return _run(args, rows, extras, names)
+        return _run(args, suite, rows, extras, names)
 
 
-def _run(args: argparse.Namespace, rows: list[workload.Row], extras: list[str], names: list[str]) -> int:
+def _run(
+    args: argparse.Namespace, suite: AnySuite, rows: list[Row], extras: list[str], names: list[str]
+) -> int:
     started = time.time()
-    findings = _Findings()
+    findings = _Findings(suite.targets())
     with progress.steps_progress(len(rows) + len(extras)) as (describe, advance):
         if rows:
             describe("importing " + ", ".join(names))
-            peers.import_peers(names, fastclip.get_num_threads())
+            import_peers(names, suite.peers, fastclip.get_num_threads())
         for row in rows:
             describe(row.name)
             try:
-                findings.rows.append(_time_row(row, names, args, describe))
-            except MemoryError:
-                findings.skipped[row.name] = "not enough memory"
+                suite.check_memory(row, 1 + len(names))
+                findings.rows.append(_time_row(suite, row, names, args, describe))
+            except MemoryError as error:
+                findings.skipped[row.name] = ": ".join(["not enough memory", *map(str, error.args)])
+            gc.collect()  # libraries leave cycles, and some of these hold gigabytes
             advance(1)
         for extra in extras:
             describe(extra)
@@ -166,19 +191,19 @@ def _run(args: argparse.Namespace, rows: list[workload.Row], extras: list[str], 
     return 1 if any(outcome.verdict == "missed" for outcome in outcomes) else 0
 
 
-def _chosen(args: argparse.Namespace) -> tuple[list[workload.Row], list[str]]:
+def _chosen(args: argparse.Namespace, suite: AnySuite) -> tuple[list[Row], list[str]]:
     """Return the rows to time and the cases that are not timed in this process."""
-    rows = workload.rows(args.size, args.dtype)
-    extras = list(_EXTRA_CASES)
+    rows: list[Row] = suite.rows(args.size, args.dtype)
+    extras = list(suite.extras)
     if args.case:
         for wanted in args.case:
             if not any(_matches(row.name, wanted) for row in rows) and wanted not in extras:
-                known = ", ".join((*workload.CASES, *extras))
+                known = ", ".join((*suite.cases, *extras))
                 raise CommandError(f"--case: {wanted!r} is no case ({known}), and no row of --list fits it")
         rows = [row for row in rows if any(_matches(row.name, wanted) for wanted in args.case)]
         extras = [extra for extra in extras if extra in args.case]
     elif args.quick:
-        rows = [row for row in rows if any(_matches(row.name, wanted) for wanted in _QUICK_ROWS)]
+        rows = [row for row in rows if any(_matches(row.name, wanted) for wanted in suite.quick)]
     return rows, extras
 
 
@@ -209,27 +234,33 @@ def _need(package: str, purpose: str, otherwise: str = "") -> None:
 
 
 def _time_row(
-    row: workload.Row, names: list[str], args: argparse.Namespace, describe: Callable[[str], None]
+    suite: AnySuite,
+    row: Row,
+    names: list[str],
+    args: argparse.Namespace,
+    describe: Callable[[str], None],
 ) -> TimedRow:
-    work = workload.Workload(row)
+    work = suite.workload(row)
     absent: dict[str, str] = {}
     runners = []
-    for name in ("fastclip", *names):
+    for name in (*suite.own, *names):
         try:
-            contender = peers.contender(name, work)
+            contender = suite.contender(name, work)
             if contender is None:
                 continue
-            _warm_up(contender, work)
+            contender.refresh()
+            contender.result = contender.call()
+            suite.check_result(contender, work)
         except (MemoryError, KeyboardInterrupt):
             raise
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            if name == "fastclip":
+            if name in suite.own:
                 raise CommandError(f"{row.name}: {reason}", exit_code=1) from error
             absent[name] = reason  # a peer may not know the type, or fail in this version
             continue
         runners.append(contender)
-    runners.append(limit.limit(work))
+    runners.append(suite.limit(work))
     quick = args.quick or args.size == "small"
     others = OtherLoad()
     timings = timing.measure(
@@ -242,12 +273,6 @@ def _time_row(
     )
     labels = {runner.name: runner.label for runner in runners}
     return TimedRow(row, timings, labels, absent, others.cores())
-
-
-def _warm_up(contender: timing.Contender, work: workload.Workload) -> None:
-    contender.refresh()
-    contender.result = contender.call()
-    peers.check_result(contender, work)
 
 
 def _measure_extra(extra: str, findings: _Findings, args: argparse.Namespace) -> None:
@@ -282,6 +307,7 @@ def _show(
             "fastclip": config,
             "machine": machine,
             "settings": {
+                "train": args.train,
                 "size": args.size,
                 "threads": config["threads"],
                 "peers": names,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
 from fastclip import _core
 from fastclip.cli.timing import Contender
-from fastclip.cli.workload import Row, Workload
+from fastclip.cli.workload import Array, Row, Workload
 
 
 def limit_passes(row: Row) -> str:
@@ -31,12 +33,8 @@ def limit(work: Workload) -> Contender:
     is this buffer, in pieces of the same sizes: what is in the caches is then the same.
     """
     passes = limit_passes(work.row)
-    words = max(1, -(-work.row.nbytes // 4))
-    source = np.ones(words, np.float32)
-    target = np.ones(words if "copy" in passes else 0, np.float32)
-    pristine = source.copy() if work.row.in_place and work.row.clipped else source[:0]
-    ends = np.cumsum([gradient.nbytes // 4 for gradient in work.gradients])
-    pieces = list(zip(np.split(source, ends), np.split(pristine, ends), strict=True))
+    source, refresh = gradient_buffer(work.gradients, refreshed=work.row.in_place and work.row.clipped)
+    target = np.ones(source.size if "copy" in passes else 0, np.float32)
 
     def call() -> None:
         if "read" in passes:
@@ -46,8 +44,19 @@ def limit(work: Workload) -> Contender:
         elif "scale" in passes:
             _core.bandwidth_scale(source, 0.5)
 
+    return Contender("limit", passes, call, refresh)
+
+
+def gradient_buffer(gradients: Sequence[Array], *, refreshed: bool) -> tuple[Array, Callable[[], None]]:
+    """Return a buffer of as many bytes as the gradients have, and what refreshes it as they are."""
+    source: Array = np.ones(max(1, -(-sum(gradient.nbytes for gradient in gradients) // 4)), np.float32)
+    if not refreshed:
+        return source, lambda: None
+    ends = np.cumsum([gradient.nbytes // 4 for gradient in gradients])
+    pieces = list(zip(np.split(source, ends), np.split(source.copy(), ends), strict=True))
+
     def refresh() -> None:
         for piece, original in pieces:
             np.copyto(piece, original)
 
-    return Contender("limit", passes, call, refresh if pristine.size else lambda: None)
+    return source, refresh

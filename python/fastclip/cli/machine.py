@@ -64,6 +64,17 @@ def _memory() -> int | None:
         return None
 
 
+def available_memory() -> int | None:
+    """Return the bytes of memory that could be had now; None where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
 def _versions() -> dict[str, str]:
     found = {}
     for package in _PACKAGES:

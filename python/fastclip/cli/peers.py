@@ -1,4 +1,4 @@
-"""The contenders of the benchmark: fastclip, and what people use today.
+"""The contenders at clipping: fastclip, and what people use today.
 
 Each function below takes the workload of a row and returns what is timed, or None where
 the library has no such function (torch does not clip out of place, TensorFlow and JAX do
@@ -7,115 +7,28 @@ not clip in place). The libraries are imported only here, and only when asked fo
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import importlib.util
 import math
-import os
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 import fastclip
-from fastclip.cli.errors import CommandError
+from fastclip.cli.peer_libraries import Catalogue, torch_tensor
 from fastclip.cli.timing import Contender
 from fastclip.cli.workload import Array, Workload
 
 Call = Callable[[], object]
 Labelled = tuple[str, Call] | None
 
-# peer: (what it is, the packages it needs)
-PEERS = {
+PEERS: Catalogue = {
     "numpy": ("NumPy as people write it", ()),
     "expert": ("NumPy as an expert writes it", ()),
     "torch": ("torch", ("torch",)),
     "tf": ("TensorFlow, in a tf.function", ("tensorflow",)),
     "jax": ("optax, or JAX where optax has no such function; jitted", ("jax", "optax")),
 }
-_ALIASES = {"optax": "jax", "tensorflow": "tf"}
-
-
-def chosen_peers(text: str | None) -> list[str]:
-    """Return the peers named in `text`, or all that are installed where it is None.
-
-    Raises
-    ------
-    CommandError
-        If a name is not a peer's, or if a peer that is named is not installed.
-    """
-    if text is None:
-        return [peer for peer in PEERS if not _missing(peer)]
-    if text == "none":
-        return []
-    names = [_ALIASES.get(name.strip(), name.strip()) for name in text.split(",")]
-    for name in names:
-        if name not in PEERS:
-            raise CommandError(f"--peers: {name!r} is not one of {', '.join(PEERS)}, none")
-        if missing := _missing(name):
-            raise CommandError(f"--peers: {name} is not installed: pip install {' '.join(missing)}")
-    return [peer for peer in PEERS if peer in names]
-
-
-def _missing(peer: str) -> list[str]:
-    return [package for package in PEERS[peer][1] if importlib.util.find_spec(package) is None]
-
-
-def import_peers(peers: Sequence[str], threads: int) -> None:
-    """Import the peers' libraries and give each as many threads as fastclip has."""
-    if "torch" in peers:
-        importlib.import_module("torch").set_num_threads(threads)
-    if "tf" in peers:
-        # The first operation starts the runtime, which looks for GPUs and reads the threads.
-        with _environment(TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="-1"), _held_back_stderr():
-            tensorflow = importlib.import_module("tensorflow")
-            with contextlib.suppress(RuntimeError):  # TensorFlow is in use already
-                tensorflow.config.threading.set_intra_op_parallelism_threads(threads)
-                tensorflow.config.threading.set_inter_op_parallelism_threads(threads)
-            tensorflow.constant(0.0)
-    if "jax" in peers:
-        # NPROC is what sets the size of XLA's thread pool; nothing else does.
-        with _environment(NPROC=str(threads), JAX_PLATFORMS="cpu"):
-            importlib.import_module("jax").devices()
-    with contextlib.suppress(ImportError):
-        importlib.import_module("threadpoolctl").threadpool_limits(threads, user_api="blas")
-
-
-@contextlib.contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _held_back_stderr() -> Iterator[None]:
-    """Keep what is written to file descriptor 2, and show it only if the block raises.
-
-    TensorFlow logs to it before its log level can be set.
-    """
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as held_back:
-        os.dup2(held_back.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            held_back.seek(0)
-            os.write(stderr, held_back.read())
-            raise
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
 
 
 def contender(name: str, work: Workload) -> Contender | None:
@@ -245,13 +158,6 @@ def _expert_norm_of_rows(work: Workload) -> Labelled:
     return "np.einsum, np.multiply", call
 
 
-def _torch_tensor(array: Array) -> Any:
-    torch = importlib.import_module("torch")
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
-
-
 def _torch_global_norm(work: Workload) -> Labelled:
     if not work.row.in_place:
         return None
@@ -259,7 +165,7 @@ def _torch_global_norm(work: Workload) -> Labelled:
     parameters, bound = [], work.bound
     for gradient in work.gradients:
         # Only .grad is touched; the parameter itself is never read, nor its memory used.
-        tensor = _torch_tensor(gradient)
+        tensor = torch_tensor(gradient)
         parameter = torch.empty_like(tensor, requires_grad=True)
         parameter.grad = tensor
         parameters.append(parameter)
@@ -269,13 +175,13 @@ def _torch_global_norm(work: Workload) -> Labelled:
 
 def _torch_norm_of_rows(work: Workload) -> Labelled:
     torch = importlib.import_module("torch")
-    tensor, bound = _torch_tensor(work.gradients[0]), work.bound
+    tensor, bound = torch_tensor(work.gradients[0]), work.bound
     return "torch.renorm", lambda: torch.renorm(tensor, 2, 0, bound)
 
 
 def _torch_value(work: Workload) -> Labelled:
     torch = importlib.import_module("torch")
-    tensor, bound = _torch_tensor(work.gradients[0]), work.bound
+    tensor, bound = torch_tensor(work.gradients[0]), work.bound
     if work.row.in_place:
         return "torch.clamp_", lambda: tensor.clamp_(-bound, bound)
     return "torch.clamp", lambda: torch.clamp(tensor, -bound, bound)

@@ -16,8 +16,10 @@ _MARKERS = {
     "numpy": ("s", "C0"),
     "expert": ("D", "C9"),
     "torch": ("^", "C1"),
+    "torch-foreach": ("<", "C6"),
     "tf": ("v", "C2"),
     "jax": ("P", "C4"),
+    "fastclip-f32": ("*", "C5"),
 }
 
 

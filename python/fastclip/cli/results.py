@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastclip.cli.row import Row
 from fastclip.cli.timing import Timing
-from fastclip.cli.workload import Row
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,7 @@ class TimedRow:
         return {
             "row": self.row.name,
             "kind": "time",
-            "case": self.row.case,
-            "operation": self.row.operation,
-            "dtype": self.row.dtype,
-            "in_place": self.row.in_place,
-            "clipped": self.row.clipped,
-            "tensors": len(self.row.shapes),
-            "elements": self.row.elements,
-            "bytes": self.row.nbytes,
+            **self.row.describe(),
             "rounds": len(self.timings["fastclip"].rounds),
             "contenders": {
                 name: {

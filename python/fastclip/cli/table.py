@@ -21,19 +21,21 @@ NOTICEABLE_LOAD = 0.15
 
 def print_rows(console: Console, rows: Sequence[TimedRow], peers: Sequence[str]) -> None:
     """Print a table for each case: fastclip's time in each row, and the others beside it."""
-    others = ["limit", *peers]
     for (case, dtype), group in itertools.groupby(rows, key=lambda row: (row.row.case, row.row.dtype)):
         in_case = list(group)
         first = in_case[0].row
+        own = [name for row in in_case for name in row.timings if name.startswith("fastclip-")]
+        others = ["limit", *peers, *dict.fromkeys(own)]
         tensors = f"{len(first.shapes):,} tensors, " if len(first.shapes) > 1 else ""
         title = f"{case} {dtype} ({tensors}{first.elements:,} elements)"
         table = Table(
             title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 0, 0, 1)
         )
-        table.add_column("", width=12)
+        table.add_column("", width=max(12, *(len(row.row.variant[0]) for row in in_case)))
         table.add_column("fastclip", width=9, justify="right")
         for name in others:
-            table.add_column(name, width=7, justify="right")
+            heading = name.replace("-", "\n")
+            table.add_column(heading, width=max(7, *map(len, heading.split("\n"))), justify="right")
         for row in in_case:
             table.add_row(_row_cell(row), _own_cell(row), *(_peer_cell(row, name) for name in others))
         console.print(table)
@@ -66,8 +68,9 @@ def print_other_load(console: Console, rows: Sequence[TimedRow]) -> None:
 
 
 def _row_cell(row: TimedRow) -> Text:
-    cell = Text("in place" if row.row.in_place else "out of place")
-    cell.append("\nclipped" if row.row.clipped else "\nunclipped", style="dim")
+    first, second = row.row.variant
+    cell = Text(first)
+    cell.append(f"\n{second}", style="dim")
     return cell
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,32 @@ TARGETS = (
     Target("import", "import numpy", 15.0, "ms"),
 )
 
+# With --train. Without clipping, the limit is that of one pass.
+TRAINING_TARGETS = (
+    Target("gpt2/adamw/f32", "torch", 0.75),
+    Target("gpt2/adamw/f32", "numpy", 0.17),
+    Target("gpt2/adamw/f32", "limit", 1.15),
+    Target("gpt2/adamw/bf16", "fastclip-f32", 1.0),
+    Target("gpt2/momentum/f32", "torch", 0.75),
+    Target("resnet50/adamw/f32", "torch", 0.75),
+    Target("many/adamw/f32", "torch", 0.10),
+    *(
+        Target(f"resnet50/{optimizer}/f32", "limit", 1.25)
+        for optimizer in (
+            "gradient-descent",
+            "adam",
+            "adagrad",
+            "adagrad-da",
+            "rms-prop",
+            "rms-prop-centered",
+            "adadelta",
+            "ftrl",
+            "proximal-gradient-descent",
+            "proximal-adagrad",
+        )
+    ),
+)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -78,6 +104,9 @@ class Outcome:
         }
 
 
-def compare(measured: Mapping[tuple[str, str], float]) -> list[Outcome]:
-    """Compare measurements, by row and what they compare with, with all targets."""
-    return [Outcome(target, measured.get((target.row, target.against))) for target in TARGETS]
+def compare(
+    measured: Mapping[tuple[str, str], float], targets: Sequence[Target] | None = None
+) -> list[Outcome]:
+    """Compare measurements, by row and what they compare with, with all targets (`TARGETS`)."""
+    goals = TARGETS if targets is None else targets
+    return [Outcome(target, measured.get((target.row, target.against))) for target in goals]

@@ -69,6 +69,24 @@ class Row:
         """The bytes of all gradients."""
         return self.elements * (4 if self.dtype == "f32" else 2)
 
+    @property
+    def variant(self) -> tuple[str, str]:
+        """What tells the row from the others of its case, in two lines."""
+        return "in place" if self.in_place else "out of place", "clipped" if self.clipped else "unclipped"
+
+    def describe(self) -> dict[str, Any]:
+        """Return the row's part of the JSON output."""
+        return {
+            "case": self.case,
+            "operation": self.operation,
+            "dtype": self.dtype,
+            "in_place": self.in_place,
+            "clipped": self.clipped,
+            "tensors": len(self.shapes),
+            "elements": self.elements,
+            "bytes": self.nbytes,
+        }
+
 
 def rows(size: str, dtypes: Sequence[str] | None = None) -> list[Row]:
     """Return all rows, of the types asked for or of each case's own."""
@@ -131,7 +149,7 @@ class Workload:
         # A block of prime length, repeated: random enough for timing, and quickly made.
         block = random.standard_normal(min(1_000_003, max(row.elements, 1)), dtype=np.float32)
         block *= np.float32(DEVIATION)
-        self.gradients = [_filled(np.empty(shape, dtype), block) for shape in row.shapes]
+        self.gradients = [filled(np.empty(shape, dtype), block) for shape in row.shapes]
         writes = row.in_place and row.clipped
         self._pristine = [gradient.copy() for gradient in self.gradients] if writes else []
         factor = 0.5 if row.clipped else 2.0
@@ -161,7 +179,8 @@ class Workload:
         return start * 0.5 if self.row.clipped else start
 
 
-def _filled(array: Array, block: Array) -> Array:
+def filled(array: Array, block: Array) -> Array:
+    """Fill the array with the block's elements, over and over, and return it."""
     flat = array.reshape(-1)
     for start in range(0, flat.size, block.size):
         part = flat[start : start + block.size]

@@ -9,7 +9,7 @@ Examples
 >>> optimizer.apply_gradients([(np.float32([3.0, 0.0, 4.0]), w), (None, b)])
 >>> optimizer.last_norm
 np.float32(5.0)
->>> w
+>>> w.round(4)
 array([-0.1,  0. , -0.1], dtype=float32)
 """
 

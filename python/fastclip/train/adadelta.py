@@ -18,7 +18,8 @@ __all__ = ["AdadeltaOptimizer"]
 class AdadeltaOptimizer(Optimizer):
     r"""Adadelta.
 
-    Takes the arguments of ``tf.compat.v1.train.AdadeltaOptimizer``, and the keyword arguments of :class:`Optimizer`.
+    Takes the arguments of ``tf.compat.v1.train.AdadeltaOptimizer``, and the keyword arguments of
+    :class:`Optimizer`.
 
     Parameters
     ----------
@@ -31,13 +32,15 @@ class AdadeltaOptimizer(Optimizer):
     use_locking, name
         See :class:`Optimizer`.
     **handling
-        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see :class:`Optimizer`.
+        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
+        :class:`Optimizer`.
 
     Notes
     -----
-    :math:`a \leftarrow \rho a + (1 - \rho) g^2`, :math:`u = \sqrt{d + \varepsilon} / \sqrt{a + \varepsilon} \cdot g`,
-    :math:`w \leftarrow w - \mathit{lr} \cdot u`, :math:`d \leftarrow \rho d + (1 - \rho) u^2` [1]_ [2]_. The slots ``accum`` and
-    ``accum_update`` hold :math:`a` and :math:`d`, at first 0.
+    :math:`a \leftarrow \rho a + (1 - \rho) g^2`,
+    :math:`u = \sqrt{d + \varepsilon} / \sqrt{a + \varepsilon} \cdot g`,
+    :math:`w \leftarrow w - \mathit{lr} \cdot u`, :math:`d \leftarrow \rho d + (1 - \rho) u^2` [1]_ [2]_. The
+    slots ``accum`` and ``accum_update`` hold :math:`a` and :math:`d`, at first 0.
 
     References
     ----------

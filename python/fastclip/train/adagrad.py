@@ -18,7 +18,8 @@ __all__ = ["AdagradOptimizer"]
 class AdagradOptimizer(Optimizer):
     r"""Adagrad.
 
-    Takes the arguments of ``tf.compat.v1.train.AdagradOptimizer``, and the keyword arguments of :class:`Optimizer`.
+    Takes the arguments of ``tf.compat.v1.train.AdagradOptimizer``, and the keyword arguments of
+    :class:`Optimizer`.
 
     Parameters
     ----------
@@ -29,7 +30,8 @@ class AdagradOptimizer(Optimizer):
     use_locking, name
         See :class:`Optimizer`.
     **handling
-        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see :class:`Optimizer`.
+        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
+        :class:`Optimizer`.
 
     Raises
     ------
@@ -44,8 +46,8 @@ class AdagradOptimizer(Optimizer):
     References
     ----------
     .. [1] https://www.tensorflow.org/api_docs/python/tf/compat/v1/train/AdagradOptimizer
-    .. [2] Duchi, Hazan, Singer, "Adaptive subgradient methods for online learning and stochastic optimization",
-       JMLR 12, 2011. https://jmlr.org/papers/v12/duchi11a.html
+    .. [2] Duchi, Hazan, Singer, "Adaptive subgradient methods for online learning and stochastic
+       optimization", JMLR 12, 2011. https://jmlr.org/papers/v12/duchi11a.html
 
     Examples
     --------

@@ -23,14 +23,16 @@ __all__ = ["AdagradDAOptimizer"]
 class AdagradDAOptimizer(Optimizer):
     r"""Adagrad with dual averaging, for sparse linear models.
 
-    Takes the arguments of ``tf.compat.v1.train.AdagradDAOptimizer``, and the keyword arguments of :class:`Optimizer`.
+    Takes the arguments of ``tf.compat.v1.train.AdagradDAOptimizer``, and the keyword arguments of
+    :class:`Optimizer`.
 
     Parameters
     ----------
     learning_rate : float, array of no dimensions, Variable or callable
         The learning rate.
     global_step : ndarray or Variable of an integer type, shape ()
-        The number of steps taken so far. It is read, and grows if it is passed to :meth:`apply_gradients` as well.
+        The number of steps taken so far. It is read, and grows if it is passed to :meth:`apply_gradients` as
+        well.
     initial_gradient_squared_accumulator_value : float
         The first value of the accumulators of squares, above 0.
     l1_regularization_strength, l2_regularization_strength : float
@@ -38,7 +40,8 @@ class AdagradDAOptimizer(Optimizer):
     use_locking, name
         See :class:`Optimizer`.
     **handling
-        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see :class:`Optimizer`.
+        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
+        :class:`Optimizer`.
 
     Raises
     ------
@@ -48,15 +51,15 @@ class AdagradDAOptimizer(Optimizer):
     Notes
     -----
     :math:`G \leftarrow G + g`, :math:`Q \leftarrow Q + g^2`, and with :math:`T` one more than `global_step`
-    :math:`w \leftarrow -\mathit{lr} \cdot \mathrm{sign}(G) \max(|G| - l_1 T, 0) / (l_2 T \mathit{lr} + \sqrt Q)`
+    :math:`w \leftarrow -\mathit{lr}\,\mathrm{sign}(G) \max(|G| - l_1 T, 0) / (l_2 T \mathit{lr} + \sqrt Q)`
     [1]_ [2]_. What the variable was does not matter. The slots are ``gradient_accumulator``, at first 0, and
     ``gradient_squared_accumulator``.
 
     References
     ----------
     .. [1] https://www.tensorflow.org/api_docs/python/tf/compat/v1/train/AdagradDAOptimizer
-    .. [2] Duchi, Hazan, Singer, "Adaptive subgradient methods for online learning and stochastic optimization",
-       JMLR 12, 2011. https://jmlr.org/papers/v12/duchi11a.html
+    .. [2] Duchi, Hazan, Singer, "Adaptive subgradient methods for online learning and stochastic
+       optimization", JMLR 12, 2011. https://jmlr.org/papers/v12/duchi11a.html
 
     Examples
     --------

@@ -22,7 +22,8 @@ __all__ = ["AdamOptimizer"]
 class AdamOptimizer(Optimizer):
     r"""Adam.
 
-    Takes the arguments of ``tf.compat.v1.train.AdamOptimizer``, and the keyword arguments of :class:`Optimizer`.
+    Takes the arguments of ``tf.compat.v1.train.AdamOptimizer``, and the keyword arguments of
+    :class:`Optimizer`.
 
     Parameters
     ----------
@@ -37,19 +38,21 @@ class AdamOptimizer(Optimizer):
     use_locking, name
         See :class:`Optimizer`.
     **handling
-        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see :class:`Optimizer`.
+        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
+        :class:`Optimizer`.
 
     Notes
     -----
     :math:`m \leftarrow m + (g - m)(1 - \beta_1)`, :math:`v \leftarrow v + (g^2 - v)(1 - \beta_2)`,
     :math:`w \leftarrow w - \alpha m / (\sqrt v + \varepsilon)` with
-    :math:`\alpha = \mathit{lr} \sqrt{1 - \beta_2^t} / (1 - \beta_1^t)` [1]_ [2]_. The slots are ``m`` and ``v``, at first 0.
-    :math:`1 - \beta` and :math:`\alpha` are taken in float64.
+    :math:`\alpha = \mathit{lr} \sqrt{1 - \beta_2^t} / (1 - \beta_1^t)` [1]_ [2]_. The slots are ``m`` and
+    ``v``, at first 0. :math:`1 - \beta` and :math:`\alpha` are taken in float64.
 
     References
     ----------
     .. [1] https://www.tensorflow.org/api_docs/python/tf/compat/v1/train/AdamOptimizer
-    .. [2] Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015. https://arxiv.org/abs/1412.6980
+    .. [2] Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015.
+       https://arxiv.org/abs/1412.6980
 
     Examples
     --------
@@ -123,9 +126,16 @@ class AdamOptimizer(Optimizer):
             return self._forget_powers
         if set(other) != {"beta1_power", "beta2_power"}:
             raise ValueError(
-                f"state_dict has {', '.join(sorted(other))}; besides slots, it takes beta1_power and beta2_power"
+                f"state_dict has {', '.join(sorted(other))} besides slots; "
+                "it takes beta1_power and beta2_power"
             )
-        power1, power2 = (current(other[name], name) for name in ("beta1_power", "beta2_power"))
+        for name, power in other.items():
+            if power.ndim or power.dtype != np.float64:
+                raise ValueError(
+                    f"state_dict[{name!r}] has dtype {power.dtype} and shape {power.shape}; "
+                    "it takes one float64"
+                )
+        power1, power2 = float(other["beta1_power"]), float(other["beta2_power"])
         return lambda: self._set_powers(power1, power2)
 
     def _forget_powers(self) -> None:

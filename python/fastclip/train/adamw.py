@@ -18,8 +18,8 @@ __all__ = ["AdamWOptimizer"]
 class AdamWOptimizer(AdamOptimizer):
     r"""Adam with decoupled weight decay.
 
-    TensorFlow's v1 optimizers have none; the arguments are those of :class:`AdamOptimizer`, after the decay, and
-    the keyword arguments of :class:`Optimizer`.
+    TensorFlow's v1 optimizers have none; the arguments are those of :class:`AdamOptimizer`, after the decay,
+    and the keyword arguments of :class:`Optimizer`.
 
     Parameters
     ----------
@@ -32,17 +32,19 @@ class AdamWOptimizer(AdamOptimizer):
     use_locking, name
         See :class:`Optimizer`.
     **handling
-        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see :class:`Optimizer`.
+        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
+        :class:`Optimizer`.
 
     Notes
     -----
-    :math:`w \leftarrow w - \mathit{lr} \cdot \mathit{decay} \cdot w`, and then the update of :class:`AdamOptimizer` [1]_. With a
-    gradient of rows all rows decay. In PyTorch epsilon is added to the corrected root: the same but for
-    gradients about as small as epsilon.
+    :math:`w \leftarrow w - \mathit{lr} \cdot \mathit{decay} \cdot w`, and then the update of
+    :class:`AdamOptimizer` [1]_. With a gradient of rows all rows decay. In PyTorch epsilon is added to the
+    corrected root: the same but for gradients about as small as epsilon.
 
     References
     ----------
-    .. [1] Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019. https://arxiv.org/abs/1711.05101
+    .. [1] Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019.
+       https://arxiv.org/abs/1711.05101
 
     Examples
     --------

@@ -33,7 +33,7 @@ def as_variable(value: Any, name: str) -> npt.NDArray[Any]:
         If its bytes are not in native order.
     """
     if isinstance(value, Variable):
-        return value.value
+        return _memory(value)
     kind = framework(value)
     if kind == "torch":
         return foreign_array(value, name)
@@ -43,6 +43,11 @@ def as_variable(value: Any, name: str) -> npt.NDArray[Any]:
             "fastclip.Variable or a torch tensor, which are updated in place"
         )
     return as_output(value, name)
+
+
+def _memory(variable: Variable) -> npt.NDArray[Any]:
+    array: npt.NDArray[Any] = variable.value
+    return array
 
 
 def as_gradient(value: Any, name: str) -> npt.NDArray[Any]:
@@ -56,7 +61,7 @@ def as_gradient(value: Any, name: str) -> npt.NDArray[Any]:
     if type(value) is np.ndarray and value.dtype.isnative:
         return value
     if isinstance(value, Variable):
-        return value.value
+        return _memory(value)
     return foreign_array(value, name) if framework(value) is not None else as_array(value, name)
 
 

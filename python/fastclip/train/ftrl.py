@@ -18,7 +18,8 @@ __all__ = ["FtrlOptimizer"]
 class FtrlOptimizer(Optimizer):
     r"""FTRL-proximal: follow the regularised leader.
 
-    Takes the arguments of ``tf.compat.v1.train.FtrlOptimizer``, and the keyword arguments of :class:`Optimizer`.
+    Takes the arguments of ``tf.compat.v1.train.FtrlOptimizer``, and the keyword arguments of
+    :class:`Optimizer`.
 
     Parameters
     ----------
@@ -39,7 +40,8 @@ class FtrlOptimizer(Optimizer):
     use_locking, name
         See :class:`Optimizer`.
     **handling
-        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see :class:`Optimizer`.
+        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
+        :class:`Optimizer`.
 
     Raises
     ------
@@ -51,8 +53,8 @@ class FtrlOptimizer(Optimizer):
     With :math:`p` the negative of `learning_rate_power`, :math:`g' = g + 2 \cdot \mathit{shrinkage} \cdot w`,
     :math:`n' = n + g^2`, :math:`z \leftarrow z + g' - (n'^p - n^p)/\mathit{lr} \cdot w`,
     :math:`w \leftarrow -\mathrm{sign}(z) \max(|z| - l_1, 0) / (n'^p/\mathit{lr} + 2 l_2')`,
-    :math:`l_2' = l_2 + \beta / (2 \mathit{lr})` [1]_ [2]_. The slots ``accum`` and ``linear`` hold :math:`n` and :math:`z`
-    (at first 0).
+    :math:`l_2' = l_2 + \beta / (2 \mathit{lr})` [1]_ [2]_. The slots ``accum`` and ``linear`` hold :math:`n`
+    and :math:`z` (at first 0).
 
     References
     ----------

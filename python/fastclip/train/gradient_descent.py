@@ -18,7 +18,8 @@ __all__ = ["GradientDescentOptimizer"]
 class GradientDescentOptimizer(Optimizer):
     r"""Gradient descent.
 
-    Takes the arguments of ``tf.compat.v1.train.GradientDescentOptimizer``, and the keyword arguments of :class:`Optimizer`.
+    Takes the arguments of ``tf.compat.v1.train.GradientDescentOptimizer``, and the keyword arguments of
+    :class:`Optimizer`.
 
     Parameters
     ----------
@@ -27,7 +28,8 @@ class GradientDescentOptimizer(Optimizer):
     use_locking, name
         See :class:`Optimizer`.
     **handling
-        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see :class:`Optimizer`.
+        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
+        :class:`Optimizer`.
 
     Notes
     -----

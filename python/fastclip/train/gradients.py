@@ -79,10 +79,10 @@ def compute_gradients(
 
     Notes
     -----
-    What the loss raises comes through. Under autograd and JAX the loss has to use ``autograd.numpy`` and
-    ``jax.numpy``; NumPy's own functions would take what is traced for a constant, and raise. JAX computes
-    in float64 where a variable is float64, whatever its configuration is otherwise. A function compiled by
-    ``jax.jit`` keeps what it read when it was compiled: pass Variables to it as arguments.
+    What the loss raises comes through. Under autograd and JAX the loss uses ``autograd.numpy`` and
+    ``jax.numpy``; a function of NumPy's own that would take what is traced for a constant raises. JAX
+    computes in float64 where a variable is float64, whatever its configuration is otherwise. A function
+    compiled by ``jax.jit`` keeps what it read when it was compiled: pass Variables to it as arguments.
 
     References
     ----------

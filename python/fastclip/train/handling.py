@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, TypedDict
+from typing import NamedTuple, TypedDict
 
 from fastclip._arrays import as_bound
 from fastclip.train.hyper_parameter import HyperParameter, current
@@ -21,6 +21,30 @@ class GradientHandling(TypedDict, total=False):
     global_clipnorm: float | None
     on_nonfinite: str
     loss_scale: HyperParameter | None
+
+
+class Handled(NamedTuple):
+    """What happens to gradients in one step.
+
+    Attributes
+    ----------
+    clip : {"none", "value", "norm", "global_norm"}
+        How they are clipped,
+    bound : float
+        and to what.
+    loss_scale : float
+        What they are divided by before.
+    on_nonfinite : {"propagate", "raise", "skip"}
+        The policy.
+    row_bound : float
+        What the elements of rows are clamped to before anything else.
+    """
+
+    clip: str
+    bound: float
+    loss_scale: float
+    on_nonfinite: str
+    row_bound: float
 
 
 class Handling:
@@ -67,9 +91,8 @@ class Handling:
             raise ValueError(f"loss_scale is {scale!r}; it takes a finite number above 0")
         return scale
 
-    def now(self) -> tuple[str, float, float, str]:
-        """What the compiled part takes, with the loss scale of this step."""
-        return self.kind, self.bound, self._current_loss_scale(), self.on_nonfinite
-
-    def __repr__(self) -> Any:
-        return f"Handling{self.now()}"
+    def now(self) -> Handled:
+        """What happens in this step."""
+        scale = self._current_loss_scale()
+        row_bound = self.bound * scale if self.kind == "value" else math.inf
+        return Handled(self.kind, self.bound, scale, self.on_nonfinite, row_bound)

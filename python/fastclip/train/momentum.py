@@ -18,7 +18,8 @@ __all__ = ["MomentumOptimizer"]
 class MomentumOptimizer(Optimizer):
     r"""Gradient descent with momentum.
 
-    Takes the arguments of ``tf.compat.v1.train.MomentumOptimizer``, and the keyword arguments of :class:`Optimizer`.
+    Takes the arguments of ``tf.compat.v1.train.MomentumOptimizer``, and the keyword arguments of
+    :class:`Optimizer`.
 
     Parameters
     ----------
@@ -31,12 +32,14 @@ class MomentumOptimizer(Optimizer):
     use_locking, name
         See :class:`Optimizer`.
     **handling
-        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see :class:`Optimizer`.
+        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
+        :class:`Optimizer`.
 
     Notes
     -----
     :math:`a \leftarrow \mu a + g`, :math:`w \leftarrow w - \mathit{lr} \cdot a`; with Nesterov's momentum
-    :math:`w \leftarrow w - (\mathit{lr} \cdot g + \mathit{lr} \cdot \mu a)` [1]_ [2]_. The slot ``momentum`` holds :math:`a`, at first 0.
+    :math:`w \leftarrow w - (\mathit{lr} \cdot g + \mathit{lr} \cdot \mu a)` [1]_ [2]_. The slot ``momentum``
+    holds :math:`a`, at first 0.
 
     References
     ----------

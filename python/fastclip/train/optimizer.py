@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastclip import _core
-from fastclip._arrays import as_output
+from fastclip._arrays import as_output, describe
 from fastclip._foreign import foreign_array, framework
 from fastclip._order import norm_scalar
 from fastclip.train import state
@@ -34,9 +34,9 @@ class Optimizer:
 
     A variable is an array that is updated in place, a :class:`fastclip.Variable`, a torch tensor on the CPU
     or any writable buffer; it is of float32 or float64. It is known again by its memory: a view that is made
-    anew for each step finds the slots of the step before. A gradient is an array of float16, bfloat16, float32
-    or float64, anything that ``np.asarray`` makes one of, a tensor of torch, JAX or TensorFlow on the CPU,
-    :class:`fastclip.IndexedSlices`, or None.
+    anew for each step finds the slots of the step before. A gradient is an array of float16, bfloat16,
+    float32 or float64, anything that ``np.asarray`` makes one of, a tensor of torch, JAX or TensorFlow on the
+    CPU, :class:`fastclip.IndexedSlices`, or None.
 
     Gradients are clipped on their way into the update: one pass reads them for the norm, and the pass that
     updates scales them. No clipped gradient is written, and the gradients handed in are never changed.
@@ -56,8 +56,8 @@ class Optimizer:
         of the three may be given.
     on_nonfinite : {"propagate", "raise", "skip"}
         What to do when a gradient holds NaN or infinity. "propagate" goes on, as TensorFlow does: with a norm
-        to clip by, the variables become NaN. "raise" raises :class:`fastclip.NonFiniteError` and "skip" leaves
-        the step out; either way nothing changes. They take a pass over the gradients, unless a norm is
+        to clip by, the variables become NaN. "raise" raises :class:`fastclip.NonFiniteError` and "skip"
+        leaves the step out; either way nothing changes. They take a pass over the gradients, unless a norm is
         measured anyhow.
     loss_scale : float, array of no dimensions or callable, optional
         What the loss was multiplied by, and the gradients are divided by before anything else.
@@ -75,9 +75,9 @@ class Optimizer:
     Hyper-parameters may be numbers, arrays of no dimensions, Variables that hold one, or functions without
     parameters; they are read at each step.
 
-    A gradient of some rows (IndexedSlices) has repeated rows summed before the update; for the norm it counts as
-    it is, as in ``tf.clip_by_global_norm``. It changes these rows alone, but for Adam and AdamW, where rows
-    without a gradient have one of 0.
+    A gradient of some rows (IndexedSlices) has repeated rows summed before the update; for the norm it counts
+    as it is, as in ``tf.clip_by_global_norm``. It changes these rows alone, but for Adam and AdamW, where
+    rows without a gradient have one of 0.
 
     A call that raises has changed nothing: neither variables nor slots nor counters. The one exception is a
     `constraint` of a Variable, which is called when the update is done.
@@ -93,9 +93,9 @@ class Optimizer:
     GATE_GRAPH = 2
 
     #: The rule's name in the compiled part.
-    _rule: ClassVar[str]
+    _rule: str
     #: The names of the slots, in the order of the rule.
-    _slot_names: ClassVar[tuple[str, ...]] = ()
+    _slot_names: tuple[str, ...] = ()
     #: Whether a gradient of some rows changes all of its variable.
     _changes_all_rows: ClassVar[bool] = False
 
@@ -232,17 +232,20 @@ class Optimizer:
         if not listed:
             raise ValueError("No variables provided.")
         counter = None if global_step is None else as_step_counter(global_step)
-        pairs = Pairs.of(listed, self._changes_all_rows)
+        handling = self._handling.now()
+        pairs = Pairs.of(listed, self._changes_all_rows, handling.row_bound)
+        if all(gradient is None for gradient in pairs.gradients):
+            names = [_name_of(variable) for _, variable in listed]
+            raise ValueError(f"No gradients provided for any variable: {names}.")
         with self._lock:
             taken, norm, wide = _core.take_step(
                 self._slots,
                 pairs.gradients,
-                pairs.indices,
-                pairs.measured,
+                pairs.rows(),
                 pairs.arrays,
                 self._hyper(),
                 self._initial(),
-                self._handling.now(),
+                handling[:4],
                 self._changes_all_rows,
             )
             self.last_norm = None if norm is None else norm_scalar(norm, wide)
@@ -259,7 +262,7 @@ class Optimizer:
         variable.assign(variable.constraint(variable))
         copy = self._slots.copy_of(variable.value)
         if copy is not None:
-            copy[...] = variable.value
+            _refresh(copy, variable.value)
 
     def minimize(
         self,
@@ -303,7 +306,7 @@ class Optimizer:
             backend=backend,
         )
         if all(gradient is None for gradient, _ in grads_and_vars):
-            names = [str(variable) for _, variable in grads_and_vars]
+            names = [_name_of(variable) for _, variable in grads_and_vars]
             raise ValueError(
                 "No gradients provided for any variable, check your loss for operations that do not support "
                 f"gradients, between variables {names} and loss {loss}."
@@ -329,8 +332,8 @@ class Optimizer:
         Returns
         -------
         ndarray, shape and dtype of `var`, or None
-            An array over the slot's own memory: it changes with each step, and writing to it changes the slot.
-            None if there is no such slot, or the variable has had no gradient yet.
+            An array over the slot's own memory: it changes with each step, and writing to it changes the
+            slot. None if there is no such slot, or the variable has had no gradient yet.
         """
         slots = self._slots.of(as_variable(var, "var"))
         if slots is None or name not in self._slot_names:
@@ -349,7 +352,8 @@ class Optimizer:
     def set_low_precision_copy(self, variable: Any, copy: Any) -> None:
         """Keep a low-precision copy of a variable up to date: the variable then is the master weights.
 
-        The copy is refreshed now, and in the same pass as each update, which saves reading the variable again.
+        The copy is refreshed now, and in the same pass as each update, which saves reading the variable
+        again.
 
         Parameters
         ----------
@@ -385,7 +389,7 @@ class Optimizer:
         with self._lock:
             self._slots.set_copy(array, copy)
         if copy is not None:
-            copy[...] = array
+            _refresh(copy, array)
 
     # Resuming ------------------------------------------------------------------------------------
 
@@ -433,16 +437,17 @@ class Optimizer:
         state_dict : mapping of str to ndarray
             Such as ``np.load`` or ``safetensors.numpy.load_file`` return.
         var_list : iterable of variables, optional
-            The variables, in the order in which the optimizer that was saved first met them: that of the pairs
-            of its first step. May be left out if this optimizer has met them already, in the same order.
+            The variables, in the order in which the optimizer that was saved first met them: that of the
+            pairs of its first step. May be left out if this optimizer has met them already, in the same
+            order.
 
         Raises
         ------
         TypeError
             If `state_dict` is no mapping, or a variable is of a type that is not taken.
         ValueError
-            If the state is of another optimizer, version, or of other variables, or is not complete. Nothing has
-            changed then.
+            If the state is of another optimizer, version, or of other variables, or is not complete. Nothing
+            has changed then.
         """
         with self._lock:
             met = [array for array, _ in self._slots.entries()]
@@ -451,6 +456,7 @@ class Optimizer:
                 if var_list is None
                 else [as_variable(variable, f"var_list[{i}]") for i, variable in enumerate(var_list)]
             )
+            _core.check_variables(arrays, "var_list")
             loaded = state.Loaded(state_dict, self._rule, self._slot_names, arrays)
             set_other_state = self._set_other_state(loaded.other)
             slots = _core.Slots(self._rule)
@@ -468,3 +474,14 @@ class Optimizer:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._name!r}>"
+
+
+def _refresh(copy: _Array, array: _Array) -> None:
+    # What is beyond the copy's range becomes infinite, as in the pass of an update: no reason to warn.
+    with np.errstate(over="ignore"):
+        copy[...] = array
+
+
+def _name_of(variable: Any) -> str:
+    name = getattr(variable, "name", None)
+    return name if isinstance(name, str) else describe(variable)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from fastclip import _core
 from fastclip._arrays import describe
+from fastclip.clip import clip_by_value
 from fastclip.indexed_slices import IndexedSlices
 from fastclip.train.arrays import as_gradient, as_rows, as_variable
 from fastclip.variable import Variable
@@ -17,6 +19,25 @@ from fastclip.variable import Variable
 __all__ = ["Pairs"]
 
 _Array = npt.NDArray[Any]
+
+
+@dataclass(slots=True)
+class Sliced:
+    """The gradients of rows among those of a step, one entry for each pair.
+
+    Attributes
+    ----------
+    indices : list of ndarray or None
+        The rows, ascending; None where the gradient is as large as its variable.
+    given : list of ndarray or None
+        The gradients as they came in, repeated rows and all.
+    is_sliced : list of bool
+        Which gradients came in as rows.
+    """
+
+    indices: list[_Array | None]
+    given: list[_Array | None]
+    is_sliced: list[bool]
 
 
 @dataclass(slots=True)
@@ -29,22 +50,24 @@ class Pairs:
         Of the shape of their variables, or some rows of it.
     arrays : list of ndarray
         The memory of the variables.
-    indices : list of ndarray or None, optional
-        The rows of the gradients that are rows, ascending; None if there are no such gradients.
-    measured : list of ndarray or None, optional
-        The gradients as they came in, repeated rows and all; None if these are `gradients`.
+    sliced : Sliced or None
+        None if there are no gradients of rows.
     constrained : list of Variable
         Those that a constraint is put on after the step.
     """
 
     gradients: list[_Array | None]
     arrays: list[_Array]
-    indices: list[_Array | None] | None = None
-    measured: list[_Array | None] | None = None
+    sliced: Sliced | None = None
     constrained: list[Variable] = field(default_factory=list)
 
+    def rows(self) -> tuple[list[_Array | None], list[_Array | None], list[bool]] | None:
+        """What the compiled part is told of gradients of rows."""
+        sliced = self.sliced
+        return None if sliced is None else (sliced.indices, sliced.given, sliced.is_sliced)
+
     @classmethod
-    def of(cls, pairs: list[Any], whole: bool) -> Pairs:
+    def of(cls, pairs: list[Any], whole: bool, bound: float) -> Pairs:
         """Make flat lists of pairs.
 
         Parameters
@@ -53,6 +76,8 @@ class Pairs:
             Of a gradient, IndexedSlices or None, and a variable each.
         whole : bool
             Whether a gradient of some rows changes all of its variable.
+        bound : float
+            What the elements of rows are clamped to, before repeated rows are summed.
 
         Raises
         ------
@@ -73,30 +98,32 @@ class Pairs:
             name = f"grads_and_vars[{position}]"
             if not isinstance(pair, (tuple, list)) or len(pair) != 2:
                 raise TypeError(f"{name} is {describe(pair)}; it takes a (gradient, variable) pair")
-            found._add(pair[0], pair[1], name, whole)
+            found._add(pair[0], pair[1], name, whole, bound)
         return found
 
-    def _add(self, gradient: Any, variable: Any, name: str, whole: bool) -> None:
+    def _add(self, gradient: Any, variable: Any, name: str, whole: bool, bound: float) -> None:
         array = as_variable(variable, f"{name}[1]")
         constraint = variable.constraint if isinstance(variable, Variable) else None
         slices = as_rows(gradient, f"{name}[0]")
-        rows = indices = None
+        indices = None
         if slices is None:
-            values = None if gradient is None else as_gradient(gradient, f"{name}[0]")
+            applied = given = None if gradient is None else as_gradient(gradient, f"{name}[0]")
         else:
             if constraint is not None:
                 raise RuntimeError("Cannot use a constraint function on a sparse variable.")
-            values = _checked_values(slices, array, name)
-            rows, indices = _summed_rows(slices, values, array, name, whole)
-        if rows is not None and self.measured is None:
-            self.measured = list(self.gradients)
-            self.indices = [None] * len(self.gradients)
-        self.gradients.append(values if rows is None else rows)
+            given = _checked_values(slices, array, name)
+            applied, indices = _summed_rows(slices.indices, _clamped(given, bound), array, whole)
+            if self.sliced is None:
+                # Until here they were as they came in.
+                count = len(self.gradients)
+                self.sliced = Sliced([None] * count, self.gradients.copy(), [False] * count)
+        self.gradients.append(applied)
         self.arrays.append(array)
-        if self.measured is not None and self.indices is not None:
-            self.measured.append(values)
-            self.indices.append(indices)
-        if constraint is not None and values is not None:
+        if self.sliced is not None:
+            self.sliced.indices.append(indices)
+            self.sliced.given.append(given)
+            self.sliced.is_sliced.append(slices is not None)
+        if constraint is not None and given is not None:
             self.constrained.append(variable)
 
 
@@ -113,11 +140,11 @@ def _checked_values(slices: IndexedSlices, array: _Array, name: str) -> _Array:
         raise ValueError(
             f"{name}[0].dense_shape is {slices.shape} where {name}[1] has the shape {array.shape}"
         )
-    if indices.ndim != 1 or indices.shape[0] != values.shape[0] or indices.dtype.kind not in "iu":
-        raise ValueError(
-            f"{name}[0].indices is {describe(indices)}; it takes one whole number for each of "
-            f"{values.shape[0]} rows"
-        )
+    if indices.dtype.kind not in "iu":
+        raise TypeError(f"{name}[0].indices is {describe(indices)}; it takes whole numbers")
+    if indices.shape != values.shape[:1]:
+        count = values.shape[0]
+        raise ValueError(f"{name}[0].indices is {describe(indices)}; it takes one for each of {count} rows")
     outside = (indices < 0) | (indices >= array.shape[0])
     if outside.any():
         at = int(np.argmax(outside))
@@ -125,17 +152,23 @@ def _checked_values(slices: IndexedSlices, array: _Array, name: str) -> _Array:
     return values
 
 
-def _summed_rows(
-    slices: IndexedSlices, values: _Array, array: _Array, name: str, whole: bool
-) -> tuple[_Array, _Array | None]:
+def _clamped(values: _Array, bound: float) -> _Array:
+    if bound == math.inf or values.dtype.kind in "iub":
+        return values
+    clamped: _Array = clip_by_value(values, -bound, bound)
+    return clamped
+
+
+def _summed_rows(indices: _Array, values: _Array, array: _Array, whole: bool) -> tuple[_Array, _Array | None]:
     """Each row once, in ascending order, and which rows they are; or all rows, and None."""
-    indices = slices.indices.astype(np.int64, copy=False)
+    indices = indices.astype(np.int64, copy=False)
     if (indices[1:] <= indices[:-1]).any():
-        summed = IndexedSlices(values, indices).coalesce()
+        # The sums of a narrower type are the variable's: they would be rounded to it.
+        wide = values.astype(array.dtype) if values.dtype.itemsize < array.dtype.itemsize else values
+        summed = IndexedSlices(wide, indices).coalesce()
         values, indices = summed.values, summed.indices
     if whole and not (array.flags.c_contiguous and array.flags.aligned):
         dense = np.zeros(array.shape, values.dtype)
         dense[indices] = values
         return dense, None
-    values = np.require(values, requirements=["C", "A"])
-    return values, np.require(indices, np.int64, ["C", "A"])
+    return np.require(values, requirements=["C", "A"]), np.require(indices, np.int64, ["C", "A"])

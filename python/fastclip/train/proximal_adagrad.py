@@ -18,7 +18,8 @@ __all__ = ["ProximalAdagradOptimizer"]
 class ProximalAdagradOptimizer(Optimizer):
     r"""Adagrad with l1 and l2 penalties that are not differentiated.
 
-    Takes the arguments of ``tf.compat.v1.train.ProximalAdagradOptimizer``, and the keyword arguments of :class:`Optimizer`.
+    Takes the arguments of ``tf.compat.v1.train.ProximalAdagradOptimizer``, and the keyword arguments of
+    :class:`Optimizer`.
 
     Parameters
     ----------
@@ -31,7 +32,8 @@ class ProximalAdagradOptimizer(Optimizer):
     use_locking, name
         See :class:`Optimizer`.
     **handling
-        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see :class:`Optimizer`.
+        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
+        :class:`Optimizer`.
 
     Raises
     ------
@@ -41,8 +43,8 @@ class ProximalAdagradOptimizer(Optimizer):
     Notes
     -----
     :math:`a \leftarrow a + g^2`, :math:`\eta = \mathit{lr} / \sqrt a`, :math:`v = w - \eta g`,
-    :math:`w \leftarrow \mathrm{sign}(v) \max(|v| - \eta l_1, 0) / (1 + \eta l_2)` [1]_ [2]_. The slot ``accumulator`` holds
-    :math:`a`.
+    :math:`w \leftarrow \mathrm{sign}(v) \max(|v| - \eta l_1, 0) / (1 + \eta l_2)` [1]_ [2]_. The slot
+    ``accumulator`` holds :math:`a`.
 
     References
     ----------

@@ -18,7 +18,8 @@ __all__ = ["ProximalGradientDescentOptimizer"]
 class ProximalGradientDescentOptimizer(Optimizer):
     r"""Gradient descent with l1 and l2 penalties that are not differentiated.
 
-    Takes the arguments of ``tf.compat.v1.train.ProximalGradientDescentOptimizer``, and the keyword arguments of :class:`Optimizer`.
+    Takes the arguments of ``tf.compat.v1.train.ProximalGradientDescentOptimizer``, and the keyword arguments
+    of :class:`Optimizer`.
 
     Parameters
     ----------
@@ -29,12 +30,14 @@ class ProximalGradientDescentOptimizer(Optimizer):
     use_locking, name
         See :class:`Optimizer`.
     **handling
-        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see :class:`Optimizer`.
+        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
+        :class:`Optimizer`.
 
     Notes
     -----
     With :math:`v = w - \mathit{lr} \cdot g`:
-    :math:`w \leftarrow \mathrm{sign}(v) \max(|v| - \mathit{lr} \cdot l_1, 0) / (1 + \mathit{lr} \cdot l_2)` [1]_ [2]_.
+    :math:`w \leftarrow \mathrm{sign}(v) \max(|v| - \mathit{lr} \cdot l_1, 0) / (1 + \mathit{lr} \cdot l_2)`
+    [1]_ [2]_.
 
     References
     ----------

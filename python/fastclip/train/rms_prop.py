@@ -18,7 +18,8 @@ __all__ = ["RMSPropOptimizer"]
 class RMSPropOptimizer(Optimizer):
     r"""RMSProp, with momentum and a centered form.
 
-    Takes the arguments of ``tf.compat.v1.train.RMSPropOptimizer``, and the keyword arguments of :class:`Optimizer`.
+    Takes the arguments of ``tf.compat.v1.train.RMSPropOptimizer``, and the keyword arguments of
+    :class:`Optimizer`.
 
     Parameters
     ----------
@@ -35,20 +36,23 @@ class RMSPropOptimizer(Optimizer):
     use_locking, name
         See :class:`Optimizer`.
     **handling
-        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see :class:`Optimizer`.
+        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
+        :class:`Optimizer`.
 
     Notes
     -----
-    :math:`s \leftarrow s + (g^2 - s)(1 - \rho)`, :math:`m \leftarrow \mu m + \mathit{lr} \cdot g / \sqrt{s + \varepsilon}`,
-    :math:`w \leftarrow w - m` [1]_ [2]_. Centered, with :math:`c \leftarrow c + (g - c)(1 - \rho)`, the root is that of
-    :math:`s - c^2 + \varepsilon` [3]_. The slots are ``rms`` (at first 1, as in TensorFlow), ``momentum`` and, if
-    centered, ``mg`` (at first 0).
+    :math:`s \leftarrow s + (g^2 - s)(1 - \rho)`,
+    :math:`m \leftarrow \mu m + \mathit{lr} \cdot g / \sqrt{s + \varepsilon}`, :math:`w \leftarrow w - m` [1]_
+    [2]_. Centered, with :math:`c \leftarrow c + (g - c)(1 - \rho)`, the root is that of
+    :math:`s - c^2 + \varepsilon` [3]_. The slots are ``rms`` (at first 1, as in TensorFlow), ``momentum``
+    and, if centered, ``mg`` (at first 0).
 
     References
     ----------
     .. [1] https://www.tensorflow.org/api_docs/python/tf/compat/v1/train/RMSPropOptimizer
     .. [2] Tieleman and Hinton, "Lecture 6.5: rmsprop", Coursera: Neural Networks for Machine Learning, 2012.
-    .. [3] Graves, "Generating sequences with recurrent neural networks", 2013. https://arxiv.org/abs/1308.0850
+    .. [3] Graves, "Generating sequences with recurrent neural networks", 2013.
+       https://arxiv.org/abs/1308.0850
 
     Examples
     --------
@@ -62,7 +66,7 @@ class RMSPropOptimizer(Optimizer):
     """
 
     _rule = "rms_prop"
-    _slot_names = ("rms", "momentum")
+    _slot_names: tuple[str, ...] = ("rms", "momentum")
 
     def __init__(
         self,

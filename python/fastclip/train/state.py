@@ -78,8 +78,8 @@ class Loaded:
         count = self._whole_number("variables")
         if count != len(arrays):
             raise ValueError(
-                f"state_dict has {count} variables, and {len(arrays)} are given: pass var_list, the variables in "
-                "the order in which the optimizer that was saved first met them"
+                f"state_dict has {count} variables, and {len(arrays)} are given: pass var_list, the "
+                "variables in the order in which the optimizer that was saved first met them"
             )
         self.skipped_steps = self._whole_number("skipped_steps")
         self.slots = [self._slots_of(index, array, slot_names) for index, array in enumerate(arrays)]
@@ -95,7 +95,8 @@ class Loaded:
         value = self._take(name)
         if value.ndim or value.dtype.kind not in "iu":
             raise ValueError(
-                f"state_dict[{name!r}] has dtype {value.dtype} and shape {value.shape}; it takes a whole number"
+                f"state_dict[{name!r}] has dtype {value.dtype} and shape {value.shape}; "
+                "it takes a whole number"
             )
         return int(value)
 
@@ -103,7 +104,8 @@ class Loaded:
         shape = tuple(int(n) for n in self._take(f"shape.{index}").reshape(-1))
         if shape != array.shape:
             raise ValueError(
-                f"state_dict is of a variable {index} of shape {shape}; the one given has the shape {array.shape}"
+                f"state_dict is of a variable {index} of shape {shape}; "
+                f"the one given has the shape {array.shape}"
             )
         if not any(f"{name}.{index}" in self._left for name in slot_names):
             return None
@@ -111,7 +113,7 @@ class Loaded:
         for name, slot in zip(slot_names, slots, strict=True):
             if slot.shape != array.shape or slot.dtype != array.dtype:
                 raise ValueError(
-                    f"state_dict['{name}.{index}'] has dtype {slot.dtype} and shape {slot.shape}; variable {index} "
-                    f"has dtype {array.dtype} and shape {array.shape}"
+                    f"state_dict['{name}.{index}'] has dtype {slot.dtype} and shape {slot.shape}; "
+                    f"variable {index} has dtype {array.dtype} and shape {array.shape}"
                 )
         return slots

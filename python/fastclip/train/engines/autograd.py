@@ -21,7 +21,7 @@ __all__ = ["gradients"]
 _SIGNS = ("ArrayBox", "unexpected keyword argument 'out'", "setting an array element with a sequence")
 
 _HINT = (
-    "fastclip: the loss is differentiated by autograd, whose values NumPy's own functions do not take: "
+    "fastclip: the loss is differentiated by autograd, whose values not all of NumPy's own functions take: "
     "write `import autograd.numpy as np` where the loss is defined"
 )
 
