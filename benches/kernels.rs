@@ -13,7 +13,9 @@ use fastclip::kernels::max_abs::max_abs;
 use fastclip::kernels::power_sum::power_sum;
 use fastclip::kernels::scale::{Factor, scale};
 use fastclip::kernels::sum_squares::sum_squares;
+use fastclip::kernels::update::update;
 use fastclip::plan::CHUNK;
+use fastclip::rules::{Carrier, Kind, Rule};
 use half::{bf16, f16};
 
 fn main() {
@@ -156,4 +158,44 @@ fn bench_power_sum_f32(bencher: Bencher, p: f64) {
     bencher
         .counter(BytesCount::of_slice(&x))
         .bench(|| power_sum(isa::detected(), black_box(&x), p, [0.5, 1.0]));
+}
+
+/// A rule on one chunk of an update, with the hyper-parameters that it takes all at 0.1.
+struct OnChunk<'a> {
+    level: isa::Level,
+    g: &'a [f32],
+    w: &'a mut [f32],
+    slots: &'a mut [Vec<f32>],
+}
+
+impl Carrier for OnChunk<'_> {
+    type Result = ();
+
+    fn carry<A: Rule<f32, N>, B: Rule<f64, N>, const N: usize>(self, narrow: A, _: B) {
+        let mut slots = self.slots.iter_mut();
+        let slots = std::array::from_fn(|_| slots.next().expect("as many as the rule has").as_mut_slice());
+        update(self.level, narrow, 0.5, self.g, self.w, slots);
+    }
+}
+
+#[divan::bench(args = rules())]
+fn bench_update(bencher: Bencher, (level, rule): (&str, &str)) {
+    let level = isa::by_name(level).expect("a level of this machine");
+    let kind = Kind::from_name(rule).expect("a rule");
+    let n = 1 << 14;
+    let hyper = vec![0.1; kind.hyper().len()];
+    let g = vec![0.01_f32; n];
+    let mut w = vec![1.0_f32; n];
+    let mut slots = vec![vec![1.0_f32; n]; kind.slots()];
+    bencher
+        .counter(BytesCount::new(4 * n * (3 + 2 * kind.slots())))
+        .bench_local(|| kind.with(&hyper, OnChunk { level, g: black_box(&g), w: &mut w, slots: &mut slots }));
+}
+
+/// Every SIMD level of this machine with some of the rules.
+fn rules() -> Vec<(&'static str, &'static str)> {
+    let levels = isa::all().into_iter().map(isa::name);
+    levels
+        .flat_map(|level| ["gradient_descent", "adamw", "centered_rms_prop"].map(|rule| (level, rule)))
+        .collect()
 }

@@ -331,6 +331,46 @@ unsafe fn give<L: Float, R: Convert<L>>(level: Level, item: &Item, block: Range<
     }
 }
 
+/// Writes a low-precision copy anew: the first operand is the variable, the second the copy, of this type.
+///
+/// # Safety
+///
+/// The copy must not overlap the variable, and nothing else may use its memory.
+pub unsafe fn refresh(context: Context, segment: &Segment<2>, copy: Scalar) {
+    /// # Safety
+    ///
+    /// As [`refresh`], of these types.
+    unsafe fn block<R: Float + Convert<L>, L: Float>(
+        level: Level,
+        segment: &Segment<2>,
+        block: Range<usize>,
+    ) {
+        let (mut wide, mut narrow) = ([R::ZERO; BLOCK], [L::ZERO; BLOCK]);
+        let (wide, narrow) = (&mut wide[..block.len()], &mut narrow[..block.len()]);
+        segment.gather(0, block.clone(), wide);
+        convert(level, wide, narrow);
+        // SAFETY: the caller's contract.
+        unsafe { segment.scatter(1, block, narrow) };
+    }
+    let plan = Plan::new(std::slice::from_ref(segment));
+    exec::for_each(context, &plan, Direction::Forwards, |_, range, _| {
+        for start in range.clone().step_by(BLOCK) {
+            let at = start..range.end.min(start + BLOCK);
+            // SAFETY: blocks are disjoint; the types are those of the operands.
+            unsafe {
+                match (segment.scalar, copy) {
+                    (Scalar::F32, Scalar::F16) => block::<f32, f16>(context.level, segment, at),
+                    (Scalar::F32, Scalar::BF16) => block::<f32, bf16>(context.level, segment, at),
+                    (Scalar::F64, Scalar::F16) => block::<f64, f16>(context.level, segment, at),
+                    (Scalar::F64, Scalar::BF16) => block::<f64, bf16>(context.level, segment, at),
+                    (Scalar::F64, Scalar::F32) => block::<f64, f32>(context.level, segment, at),
+                    _ => unreachable!("copies are narrower floats: checked at the edge"),
+                }
+            }
+        }
+    });
+}
+
 /// Puts one value in each segment.
 ///
 /// # Safety

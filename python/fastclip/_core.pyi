@@ -1,8 +1,9 @@
 from collections.abc import Sequence
-from typing import Any, Self, final
+from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Self
 
 __all__ = [
     "NonFiniteError",
@@ -123,4 +124,5 @@ class Slots:
     def of(self, array: npt.NDArray[Any]) -> list[npt.NDArray[Any]] | None: ...
     def meet(self, array: npt.NDArray[Any], initial: Sequence[float] | None) -> list[npt.NDArray[Any]]: ...
     def copy_of(self, array: npt.NDArray[Any]) -> npt.NDArray[Any] | None: ...
+    def refresh_copy(self, array: npt.NDArray[Any]) -> None: ...
     def set_copy(self, array: npt.NDArray[Any], copy: npt.NDArray[Any] | None) -> None: ...

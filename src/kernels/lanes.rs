@@ -11,6 +11,7 @@ use fearless_simd::{f32x16, f64x8};
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
 /// One or several numbers of type `R`.
+#[allow(clippy::return_self_not_must_use, reason = "arithmetic: operators are not marked either")]
 pub trait Lanes<R>:
     Copy
     + Neg<Output = Self>

@@ -3,13 +3,14 @@
 //! Slots are arrays of our own, laid out as their variable. They cross once: from then on their addresses are known.
 
 use super::output::Outputs;
+use super::raise::detached;
 use super::view::{Known, Takes, View};
 use crate::error::Error;
 use crate::exec::Context;
 use crate::rules::Kind;
 use crate::scalar::{DType, Scalar};
 use crate::segment::Segment;
-use crate::update::fill;
+use crate::update::{fill, refresh};
 use pyo3::prelude::*;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -32,6 +33,9 @@ pub(super) struct Entry {
     /// The array that is a low-precision copy of it.
     pub(super) copy: Option<Py<PyAny>>,
 }
+
+/// A variable's array, and arrays over the memory of its slots.
+type Kept<'py> = (Bound<'py, PyAny>, Vec<Bound<'py, PyAny>>);
 
 /// An array of our own.
 pub(super) struct Slot {
@@ -203,7 +207,7 @@ impl Slots {
     }
 
     /// Every variable met, with its slots: none if it never had a gradient.
-    fn entries<'py>(&self, py: Python<'py>) -> PyResult<Vec<(Bound<'py, PyAny>, Vec<Bound<'py, PyAny>>)>> {
+    fn entries<'py>(&self, py: Python<'py>) -> PyResult<Vec<Kept<'py>>> {
         let entry = |entry: &Entry| Ok((entry.array.bind(py).clone(), views(py, &entry.slots)?));
         self.entries.iter().map(entry).collect()
     }
@@ -258,6 +262,26 @@ impl Slots {
         let view = variable(array)?;
         let copy = self.position(&view, 0).and_then(|index| self.entries[index].copy.as_ref());
         Ok(copy.map(|copy| copy.bind(py).clone()))
+    }
+
+    /// Writes the low-precision copy of a variable anew, if it has one.
+    fn refresh_copy(&self, py: Python<'_>, array: &Bound<'_, PyAny>) -> PyResult<()> {
+        let view = variable(array)?;
+        let Some(copy) = self.copy_of(py, array)? else { return Ok(()) };
+        let copy = View::new(copy, Takes::Floats, &mut Known::default(), || "copy".into())?;
+        check_copy(&copy, &view, || "copy".into())?;
+        // SAFETY: arrays of one shape, alive; the copy is writable and shares no memory with the variable, which was
+        // looked at when it was set.
+        unsafe {
+            let operands = [Some(view.strided()), Some(copy.strided())];
+            let sizes = [view.dtype.size(), copy.dtype.size()];
+            let (segment, to) =
+                (Segment::mixed(view.dtype, view.shape(), operands, sizes), copy.dtype.scalar);
+            detached(py, || {
+                refresh(Context::current(), &segment, to);
+                Ok(())
+            })
+        }
     }
 
     /// Sets the low-precision copy of a variable, or takes it away.

@@ -41,7 +41,7 @@ enum Policy {
 /// How gradients become what the rule sees.
 #[derive(FromPyObject)]
 pub struct Handling {
-    /// "none", "value", "norm" or "global_norm",
+    /// `none`, `value`, `norm` or `global_norm`,
     #[pyo3(item(0))]
     clip: String,
     /// and the bound of that.
@@ -66,7 +66,7 @@ pub struct Sliced<'py> {
     given: Bound<'py, PyAny>,
     /// Which gradients were of rows: these have been clamped before they were summed, if that is asked for.
     #[pyo3(item(2))]
-    is_sliced: Vec<bool>,
+    of_rows: Vec<bool>,
 }
 
 impl Handling {
@@ -203,7 +203,7 @@ pub fn take_step<'py>(
         .collect();
     let clamped: Vec<bool> = present
         .iter()
-        .map(|at| rows.as_ref().is_some_and(|rows| rows.is_sliced.get(*at) == Some(&true)))
+        .map(|at| rows.as_ref().is_some_and(|rows| rows.of_rows.get(*at) == Some(&true)))
         .collect();
     let context = Context::current();
     let (taken, total, magnitudes) = detached(py, || {

@@ -1,5 +1,5 @@
 //! g′ = g + 2·shrinkage·w; n′ = n + g²; z ← z + g′ − (n′^p − n^p)/lr·w; w ← −sign(z)·max(|z| − l1, 0)/(n′^p/lr + 2·l2′),
-//! with p = −learning_rate_power and l2′ = l2 + beta/(2·lr).
+//! with p = −`learning_rate_power` and l2′ = l2 + beta/(2·lr).
 //!
 //! McMahan and others, "Ad click prediction: a view from the trenches", 2013, with TensorFlow's power, shrinkage and
 //! beta. The slots are n, z.

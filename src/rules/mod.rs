@@ -1,7 +1,7 @@
 //! The update rules of optimizers, one a file: a gradient, a variable and its slots become a variable and slots.
 //!
 //! A rule says what happens to one element. It knows nothing of memory, threads, types of gradients or clipping:
-//! `update.rs` carries it. A new rule is a file here and a line in [`rules!`] below.
+//! `update.rs` carries it. A new rule is a file here and a line in the list below.
 //!
 //! Numbers that depend on hyper-parameters alone are taken in float64 and rounded once.
 
@@ -9,7 +9,7 @@ use crate::kernels::lanes::{Lanes, Real};
 
 /// What an optimizer does to one element of a variable that has `N` slots.
 pub trait Rule<R: Real, const N: usize>: Copy + Send + Sync {
-    /// The rule with these hyper-parameters, in the order of its line in [`rules!`].
+    /// The rule with these hyper-parameters, in the order of its line in the list below.
     fn new(hyper: &[f64]) -> Self;
 
     /// The variable and its slots after a step with gradient `g`.

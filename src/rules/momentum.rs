@@ -10,7 +10,7 @@ use crate::kernels::lanes::{Lanes, Real};
 #[derive(Clone, Copy, Debug)]
 pub struct Momentum<R> {
     learning_rate: R,
-    momentum: R,
+    decay: R,
     ahead: R,
     use_nesterov: bool,
 }
@@ -20,7 +20,7 @@ impl<R: Real> Rule<R, 1> for Momentum<R> {
         let [learning_rate, momentum, use_nesterov] = expect(hyper);
         Self {
             learning_rate: R::from_f64(learning_rate),
-            momentum: R::from_f64(momentum),
+            decay: R::from_f64(momentum),
             ahead: R::from_f64(learning_rate * momentum),
             use_nesterov: use_nesterov != 0.0,
         }
@@ -28,7 +28,7 @@ impl<R: Real> Rule<R, 1> for Momentum<R> {
 
     #[inline(always)]
     fn update<V: Lanes<R>>(self, g: V, w: V, [a]: [V; 1]) -> (V, [V; 1]) {
-        let a = a * self.momentum + g;
+        let a = a * self.decay + g;
         let step = if self.use_nesterov {
             g * self.learning_rate + a * self.ahead
         } else {

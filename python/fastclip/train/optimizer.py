@@ -260,9 +260,7 @@ class Optimizer:
 
     def _constrain(self, variable: Any) -> None:
         variable.assign(variable.constraint(variable))
-        copy = self._slots.copy_of(variable.value)
-        if copy is not None:
-            _refresh(copy, variable.value)
+        self._slots.refresh_copy(variable.value)
 
     def minimize(
         self,
@@ -388,8 +386,7 @@ class Optimizer:
                 raise ValueError("copy shares memory with the variable")
         with self._lock:
             self._slots.set_copy(array, copy)
-        if copy is not None:
-            _refresh(copy, array)
+            self._slots.refresh_copy(array)
 
     # Resuming ------------------------------------------------------------------------------------
 
@@ -474,12 +471,6 @@ class Optimizer:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._name!r}>"
-
-
-def _refresh(copy: _Array, array: _Array) -> None:
-    # What is beyond the copy's range becomes infinite, as in the pass of an update: no reason to warn.
-    with np.errstate(over="ignore"):
-        copy[...] = array
 
 
 def _name_of(variable: Any) -> str:

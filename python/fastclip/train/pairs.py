@@ -153,9 +153,11 @@ def _checked_values(slices: IndexedSlices, array: _Array, name: str) -> _Array:
 
 
 def _clamped(values: _Array, bound: float) -> _Array:
-    if bound == math.inf or values.dtype.kind in "iub":
+    if bound == math.inf or values.dtype.kind not in "fV":
         return values
-    clamped: _Array = clip_by_value(values, -bound, bound)
+    # In 16 bits the bound would be rounded.
+    wide = values.astype(np.float32) if values.dtype.itemsize == 2 else values
+    clamped: _Array = clip_by_value(wide, -bound, bound)
     return clamped
 
 
