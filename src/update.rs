@@ -65,8 +65,9 @@ pub struct Rows {
     pub len: usize,
 }
 
-/// Reals that are brought in at a time: with the variable's and the slots' they stay in the first-level cache.
-const BLOCK: usize = 1024;
+/// Reals that are brought in at a time: so few that reading the next gradients overlaps with writing what was updated.
+/// See ARCHITECTURE.md for the measurement.
+const BLOCK: usize = 256;
 
 /// Takes the step. Cannot fail.
 ///

@@ -1,38 +1,42 @@
-"""A small recurrent network and its backward pass through time, in NumPy."""
+"""A small recurrent network, whose forward pass autograd can differentiate."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import importlib
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.floating[Any]]
-Labels = npt.NDArray[np.integer[Any]]
+import fastclip
+
+Array: TypeAlias = npt.NDArray[np.floating[Any]]
+Labels: TypeAlias = npt.NDArray[np.integer[Any]]
+Weight: TypeAlias = Array | fastclip.Variable
 
 
 class Weights(NamedTuple):
-    """The weights of a recurrent classifier; their gradients come in the same form.
+    """The weights of a recurrent classifier: arrays, or the variables that training updates.
 
     Attributes
     ----------
-    input : ndarray, shape (features, hidden)
+    input : ndarray or Variable, shape (features, hidden)
         From what is read at a time step to the hidden state.
-    recurrent : ndarray, shape (hidden, hidden)
+    recurrent : ndarray or Variable, shape (hidden, hidden)
         From the hidden state to the next one.
-    bias : ndarray, shape (hidden,)
+    bias : ndarray or Variable, shape (hidden,)
         Of the hidden state.
-    output : ndarray, shape (hidden, classes)
+    output : ndarray or Variable, shape (hidden, classes)
         From the last hidden state to the scores of the classes.
-    output_bias : ndarray, shape (classes,)
+    output_bias : ndarray or Variable, shape (classes,)
         Of the scores.
     """
 
-    input: Array
-    recurrent: Array
-    bias: Array
-    output: Array
-    output_bias: Array
+    input: Weight
+    recurrent: Weight
+    bias: Weight
+    output: Weight
+    output_bias: Weight
 
 
 def initial_weights(
@@ -61,20 +65,20 @@ def initial_weights(
     Returns
     -------
     Weights
-        Zero biases, and normal input and output weights of variance 1 / inputs.
+        Arrays: zero biases, and normal input and output weights of variance 1 / inputs.
     """
     orthogonal, _ = np.linalg.qr(rng.standard_normal((hidden, hidden)))
-    drawn = Weights(
-        input=rng.standard_normal((features, hidden)) / np.sqrt(features),
-        recurrent=gain * orthogonal,
-        bias=np.zeros(hidden),
-        output=rng.standard_normal((hidden, classes)) / np.sqrt(hidden),
-        output_bias=np.zeros(classes),
+    drawn = (
+        rng.standard_normal((features, hidden)) / np.sqrt(features),
+        gain * orthogonal,
+        np.zeros(hidden),
+        rng.standard_normal((hidden, classes)) / np.sqrt(hidden),
+        np.zeros(classes),
     )
     return Weights(*(array.astype(dtype) for array in drawn))
 
 
-def hidden_states(weights: Weights, inputs: Array) -> Array:
+def class_scores(weights: Weights, inputs: Array) -> Any:
     """Run the network over its input.
 
     Parameters
@@ -86,15 +90,41 @@ def hidden_states(weights: Weights, inputs: Array) -> Array:
 
     Returns
     -------
-    ndarray, shape (time + 1, batch, hidden)
-        h[0] = 0 and h[t] = max(x[t-1] @ input + h[t-1] @ recurrent + bias, 0).
+    ndarray, shape (batch, classes)
+        h @ output + output_bias with h the last hidden state, where h[0] = 0 and
+        h[t] = max(x[t-1] @ input + h[t-1] @ recurrent + bias, 0). While the network is
+        differentiated, autograd's value in the place of the array.
     """
-    batch, time, _ = inputs.shape
-    states = np.zeros((time + 1, batch, weights.bias.size), weights.bias.dtype)
-    from_inputs = inputs.swapaxes(0, 1) @ weights.input + weights.bias
-    for t in range(time):
-        np.maximum(from_inputs[t] + states[t] @ weights.recurrent, 0, out=states[t + 1])
-    return states
+    anp = _autograd_numpy()
+    state: Any = np.zeros((len(inputs), weights.bias.size), weights.bias.dtype)
+    for t in range(inputs.shape[1]):
+        state = anp.maximum(inputs[:, t] @ weights.input + state @ weights.recurrent + weights.bias, 0)
+    return state @ weights.output + weights.output_bias
+
+
+def cross_entropy(weights: Weights, inputs: Array, labels: Labels) -> Any:
+    """Return the loss of a batch.
+
+    Parameters
+    ----------
+    weights : Weights
+        Of the network.
+    inputs : ndarray, shape (batch, time, features)
+        What is read.
+    labels : ndarray of int, shape (batch,)
+        The right classes.
+
+    Returns
+    -------
+    float
+        The mean cross-entropy, in nats. While the network is differentiated, autograd's value in
+        its place.
+    """
+    anp = _autograd_numpy()
+    scores = class_scores(weights, inputs)
+    scores = scores - anp.max(scores, axis=1, keepdims=True)
+    log_sums = anp.log(anp.sum(anp.exp(scores), axis=1))
+    return anp.mean(log_sums - scores[np.arange(len(labels)), labels])
 
 
 def predict(weights: Weights, inputs: Array) -> Labels:
@@ -112,57 +142,10 @@ def predict(weights: Weights, inputs: Array) -> Labels:
     ndarray of int, shape (batch,)
         The classes.
     """
-    last = hidden_states(weights, inputs)[-1]
-    classes: Labels = np.argmax(last @ weights.output + weights.output_bias, axis=1)
+    classes: Labels = np.argmax(class_scores(weights, inputs), axis=1)
     return classes
 
 
-def loss_and_gradients(weights: Weights, inputs: Array, labels: Labels) -> tuple[float, Weights]:
-    """Return the loss of a batch and its gradients, by backpropagation through time.
-
-    Parameters
-    ----------
-    weights : Weights
-        Of the network.
-    inputs : ndarray, shape (batch, time, features)
-        What is read.
-    labels : ndarray of int, shape (batch,)
-        The right classes.
-
-    Returns
-    -------
-    loss : float
-        The mean cross-entropy, in nats.
-    gradients : Weights
-        Its derivative with respect to each of the weights, in their dtype.
-    """
-    batch, time, features = inputs.shape
-    states = hidden_states(weights, inputs)
-    rows = np.arange(batch)
-
-    scores = states[-1] @ weights.output + weights.output_bias
-    scores -= scores.max(axis=1, keepdims=True)
-    log_probabilities = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
-    loss = -float(log_probabilities[rows, labels].mean())
-
-    d_scores = np.exp(log_probabilities)
-    d_scores[rows, labels] -= 1
-    d_scores /= batch
-
-    # Backwards in time. Each step multiplies by the recurrent weights once more: where that
-    # makes the product longer, it grows exponentially with the number of steps.
-    d_before_rectifier = np.empty_like(states[1:])
-    d_state = d_scores @ weights.output.T
-    for t in reversed(range(time)):
-        np.multiply(d_state, states[t + 1] > 0, out=d_before_rectifier[t])
-        d_state = d_before_rectifier[t] @ weights.recurrent.T
-
-    hidden = weights.bias.size
-    d_flat = d_before_rectifier.reshape(time * batch, hidden)
-    return loss, Weights(
-        input=inputs.swapaxes(0, 1).reshape(time * batch, features).T @ d_flat,
-        recurrent=states[:-1].reshape(time * batch, hidden).T @ d_flat,
-        bias=d_flat.sum(axis=0),
-        output=states[-1].T @ d_scores,
-        output_bias=d_scores.sum(axis=0),
-    )
+def _autograd_numpy() -> Any:
+    # autograd has no type annotations, and is not among what fastclip always has.
+    return importlib.import_module("autograd.numpy")
