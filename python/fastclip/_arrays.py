@@ -1,8 +1,6 @@
 """What counts as an array, and how it becomes one that the compiled part can look at.
 
-Foreign tensors come in here: a kind of tensor is recognised by the module its type comes from, without
-importing that module. A kind that fastclip learns to read needs an entry in `_FOREIGN` to go, and a branch
-in `as_array` and `as_output` to come.
+Tensors of other frameworks are refused here. What takes them (the optimizers) asks `_foreign.py`.
 """
 
 from __future__ import annotations
@@ -13,13 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastclip._foreign import framework
+
 __all__ = ["as_array", "as_bound", "as_output", "describe", "is_array_like"]
 
-#: Kinds of tensor that are refused, by the root of their type's module, and what to pass instead.
-_FOREIGN = {
+#: What to pass instead of a framework's tensor.
+_INSTEAD = {
     "torch": "its .numpy() (on the CPU; torch.nn.utils.clip_grad_norm_ is torch's own)",
     "jax": "np.asarray(...) of it (optax.clip_by_global_norm is JAX's own)",
-    "jaxlib": "np.asarray(...) of it (optax.clip_by_global_norm is JAX's own)",
     "tensorflow": "its .numpy() (tf.clip_by_global_norm is TensorFlow's own)",
     "cupy": "cupy.asnumpy(...) of it",
 }
@@ -32,17 +31,12 @@ def describe(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
-def _foreign(value: object) -> str | None:
-    roots = (kind.__module__.partition(".")[0] for kind in type(value).__mro__)
-    return next((_FOREIGN[root] for root in roots if root in _FOREIGN), None)
-
-
 def _refuse(value: object, name: str) -> None:
     """Raise TypeError for what is never taken."""
-    instead = _foreign(value)
-    if instead is not None:
-        kind = f"{type(value).__module__.partition('.')[0]} {type(value).__name__}"
-        raise TypeError(f"{name} is a {kind}, which fastclip does not take yet; pass {instead}")
+    kind = framework(value)
+    if kind is not None:
+        tensor = f"{type(value).__module__.partition('.')[0]} {type(value).__name__}"
+        raise TypeError(f"{name} is a {tensor}, which fastclip does not take yet; pass {_INSTEAD[kind]}")
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(
             f"{name} is a masked array of dtype {value.dtype} and shape {value.shape}; "

@@ -5,6 +5,7 @@ A framework is known by the module that a tensor's type comes from, and is never
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -14,17 +15,26 @@ from fastclip.indexed_slices import IndexedSlices
 
 __all__ = ["foreign_array", "foreign_slices", "framework"]
 
-_ROOTS = {"torch": "torch", "jax": "jax", "jaxlib": "jax", "tensorflow": "tensorflow"}
+_ROOTS = {"torch": "torch", "jax": "jax", "jaxlib": "jax", "tensorflow": "tensorflow", "cupy": "cupy"}
 
 
 def framework(value: object) -> str | None:
-    """Return the framework that a tensor is of: torch, jax or tensorflow; None for anything else."""
+    """Return the framework that a tensor is of: torch, jax, tensorflow or cupy; None for anything else."""
     roots = (kind.__module__.partition(".")[0] for kind in type(value).__mro__)
     return next((_ROOTS[root] for root in roots if root in _ROOTS), None)
 
 
-def foreign_array(value: Any, name: str) -> npt.NDArray[Any]:
+def foreign_array(value: Any, name: str, to_write: bool = False) -> npt.NDArray[Any]:
     """Return the array over the memory of a framework's tensor.
+
+    Parameters
+    ----------
+    value : tensor
+        Of a kind that :func:`framework` knows.
+    name : str
+        What it is called in messages.
+    to_write : bool, optional
+        Whether the array will be written to, so that it must not be a copy.
 
     Raises
     ------
@@ -32,7 +42,7 @@ def foreign_array(value: Any, name: str) -> npt.NDArray[Any]:
         If the tensor is not in the memory of the CPU, or not dense.
     """
     if framework(value) == "torch":
-        return _torch_array(value, name)
+        return _torch_array(value, name, to_write)
     try:
         return np.asarray(value)
     except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
@@ -41,13 +51,17 @@ def foreign_array(value: Any, name: str) -> npt.NDArray[Any]:
         ) from error
 
 
-def _torch_array(value: Any, name: str) -> npt.NDArray[Any]:
+def _torch_array(value: Any, name: str, to_write: bool) -> npt.NDArray[Any]:
     if not hasattr(value, "detach"):
         raise TypeError(f"{name} is a torch {type(value).__name__}; it takes a tensor")
     if value.device.type != "cpu":
         raise TypeError(f"{name} is a torch tensor on {value.device}; pass its .cpu(), or use torch's own")
     if str(value.layout) != "torch.strided":
         raise TypeError(f"{name} is a torch tensor of layout {value.layout}; it takes a strided one")
+    if to_write and (value.is_neg() or value.is_conj()):
+        raise TypeError(
+            f"{name} is a torch tensor that stands for the negative of memory; pass .resolve_neg() of it"
+        )
     tensor = value.detach().resolve_conj().resolve_neg()
     if str(tensor.dtype) != "torch.bfloat16":
         array: npt.NDArray[Any] = tensor.numpy()
@@ -60,15 +74,9 @@ def _torch_array(value: Any, name: str) -> npt.NDArray[Any]:
             "pip install 'fastclip[bf16]'"
         ) from None
     # torch gives NumPy no bfloat16; its bits are those of an int16.
-    bits = tensor.view(_torch_int16(tensor))
+    bits = tensor.view(sys.modules["torch"].int16)
     bfloat16: npt.NDArray[Any] = bits.numpy().view(ml_dtypes.bfloat16)
     return bfloat16
-
-
-def _torch_int16(tensor: Any) -> Any:
-    import sys
-
-    return sys.modules["torch"].int16
 
 
 def foreign_slices(value: Any, name: str) -> IndexedSlices | None:

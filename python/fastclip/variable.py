@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastclip._arrays import as_array, describe
+from fastclip._foreign import foreign_array, framework
 from fastclip._tracing import Trace, current_trace
 from fastclip.graph_keys import add_trainable
 
@@ -78,7 +79,8 @@ class Variable:
 
     Notes
     -----
-    Variables are equal only to themselves, and can be keys. While a loss is differentiated, the variables
+    Variables are equal only to themselves among variables, and can be keys; beside an array they compare
+    element by element. While a loss is differentiated, the variables
     it is differentiated by read as values that the engine traces. A function that would take such a one for
     a constant, as NumPy's own functions do, raises TypeError; :meth:`numpy` is the way to read the numbers.
 
@@ -213,11 +215,16 @@ class Variable:
         np.subtract(self._data, self._assignable(delta, "delta"), out=self._data, casting="unsafe")
         return self
 
-    def _assignable(self, value: Any, name: str) -> npt.NDArray[Any]:
+    def _memory(self) -> npt.NDArray[Any]:
+        """The array itself, which the caller is going to write to."""
         if self._traced() is not None:
             raise RuntimeError(
                 f"the variable {self.name!r} was assigned to inside the loss that is differentiated by it"
             )
+        return self._data
+
+    def _assignable(self, value: Any, name: str) -> npt.NDArray[Any]:
+        self._memory()
         array = value._data if isinstance(value, Variable) else as_array(value, name)
         floats = self.dtype.kind == "f" or self.dtype.name == "bfloat16"
         narrow = array.dtype.name == "bfloat16"
@@ -469,6 +476,8 @@ def _initial(value: Any) -> npt.NDArray[Any]:
     """An array of an initial value, with the types that TensorFlow gives Python's numbers."""
     if isinstance(value, Variable):
         return value._data
+    if framework(value) is not None:
+        return foreign_array(value, "initial_value")
     array = as_array(value, "initial_value")
     if not _is_python(value):
         return array

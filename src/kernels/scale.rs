@@ -10,7 +10,7 @@ use super::operation::Operation;
 use fearless_simd::{Level, Simd, dispatch};
 use half::{bf16, f16};
 
-/// What elements are multiplied by: between 0 and 1.
+/// What elements are multiplied by: between 0 and 1, or the inverse of a loss scale.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Factor {
     /// The factor for float32 and narrower, unless `is_wide`.
@@ -19,7 +19,7 @@ pub struct Factor {
     pub wide: f64,
     /// A power of two that keeps `wide` a normal number: 1 but for extreme norms.
     pub lift: f64,
-    /// The factor is so small that a float32 would hold it badly: narrow types use float64 as well.
+    /// The factor is so small, or so large, that a float32 would hold it badly: narrow types use float64 as well.
     is_wide: bool,
 }
 
@@ -46,7 +46,8 @@ impl Factor {
     fn from_wide(wide: f64, lift: f64) -> Self {
         let value = wide * lift;
         let narrow = value as f32;
-        let is_wide = value != 0.0 && narrow < f32::MIN_POSITIVE || lift != 1.0;
+        let in_range = (f32::MIN_POSITIVE..=f32::MAX).contains(&narrow);
+        let is_wide = value != 0.0 && value.is_finite() && !in_range || lift != 1.0;
         Self { narrow, wide, lift, is_wide }
     }
 

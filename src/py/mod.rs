@@ -6,12 +6,16 @@
 
 mod batch;
 mod clipping;
+mod counters;
+mod handling;
 mod output;
 mod overlap;
 mod raise;
 mod settings;
 mod slots;
 mod step;
+mod step_arrays;
+mod step_parts;
 mod view;
 
 use pyo3::pymodule;
@@ -34,7 +38,9 @@ mod _core {
     #[pymodule_export]
     use super::slots::Slots;
     #[pymodule_export]
-    use super::step::{check_variables, split_pairs, take_step};
+    use super::step::take_step;
+    #[pymodule_export]
+    use super::step_arrays::{check_variables, split_pairs};
     #[pymodule_export]
     use super::view::is_plain;
 

@@ -3,6 +3,7 @@
 use super::view::{Label, View};
 use crate::error::Error;
 use pyo3::prelude::*;
+use std::ops::ControlFlow;
 
 /// An array's addresses, for sorting.
 #[derive(Clone, Copy)]
@@ -53,7 +54,20 @@ pub fn check(
 }
 
 /// An output that overlaps itself, another or an input, as far as there is one.
-pub fn find(inputs: &[Option<View<'_>>], outputs: &[Option<View<'_>>], in_place: bool) -> Option<Clash> {
+fn find(inputs: &[Option<View<'_>>], outputs: &[Option<View<'_>>], in_place: bool) -> Option<Clash> {
+    match sweep(inputs, outputs, in_place, ControlFlow::Break) {
+        ControlFlow::Break(clash) => Some(clash),
+        ControlFlow::Continue(()) => None,
+    }
+}
+
+/// Calls `visit` for each output that overlaps itself, another or an input, until it breaks off.
+pub fn sweep<B>(
+    inputs: &[Option<View<'_>>],
+    outputs: &[Option<View<'_>>],
+    in_place: bool,
+    mut visit: impl FnMut(Clash) -> ControlFlow<B>,
+) -> ControlFlow<B> {
     let mut spans = Vec::with_capacity(inputs.len() + outputs.len());
     for index in 0..inputs.len().max(outputs.len()) {
         let (input, output) =
@@ -64,7 +78,7 @@ pub fn find(inputs: &[Option<View<'_>>], outputs: &[Option<View<'_>>], in_place:
         };
         if let Some(output) = output {
             if output.may_overlap_itself() {
-                return Some(Clash::Within(index));
+                visit(Clash::Within(index))?;
             }
             add(output, true);
         }
@@ -78,7 +92,7 @@ pub fn find(inputs: &[Option<View<'_>>], outputs: &[Option<View<'_>>], in_place:
         spans.sort_unstable_by_key(|span| span.low);
     }
     if spans.windows(2).all(|pair| pair[0].high <= pair[1].low) {
-        return None;
+        return ControlFlow::Continue(());
     }
     // Spans that are still open as the addresses grow.
     let mut open: Vec<Span> = Vec::new();
@@ -86,16 +100,16 @@ pub fn find(inputs: &[Option<View<'_>>], outputs: &[Option<View<'_>>], in_place:
         open.retain(|other| other.high > span.low);
         for other in &open {
             if (span.is_output || other.is_output) && share_memory(*other, span, inputs, outputs) {
-                return Some(if other.is_output {
+                visit(if other.is_output {
                     Clash::Between(*other, span)
                 } else {
                     Clash::Between(span, *other)
-                });
+                })?;
             }
         }
         open.push(span);
     }
-    None
+    ControlFlow::Continue(())
 }
 
 /// Whether two arrays whose address ranges meet have an element in common. NumPy decides; where it

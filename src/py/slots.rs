@@ -3,17 +3,19 @@
 //! Slots are arrays of our own, laid out as their variable. They cross once: from then on their addresses are known.
 
 use super::output::Outputs;
+use super::overlap;
 use super::raise::detached;
-use super::view::{Known, Takes, View};
+use super::view::{Known, Label, Takes, View};
 use crate::error::Error;
 use crate::exec::Context;
 use crate::rules::Kind;
-use crate::scalar::{DType, Scalar};
+use crate::scalar::DType;
 use crate::segment::Segment;
 use crate::update::{fill, refresh};
 use pyo3::prelude::*;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 /// What an optimizer keeps.
 #[pyclass(module = "fastclip._core")]
@@ -21,17 +23,25 @@ pub struct Slots {
     pub(super) kind: Kind,
     pub(super) entries: Vec<Entry>,
     known: HashMap<Key, usize>,
+    /// The low-precision copies of variables, which may be set before the variables are met.
+    copies: HashMap<Key, Copy>,
+    /// Whether a step is being taken: a signal's handler may want another.
+    pub(super) stepping: Arc<AtomicBool>,
 }
 
 /// A variable, and what is kept for it.
 pub(super) struct Entry {
     key: Key,
-    /// The first array that was seen over this memory: it keeps it alive, and the address from being given away.
+    /// An array over this memory: it keeps it alive, and the address from being given away.
     array: Py<PyAny>,
     /// Its slots, none before its first gradient.
     pub(super) slots: Vec<Slot>,
-    /// The array that is a low-precision copy of it.
-    pub(super) copy: Option<Py<PyAny>>,
+}
+
+/// A variable's array and that of its low-precision copy.
+struct Copy {
+    variable: Py<PyAny>,
+    copy: Py<PyAny>,
 }
 
 /// A variable's array, and arrays over the memory of its slots.
@@ -39,12 +49,17 @@ type Kept<'py> = (Bound<'py, PyAny>, Vec<Bound<'py, PyAny>>);
 
 /// An array of our own.
 pub(super) struct Slot {
+    /// It keeps the memory alive. Where that is and how it lies is not asked of it again: a caller can reach it as
+    /// the base of what `get_slot` gives, and change its shape.
     pub(super) array: Py<PyAny>,
+    /// Atomic for the sake of `Send` and `Sync` alone: it never changes.
     pointer: AtomicPtr<u8>,
+    /// Bytes per step of each axis of the variable.
+    pub(super) strides: Box<[isize]>,
 }
 
 impl Slot {
-    /// Its first element. Nobody else has this array object, so that it cannot be made to look elsewhere.
+    /// Its first element.
     pub(super) fn pointer(&self) -> *mut u8 {
         self.pointer.load(Ordering::Relaxed)
     }
@@ -92,17 +107,18 @@ impl Slots {
         self.known.get(&Key::of(view)).copied()
     }
 
-    /// An entry for a variable that is seen for the first time.
-    pub(super) fn entry(view: &View, slots: Vec<Slot>, copy: Option<Py<PyAny>>) -> Entry {
-        Entry { key: Key::of(view), array: view.object.clone().unbind(), slots, copy }
+    /// Remembers a variable that was seen for the first time. `array` is of our own, over its memory.
+    pub(super) fn add(&mut self, view: &View, array: Py<PyAny>, slots: Vec<Slot>) {
+        self.known.insert(Key::of(view), self.entries.len());
+        self.entries.push(Entry { key: Key::of(view), array, slots });
     }
 
-    /// Remembers it.
-    pub(super) fn add(&mut self, entry: Entry) {
-        let Key { address, dtype, ref shape, ref strides } = entry.key;
-        let key = Key { address, dtype, shape: shape.clone(), strides: strides.clone() };
-        self.known.insert(key, self.entries.len());
-        self.entries.push(entry);
+    /// The low-precision copy of a variable, if it has one.
+    pub(super) fn copy<'py>(&self, py: Python<'py>, view: &View) -> Option<Bound<'py, PyAny>> {
+        if self.copies.is_empty() {
+            return None;
+        }
+        self.copies.get(&Key::of(view)).map(|found| found.copy.bind(py).clone())
     }
 
     /// Slots for variables, uninitialised: as many for each as the rule has.
@@ -118,7 +134,8 @@ impl Slots {
         let mut slot = |view: &View<'py>| {
             let array = outputs.like(view)?;
             let made = View::new(array, Takes::Any, &mut known, String::new)?;
-            Ok(Slot { pointer: AtomicPtr::new(made.pointer), array: made.object.unbind() })
+            let strides = made.strides().into();
+            Ok(Slot { pointer: AtomicPtr::new(made.pointer), strides, array: made.object.unbind() })
         };
         variables.iter().map(|view| (0..count).map(|_| slot(view)).collect()).collect()
     }
@@ -144,20 +161,13 @@ impl Slots {
 
 /// The variable of a method that takes one, looked at.
 fn variable<'py>(array: &Bound<'py, PyAny>) -> PyResult<View<'py>> {
-    let view = View::new(array.clone(), Takes::Any, &mut Known::default(), || "variable".into())?;
+    let view = View::new(array.clone(), Takes::Variables, &mut Known::default(), || "variable".into())?;
     check_variable(&view, || "variable".into())?;
     Ok(view)
 }
 
-/// Refuses what cannot be a variable.
+/// Refuses what cannot be updated.
 pub(super) fn check_variable(view: &View, name: impl Fn() -> String) -> Result<(), Error> {
-    if view.dtype.complex || !matches!(view.dtype.scalar, Scalar::F32 | Scalar::F64) {
-        return Err(Error::Type(format!(
-            "{} is {}; a variable is of float32 or float64 (a low-precision copy of it may be narrower)",
-            name(),
-            view.describe()
-        )));
-    }
     if !view.is_writable() {
         return Err(Error::Value(format!(
             "{} ({}) is read-only: a variable is updated in place",
@@ -170,8 +180,7 @@ pub(super) fn check_variable(view: &View, name: impl Fn() -> String) -> Result<(
 
 /// Refuses what cannot be a variable's low-precision copy.
 pub(super) fn check_copy(copy: &View, variable: &View, name: impl Fn() -> String) -> Result<(), Error> {
-    let narrower = copy.dtype.scalar.is_float() && copy.dtype.size() < variable.dtype.size();
-    if copy.dtype.complex || !narrower {
+    if copy.dtype.size() >= variable.dtype.size() {
         return Err(Error::Type(format!(
             "{} is {}; it takes a float type narrower than the variable's {}",
             name(),
@@ -197,13 +206,13 @@ impl Slots {
     #[new]
     fn new(rule: &str) -> PyResult<Self> {
         let kind = Kind::from_name(rule).ok_or_else(|| Error::Value(format!("there is no rule {rule:?}")))?;
-        Ok(Self { kind, entries: Vec::new(), known: HashMap::new() })
-    }
-
-    /// The names of the rule's hyper-parameters, in the order in which a step takes them.
-    #[getter]
-    fn hyper(&self) -> Vec<&'static str> {
-        self.kind.hyper().to_vec()
+        Ok(Self {
+            kind,
+            entries: Vec::new(),
+            known: HashMap::new(),
+            copies: HashMap::new(),
+            stepping: Arc::default(),
+        })
     }
 
     /// Every variable met, with its slots: none if it never had a gradient.
@@ -248,30 +257,23 @@ impl Slots {
         let arrays = views(py, &slots)?;
         match self.position(&view, self.entries.len()) {
             Some(index) => self.entries[index].slots = slots,
-            None => self.add(Self::entry(&view, slots, None)),
+            None => self.add(&view, view.object.call_method0("view")?.unbind(), slots),
         }
         Ok(arrays)
     }
 
-    /// The low-precision copy of a variable.
-    fn copy_of<'py>(
-        &self,
-        py: Python<'py>,
-        array: &Bound<'py, PyAny>,
-    ) -> PyResult<Option<Bound<'py, PyAny>>> {
-        let view = variable(array)?;
-        let copy = self.position(&view, 0).and_then(|index| self.entries[index].copy.as_ref());
-        Ok(copy.map(|copy| copy.bind(py).clone()))
+    /// The variables that have a low-precision copy, with it.
+    fn copies<'py>(&self, py: Python<'py>) -> Vec<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
+        let pair = |found: &Copy| (found.variable.bind(py).clone(), found.copy.bind(py).clone());
+        self.copies.values().map(pair).collect()
     }
 
     /// Writes the low-precision copy of a variable anew, if it has one.
     fn refresh_copy(&self, py: Python<'_>, array: &Bound<'_, PyAny>) -> PyResult<()> {
         let view = variable(array)?;
-        let Some(copy) = self.copy_of(py, array)? else { return Ok(()) };
-        let copy = View::new(copy, Takes::Floats, &mut Known::default(), || "copy".into())?;
-        check_copy(&copy, &view, || "copy".into())?;
-        // SAFETY: arrays of one shape, alive; the copy is writable and shares no memory with the variable, which was
-        // looked at when it was set.
+        let Some(copy) = self.copy(py, &view) else { return Ok(()) };
+        let copy = copy_view(copy, &view)?;
+        // SAFETY: arrays of one shape, alive; `copy_view` found the copy writable and apart from the variable.
         unsafe {
             let operands = [Some(view.strided()), Some(copy.strided())];
             let sizes = [view.dtype.size(), copy.dtype.size()];
@@ -287,17 +289,27 @@ impl Slots {
     /// Sets the low-precision copy of a variable, or takes it away.
     fn set_copy<'py>(&mut self, array: &Bound<'py, PyAny>, copy: Option<Bound<'py, PyAny>>) -> PyResult<()> {
         let view = variable(array)?;
-        if let Some(copy) = &copy {
-            let copy = View::new(copy.clone(), Takes::Floats, &mut Known::default(), || "copy".into())?;
-            check_copy(&copy, &view, || "copy".into())?;
-        }
-        let copy = copy.map(Bound::unbind);
-        match self.position(&view, 0) {
-            Some(index) => self.entries[index].copy = copy,
-            None => self.add(Self::entry(&view, Vec::new(), copy)),
+        match copy {
+            Some(copy) => {
+                let copy = copy_view(copy, &view)?.object.unbind();
+                let variable = view.object.call_method0("view")?.unbind();
+                self.copies.insert(Key::of(&view), Copy { variable, copy });
+            }
+            None => drop(self.copies.remove(&Key::of(&view))),
         }
         Ok(())
     }
+}
+
+/// A low-precision copy, looked at and checked by itself.
+fn copy_view<'py>(copy: Bound<'py, PyAny>, variable: &View<'py>) -> PyResult<View<'py>> {
+    let copy = View::new(copy, Takes::Reals, &mut Known::default(), || "copy".into())?;
+    check_copy(&copy, variable, || "copy".into())?;
+    let variable =
+        View::new(variable.object.clone(), Takes::Any, &mut Known::default(), || "variable".into())?;
+    let (inputs, mut outputs) = ([Some(variable)], [Some(copy)]);
+    overlap::check(&inputs, &outputs, false, Label::Single("variable"), Label::Single("copy"))?;
+    outputs[0].take().ok_or_else(|| Error::Type("copy is None; it takes an array".into()).into())
 }
 
 /// Arrays over the memory of slots: the caller may do with them what it likes.

@@ -30,6 +30,10 @@ pub enum Takes {
     Floats,
     /// Types with an order: floats and integers.
     Ordered,
+    /// Types of gradients: floats that are not complex.
+    Reals,
+    /// Types of variables.
+    Variables,
     /// Any type that fastclip knows: the check against the input comes later.
     Any,
 }
@@ -39,6 +43,8 @@ impl Takes {
         match self {
             Self::Floats => dtype.scalar.is_float(),
             Self::Ordered => !dtype.complex,
+            Self::Reals => dtype.scalar.is_float() && !dtype.complex,
+            Self::Variables => matches!(dtype.scalar, Scalar::F32 | Scalar::F64) && !dtype.complex,
             Self::Any => true,
         }
     }
@@ -47,6 +53,10 @@ impl Takes {
         match self {
             Self::Floats => "float16, bfloat16, float32, float64, complex64 and complex128",
             Self::Ordered => "float16, bfloat16, float32, float64 and every int and uint type",
+            Self::Reals => "float16, bfloat16, float32 and float64",
+            Self::Variables => {
+                "float32 and float64, the types of variables (a low-precision copy may be narrower)"
+            }
             Self::Any => "floats, complex numbers and integers",
         }
     }
@@ -65,7 +75,8 @@ pub enum Label<'a, 'py> {
         /// Where those of this argument begin.
         first: usize,
     },
-    /// The first or second part of the pairs in a list; after as many entries, the low-precision copies of those parts.
+    /// The first or second part of the pairs in a list; after as many entries, the low-precision copies of those parts,
+    /// and then their slots.
     Paired {
         /// The name of the list.
         argument: &'static str,
@@ -90,10 +101,11 @@ impl Label<'_, '_> {
     /// The name of an entry.
     pub fn of(&self, index: usize) -> String {
         if let Self::Paired { argument, part, count } = self {
-            return if index < *count {
-                format!("{argument}[{index}][{part}]")
-            } else {
-                format!("the low-precision copy of {argument}[{}][{part}]", index - count)
+            let pair = format!("{argument}[{}][{part}]", index % count);
+            return match index / count {
+                0 => pair,
+                1 => format!("the low-precision copy of {pair}"),
+                _ => format!("a slot of {pair}"),
             };
         }
         let Self::Listed { names, first } = self else { return self.argument() };
@@ -191,6 +203,11 @@ impl<'py> View<'py> {
     /// Whether its address fits its type.
     pub fn is_aligned(&self) -> bool {
         self.pointer.addr().is_multiple_of(self.dtype.scalar.size())
+    }
+
+    /// Whether its memory may be another's: that of the object it was made of.
+    pub fn has_base(&self) -> bool {
+        !self.fields().base.is_null()
     }
 
     /// Whether it may be written.

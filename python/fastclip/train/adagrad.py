@@ -72,10 +72,10 @@ class AdagradOptimizer(Optimizer):
         **handling: Unpack[GradientHandling],
     ) -> None:
         super().__init__(use_locking, name, **handling)
-        if initial_accumulator_value <= 0.0:
+        self._initial_accumulator_value = current(initial_accumulator_value, "initial_accumulator_value")
+        if self._initial_accumulator_value <= 0.0:
             raise ValueError(f"initial_accumulator_value must be positive: {initial_accumulator_value}")
         self._learning_rate = learning_rate
-        self._initial_accumulator_value = current(initial_accumulator_value, "initial_accumulator_value")
 
     def _hyper(self) -> tuple[float, ...]:
         return (current(self._learning_rate, "learning_rate"),)

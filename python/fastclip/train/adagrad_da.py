@@ -87,7 +87,10 @@ class AdagradDAOptimizer(Optimizer):
         **handling: Unpack[GradientHandling],
     ) -> None:
         super().__init__(use_locking, name, **handling)
-        if initial_gradient_squared_accumulator_value <= 0.0:
+        self._initial_value = current(
+            initial_gradient_squared_accumulator_value, "initial_gradient_squared_accumulator_value"
+        )
+        if self._initial_value <= 0.0:
             raise ValueError(
                 "initial_gradient_squared_accumulator_value must be positive: "
                 f"{initial_gradient_squared_accumulator_value}"
@@ -96,9 +99,6 @@ class AdagradDAOptimizer(Optimizer):
         self._learning_rate = learning_rate
         self._l1_regularization_strength = l1_regularization_strength
         self._l2_regularization_strength = l2_regularization_strength
-        self._initial_value = current(
-            initial_gradient_squared_accumulator_value, "initial_gradient_squared_accumulator_value"
-        )
 
     def _hyper(self) -> tuple[float, ...]:
         return (

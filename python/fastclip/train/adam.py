@@ -87,56 +87,43 @@ class AdamOptimizer(Optimizer):
         self._beta1 = beta1
         self._beta2 = beta2
         self._epsilon = epsilon
-        # The powers of the betas that the next step uses; None before the first.
-        self._beta1_power: npt.NDArray[np.float64] | None = None
-        self._beta2_power: npt.NDArray[np.float64] | None = None
-
-    def _powers(self) -> tuple[float, float]:
-        """The powers of the betas at this step."""
-        if self._beta1_power is None or self._beta2_power is None:
-            return current(self._beta1, "beta1"), current(self._beta2, "beta2")
-        return float(self._beta1_power), float(self._beta2_power)
+        # The powers of the betas that the next step uses; NaN before the first.
+        self._beta1_power, self._beta2_power = np.array(np.nan), np.array(np.nan)
 
     def _hyper(self) -> tuple[float, ...]:
+        beta1, beta2 = current(self._beta1, "beta1"), current(self._beta2, "beta2")
+        begun = not np.isnan(self._beta1_power)
         return (
             current(self._learning_rate, "learning_rate"),
-            current(self._beta1, "beta1"),
-            current(self._beta2, "beta2"),
+            beta1,
+            beta2,
             current(self._epsilon, "epsilon"),
-            *self._powers(),
+            float(self._beta1_power) if begun else beta1,
+            float(self._beta2_power) if begun else beta2,
         )
 
-    def _advance(self) -> None:
-        power1, power2 = self._powers()
-        self._set_powers(power1 * current(self._beta1, "beta1"), power2 * current(self._beta2, "beta2"))
-
-    def _set_powers(self, power1: float, power2: float) -> None:
-        if self._beta1_power is None or self._beta2_power is None:
-            self._beta1_power, self._beta2_power = np.zeros(()), np.zeros(())
-        self._beta1_power[...] = power1
-        self._beta2_power[...] = power2
+    def _after(self, hyper: tuple[float, ...]) -> list[tuple[npt.NDArray[np.float64], float]]:
+        _, beta1, beta2, _, power1, power2 = hyper[:6]
+        return [(self._beta1_power, power1 * beta1), (self._beta2_power, power2 * beta2)]
 
     def _other_state(self) -> dict[str, npt.NDArray[Any]]:
-        if self._beta1_power is None or self._beta2_power is None:
+        if np.isnan(self._beta1_power):
             return {}
         return {"beta1_power": self._beta1_power, "beta2_power": self._beta2_power}
 
-    def _set_other_state(self, other: Mapping[str, npt.NDArray[Any]]) -> Callable[[], None]:
-        if not other:
-            return self._forget_powers
-        if set(other) != {"beta1_power", "beta2_power"}:
-            raise ValueError(
-                f"state_dict has {', '.join(sorted(other))} besides slots; "
-                "it takes beta1_power and beta2_power"
-            )
+    def _set_other_state(self, other: Mapping[str, npt.NDArray[Any]], begun: bool) -> Callable[[], None]:
+        expected = {"beta1_power", "beta2_power"} if begun else set()
+        if set(other) != expected:
+            raise ValueError(f"state_dict has {sorted(other)} besides the slots; it takes {sorted(expected)}")
         for name, power in other.items():
             if power.ndim or power.dtype != np.float64:
                 raise ValueError(
                     f"state_dict[{name!r}] has dtype {power.dtype} and shape {power.shape}; "
                     "it takes one float64"
                 )
-        power1, power2 = float(other["beta1_power"]), float(other["beta2_power"])
-        return lambda: self._set_powers(power1, power2)
 
-    def _forget_powers(self) -> None:
-        self._beta1_power = self._beta2_power = None
+        def set_powers() -> None:
+            self._beta1_power[...] = other.get("beta1_power", np.nan)
+            self._beta2_power[...] = other.get("beta2_power", np.nan)
+
+        return set_powers

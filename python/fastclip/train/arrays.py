@@ -27,27 +27,24 @@ def as_variable(value: Any, name: str) -> npt.NDArray[Any]:
 
     Raises
     ------
+    RuntimeError
+        If it is a Variable, inside the loss that is differentiated by it.
     TypeError
         If it is no memory that can be written, such as a tensor of JAX or TensorFlow.
     ValueError
         If its bytes are not in native order.
     """
     if isinstance(value, Variable):
-        return _memory(value)
+        return value._memory()
     kind = framework(value)
     if kind == "torch":
-        return foreign_array(value, name)
+        return foreign_array(value, name, to_write=True)
     if kind is not None:
         raise TypeError(
             f"{name} is a {kind} {type(value).__name__}, which cannot be changed; it takes an array, a "
             "fastclip.Variable or a torch tensor, which are updated in place"
         )
     return as_output(value, name)
-
-
-def _memory(variable: Variable) -> npt.NDArray[Any]:
-    array: npt.NDArray[Any] = variable.value
-    return array
 
 
 def as_gradient(value: Any, name: str) -> npt.NDArray[Any]:
@@ -61,7 +58,7 @@ def as_gradient(value: Any, name: str) -> npt.NDArray[Any]:
     if type(value) is np.ndarray and value.dtype.isnative:
         return value
     if isinstance(value, Variable):
-        return _memory(value)
+        return value._data
     return foreign_array(value, name) if framework(value) is not None else as_array(value, name)
 
 

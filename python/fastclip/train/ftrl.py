@@ -92,7 +92,7 @@ class FtrlOptimizer(Optimizer):
         **handling: Unpack[GradientHandling],
     ) -> None:
         super().__init__(use_locking, name, **handling)
-        if learning_rate_power > 0.0:
+        if current(learning_rate_power, "learning_rate_power") > 0.0:
             raise ValueError(f"learning_rate_power {learning_rate_power} needs to be negative or zero")
         at_least_zero = {
             "initial_accumulator_value": initial_accumulator_value,
@@ -101,7 +101,7 @@ class FtrlOptimizer(Optimizer):
             "l2_shrinkage_regularization_strength": l2_shrinkage_regularization_strength,
         }
         for argument, value in at_least_zero.items():
-            if value < 0.0:
+            if current(value, argument) < 0.0:
                 raise ValueError(f"{argument} {value} needs to be positive or zero")
         self._initial_accumulator_value = current(initial_accumulator_value, "initial_accumulator_value")
         self._learning_rate = learning_rate

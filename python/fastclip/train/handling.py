@@ -36,15 +36,17 @@ class Handled(NamedTuple):
         What they are divided by before.
     on_nonfinite : {"propagate", "raise", "skip"}
         The policy.
-    row_bound : float
-        What the elements of rows are clamped to before anything else.
     """
 
     clip: str
     bound: float
     loss_scale: float
     on_nonfinite: str
-    row_bound: float
+
+    @property
+    def row_bound(self) -> float:
+        """What the elements of rows are clamped to before anything else."""
+        return self.bound * self.loss_scale if self.clip == "value" else math.inf
 
 
 class Handling:
@@ -93,6 +95,4 @@ class Handling:
 
     def now(self) -> Handled:
         """What happens in this step."""
-        scale = self._current_loss_scale()
-        row_bound = self.bound * scale if self.kind == "value" else math.inf
-        return Handled(self.kind, self.bound, scale, self.on_nonfinite, row_bound)
+        return Handled(self.kind, self.bound, self._current_loss_scale(), self.on_nonfinite)

@@ -20,6 +20,7 @@ from fastclip.train.handling import Handling
 from fastclip.train.hyper_parameter import HyperParameter
 from fastclip.train.pairs import Pairs
 from fastclip.train.step_counter import as_step_counter
+from fastclip.variable import Variable
 
 __all__ = ["Optimizer"]
 
@@ -73,11 +74,14 @@ class Optimizer:
     Notes
     -----
     Hyper-parameters may be numbers, arrays of no dimensions, Variables that hold one, or functions without
-    parameters; they are read at each step.
+    parameters; they are read once at each step.
 
     A gradient of some rows (IndexedSlices) has repeated rows summed before the update; for the norm it counts
     as it is, as in ``tf.clip_by_global_norm``. It changes these rows alone, but for Adam and AdamW, where
     rows without a gradient have one of 0.
+
+    A gradient that is finite may still take a variable out of its range: what is watched by `on_nonfinite` is
+    what comes in.
 
     A call that raises has changed nothing: neither variables nor slots nor counters. The one exception is a
     `constraint` of a Variable, which is called when the update is done.
@@ -112,11 +116,13 @@ class Optimizer:
     ) -> None:
         if not name:
             raise ValueError("Must specify the optimizer name")
+        if not hasattr(self, "_rule"):
+            raise TypeError("Optimizer is what optimizers have in common; make one of its subclasses")
         self._name = name
-        self._use_locking = use_locking
         self._handling = Handling(clipvalue, clipnorm, global_clipnorm, on_nonfinite, loss_scale)
         self._slots = _core.Slots(self._rule)
-        self._lock = threading.Lock()
+        # A hyper-parameter may be a function that uses the optimizer.
+        self._lock = threading.RLock()
         self.last_norm: np.floating[Any] | None = None
         self.skipped_steps = 0
 
@@ -130,15 +136,16 @@ class Optimizer:
         """The first value of each slot."""
         return (0.0,) * len(self._slot_names)
 
-    def _advance(self) -> None:
-        """A step was taken: what the optimizer keeps besides slots moves on."""
+    def _after(self, hyper: tuple[float, ...]) -> list[tuple[npt.NDArray[np.float64], float]]:
+        """What the optimizer keeps besides slots, and what it will be when this step is taken."""
+        return []
 
     def _other_state(self) -> dict[str, _Array]:
         """What the optimizer keeps besides slots."""
         return {}
 
-    def _set_other_state(self, other: Mapping[str, _Array]) -> Callable[[], None]:
-        """Check this part of a state, and return what sets it."""
+    def _set_other_state(self, other: Mapping[str, _Array], begun: bool) -> Callable[[], None]:
+        """Check this part of a state, and return what sets it. `begun` tells that a step was taken."""
         if other:
             raise ValueError(f"state_dict has {', '.join(other)}, which this optimizer does not keep")
         return lambda: None
@@ -208,6 +215,9 @@ class Optimizer:
             a variable is read-only, is there twice or shares memory with another.
         IndexError
             If a row index is outside its variable.
+        RuntimeError
+            If a gradient is of rows and its variable has a constraint, or it is called in the middle of a
+            step of this optimizer, by the handler of a signal.
         NonFiniteError
             If a gradient is not finite and the optimizer has ``on_nonfinite="raise"``.
 
@@ -233,28 +243,29 @@ class Optimizer:
             raise ValueError("No variables provided.")
         counter = None if global_step is None else as_step_counter(global_step)
         handling = self._handling.now()
-        pairs = Pairs.of(listed, self._changes_all_rows, handling.row_bound)
+        pairs = Pairs.of(listed, handling.row_bound)
         if all(gradient is None for gradient in pairs.gradients):
             names = [_name_of(variable) for _, variable in listed]
             raise ValueError(f"No gradients provided for any variable: {names}.")
         with self._lock:
+            hyper = self._hyper()
             taken, norm, wide = _core.take_step(
                 self._slots,
                 pairs.gradients,
                 pairs.rows(),
                 pairs.arrays,
-                self._hyper(),
+                hyper,
                 self._initial(),
-                handling[:4],
+                handling,
                 self._changes_all_rows,
+                # Counters move on with the variables: Ctrl-C cannot come in between.
+                self._after(hyper),
+                counter,
             )
             self.last_norm = None if norm is None else norm_scalar(norm, wide)
             if not taken:
                 self.skipped_steps += 1
                 return
-            self._advance()
-            if counter is not None:
-                counter += 1
             for variable in pairs.constrained:
                 self._constrain(variable)
 
@@ -333,19 +344,23 @@ class Optimizer:
             An array over the slot's own memory: it changes with each step, and writing to it changes the
             slot. None if there is no such slot, or the variable has had no gradient yet.
         """
-        slots = self._slots.of(as_variable(var, "var"))
+        array = as_variable(var, "var")
+        with self._lock:
+            slots = self._slots.of(array)
         if slots is None or name not in self._slot_names:
             return None
         return slots[self._slot_names.index(name)]
 
     def get_slot_names(self) -> list[str]:
         """Return the names of the slots that were made so far, sorted."""
-        return sorted(self._slot_names) if any(slots for _, slots in self._slots.entries()) else []
+        with self._lock:
+            return sorted(self._slot_names) if any(slots for _, slots in self._slots.entries()) else []
 
     def variables(self) -> list[_Array]:
         """Return all arrays that the optimizer keeps: counters first, then the slots of each variable."""
-        slots = [slot for _, slots in self._slots.entries() for slot in slots]
-        return [*self._other_state().values(), *slots]
+        with self._lock:
+            slots = [slot for _, slots in self._slots.entries() for slot in slots]
+            return [*self._other_state().values(), *slots]
 
     def set_low_precision_copy(self, variable: Any, copy: Any) -> None:
         """Keep a low-precision copy of a variable up to date: the variable then is the master weights.
@@ -381,9 +396,8 @@ class Optimizer:
         """
         array = as_variable(variable, "variable")
         if copy is not None:
-            copy = foreign_array(copy, "copy") if framework(copy) == "torch" else as_output(copy, "copy")
-            if np.may_share_memory(copy, array):
-                raise ValueError("copy shares memory with the variable")
+            is_torch = framework(copy) == "torch"
+            copy = foreign_array(copy, "copy", to_write=True) if is_torch else as_output(copy, "copy")
         with self._lock:
             self._slots.set_copy(array, copy)
             self._slots.refresh_copy(array)
@@ -448,26 +462,28 @@ class Optimizer:
         """
         with self._lock:
             met = [array for array, _ in self._slots.entries()]
-            arrays = (
-                met
-                if var_list is None
-                else [as_variable(variable, f"var_list[{i}]") for i, variable in enumerate(var_list)]
-            )
+            arrays = met if var_list is None else _variables(var_list)
             _core.check_variables(arrays, "var_list")
             loaded = state.Loaded(state_dict, self._rule, self._slot_names, arrays)
-            set_other_state = self._set_other_state(loaded.other)
+            begun = any(values is not None for values in loaded.slots)
+            set_other_state = self._set_other_state(loaded.other, begun)
             slots = _core.Slots(self._rule)
             for array, values in zip(arrays, loaded.slots, strict=True):
                 made = slots.meet(array, None if values is None else self._initial())
                 for slot, value in zip(made, values or (), strict=True):
                     np.copyto(slot, value)
-            for array in met:
-                copy = self._slots.copy_of(array)
-                if copy is not None:
-                    slots.set_copy(array, copy)
+            for array, copy in self._slots.copies():
+                slots.set_copy(array, copy)
             set_other_state()
             self.skipped_steps = loaded.skipped_steps
             self._slots = slots
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # What it keeps belongs to variables, which a copy would share or lose.
+        raise TypeError(
+            f"{type(self).__name__} can be neither copied nor pickled; make another, and give it "
+            "state_dict() by load_state_dict()"
+        )
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._name!r}>"
@@ -476,3 +492,9 @@ class Optimizer:
 def _name_of(variable: Any) -> str:
     name = getattr(variable, "name", None)
     return name if isinstance(name, str) else describe(variable)
+
+
+def _variables(var_list: Any) -> list[_Array]:
+    if isinstance(var_list, (np.ndarray, Variable)) or not isinstance(var_list, Iterable):
+        raise TypeError(f"var_list is {describe(var_list)}; it takes a list of variables")
+    return [as_variable(variable, f"var_list[{i}]") for i, variable in enumerate(var_list)]

@@ -67,15 +67,13 @@ class Pairs:
         return None if sliced is None else (sliced.indices, sliced.given, sliced.is_sliced)
 
     @classmethod
-    def of(cls, pairs: list[Any], whole: bool, bound: float) -> Pairs:
+    def of(cls, pairs: list[Any], bound: float) -> Pairs:
         """Make flat lists of pairs.
 
         Parameters
         ----------
         pairs : list
             Of a gradient, IndexedSlices or None, and a variable each.
-        whole : bool
-            Whether a gradient of some rows changes all of its variable.
         bound : float
             What the elements of rows are clamped to, before repeated rows are summed.
 
@@ -98,10 +96,10 @@ class Pairs:
             name = f"grads_and_vars[{position}]"
             if not isinstance(pair, (tuple, list)) or len(pair) != 2:
                 raise TypeError(f"{name} is {describe(pair)}; it takes a (gradient, variable) pair")
-            found._add(pair[0], pair[1], name, whole, bound)
+            found._add(pair[0], pair[1], name, bound)
         return found
 
-    def _add(self, gradient: Any, variable: Any, name: str, whole: bool, bound: float) -> None:
+    def _add(self, gradient: Any, variable: Any, name: str, bound: float) -> None:
         array = as_variable(variable, f"{name}[1]")
         constraint = variable.constraint if isinstance(variable, Variable) else None
         slices = as_rows(gradient, f"{name}[0]")
@@ -112,7 +110,7 @@ class Pairs:
             if constraint is not None:
                 raise RuntimeError("Cannot use a constraint function on a sparse variable.")
             given = _checked_values(slices, array, name)
-            applied, indices = _summed_rows(slices.indices, _clamped(given, bound), array, whole)
+            applied, indices = _summed_rows(np.asarray(slices.indices), _clamped(given, bound), array)
             if self.sliced is None:
                 # Until here they were as they came in.
                 count = len(self.gradients)
@@ -130,7 +128,7 @@ class Pairs:
 def _checked_values(slices: IndexedSlices, array: _Array, name: str) -> _Array:
     """The values of rows that fit their variable."""
     values = as_gradient(slices.values, f"{name}[0].values")
-    indices = slices.indices
+    indices = np.asarray(slices.indices)
     if array.ndim == 0 or values.ndim != array.ndim or values.shape[1:] != array.shape[1:]:
         raise ValueError(
             f"{name}[0].values is {describe(values)} where {name}[1] is {describe(array)}: "
@@ -161,16 +159,12 @@ def _clamped(values: _Array, bound: float) -> _Array:
     return clamped
 
 
-def _summed_rows(indices: _Array, values: _Array, array: _Array, whole: bool) -> tuple[_Array, _Array | None]:
-    """Each row once, in ascending order, and which rows they are; or all rows, and None."""
+def _summed_rows(indices: _Array, values: _Array, array: _Array) -> tuple[_Array, _Array]:
+    """Each row once, in ascending order, and which rows they are."""
     indices = indices.astype(np.int64, copy=False)
     if (indices[1:] <= indices[:-1]).any():
         # The sums of a narrower type are the variable's: they would be rounded to it.
         wide = values.astype(array.dtype) if values.dtype.itemsize < array.dtype.itemsize else values
         summed = IndexedSlices(wide, indices).coalesce()
         values, indices = summed.values, summed.indices
-    if whole and not (array.flags.c_contiguous and array.flags.aligned):
-        dense = np.zeros(array.shape, values.dtype)
-        dense[indices] = values
-        return dense, None
     return np.require(values, requirements=["C", "A"]), np.require(indices, np.int64, ["C", "A"])

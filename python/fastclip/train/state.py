@@ -30,6 +30,7 @@ def saved(
         "fastclip.version": np.array(VERSION, np.int64),
         "fastclip.optimizer": np.frombuffer(rule.encode(), np.uint8).copy(),
         "variables": np.array(len(entries), np.int64),
+        "has_slots": np.array([bool(slots) for _, slots in entries], np.uint8),
     }
     found.update((name, np.array(value)) for name, value in other.items())
     for index, (array, slots) in enumerate(entries):
@@ -82,7 +83,20 @@ class Loaded:
                 "variables in the order in which the optimizer that was saved first met them"
             )
         self.skipped_steps = self._whole_number("skipped_steps")
-        self.slots = [self._slots_of(index, array, slot_names) for index, array in enumerate(arrays)]
+        if self.skipped_steps < 0:
+            raise ValueError(
+                f"state_dict['skipped_steps'] is {self.skipped_steps}; it takes no negative number"
+            )
+        has_slots = self._take("has_slots")
+        if has_slots.shape != (count,) or has_slots.dtype != np.uint8:
+            raise ValueError(
+                f"state_dict['has_slots'] has dtype {has_slots.dtype} and shape {has_slots.shape}; "
+                f"it takes uint8 and ({count},)"
+            )
+        self.slots = [
+            self._slots_of(index, array, slot_names if has_slots[index] else ())
+            for index, array in enumerate(arrays)
+        ]
         self.other = self._left
 
     def _take(self, name: str) -> _Array:
@@ -107,7 +121,7 @@ class Loaded:
                 f"state_dict is of a variable {index} of shape {shape}; "
                 f"the one given has the shape {array.shape}"
             )
-        if not any(f"{name}.{index}" in self._left for name in slot_names):
+        if not slot_names:
             return None
         slots = [self._take(f"{name}.{index}") for name in slot_names]
         for name, slot in zip(slot_names, slots, strict=True):

@@ -26,9 +26,9 @@ def as_step_counter(global_step: Any) -> npt.NDArray[np.integer[Any]]:
     TypeError
         If it is nothing that can be counted up.
     ValueError
-        If it has dimensions or is read-only.
+        If it has dimensions, is read-only or not in native byte order.
     """
-    array = global_step.value if isinstance(global_step, Variable) else global_step
+    array = global_step._memory() if isinstance(global_step, Variable) else global_step
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu":
         what = describe(array) if isinstance(array, np.ndarray) else f"a {type(global_step).__name__}"
         raise TypeError(
@@ -36,6 +36,7 @@ def as_step_counter(global_step: Any) -> npt.NDArray[np.integer[Any]]:
         )
     if array.ndim:
         raise ValueError(f"global_step is {describe(array)}; it takes one of no dimensions")
-    if not array.flags.writeable:
-        raise ValueError("global_step is read-only; it is counted up in place")
+    if not array.flags.writeable or not array.dtype.isnative:
+        what = "in the byte order of another machine" if array.flags.writeable else "read-only"
+        raise ValueError(f"global_step is {what}; it is counted up in place")
     return array

@@ -1,0 +1,277 @@
+//! The gradients and variables of a step: looked at, and checked against each other.
+
+use super::batch::views;
+use super::overlap::{self, Clash};
+use super::slots::{Slots, check_copy, check_variable};
+use super::view::{Known, Label, Takes, View, is_plain_array};
+use crate::error::Error;
+use pyo3::prelude::*;
+use pyo3::types::{PyList, PyTuple};
+use std::ops::ControlFlow;
+
+/// Gradients of rows, one entry for each pair. Repeated rows have been summed in what is applied.
+#[derive(FromPyObject)]
+pub struct Sliced<'py> {
+    /// The rows, ascending; None where the gradient is as large as its variable.
+    #[pyo3(item(0))]
+    indices: Bound<'py, PyAny>,
+    /// The gradients as they were given: their norms count.
+    #[pyo3(item(1))]
+    pub given: Bound<'py, PyAny>,
+    /// Which gradients were of rows: these have been clamped before they were summed, if that is asked for.
+    #[pyo3(item(2))]
+    pub of_rows: Vec<bool>,
+}
+
+const ARGUMENT: &str = "grads_and_vars";
+
+/// What the arrays of a step are called in messages.
+#[derive(Clone, Copy)]
+pub struct Labels {
+    /// The gradients.
+    pub gradients: Label<'static, 'static>,
+    /// The variables and their copies.
+    pub variables: Label<'static, 'static>,
+}
+
+impl Labels {
+    /// Of so many pairs.
+    pub fn new(count: usize) -> Self {
+        let label = |part| Label::Paired { argument: ARGUMENT, part, count };
+        Self { gradients: label(0), variables: label(1) }
+    }
+}
+
+/// The arrays of a step, looked at and checked.
+pub struct Arrays<'py> {
+    /// The gradients, by their position.
+    pub gradients: Vec<Option<View<'py>>>,
+    /// Ascending row indices, for gradients that are rows of their variable.
+    pub indices: Vec<Option<Box<[usize]>>>,
+    /// The variables, after as many the copies of those that have one, and then perhaps their slots.
+    pub written: Vec<Option<View<'py>>>,
+}
+
+/// Looks at every array and refuses what does not fit.
+pub fn look<'py>(
+    slots: &Slots,
+    gradients: &Bound<'py, PyAny>,
+    sliced: Option<&Sliced<'py>>,
+    arrays: &Bound<'py, PyAny>,
+) -> PyResult<Arrays<'py>> {
+    let py = arrays.py();
+    let labels = Labels::new(arrays.len()?);
+    let count = arrays.len()?;
+    let mut gradients = views(gradients, Takes::Reals, labels.gradients)?;
+    let mut written = views(arrays, Takes::Variables, labels.variables)?;
+    let rows = sliced.map(|sliced| views(&sliced.indices, Takes::Ordered, labels.gradients)).transpose()?;
+    if gradients.len() != written.len() || rows.as_ref().is_some_and(|rows| rows.len() != written.len()) {
+        return Err(Error::Value("gradients, indices and arrays must be as many".into()).into());
+    }
+    let mut indices = Vec::new();
+    let mut copies: Vec<Option<View>> = Vec::new();
+    for (index, (gradient, variable)) in gradients.iter().zip(&written).enumerate() {
+        let Some(variable) = variable else {
+            return Err(
+                Error::Type(format!("{} is None; it takes a variable", labels.variables.of(index))).into()
+            );
+        };
+        check_variable(variable, || labels.variables.of(index))?;
+        if let Some(gradient) = gradient {
+            let of_rows = rows.as_ref().and_then(|rows| rows[index].as_ref());
+            check_gradient(gradient, variable, of_rows, index, labels)?;
+            if let Some(rows) = of_rows {
+                indices.resize_with(index, || None);
+                indices.push(Some(row_indices(rows, gradient, variable)?));
+            }
+        }
+        if let (Some(copy), Some(_)) = (slots.copy(py, variable), gradient) {
+            let name = || labels.variables.of(count + index);
+            let copy = View::new(copy, Takes::Reals, &mut Known::default(), name)?;
+            check_copy(&copy, variable, name)?;
+            copies.resize_with(index, || None);
+            copies.push(Some(copy));
+        }
+    }
+    written.extend(copies);
+    if gradients.iter().chain(&written).flatten().any(View::has_base) {
+        // What owns its memory cannot be a part of a slot; what does not, may.
+        add_slots(py, slots, &mut written, count)?;
+    }
+    apart(&mut gradients, &written, labels)?;
+    Ok(Arrays { gradients, indices, written })
+}
+
+/// Refuses a gradient that is not its variable's.
+fn check_gradient(
+    gradient: &View,
+    variable: &View,
+    rows: Option<&View>,
+    index: usize,
+    labels: Labels,
+) -> Result<(), Error> {
+    let name = || labels.gradients.of(index);
+    let (shape, of) = (gradient.shape(), variable.shape());
+    let fits = match rows {
+        None => shape == of,
+        Some(rows) => {
+            !of.is_empty() && shape.len() == of.len() && shape[1..] == of[1..] && shape[0] == rows.size
+        }
+    };
+    if !fits {
+        return Err(Error::Value(format!(
+            "{} is {} where {} is {}: {}",
+            name(),
+            gradient.describe(),
+            labels.variables.of(index),
+            variable.describe(),
+            if rows.is_some() {
+                "rows must have the shape of the variable's"
+            } else {
+                "the shapes must be the same"
+            }
+        )));
+    }
+    Ok(())
+}
+
+/// Whether an array is one aligned run in C order.
+pub fn is_run(view: &View) -> bool {
+    view.size == 0 || view.is_c_order() && view.is_aligned()
+}
+
+/// Indices of rows. `fastclip` has sorted them and summed repeated rows.
+fn row_indices(indices: &View, gradient: &View, variable: &View) -> Result<Box<[usize]>, Error> {
+    if indices.dtype.name() != "int64" || !is_run(indices) || !is_run(gradient) {
+        return Err(Error::Value("rows must be contiguous, and their indices int64".into()));
+    }
+    let rows = variable.shape()[0];
+    let mut next = 0;
+    let mut found = Vec::with_capacity(indices.size);
+    for at in 0..indices.size {
+        // SAFETY: a contiguous, aligned int64 array of this many elements.
+        let index = unsafe { indices.pointer.cast::<i64>().add(at).read() };
+        match usize::try_from(index) {
+            Ok(row) if row >= next && row < rows => {
+                found.push(row);
+                next = row + 1;
+            }
+            _ => {
+                return Err(Error::Index(format!(
+                    "row {index} of a variable that has {rows}, or out of order"
+                )));
+            }
+        }
+    }
+    Ok(found.into())
+}
+
+/// Refuses variables that overlap each other.
+#[pyfunction]
+#[pyo3(signature = (arrays, argument, /))]
+pub fn check_variables(arrays: &Bound<'_, PyAny>, argument: &str) -> PyResult<()> {
+    let py = arrays.py();
+    let names = PyTuple::new(py, [argument.into_pyobject(py)?.into_any(), py.None().into_bound(py)])?;
+    let label = Label::Listed { names: &names, first: 0 };
+    let arrays = views(arrays, Takes::Variables, label)?;
+    for (index, view) in arrays.iter().enumerate() {
+        match view {
+            Some(view) => check_variable(view, || label.of(index))?,
+            None => {
+                return Err(Error::Type(format!("{} is None; it takes a variable", label.of(index))).into());
+            }
+        }
+    }
+    match overlap::sweep(&[], &arrays, false, ControlFlow::Break) {
+        ControlFlow::Break(clash) => Err(refuse_clash(&clash, label).into()),
+        ControlFlow::Continue(()) => Ok(()),
+    }
+}
+
+/// The error of variables that overlap.
+fn refuse_clash(clash: &Clash, variables: Label<'_, '_>) -> Error {
+    Error::Value(match clash {
+        Clash::Within(index) => {
+            format!("{} overlaps itself: elements of it share memory", variables.of(*index))
+        }
+        Clash::Between(first, second) => format!(
+            "{} shares memory with {}: each variable may be there once",
+            variables.of(second.index.max(first.index)),
+            variables.of(second.index.min(first.index))
+        ),
+    })
+}
+
+/// Puts the slots of the variables after their copies: as many blocks of `count` as a variable has slots.
+fn add_slots<'py>(
+    py: Python<'py>,
+    slots: &Slots,
+    written: &mut Vec<Option<View<'py>>>,
+    count: usize,
+) -> PyResult<()> {
+    written.resize_with(2 * count, || None);
+    let mut known = Known::default();
+    for k in 0..slots.kind.slots() {
+        for index in 0..count {
+            let place = written[index].as_ref().and_then(|variable| slots.position(variable, index));
+            let slot = place.and_then(|place| slots.entries[place].slots.get(k));
+            let slot =
+                slot.map(|slot| View::new(slot.array.bind(py).clone(), Takes::Any, &mut known, String::new));
+            written.push(slot.transpose()?);
+        }
+    }
+    Ok(())
+}
+
+/// Refuses variables, copies and slots that overlap each other. A gradient that overlaps one of them is read from a
+/// copy of it, as NumPy would.
+fn apart<'py>(
+    gradients: &mut [Option<View<'py>>],
+    written: &[Option<View<'py>>],
+    labels: Labels,
+) -> PyResult<()> {
+    let mut shared = Vec::new();
+    let found = overlap::sweep(gradients, written, false, |clash| match clash {
+        Clash::Between(_, gradient) if !gradient.is_output => {
+            shared.push(gradient.index);
+            ControlFlow::Continue(())
+        }
+        clash => ControlFlow::Break(clash),
+    });
+    if let ControlFlow::Break(clash) = found {
+        return Err(refuse_clash(&clash, labels.variables).into());
+    }
+    shared.sort_unstable();
+    shared.dedup();
+    for index in shared {
+        if let Some(view) = &gradients[index] {
+            let copied = view.object.call_method0("copy")?;
+            let name = || labels.gradients.of(index);
+            gradients[index] = Some(View::new(copied, Takes::Reals, &mut Known::default(), name)?);
+        }
+    }
+    Ok(())
+}
+
+/// The gradients and arrays of pairs, if all of them are plain: an array of native byte order or None, and an array.
+#[pyfunction]
+#[pyo3(signature = (pairs, /))]
+pub fn split_pairs<'py>(
+    pairs: &Bound<'py, PyList>,
+) -> PyResult<Option<(Bound<'py, PyList>, Bound<'py, PyList>)>> {
+    let py = pairs.py();
+    let (mut gradients, mut arrays) = (Vec::with_capacity(pairs.len()), Vec::with_capacity(pairs.len()));
+    for pair in pairs {
+        let Ok(pair) = pair.cast_exact::<PyTuple>() else { return Ok(None) };
+        if pair.len() != 2 {
+            return Ok(None);
+        }
+        let (gradient, array) = (pair.get_item(0)?, pair.get_item(1)?);
+        if !(gradient.is_none() || is_plain_array(&gradient)) || !is_plain_array(&array) {
+            return Ok(None);
+        }
+        gradients.push(gradient);
+        arrays.push(array);
+    }
+    Ok(Some((PyList::new(py, gradients)?, PyList::new(py, arrays)?)))
+}
