@@ -9,6 +9,7 @@ __all__ = [
     "NonFiniteError",
     "Slots",
     "__version__",
+    "are_plain_pairs",
     "bandwidth_copy",
     "bandwidth_read",
     "bandwidth_scale",
@@ -32,7 +33,6 @@ __all__ = [
     "set_num_threads",
     "settings_complaints",
     "slice_norms",
-    "split_pairs",
     "take_step",
     "tensor_norms",
 ]
@@ -102,12 +102,12 @@ def bandwidth_read(x: npt.NDArray[np.float32], /) -> float: ...
 def bandwidth_scale(x: npt.NDArray[np.float32], factor: float, /) -> None: ...
 def bandwidth_copy(x: npt.NDArray[np.float32], out: npt.NDArray[np.float32], factor: float, /) -> None: ...
 def check_variables(arrays: _Arrays, argument: str, /) -> None: ...
-def split_pairs(pairs: list[Any], /) -> tuple[list[Any], list[Any]] | None: ...
+def are_plain_pairs(pairs: list[Any], /) -> bool: ...
 def take_step(
     slots: Slots,
-    gradients: _Arrays,
+    gradients: list[Any],
     rows: tuple[_Arrays, _Arrays, list[bool]] | None,
-    arrays: _Arrays,
+    arrays: list[npt.NDArray[Any]] | None,
     hyper: Sequence[float],
     initial: Sequence[float],
     handling: tuple[str, float, float, str],

@@ -40,7 +40,7 @@ mod _core {
     #[pymodule_export]
     use super::step::take_step;
     #[pymodule_export]
-    use super::step_arrays::{check_variables, split_pairs};
+    use super::step_arrays::{are_plain_pairs, check_variables};
     #[pymodule_export]
     use super::view::is_plain;
 

@@ -12,21 +12,19 @@ use crate::error::Error;
 use crate::exec::Context;
 use crate::magnitude::Order;
 use crate::norms::measure;
-use crate::plan::Plan;
+use crate::plan::{CHUNK, Plan};
 use crate::scalar::Scalar;
 use crate::segment::Segment;
 use crate::update::{Item, step};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
+use pyo3::types::PyList;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Reals in a chunk of an update: with the slots, some hundred KiB, which stay in the second-level cache.
-const CHUNK: usize = 1 << 14;
-
 /// Takes a step: updates the arrays by their gradients.
 ///
-/// `gradients` and `arrays` have one entry for each pair. `whole` tells that rows are of a rule that changes all of a
+/// `gradients` and `arrays` have one entry for each pair; without `arrays`, `gradients` are plain pairs. `whole` tells that rows are of a rule that changes all of a
 /// variable. When the step is taken, the arrays `after` get their numbers and the counter grows by one.
 /// Returns whether the step was taken, and if it was measured, the norm, and whether that is to be a float64.
 #[pyfunction]
@@ -35,9 +33,9 @@ const CHUNK: usize = 1 << 14;
 pub fn take_step<'py>(
     py: Python<'py>,
     slots: &Bound<'py, Slots>,
-    gradients: &Bound<'py, PyAny>,
+    gradients: &Bound<'py, PyList>,
     rows: Option<Sliced<'py>>,
-    arrays: &Bound<'py, PyAny>,
+    arrays: Option<&Bound<'py, PyList>>,
     hyper: Vec<f64>,
     initial: Vec<f64>,
     handling: Handling,

@@ -52,18 +52,22 @@ pub struct Arrays<'py> {
     pub written: Vec<Option<View<'py>>>,
 }
 
-/// Looks at every array and refuses what does not fit.
+/// Looks at every array and refuses what does not fit. Without `arrays`, `gradients` are plain pairs.
 pub fn look<'py>(
     slots: &Slots,
-    gradients: &Bound<'py, PyAny>,
+    gradients: &Bound<'py, PyList>,
     sliced: Option<&Sliced<'py>>,
-    arrays: &Bound<'py, PyAny>,
+    arrays: Option<&Bound<'py, PyList>>,
 ) -> PyResult<Arrays<'py>> {
-    let py = arrays.py();
-    let labels = Labels::new(arrays.len()?);
-    let count = arrays.len()?;
-    let mut gradients = views(gradients, Takes::Reals, labels.gradients)?;
-    let mut written = views(arrays, Takes::Variables, labels.variables)?;
+    let (py, count) = (gradients.py(), gradients.len());
+    let labels = Labels::new(count);
+    let (mut gradients, mut written) = match arrays {
+        None => views_of_pairs(gradients, labels)?,
+        Some(arrays) => (
+            views(gradients, Takes::Reals, labels.gradients)?,
+            views(arrays, Takes::Variables, labels.variables)?,
+        ),
+    };
     let rows = sliced.map(|sliced| views(&sliced.indices, Takes::Ordered, labels.gradients)).transpose()?;
     if gradients.len() != written.len() || rows.as_ref().is_some_and(|rows| rows.len() != written.len()) {
         return Err(Error::Value("gradients, indices and arrays must be as many".into()).into());
@@ -253,25 +257,41 @@ fn apart<'py>(
     Ok(())
 }
 
-/// The gradients and arrays of pairs, if all of them are plain: an array of native byte order or None, and an array.
+/// Whether all pairs are plain: tuples of an array of native byte order or None, and such an array.
 #[pyfunction]
 #[pyo3(signature = (pairs, /))]
-pub fn split_pairs<'py>(
+pub fn are_plain_pairs(pairs: &Bound<'_, PyList>) -> bool {
+    pairs.iter().all(|pair| {
+        pair.cast_exact::<PyTuple>().is_ok_and(|pair| {
+            let mut parts = pair.iter_borrowed();
+            match (parts.next(), parts.next(), parts.next()) {
+                (Some(gradient), Some(array), None) => {
+                    (gradient.is_none() || is_plain_array(&gradient)) && is_plain_array(&array)
+                }
+                _ => false,
+            }
+        })
+    })
+}
+
+/// Looks at the gradients and the variables of pairs.
+#[allow(clippy::type_complexity, reason = "the two of them")]
+fn views_of_pairs<'py>(
     pairs: &Bound<'py, PyList>,
-) -> PyResult<Option<(Bound<'py, PyList>, Bound<'py, PyList>)>> {
-    let py = pairs.py();
-    let (mut gradients, mut arrays) = (Vec::with_capacity(pairs.len()), Vec::with_capacity(pairs.len()));
-    for pair in pairs {
-        let Ok(pair) = pair.cast_exact::<PyTuple>() else { return Ok(None) };
-        if pair.len() != 2 {
-            return Ok(None);
-        }
-        let (gradient, array) = (pair.get_item(0)?, pair.get_item(1)?);
-        if !(gradient.is_none() || is_plain_array(&gradient)) || !is_plain_array(&array) {
-            return Ok(None);
-        }
-        gradients.push(gradient);
-        arrays.push(array);
+    labels: Labels,
+) -> PyResult<(Vec<Option<View<'py>>>, Vec<Option<View<'py>>>)> {
+    let (mut gradients, mut variables) = (Vec::with_capacity(pairs.len()), Vec::with_capacity(pairs.len()));
+    let mut known = [Known::default(), Known::default()];
+    for (index, pair) in pairs.iter().enumerate() {
+        let pair = pair.cast_into::<PyTuple>()?;
+        let (gradient, variable) = (pair.get_item(0)?, pair.get_item(1)?);
+        gradients.push(if gradient.is_none() {
+            None
+        } else {
+            Some(View::new(gradient, Takes::Reals, &mut known[0], || labels.gradients.of(index))?)
+        });
+        let name = || labels.variables.of(index);
+        variables.push(Some(View::new(variable, Takes::Variables, &mut known[1], name)?));
     }
-    Ok(Some((PyList::new(py, gradients)?, PyList::new(py, arrays)?)))
+    Ok((gradients, variables))
 }

@@ -244,7 +244,7 @@ class Optimizer:
         counter = None if global_step is None else as_step_counter(global_step)
         handling = self._handling.now()
         pairs = Pairs.of(listed, handling.row_bound)
-        if all(gradient is None for gradient in pairs.gradients):
+        if all(gradient is None for gradient, _ in listed):
             names = [_name_of(variable) for _, variable in listed]
             raise ValueError(f"No gradients provided for any variable: {names}.")
         with self._lock:

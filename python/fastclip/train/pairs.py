@@ -47,17 +47,17 @@ class Pairs:
     Attributes
     ----------
     gradients : list of ndarray or None
-        Of the shape of their variables, or some rows of it.
-    arrays : list of ndarray
-        The memory of the variables.
+        Of the shape of their variables, or some rows of it; or, if `arrays` is None, the pairs as they came.
+    arrays : list of ndarray or None
+        The memory of the variables; None if the pairs are arrays already.
     sliced : Sliced or None
         None if there are no gradients of rows.
     constrained : list of Variable
         Those that a constraint is put on after the step.
     """
 
-    gradients: list[_Array | None]
-    arrays: list[_Array]
+    gradients: list[Any]
+    arrays: list[_Array] | None
     sliced: Sliced | None = None
     constrained: list[Variable] = field(default_factory=list)
 
@@ -88,19 +88,20 @@ class Pairs:
         RuntimeError
             If a variable with a gradient of rows has a constraint.
         """
-        plain = _core.split_pairs(pairs)
-        if plain is not None:
-            return cls(*plain)
-        found = cls([], [])
+        if _core.are_plain_pairs(pairs):
+            return cls(pairs, None)
+        arrays: list[_Array] = []
+        found = cls([], arrays)
         for position, pair in enumerate(pairs):
             name = f"grads_and_vars[{position}]"
             if not isinstance(pair, (tuple, list)) or len(pair) != 2:
                 raise TypeError(f"{name} is {describe(pair)}; it takes a (gradient, variable) pair")
-            found._add(pair[0], pair[1], name, bound)
+            array = as_variable(pair[1], f"{name}[1]")
+            found._add(pair[0], pair[1], array, name, bound)
+            arrays.append(array)
         return found
 
-    def _add(self, gradient: Any, variable: Any, name: str, bound: float) -> None:
-        array = as_variable(variable, f"{name}[1]")
+    def _add(self, gradient: Any, variable: Any, array: _Array, name: str, bound: float) -> None:
         constraint = variable.constraint if isinstance(variable, Variable) else None
         slices = as_rows(gradient, f"{name}[0]")
         indices = None
@@ -116,7 +117,6 @@ class Pairs:
                 count = len(self.gradients)
                 self.sliced = Sliced([None] * count, self.gradients.copy(), [False] * count)
         self.gradients.append(applied)
-        self.arrays.append(array)
         if self.sliced is not None:
             self.sliced.indices.append(indices)
             self.sliced.given.append(given)
