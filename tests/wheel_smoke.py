@@ -30,9 +30,15 @@ def main() -> None:
     values = fastclip.clip_by_value(np.array([-2.0, 0.5, 3.0, np.nan]), -1.0, 1.0)
     np.testing.assert_array_equal(values, [-1.0, 0.5, 1.0, np.nan])
 
+    weights = fastclip.Variable(np.zeros(3, np.float32))
+    optimizer = fastclip.train.AdamOptimizer(0.5, global_clipnorm=1.0)
+    optimizer.apply_gradients([(np.float32([30.0, 0.0, -40.0]), weights)])
+    np.testing.assert_allclose(weights.value, [-0.5, 0.0, 0.5], rtol=1e-6)
+    assert optimizer.last_norm == 50.0
+
     config = fastclip.config()
     print(f"fastclip {config['version']} ({config['isa']}, {config['threads']} threads)", end=" ")
-    print(f"with NumPy {np.__version__} on Python {sys.version.split()[0]}: clips")
+    print(f"with NumPy {np.__version__} on Python {sys.version.split()[0]}: clips and steps")
 
 
 if __name__ == "__main__":
