@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
+import warnings
 from typing import Any
 
 import numpy as np
@@ -176,3 +178,80 @@ def test_a_step_after_a_fork_works() -> None:
         assert os.waitpid(child, 0)[1] == 0
         """
     )
+
+
+@needs_signals
+@pytest.mark.parametrize("call", ["load_state_dict", "set_low_precision_copy"])
+def test_handler_of_a_signal_may_not_change_what_is_kept_in_the_middle_of_a_step(call: str) -> None:
+    optimizer, pairs, counter = long_step()
+    optimizer.apply_gradients(pairs, counter)
+    state, refused = optimizer.state_dict(), []
+
+    def change(*_: Any) -> None:
+        try:
+            if call == "load_state_dict":
+                optimizer.load_state_dict(state)
+            else:
+                optimizer.set_low_precision_copy(pairs[0][1], None)
+        except RuntimeError as error:
+            refused.append(str(error))
+
+    before = signal.signal(signal.SIGALRM, change)
+    try:
+        for delay in np.linspace(0.001, 0.02, 40):
+            signal.setitimer(signal.ITIMER_REAL, float(delay))
+            optimizer.apply_gradients(pairs, counter)
+            if refused:
+                break
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert all(call in text and "in the middle of a step" in text for text in refused)
+    first = optimizer.get_slot(pairs[0][1], "m")
+    power = next(float(value) for value in optimizer.variables() if value.ndim == 0)
+    # With a gradient of ones m is 1 - beta1 to the number of steps.
+    assert first is not None
+    assert abs((1 - float(first[0])) * 0.9 - power) < 1e-5
+
+
+@needs_signals
+def test_shape_that_changes_in_the_middle_of_the_first_step_leads_nowhere_else() -> None:
+    for delay in np.linspace(0.0005, 0.01, 12):
+        optimizer, _, _ = long_step()
+        variable = np.zeros((2, 3_000_000), np.float32)
+
+        def turn(*_: Any, variable: Any = variable) -> None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # NumPy discourages it
+                variable.shape = (3_000_000, 2)
+
+        before = signal.signal(signal.SIGALRM, turn)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, float(delay))
+            # Where the shape changes before the arrays are looked at, the gradient does not fit.
+            with contextlib.suppress(ValueError):
+                optimizer.apply_gradients([(np.ones((2, 3_000_000), np.float32), variable)])
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            variable.shape = (3_000_000, 2)
+        optimizer.apply_gradients([(np.ones((2, 3_000_000), np.float32).T, variable)])
+        found = optimizer.get_slot(variable, "m")
+        assert found is not None
+        assert found.shape == variable.shape
+
+
+def test_step_inside_a_hyper_parameter_counts() -> None:
+    taken: list[int] = []
+
+    def learning_rate() -> float:
+        if not taken:
+            taken.append(1)
+            optimizer.apply_gradients([(np.ones(2), np.zeros(2))])
+        return 0.1
+
+    optimizer = AdamOptimizer(learning_rate)
+    optimizer.apply_gradients([(np.ones(2), np.zeros(2))])
+    assert abs(float(optimizer.variables()[0]) - 0.9**3) < 1e-12

@@ -12,6 +12,7 @@ use crate::rules::Kind;
 use crate::scalar::DType;
 use crate::segment::Segment;
 use crate::update::{fill, refresh};
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -66,8 +67,8 @@ impl Slot {
 }
 
 /// What makes a variable the one that was seen before: its memory, and how it lies.
-#[derive(PartialEq, Eq, Hash)]
-struct Key {
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) struct Key {
     address: usize,
     dtype: DType,
     shape: Box<[usize]>,
@@ -75,7 +76,7 @@ struct Key {
 }
 
 impl Key {
-    fn of(view: &View) -> Self {
+    pub(super) fn of(view: &View) -> Self {
         Self {
             address: view.pointer.addr(),
             dtype: view.dtype,
@@ -108,9 +109,9 @@ impl Slots {
     }
 
     /// Remembers a variable that was seen for the first time. `array` is of our own, over its memory.
-    pub(super) fn add(&mut self, view: &View, array: Py<PyAny>, slots: Vec<Slot>) {
-        self.known.insert(Key::of(view), self.entries.len());
-        self.entries.push(Entry { key: Key::of(view), array, slots });
+    pub(super) fn add(&mut self, key: Key, array: Py<PyAny>, slots: Vec<Slot>) {
+        self.known.insert(key.clone(), self.entries.len());
+        self.entries.push(Entry { key, array, slots });
     }
 
     /// The low-precision copy of a variable, if it has one.
@@ -221,6 +222,14 @@ impl Slots {
         self.entries.iter().map(entry).collect()
     }
 
+    /// Refuses what the handler of a signal may not do in the middle of a step.
+    fn refuse_while_stepping(&self, what: &str) -> PyResult<()> {
+        if self.stepping.load(Ordering::Relaxed) {
+            return Err(in_the_middle(what));
+        }
+        Ok(())
+    }
+
     /// The slots of a variable, as arrays over their memory; None if it has none yet.
     fn of<'py>(
         &self,
@@ -257,7 +266,7 @@ impl Slots {
         let arrays = views(py, &slots)?;
         match self.position(&view, self.entries.len()) {
             Some(index) => self.entries[index].slots = slots,
-            None => self.add(&view, view.object.call_method0("view")?.unbind(), slots),
+            None => self.add(Key::of(&view), view.object.call_method0("view")?.unbind(), slots),
         }
         Ok(arrays)
     }
@@ -299,6 +308,11 @@ impl Slots {
         }
         Ok(())
     }
+}
+
+/// The error of a call that a step does not allow while it goes on.
+pub(super) fn in_the_middle(what: &str) -> PyErr {
+    PyRuntimeError::new_err(format!("{what} was called in the middle of a step of the same optimizer"))
 }
 
 /// A low-precision copy, looked at and checked by itself.

@@ -4,8 +4,8 @@ use super::batch::views;
 use super::counters::Counters;
 use super::handling::{Handling, Policy};
 use super::raise::{check_signals, detached, refuse_nonfinite};
-use super::slots::Slots;
-use super::step_arrays::{Arrays, Labels, Sliced, look};
+use super::slots::{Key, Slots, in_the_middle};
+use super::step_arrays::{Labels, Sliced, look};
 use super::step_parts::{Fresh, Prepared, prepare};
 use super::view::{Takes, View};
 use crate::error::Error;
@@ -16,7 +16,6 @@ use crate::plan::{CHUNK, Plan};
 use crate::scalar::Scalar;
 use crate::segment::Segment;
 use crate::update::{Item, step};
-use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 use std::sync::Arc;
@@ -104,7 +103,7 @@ pub fn take_step<'py>(
     if taken {
         counters.advance();
         drop(slots);
-        keep(&mut *owner.try_borrow_mut()?, &found, fresh, new);
+        keep(&mut *owner.try_borrow_mut()?, fresh, new);
     } else if handling.policy() == Policy::Raise {
         let bad =
             present.iter().zip(&magnitudes).filter(|(_, m)| !m.is_finite()).map(|(position, _)| *position);
@@ -120,9 +119,7 @@ impl Stepping {
     /// Refuses a step in the middle of another, which the handler of a signal may ask for.
     fn begin(slots: &Slots) -> PyResult<Self> {
         if slots.stepping.swap(true, Ordering::Relaxed) {
-            return Err(PyRuntimeError::new_err(
-                "apply_gradients was called in the middle of a step of the same optimizer",
-            ));
+            return Err(in_the_middle("apply_gradients"));
         }
         Ok(Self(Arc::clone(&slots.stepping)))
     }
@@ -151,16 +148,21 @@ fn read_segment(view: &View) -> Segment<1> {
     }
 }
 
-/// Remembers the variables of a step that was taken, and their slots.
-fn keep(slots: &mut Slots, found: &Arrays, fresh: Vec<Fresh>, new: Vec<(usize, Py<PyAny>)>) {
+/// Remembers the variables of a step that was taken, and their slots. The arrays are not looked at again: while the step
+/// was taken, somebody may have changed their shapes.
+fn keep(slots: &mut Slots, fresh: Vec<Fresh>, new: Vec<(usize, Key, Py<PyAny>)>) {
     let mut fresh = fresh.into_iter().peekable();
     let mut new = new.into_iter().peekable();
-    for (position, variable) in found.written[..found.gradients.len()].iter().flatten().enumerate() {
-        let made = fresh.next_if(|fresh| fresh.position == position).map(|fresh| fresh.slots);
-        if let Some((_, array)) = new.next_if(|(at, _)| *at == position) {
-            slots.add(variable, array, made.unwrap_or_default());
-        } else if let (Some(made), Some(place)) = (made, slots.position(variable, position)) {
-            slots.entries[place].slots = made;
+    loop {
+        let next = [fresh.peek().map(|fresh| fresh.position), new.peek().map(|(position, ..)| *position)];
+        let Some(position) = next.into_iter().flatten().min() else { break };
+        let made = fresh.next_if(|fresh| fresh.position == position);
+        let place = made.as_ref().and_then(|fresh| fresh.place);
+        let made = made.map_or(Vec::new(), |fresh| fresh.slots);
+        if let Some((_, key, array)) = new.next_if(|(at, ..)| *at == position) {
+            slots.add(key, array, made);
+        } else if let Some(entry) = place.and_then(|place| slots.entries.get_mut(place)) {
+            entry.slots = made;
         }
     }
 }

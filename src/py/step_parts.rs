@@ -1,6 +1,6 @@
 //! The parts of a step: each variable with its gradient, slots and copy, described to the driver.
 
-use super::slots::{Slot, Slots};
+use super::slots::{Key, Slot, Slots};
 use super::step_arrays::{Arrays, is_run};
 use super::view::{Known, Takes, View};
 use crate::kernels::scale::Factor;
@@ -18,6 +18,8 @@ pub struct Fresh {
     pub dtype: DType,
     /// How many elements it has.
     pub len: usize,
+    /// Where the variable is among those that were met, if it was.
+    pub place: Option<usize>,
     /// The slots.
     pub slots: Vec<Slot>,
 }
@@ -29,7 +31,7 @@ pub struct Prepared<'py> {
     /// Slots that did not exist.
     pub fresh: Vec<Fresh>,
     /// The positions of variables that were never seen, and arrays of our own over their memory.
-    pub new: Vec<(usize, Py<PyAny>)>,
+    pub new: Vec<(usize, Key, Py<PyAny>)>,
     /// Gradients that were made for this step.
     pub kept: Vec<View<'py>>,
 }
@@ -48,7 +50,7 @@ pub fn prepare<'py>(
     let mut new = Vec::new();
     for ((position, variable), place) in variables().zip(&places) {
         if place.is_none() {
-            new.push((position, variable.object.call_method0("view")?.unbind()));
+            new.push((position, Key::of(variable), variable.object.call_method0("view")?.unbind()));
         }
     }
     let needs_slots = |position: usize| {
@@ -65,6 +67,7 @@ pub fn prepare<'py>(
             position: *position,
             dtype: view.dtype,
             len: view.size,
+            place: places[*position],
             slots,
         })
         .collect();

@@ -91,13 +91,18 @@ class AdamOptimizer(Optimizer):
         self._beta1_power, self._beta2_power = np.array(np.nan), np.array(np.nan)
 
     def _hyper(self) -> tuple[float, ...]:
+        learning_rate, epsilon = (
+            current(self._learning_rate, "learning_rate"),
+            current(self._epsilon, "epsilon"),
+        )
         beta1, beta2 = current(self._beta1, "beta1"), current(self._beta2, "beta2")
+        # After the functions, which may take a step themselves.
         begun = not np.isnan(self._beta1_power)
         return (
-            current(self._learning_rate, "learning_rate"),
+            learning_rate,
             beta1,
             beta2,
-            current(self._epsilon, "epsilon"),
+            epsilon,
             float(self._beta1_power) if begun else beta1,
             float(self._beta2_power) if begun else beta2,
         )
@@ -116,10 +121,10 @@ class AdamOptimizer(Optimizer):
         if set(other) != expected:
             raise ValueError(f"state_dict has {sorted(other)} besides the slots; it takes {sorted(expected)}")
         for name, power in other.items():
-            if power.ndim or power.dtype != np.float64:
+            if power.ndim or power.dtype != np.float64 or not np.isfinite(power):
                 raise ValueError(
                     f"state_dict[{name!r}] has dtype {power.dtype} and shape {power.shape}; "
-                    "it takes one float64"
+                    "it takes one finite float64"
                 )
 
         def set_powers() -> None:

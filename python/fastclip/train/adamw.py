@@ -74,4 +74,5 @@ class AdamWOptimizer(AdamOptimizer):
         self._weight_decay = weight_decay
 
     def _hyper(self) -> tuple[float, ...]:
-        return (*super()._hyper(), current(self._weight_decay, "weight_decay"))
+        weight_decay = current(self._weight_decay, "weight_decay")
+        return (*super()._hyper(), weight_decay)

@@ -83,8 +83,9 @@ class Optimizer:
     A gradient that is finite may still take a variable out of its range: what is watched by `on_nonfinite` is
     what comes in.
 
-    A call that raises has changed nothing: neither variables nor slots nor counters. The one exception is a
-    `constraint` of a Variable, which is called when the update is done.
+    A call that raises has changed nothing: neither variables nor slots nor counters. There are two
+    exceptions: a `constraint` of a Variable is called when the update is done, and a signal such as Ctrl-C
+    that comes during the update is raised when it is done. Counters and variables agree either way.
 
     References
     ----------
@@ -399,6 +400,7 @@ class Optimizer:
             is_torch = framework(copy) == "torch"
             copy = foreign_array(copy, "copy", to_write=True) if is_torch else as_output(copy, "copy")
         with self._lock:
+            self._slots.refuse_while_stepping("set_low_precision_copy")
             self._slots.set_copy(array, copy)
             self._slots.refresh_copy(array)
 
@@ -461,6 +463,7 @@ class Optimizer:
             has changed then.
         """
         with self._lock:
+            self._slots.refuse_while_stepping("load_state_dict")
             met = [array for array, _ in self._slots.entries()]
             arrays = met if var_list is None else _variables(var_list)
             _core.check_variables(arrays, "var_list")
