@@ -14,9 +14,11 @@ use fastclip::kernels::power_sum::power_sum;
 use fastclip::kernels::scale::{Factor, scale};
 use fastclip::kernels::sum_squares::sum_squares;
 use fastclip::kernels::update::update;
-use fastclip::plan::CHUNK;
 use fastclip::rules::{Carrier, Kind, Rule};
 use half::{bf16, f16};
+
+/// Elements in a slice: as many as fastclip gives a kernel at a time, see `plan::CHUNK`.
+const CHUNK: usize = 1 << 16;
 
 fn main() {
     divan::main();

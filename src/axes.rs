@@ -5,8 +5,9 @@
 //! memory is reduced, a thread measures a slice and scales it while it is in the cache; where it is
 //! kept, neighbouring slices are summed side by side (`kernels::columns`).
 
+use crate::allocation::{OutOfMemory, collect, filled, try_collect, with_capacity};
 use crate::clip::{Action, Actions, act, apply};
-use crate::exec::{Context, STREAM_BYTES};
+use crate::exec::{Context, STREAM_BYTES, Workspace};
 use crate::kernels::Float;
 use crate::kernels::columns::{Factors, TILE, accumulate, scale_each};
 use crate::kernels::operation::Run;
@@ -18,9 +19,9 @@ use crate::pool;
 use crate::scalar::{DType, Scalar};
 use crate::segment::{
     Dim, INPUT, LOWER, Layout, OPERANDS, OUTPUT, Scratch, Segment, Strided, UPPER, forwards, merge, sort,
-    with_scratch,
 };
 use crate::with_float;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The operand that takes each slice's norm: float64, one per index of the kept axes.
 pub const NORMS: usize = LOWER;
@@ -37,6 +38,8 @@ pub struct Slices {
 }
 
 // SAFETY: as for `Segment`.
+unsafe impl Send for Slices {}
+// SAFETY: as for `Segment`.
 unsafe impl Sync for Slices {}
 
 impl Slices {
@@ -46,16 +49,16 @@ impl Slices {
     /// # Safety
     ///
     /// As [`Segment::new`]. The strides of norms and bounds along reduced axes are not looked at.
-    #[must_use]
     pub unsafe fn new(
         dtype: DType,
         shape: &[usize],
         is_reduced: &[bool],
         operands: [Option<Strided>; OPERANDS],
         order: Order,
-    ) -> Self {
+    ) -> Result<Self, OutOfMemory> {
         let mut base = operands.map(|operand| operand.map_or(std::ptr::null_mut(), |o| o.pointer));
-        let (mut kept, mut reduced) = (Vec::new(), Vec::new());
+        // One more for the parts of complex numbers.
+        let (mut kept, mut reduced) = (with_capacity(shape.len())?, with_capacity(shape.len() + 1)?);
         for (axis, len) in shape.iter().enumerate() {
             if *len == 1 {
                 continue;
@@ -79,19 +82,19 @@ impl Slices {
         }
         merge(&mut kept, present);
         merge(&mut reduced, [present[INPUT], present[OUTPUT], false, false]);
-        Self { dtype, kept, reduced, base, order }
+        Ok(Self { dtype, kept, reduced, base, order })
     }
 
     /// How many slices there are.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.kept.iter().map(|dim| dim.len).product()
+        product(&self.kept)
     }
 
     /// How many reals a slice has.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.reduced.iter().map(|dim| dim.len).product()
+        product(&self.reduced)
     }
 
     /// Whether a slice has no elements.
@@ -100,7 +103,8 @@ impl Slices {
         self.len() == 0
     }
 
-    fn bytes(&self) -> usize {
+    /// How many bytes are read.
+    pub fn bytes(&self) -> usize {
         self.count() * self.len() * self.dtype.scalar.size()
     }
 
@@ -122,18 +126,18 @@ impl Slices {
     }
 
     /// One slice as a segment.
-    fn segment(&self, index: usize, layout: &Layout) -> Segment {
-        Segment {
+    fn segment(&self, index: usize, layout: &Layout) -> Result<Segment, OutOfMemory> {
+        Ok(Segment {
             scalar: self.dtype.scalar,
             complex: self.dtype.complex,
             len: self.len(),
             base: self.at(index),
-            layout: layout.clone(),
-        }
+            layout: layout.try_clone()?,
+        })
     }
 
     /// How a slice lies, if every one lies alike: aligned ones as a run.
-    fn layout(&self) -> Layout {
+    fn layout(&self) -> Result<Layout, OutOfMemory> {
         let size = self.dtype.scalar.size();
         let used = [INPUT, OUTPUT].into_iter().filter(|k| !self.base[*k].is_null());
         let whole = |dim: &Dim, k: usize| dim.strides[k] % size as isize == 0;
@@ -146,12 +150,14 @@ impl Slices {
             _ => false,
         };
         if aligned && dense {
-            Layout::Dense
-        } else if self.reduced.is_empty() {
-            Layout::Walk(Box::new([Dim { len: 1, strides: [0; OPERANDS] }]))
-        } else {
-            Layout::Walk(self.reduced.clone().into_boxed_slice())
+            return Ok(Layout::Dense);
         }
+        let mut dims = with_capacity(self.reduced.len().max(1))?;
+        dims.extend_from_slice(&self.reduced);
+        if dims.is_empty() {
+            dims.push(Dim { len: 1, strides: [0; OPERANDS] });
+        }
+        Ok(Layout::Walk(dims))
     }
 
     /// Writes a slice's norm, and says what is to be done with it.
@@ -176,63 +182,117 @@ impl Slices {
         }
     }
 
-    /// Measures every slice, and clips it if there is an output.
+    /// Allocates all that [`Slices::finish`] needs, and measures the slices where that is a pass of its own. It may
+    /// write norms, and no output.
     ///
     /// # Safety
     ///
-    /// The output must not overlap any other memory, but may be the input.
-    pub unsafe fn run(&self, context: Context) {
+    /// The norms must not overlap any other memory.
+    pub unsafe fn prepare(&self, context: Context) -> Result<Prepared, OutOfMemory> {
         let nothing_to_do = self.is_empty() && self.base[NORMS].is_null();
         if self.count() == 0 || nothing_to_do {
-            return;
+            return Ok(Prepared::Nothing);
         }
         // SAFETY: the caller's contract.
         unsafe {
             if self.len() > CHUNK {
-                self.run_as_tensors(context);
+                self.prepare_tensors(context)
             } else if self.order == Order::Two && self.is_columns() {
-                with_float!(self.dtype.scalar, T => self.run_columns::<T>(context), else {});
+                with_float!(
+                    self.dtype.scalar,
+                    T => self.prepare_columns::<T>(context),
+                    else Ok(Prepared::Nothing)
+                )
             } else {
-                with_float!(self.dtype.scalar, T => self.run_rows::<T>(context), else {});
+                self.prepare_rows(context)
+            }
+        }
+    }
+
+    /// Measures every slice that was not, and clips all if there is an output. Cannot fail.
+    ///
+    /// # Safety
+    ///
+    /// The output must not overlap any other memory, but may be the input. `prepared` must come from
+    /// [`Slices::prepare`] of these slices.
+    pub unsafe fn finish(&self, prepared: &Prepared) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            match prepared {
+                Prepared::Nothing => {}
+                Prepared::Tensors { workspace, segments, plan, actions } => {
+                    if self.has_output() {
+                        apply(workspace, segments, plan, Actions::Each(actions));
+                    }
+                }
+                Prepared::Columns { workspace, grid, factors } => {
+                    if self.has_output() {
+                        with_float!(
+                            self.dtype.scalar,
+                            T => self.finish_columns::<T>(workspace, grid, factors),
+                            else {}
+                        );
+                    }
+                }
+                Prepared::Rows { workspace, slices } => {
+                    with_float!(self.dtype.scalar, T => self.finish_rows::<T>(workspace, slices), else {});
+                }
             }
         }
     }
 
     /// # Safety
     ///
-    /// As [`Slices::run`].
-    unsafe fn run_as_tensors(&self, context: Context) {
-        let layout = self.layout();
-        let segments: Vec<Segment> = (0..self.count()).map(|i| self.segment(i, &layout)).collect();
-        let plan = Plan::new(&segments);
-        let found = norms::measure(context, &segments, &plan, self.order);
+    /// As [`Slices::prepare`].
+    unsafe fn prepare_tensors(&self, context: Context) -> Result<Prepared, OutOfMemory> {
+        let layout = self.layout()?;
+        let count = self.count();
+        let segments = try_collect(count, (0..count).map(|i| self.segment(i, &layout)))?;
+        let plan = Plan::new(&segments)?;
+        let workspace = Workspace::new(context, &segments, &plan)?;
+        let found = norms::measure(&workspace, &segments, &plan, self.order)?;
         let settled = segments.iter().zip(found);
         // SAFETY: one thread; and the caller's contract.
-        unsafe {
-            let actions: Vec<Action> = settled.map(|(s, m)| self.settle(s.base, m)).collect();
-            if self.has_output() {
-                apply(context, &segments, &plan, Actions::Each(&actions));
-            }
-        }
+        let actions = collect(settled.map(|(s, m)| unsafe { self.settle(s.base, m) }))?;
+        Ok(Prepared::Tensors { workspace, segments, plan, actions })
+    }
+
+    /// The bytes that decide on how many threads rows are done: with each slice goes some work besides its elements.
+    fn bytes_of_rows(&self) -> usize {
+        self.bytes().max(16 * self.count())
     }
 
     /// # Safety
     ///
-    /// As [`Slices::run`].
-    unsafe fn run_rows<T: Float>(&self, context: Context) {
-        let layout = self.layout();
+    /// As [`Slices::prepare`].
+    unsafe fn prepare_rows(&self, context: Context) -> Result<Prepared, OutOfMemory> {
+        let layout = self.layout()?;
+        let first = self.segment(0, &layout)?;
+        let bytes = self.bytes_of_rows();
+        let workspace = Workspace::with_scratch(context, bytes, first.scratch_bytes(CHUNK))?;
+        let threads = workspace.threads_for(bytes);
+        // Each thread moves a segment of its own from slice to slice.
+        let slices = (0..threads).map(|_| Ok::<_, OutOfMemory>(Mutex::new(self.segment(0, &layout)?)));
+        let slices = try_collect(threads, slices)?;
+        Ok(Prepared::Rows { workspace, slices })
+    }
+
+    /// # Safety
+    ///
+    /// As [`Slices::finish`].
+    unsafe fn finish_rows<T: Float>(&self, workspace: &Workspace, slices: &[Mutex<Segment>]) {
         let size = self.len() * self.dtype.scalar.size();
         let per_task = (BATCH_BYTES / size.max(1)).clamp(1, 1 << 14);
         let count = self.count();
-        let level = context.level;
+        let level = workspace.level;
         let streaming = self.streams();
-        let threads = context.threads_for(self.bytes().max(16 * count));
-        pool::run(threads, count.div_ceil(per_task), &|task| {
-            with_scratch(|scratch| {
-                let mut segment = self.segment(0, &layout);
+        let threads = workspace.threads_for(self.bytes_of_rows());
+        pool::run(threads, count.div_ceil(per_task), &|task, worker| {
+            let mut segment = slices[worker].lock().unwrap_or_else(PoisonError::into_inner);
+            workspace.scratch(worker, |scratch| {
                 for index in task * per_task..count.min((task + 1) * per_task) {
                     segment.base = self.at(index);
-                    let magnitude = self.measure(context, &segment, scratch);
+                    let magnitude = norms::measure_chunk(level, &segment, self.order, scratch);
                     // SAFETY: each slice is one task's.
                     let action = unsafe { self.settle(segment.base, magnitude) };
                     if !self.has_output() || action == Action::Keep && self.in_place() {
@@ -242,26 +302,13 @@ impl Slices {
                     unsafe {
                         segment.update(0..segment.len, streaming, scratch, |run: Run<T>, _| {
                             act(level, action, run);
+                            true
                         });
                     }
                 }
             });
             crate::kernels::stream::fence();
         });
-    }
-
-    /// The magnitude of one slice of at most a chunk.
-    fn measure(&self, context: Context, segment: &Segment, scratch: &mut Scratch) -> Magnitude {
-        if self.order == Order::Two {
-            let sum = norms::squares(context.level, segment, 0..segment.len, scratch);
-            let fits = sum.is_finite() && sum >= SMALL || self.dtype.scalar != Scalar::F64;
-            if fits || segment.len == 0 {
-                return Magnitude { value: sum, exponent: 0 };
-            }
-        }
-        let one = std::slice::from_ref(segment);
-        let serial = Context { threads: 1, ..context };
-        norms::measure(serial, one, &Plan::new(one), self.order)[0]
     }
 
     /// Whether neighbours in memory belong to different slices.
@@ -278,86 +325,107 @@ impl Slices {
             && !self.reduced.iter().any(|dim| dim.strides[INPUT] == size)
     }
 
+    /// Each operand's position at a column of the innermost kept axis.
+    fn at_column(
+        at: [*mut u8; OPERANDS],
+        strides: [isize; OPERANDS],
+        column: usize,
+    ) -> [*mut u8; OPERANDS] {
+        let mut position = at;
+        for (pointer, stride) in position.iter_mut().zip(strides) {
+            if !pointer.is_null() {
+                *pointer = pointer.wrapping_offset(column as isize * stride);
+            }
+        }
+        position
+    }
+
+    /// Where a piece's columns begin, in its first row.
+    fn start(&self, inner: &Dim, outer: &[Dim], piece: &Piece) -> [*mut u8; OPERANDS] {
+        Self::at_column(offset(self.base, outer, piece.outer), inner.strides, piece.column)
+    }
+
+    /// Where one operand's row is, of those that begin at `at`.
+    fn row<T>(&self, at: [*mut u8; OPERANDS], index: usize, operand: usize) -> *mut T {
+        offset(at, &self.reduced, index)[operand].cast::<T>()
+    }
+
     /// # Safety
     ///
-    /// As [`Slices::run`], for a layout that [`Slices::is_columns`] has found.
-    unsafe fn run_columns<T: Float>(&self, context: Context) {
+    /// As [`Slices::prepare`], for a layout that [`Slices::is_columns`] has found.
+    unsafe fn prepare_columns<T: Float>(&self, context: Context) -> Result<Prepared, OutOfMemory> {
         let Some((inner, outer)) = self.kept.split_last() else {
-            return;
+            return Ok(Prepared::Nothing);
         };
-        let grid = Grid::new(inner.len, outer.iter().map(|dim| dim.len).product(), self.len());
-        let threads = context.threads_for(self.bytes());
-        let level = context.level;
-        // Where a piece's columns begin, and the row it begins with.
-        let start = |piece: &Piece| {
-            let mut at = offset(self.base, outer, piece.outer);
-            for (pointer, stride) in at.iter_mut().zip(inner.strides) {
-                if !pointer.is_null() {
-                    *pointer = pointer.wrapping_offset(piece.column as isize * stride);
-                }
-            }
-            at
-        };
-        let row =
-            |at: [*mut u8; OPERANDS], index: usize, k: usize| offset(at, &self.reduced, index)[k].cast::<T>();
-
-        let partials: Vec<Partial> = grid.pieces().map(|piece| Partial::new(piece.width)).collect();
-        pool::run(threads, partials.len(), &|index| {
+        let grid = Grid::new(inner.len, product(outer), self.len());
+        let workspace =
+            Workspace::with_scratch(context, self.bytes(), TILE.min(inner.len) * self.dtype.scalar.size())?;
+        let level = workspace.level;
+        let pieces = grid.tiles() * grid.bands;
+        let partials: Vec<Partial> =
+            try_collect(pieces, grid.pieces().map(|piece| Partial::new(piece.width)))?;
+        pool::run(workspace.threads_for(self.bytes()), pieces, &|index, _| {
             let piece = grid.piece(index);
-            let at = start(&piece);
+            let at = self.start(inner, outer, &piece);
             let mut sums = partials[index].lock();
             let (sum, error) = sums.split_at_mut(piece.width);
             for r in piece.rows.clone() {
                 // SAFETY: `is_columns`: an aligned run of `width` reals inside the input.
-                let x = unsafe { std::slice::from_raw_parts(row(at, r, INPUT).cast_const(), piece.width) };
+                let x = unsafe {
+                    std::slice::from_raw_parts(self.row::<T>(at, r, INPUT).cast_const(), piece.width)
+                };
                 accumulate(level, sum, error, x);
             }
         });
 
-        let factors: Vec<Factors> = (0..grid.tiles())
-            .map(|tile| {
-                let parts: Vec<_> =
-                    (0..grid.bands).map(|band| partials[tile * grid.bands + band].lock()).collect();
-                let first = grid.piece(tile * grid.bands);
-                let at = start(&first);
-                let columns = (0..first.width).map(|j| {
-                    let sum = pairwise(&parts, &|p| p[j]) + pairwise(&parts, &|p| p[first.width + j]);
-                    let mut position = at;
-                    for (pointer, stride) in position.iter_mut().zip(inner.strides) {
-                        if !pointer.is_null() {
-                            *pointer = pointer.wrapping_offset(j as isize * stride);
-                        }
-                    }
-                    let magnitude = self.checked(context, sum, position);
-                    // SAFETY: one thread.
-                    match unsafe { self.settle(position, magnitude) } {
-                        Action::Keep => Factor::ONE,
-                        Action::Scale(factor) => factor,
-                        Action::FillNan | Action::FillZero => Factor::NAN,
-                    }
+        let mut factors = with_capacity(grid.tiles())?;
+        let mut columns: Vec<Factor> = with_capacity(TILE)?;
+        for tile in 0..grid.tiles() {
+            let bands = tile * grid.bands..(tile + 1) * grid.bands;
+            let parts = collect(partials[bands.clone()].iter().map(Partial::lock))?;
+            let first = grid.piece(bands.start);
+            let at = self.start(inner, outer, &first);
+            columns.clear();
+            for j in 0..first.width {
+                let sum = pairwise(&parts, &|p| p[j]) + pairwise(&parts, &|p| p[first.width + j]);
+                let position = Self::at_column(at, inner.strides, j);
+                let magnitude = self.checked(level, sum, position)?;
+                // SAFETY: one thread.
+                columns.push(match unsafe { self.settle(position, magnitude) } {
+                    Action::Keep => Factor::ONE,
+                    Action::Scale(factor) => factor,
+                    Action::FillNan | Action::FillZero => Factor::NAN,
                 });
-                Factors::new(&columns.collect::<Vec<_>>())
-            })
-            .collect();
-        if !self.has_output() {
-            return;
+            }
+            factors.push(Factors::new(&columns)?);
         }
+        Ok(Prepared::Columns { workspace, grid, factors })
+    }
 
+    /// # Safety
+    ///
+    /// As [`Slices::finish`], for a layout that [`Slices::is_columns`] has found.
+    unsafe fn finish_columns<T: Float>(&self, workspace: &Workspace, grid: &Grid, factors: &[Factors]) {
+        let Some((inner, outer)) = self.kept.split_last() else {
+            return;
+        };
+        let level = workspace.level;
         let size = self.dtype.scalar.size() as isize;
         let writes_runs = inner.strides[OUTPUT] == size
             && self.base[OUTPUT].addr().is_multiple_of(size as usize)
             && self.kept.iter().chain(&self.reduced).all(|dim| dim.strides[OUTPUT] % size == 0);
-        pool::run(threads, partials.len(), &|index| {
-            let index = partials.len() - 1 - index;
+        let pieces = grid.tiles() * grid.bands;
+        pool::run(workspace.threads_for(self.bytes()), pieces, &|index, worker| {
+            let index = pieces - 1 - index;
             let piece = grid.piece(index);
-            let at = start(&piece);
+            let at = self.start(inner, outer, &piece);
             let factors = &factors[index / grid.bands];
             if self.in_place() && factors.is_one() {
                 return;
             }
-            with_scratch(|scratch| {
+            workspace.scratch(worker, |scratch| {
                 for r in piece.rows.clone() {
-                    let (from, to) = (row(at, r, INPUT), row(at, r, OUTPUT));
+                    let (from, to) = (self.row::<T>(at, r, INPUT), self.row::<T>(at, r, OUTPUT));
                     // SAFETY: `is_columns`: an aligned run of `width` reals of the input; the output's are
                     // this task's alone, one run of them where that was checked, else written one by one.
                     unsafe {
@@ -387,16 +455,60 @@ impl Slices {
     }
 
     /// A column's sum of squares, measured again with scaling if it left the range of float64.
-    fn checked(&self, context: Context, sum: f64, at: [*mut u8; OPERANDS]) -> Magnitude {
+    fn checked(
+        &self,
+        level: crate::isa::Level,
+        sum: f64,
+        at: [*mut u8; OPERANDS],
+    ) -> Result<Magnitude, OutOfMemory> {
         let plain = Magnitude { value: sum, exponent: 0 };
         if self.dtype.scalar != Scalar::F64 || sum.is_finite() && sum >= SMALL || self.is_empty() {
-            return plain;
+            return Ok(plain);
         }
-        let mut segment = self.segment(0, &self.layout());
+        let mut segment = self.segment(0, &self.layout()?)?;
         segment.base = at;
-        let one = [segment];
-        norms::measure(Context { threads: 1, ..context }, &one, &Plan::new(&one), self.order)[0]
+        let mut scratch = Scratch::new(segment.scratch_bytes(CHUNK))?;
+        Ok(norms::measure_chunk(level, &segment, self.order, &mut scratch))
     }
+}
+
+/// What [`Slices::prepare`] leaves to be done.
+pub enum Prepared {
+    /// There are no slices.
+    Nothing,
+    /// Slices of more than a chunk, measured.
+    Tensors {
+        /// Threads and their memory.
+        workspace: Workspace,
+        /// The slices.
+        segments: Vec<Segment>,
+        /// The slices in chunks.
+        plan: Plan,
+        /// What happens to each.
+        actions: Vec<Action>,
+    },
+    /// Slices side by side, measured.
+    Columns {
+        /// Threads and their memory.
+        workspace: Workspace,
+        /// How the columns are cut up.
+        grid: Grid,
+        /// What each tile of columns is multiplied by.
+        factors: Vec<Factors>,
+    },
+    /// Slices that a thread measures and scales one after the other.
+    Rows {
+        /// Threads and their memory.
+        workspace: Workspace,
+        /// A segment for each thread.
+        slices: Vec<Mutex<Segment>>,
+    },
+}
+
+/// The number of steps of nested loops.
+fn product(dims: &[Dim]) -> usize {
+    // A loop without steps may stand beside loops whose product is beyond the machine's numbers.
+    if dims.iter().any(|dim| dim.len == 0) { 0 } else { dims.iter().map(|dim| dim.len).product() }
 }
 
 /// Positions after `index` steps through the dimensions, the last the fastest.
@@ -417,7 +529,7 @@ fn offset(mut at: [*mut u8; OPERANDS], dims: &[Dim], mut index: usize) -> [*mut 
 const ROWS: usize = 256;
 
 /// Columns cut into tiles, and their rows into bands: a piece is one tile of one band.
-struct Grid {
+pub struct Grid {
     columns: usize,
     rows: usize,
     per_row: usize,
@@ -463,15 +575,15 @@ impl Grid {
 }
 
 /// The sums of one piece's columns, and their errors.
-struct Partial(std::sync::Mutex<Vec<f64>>);
+struct Partial(Mutex<Vec<f64>>);
 
 impl Partial {
-    fn new(width: usize) -> Self {
-        Self(std::sync::Mutex::new(vec![0.0; 2 * width]))
+    fn new(width: usize) -> Result<Self, OutOfMemory> {
+        Ok(Self(Mutex::new(filled(0.0, 2 * width)?)))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<f64>> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Vec<f64>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -513,7 +625,8 @@ mod tests {
                 Some(Strided { pointer: (&raw mut bound).cast(), strides: &none }),
             ];
             let context = Context { level: isa::detected(), threads };
-            Slices::new(dtype, shape, &reduced, operands, Order::Two).run(context);
+            let slices = Slices::new(dtype, shape, &reduced, operands, Order::Two).unwrap();
+            slices.finish(&slices.prepare(context).unwrap());
         }
         (output, norms)
     }

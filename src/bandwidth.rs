@@ -2,6 +2,7 @@
 //!
 //! No norm, no plan, no checks: each thread takes the next 1 MiB and reads, scales or copies it.
 
+use crate::allocation::{OutOfMemory, collect};
 use crate::kernels::stream;
 use crate::pool;
 use fearless_simd::{Simd, dispatch};
@@ -23,8 +24,7 @@ impl Shared {
 }
 
 /// Σx, in float32 lanes, merely so that the reads have to happen.
-#[must_use]
-pub fn read(x: &[f32], threads: usize) -> f32 {
+pub fn read(x: &[f32], threads: usize) -> Result<f32, OutOfMemory> {
     #[inline(always)]
     fn sum<S: Simd>(_simd: S, x: &[f32]) -> f32 {
         let mut lanes = [0.0; 64];
@@ -36,20 +36,20 @@ pub fn read(x: &[f32], threads: usize) -> f32 {
         lanes.iter().sum()
     }
     let level = crate::isa::current();
-    let pieces: Vec<&[f32]> = x.chunks(PIECE).collect();
-    let sums: Vec<AtomicU32> = pieces.iter().map(|_| AtomicU32::new(0)).collect();
-    pool::run(threads, pieces.len(), &|i| {
+    let pieces: Vec<&[f32]> = collect(x.chunks(PIECE))?;
+    let sums: Vec<AtomicU32> = collect(pieces.iter().map(|_| AtomicU32::new(0)))?;
+    pool::run(threads, pieces.len(), &|i, _| {
         let sum = dispatch!(level, simd => sum(simd, pieces[i]));
         sums[i].store(sum.to_bits(), Ordering::Relaxed);
     });
-    sums.into_iter().map(|bits| f32::from_bits(bits.into_inner())).sum()
+    Ok(sums.into_iter().map(|bits| f32::from_bits(bits.into_inner())).sum())
 }
 
 /// x ← x·factor.
 pub fn scale(x: &mut [f32], factor: f32, threads: usize) {
     let level = crate::isa::current();
     let (len, base) = (x.len(), Shared(x.as_mut_ptr()));
-    pool::run(threads, len.div_ceil(PIECE), &|i| {
+    pool::run(threads, len.div_ceil(PIECE), &|i, _| {
         let start = i * PIECE;
         // SAFETY: pieces do not overlap and end within `x`.
         let piece =
@@ -72,7 +72,7 @@ pub fn copy(x: &[f32], out: &mut [f32], factor: f32, threads: usize) {
     assert_eq!(x.len(), out.len());
     let level = crate::isa::current();
     let base = Shared(out.as_mut_ptr());
-    pool::run(threads, x.len().div_ceil(PIECE), &|i| {
+    pool::run(threads, x.len().div_ceil(PIECE), &|i, _| {
         let start = i * PIECE;
         let piece = &x[start..x.len().min(start + PIECE)];
         // SAFETY: the same part of `out` as `piece` is of `x`; pieces do not overlap.
@@ -103,6 +103,6 @@ mod tests {
         assert!(out.iter().all(|v| *v == 1.0));
         super::scale(&mut x, 2.0, 2);
         assert!(x.iter().all(|v| *v == 4.0));
-        assert!(super::read(&x, 1) > 0.0);
+        assert!(super::read(&x, 1).unwrap() > 0.0);
     }
 }

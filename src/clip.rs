@@ -1,13 +1,14 @@
 //! What a clip does to each tensor once its norm is known, and doing it.
 
-use crate::exec::{self, Context, Direction, STREAM_BYTES};
+use crate::exec::{self, Direction, STREAM_BYTES, Workspace};
 use crate::isa::Level;
 use crate::kernels::Float;
-use crate::kernels::clamp::{Clamp, Clamping, clamp_each};
+use crate::kernels::clamp::{Clamp, Clamping, clamp_each, clamps_any};
 use crate::kernels::operation::{Copying, Filling, Run, perform};
 use crate::kernels::scale::{Factor, Scaling};
 use crate::plan::Plan;
 use crate::segment::{LOWER, Scratch, Segment, UPPER};
+use crate::scalar::Element;
 use crate::{with_float, with_scalar};
 use std::ops::Range;
 
@@ -62,14 +63,14 @@ fn streams(segments: &[Segment], plan: &Plan) -> bool {
 /// # Safety
 ///
 /// The outputs of the segments must not overlap each other, nor the input of another segment.
-pub unsafe fn apply(context: Context, segments: &[Segment], plan: &Plan, actions: Actions) {
+pub unsafe fn apply(workspace: &Workspace, segments: &[Segment], plan: &Plan, actions: Actions) {
     let idle = |(i, s): (usize, &Segment)| s.in_place() && actions.of(i) == Action::Keep;
     if segments.iter().enumerate().all(idle) {
         return;
     }
-    let level = context.level;
+    let level = workspace.level;
     let streaming = streams(segments, plan);
-    exec::for_each(context, plan, Direction::Backwards, |index, range, scratch| {
+    exec::for_each(workspace, plan, Direction::Backwards, |index, range, scratch| {
         let (segment, action) = (&segments[index], actions.of(index));
         if idle((index, segment)) {
             return;
@@ -77,7 +78,10 @@ pub unsafe fn apply(context: Context, segments: &[Segment], plan: &Plan, actions
         with_float!(segment.scalar, T => {
             // SAFETY: chunks are disjoint ranges, and no output overlaps another's memory.
             unsafe {
-                segment.update(range, streaming, scratch, |run: Run<T>, _| act(level, action, run));
+                segment.update(range, streaming, scratch, |run: Run<T>, _| {
+                    act(level, action, run);
+                    true
+                });
             }
         }, else unreachable!("integers are refused at the edge"));
     });
@@ -92,15 +96,15 @@ pub enum Bounds {
     Each,
 }
 
-/// Clamps every segment.
+/// Clamps every segment. In place, what lies within the bounds is not written.
 ///
 /// # Safety
 ///
 /// As [`apply`]; and the bounds must be of the segments' type.
-pub unsafe fn clamp(context: Context, segments: &[Segment], plan: &Plan, bounds: Bounds) {
-    let level = context.level;
+pub unsafe fn clamp(workspace: &Workspace, segments: &[Segment], plan: &Plan, bounds: Bounds) {
+    let level = workspace.level;
     let streaming = streams(segments, plan);
-    exec::for_each(context, plan, Direction::Forwards, |index, range, scratch| {
+    exec::for_each(workspace, plan, Direction::Forwards, |index, range, scratch| {
         let segment = &segments[index];
         with_scalar!(segment.scalar, T => {
             // SAFETY: as for `apply`.
@@ -109,13 +113,14 @@ pub unsafe fn clamp(context: Context, segments: &[Segment], plan: &Plan, bounds:
     });
 }
 
-/// How many elements get their own bounds at a time.
-const BOUNDS_BLOCK: usize = 1024;
+/// How many elements are looked at before those of them that need it are written, and how many get their own bounds at
+/// a time. They stay in the first-level cache.
+const CLAMP_BLOCK: usize = 1024;
 
 /// # Safety
 ///
 /// As [`clamp`], for a range that no other thread works on.
-unsafe fn clamp_range<T: Clamp + 'static>(
+unsafe fn clamp_range<T: Clamp + Element>(
     level: Level,
     segment: &Segment,
     range: Range<usize>,
@@ -129,11 +134,38 @@ unsafe fn clamp_range<T: Clamp + 'static>(
             let [lo, hi] = bytes.map(|bytes| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() });
             // SAFETY: the caller's contract.
             unsafe {
-                segment.update(range, streaming, scratch, |run, _| perform(level, Clamping { lo, hi }, run));
+                segment.update(range, streaming, scratch, |run, _| match run {
+                    Run::InPlace(x) => x.chunks_mut(CLAMP_BLOCK).fold(false, |changed, block| {
+                        let clamps = clamps_any(level, block, lo, hi);
+                        if clamps {
+                            perform(level, Clamping { lo, hi }, Run::InPlace(block));
+                        }
+                        changed | clamps
+                    }),
+                    apart => {
+                        perform(level, Clamping { lo, hi }, apart);
+                        true
+                    }
+                });
             }
         }
         Bounds::Each => {
-            let mut room = Scratch::default();
+            let (mut lower, mut upper) = ([T::default(); CLAMP_BLOCK], [T::default(); CLAMP_BLOCK]);
+            let mut clamped = [T::default(); CLAMP_BLOCK];
+            // Clamps a block, and tells whether that changed it.
+            let mut clamp_block = |x: &mut [T], at: usize| {
+                let (lower, upper) = (&mut lower[..x.len()], &mut upper[..x.len()]);
+                segment.gather(LOWER, at..at + x.len(), lower);
+                segment.gather(UPPER, at..at + x.len(), upper);
+                let clamped = &mut clamped[..x.len()];
+                clamped.copy_from_slice(x);
+                clamp_each(level, clamped, lower, upper);
+                let changed = clamped.iter().zip(&*x).any(|(new, old)| new.differs(*old));
+                if changed {
+                    x.copy_from_slice(clamped);
+                }
+                changed
+            };
             // SAFETY: the caller's contract.
             unsafe {
                 segment.update(range, false, scratch, |run: Run<T>, start| {
@@ -145,13 +177,10 @@ unsafe fn clamp_range<T: Clamp + 'static>(
                         }
                     };
                     // In place a block is a whole chunk: its bounds are gathered in parts.
-                    for (part, x) in x.chunks_mut(BOUNDS_BLOCK).enumerate() {
-                        let at = start + part * BOUNDS_BLOCK;
-                        let (lo, hi) = room.pair(x.len());
-                        segment.gather(LOWER, at..at + x.len(), lo);
-                        segment.gather(UPPER, at..at + x.len(), hi);
-                        clamp_each(level, x, lo, hi);
-                    }
+                    let blocks = x.chunks_mut(CLAMP_BLOCK).enumerate();
+                    blocks.fold(false, |changed, (part, block)| {
+                        clamp_block(block, start + part * CLAMP_BLOCK) | changed
+                    })
                 });
             }
         }
@@ -161,6 +190,7 @@ unsafe fn clamp_range<T: Clamp + 'static>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exec::Context;
     use crate::isa;
     use crate::scalar::{DType, Scalar};
 
@@ -172,8 +202,10 @@ mod tests {
         unsafe {
             let base = [input.as_mut_ptr().cast(), output.cast(), null, null];
             let segments = [Segment::dense(F32, input.len(), base)];
+            let plan = Plan::new(&segments).unwrap();
             let context = Context { level: isa::detected(), threads };
-            apply(context, &segments, &Plan::new(&segments), Actions::All(action));
+            let workspace = Workspace::new(context, &segments, &plan).unwrap();
+            apply(&workspace, &segments, &plan, Actions::All(action));
         }
     }
 

@@ -1,5 +1,7 @@
 //! Everything that can be wrong with a call.
 
+use crate::allocation::OutOfMemory;
+
 /// Why a call was refused. Nothing has been written.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
@@ -15,4 +17,7 @@ pub enum Error {
     /// NaN or infinity among the inputs, under the policy that refuses them.
     #[error("{0}")]
     NonFinite(String),
+    /// An allocation failed.
+    #[error(transparent)]
+    Memory(#[from] OutOfMemory),
 }

@@ -1,10 +1,27 @@
 //! fastclip: gradient clipping at memory speed.
 //!
-//! The crate is laid out in the order that data takes: a [`segment`] describes one tensor's memory,
-//! a [`plan`] cuts segments into chunks whose boundaries depend on lengths alone, [`exec`] runs the
-//! chunks on the threads of [`pool`], and the [`kernels`] do the arithmetic at the SIMD level that
-//! [`isa`] found. [`norms`] and [`clip`] put these together into the operations; `py` (feature
+//! The crate is laid out in the order that data takes: a `segment` describes one tensor's memory,
+//! a `plan` cuts segments into chunks whose boundaries depend on lengths alone, `exec` runs the
+//! chunks on the threads of `pool`, and the [`kernels`] do the arithmetic at the SIMD level that
+//! [`isa`] found. `norms` and `clip` put these together into the operations; `py` (feature
 //! `python`) is the only part that knows of an interpreter.
+//!
+//! Public are the kernels, the update rules and the SIMD levels, which are safe functions over slices: the benchmarks
+//! call them. Whatever describes memory by pointers is this crate's alone, because a description that is wrong would
+//! read or write memory of others:
+//!
+//! ```compile_fail,E0603
+//! use fastclip::segment::Segment;
+//! ```
+//! ```compile_fail,E0603
+//! use fastclip::segment::Scratch;
+//! ```
+//! ```compile_fail,E0603
+//! use fastclip::plan::Plan;
+//! ```
+//! ```compile_fail,E0603
+//! use fastclip::clip::apply;
+//! ```
 #![deny(clippy::all)]
 #![warn(clippy::pedantic)]
 #![allow(
@@ -23,23 +40,28 @@
     clippy::similar_names,
     reason = "formulas keep their letters; kernels have to be inlined into their SIMD context"
 )]
+#![cfg_attr(
+    not(feature = "python"),
+    allow(dead_code, reason = "the bindings are what calls it; without them its tests do")
+)]
 
-pub mod axes;
-pub mod bandwidth;
-pub mod clip;
-pub mod error;
-pub mod exec;
+mod allocation;
+mod axes;
+mod bandwidth;
+mod clip;
+mod error;
+mod exec;
 pub mod isa;
 pub mod kernels;
-pub mod magnitude;
-pub mod memory;
-pub mod norms;
-pub mod plan;
-pub mod pool;
+mod magnitude;
+mod memory;
+mod norms;
+mod plan;
+mod pool;
 pub mod rules;
 pub mod scalar;
-pub mod segment;
-pub mod update;
+mod segment;
+mod update;
 
 #[cfg(feature = "python")]
 mod py;

@@ -93,6 +93,18 @@ impl Magnitude {
         if exponent == 0 { root } else { times_power_of_two(root, exponent) }
     }
 
+    /// The norm divided by a number, infinite only if the quotient is beyond float64 or an element was infinite.
+    #[must_use]
+    pub fn norm_divided(self, order: Order, divisor: f64) -> f64 {
+        let (root, exponent) = self.root(order);
+        let norm = if exponent == 0 { root } else { times_power_of_two(root, exponent) };
+        if norm.is_normal() || !root.is_normal() {
+            return norm / divisor;
+        }
+        // The norm itself does not fit, or fits badly. The quotient of the mantissas does.
+        times_power_of_two(root / divisor, exponent)
+    }
+
     /// What to multiply by so that the norm, divided by `divisor`, becomes `bound`: `None` if it is
     /// within the bound already.
     #[must_use]

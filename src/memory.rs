@@ -7,16 +7,15 @@
 
 use crate::pool::PerProcess;
 use std::alloc::Layout;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::ptr::NonNull;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// From this size on a block is a mapping of its own.
 pub const MAPPED_BYTES: usize = 64 << 10;
 /// The alignment of every block: a cache line, and the widest vector.
 pub const ALIGNMENT: usize = 64;
 
-const PAGE: usize = 4096;
 #[cfg(all(target_os = "linux", not(miri)))]
 const HUGE_PAGE: usize = 2 << 20;
 /// Cached blocks of this size and more are offered back to the system.
@@ -44,11 +43,15 @@ impl Block {
     pub fn new(bytes: usize) -> Option<Self> {
         let size = rounded(bytes)?;
         if size >= MAPPED_BYTES
-            && let Some(block) = cache().lock().unwrap_or_else(PoisonError::into_inner).take(size)
+            && let Some(block) = lock().take(size)
         {
             return Some(block);
         }
-        Some(Self { pointer: system::allocate(size)?, size })
+        let pointer = system::allocate(size).or_else(|| {
+            // What the cache keeps may be all that is missing.
+            (free_cached() > 0).then(|| system::allocate(size)).flatten()
+        })?;
+        Some(Self { pointer, size })
     }
 
     /// Where it starts.
@@ -68,10 +71,9 @@ impl Drop for Block {
     fn drop(&mut self) {
         if self.size >= MAPPED_BYTES {
             let returned = Self { pointer: self.pointer, size: self.size };
-            let evicted = cache().lock().unwrap_or_else(PoisonError::into_inner).put(returned);
-            for block in evicted {
-                block.release();
-            }
+            let refused = lock().put(returned);
+            refused.into_iter().for_each(Block::release);
+            free_beyond(limit());
         } else {
             // SAFETY: allocated by `system::allocate` with this size; the owner is gone.
             unsafe { system::free(self.pointer, self.size) };
@@ -90,15 +92,14 @@ impl Block {
 
 /// Sizes that a block may have: whole pages for a mapping, whole cache lines for the rest.
 fn rounded(bytes: usize) -> Option<usize> {
-    let unit = if bytes >= MAPPED_BYTES { PAGE } else { ALIGNMENT };
+    let unit = if bytes >= MAPPED_BYTES { system::page_bytes() } else { ALIGNMENT };
     bytes.max(1).checked_next_multiple_of(unit)
 }
 
-/// Blocks that nobody uses at the moment, by size and by age.
+/// Blocks that nobody uses at the moment: for each size, from the oldest to the youngest.
 #[derive(Default)]
 struct Cache {
-    by_age: BTreeMap<u64, Block>,
-    by_size: HashMap<usize, VecDeque<u64>>,
+    by_size: HashMap<usize, VecDeque<(u64, Block)>>,
     bytes: usize,
     clock: u64,
 }
@@ -106,55 +107,65 @@ struct Cache {
 impl Cache {
     /// The block of that size that was put back last: its pages are the likeliest to be there still.
     fn take(&mut self, size: usize) -> Option<Block> {
-        let age = self.by_size.get_mut(&size)?.pop_back()?;
+        let (_, block) = self.by_size.get_mut(&size)?.pop_back()?;
         self.bytes -= size;
-        self.by_age.remove(&age)
+        Some(block)
     }
 
-    /// Keeps a block. Returns the oldest ones, if the cache has become too large.
-    fn put(&mut self, block: Block) -> Vec<Block> {
+    /// Keeps a block, or gives it back if there is no memory to keep account of it.
+    fn put(&mut self, block: Block) -> Option<Block> {
+        if self.by_size.try_reserve(1).is_err() {
+            return Some(block);
+        }
+        let same_size = self.by_size.entry(block.size).or_default();
+        if same_size.try_reserve(1).is_err() {
+            return Some(block);
+        }
         system::offer(block.pointer, block.size);
         self.clock += 1;
         self.bytes += block.size;
-        self.by_size.entry(block.size).or_default().push_back(self.clock);
-        self.by_age.insert(self.clock, block);
-        self.shrink(limit())
+        same_size.push_back((self.clock, block));
+        None
     }
 
-    fn shrink(&mut self, limit: usize) -> Vec<Block> {
-        let mut evicted = Vec::new();
-        while self.bytes > limit
-            && let Some((_, block)) = self.by_age.pop_first()
-        {
-            self.bytes -= block.size;
-            if let Some(ages) = self.by_size.get_mut(&block.size) {
-                ages.pop_front();
-                if ages.is_empty() {
-                    self.by_size.remove(&block.size);
-                }
-            }
-            evicted.push(block);
+    /// Takes the oldest block out, if the cache holds more than so many bytes.
+    fn evict(&mut self, limit: usize) -> Option<Block> {
+        if self.bytes <= limit {
+            return None;
         }
-        evicted
+        let age = |blocks: &VecDeque<(u64, Block)>| blocks.front().map(|(age, _)| *age);
+        let oldest = self.by_size.iter().filter_map(|(size, blocks)| Some((age(blocks)?, *size)));
+        let (_, size) = oldest.min()?;
+        let blocks = self.by_size.get_mut(&size)?;
+        let (_, block) = blocks.pop_front()?;
+        if blocks.is_empty() {
+            self.by_size.remove(&size);
+        }
+        self.bytes -= size;
+        Some(block)
     }
 }
 
-fn cache() -> &'static Mutex<Cache> {
+fn lock() -> MutexGuard<'static, Cache> {
     static CACHE: PerProcess<Mutex<Cache>> = PerProcess::new();
-    CACHE.get(Mutex::default)
+    CACHE.get(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Frees the oldest blocks of the cache until it holds at most so many bytes. Returns how many bytes that were.
+fn free_beyond(limit: usize) -> usize {
+    let mut freed = 0;
+    loop {
+        // The lock is not held while the system takes the pages back.
+        let evicted = lock().evict(limit);
+        let Some(block) = evicted else { return freed };
+        freed += block.size;
+        block.release();
+    }
 }
 
 /// Gives everything in the cache back to the system. Returns how many bytes that were.
 pub fn free_cached() -> usize {
-    let evicted = cache().lock().unwrap_or_else(PoisonError::into_inner).shrink(0);
-    evicted
-        .into_iter()
-        .map(|block| {
-            let size = block.size;
-            block.release();
-            size
-        })
-        .sum()
+    free_beyond(0)
 }
 
 /// How many bytes the cache may hold.
@@ -243,11 +254,20 @@ mod system {
         }
     }
 
+    /// The size of a page, a power of two: 4 KiB on most machines, up to 64 KiB on some with Arm processors.
+    pub fn page_bytes() -> usize {
+        static PAGE: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+        *PAGE.get_or_init(|| {
+            // SAFETY: the call has no preconditions.
+            let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+            usize::try_from(size).ok().filter(|size| size.is_power_of_two()).unwrap_or(64 << 10)
+        })
+    }
+
     pub fn total_memory() -> Option<usize> {
-        // SAFETY: these calls have no preconditions.
-        let (pages, size) =
-            unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
-        usize::try_from(pages).ok()?.checked_mul(usize::try_from(size).ok()?)
+        // SAFETY: the call has no preconditions.
+        let pages = unsafe { libc::sysconf(libc::_SC_PHYS_PAGES) };
+        usize::try_from(pages).ok()?.checked_mul(page_bytes())
     }
 }
 
@@ -258,6 +278,11 @@ mod system {
     pub use super::{from_allocator as allocate, to_allocator as free};
 
     pub fn offer(_pointer: NonNull<u8>, _size: usize) {}
+
+    /// Sizes of blocks are multiples of this where the system's pages do not matter.
+    pub fn page_bytes() -> usize {
+        4096
+    }
 
     pub fn total_memory() -> Option<usize> {
         None
@@ -301,13 +326,13 @@ mod tests {
         let blocks = [block(MAPPED_BYTES), block(MAPPED_BYTES), block(2 * MAPPED_BYTES)];
         let addresses = blocks.each_ref().map(Block::pointer);
         for block in blocks {
-            assert!(cache.put(block).is_empty());
+            assert!(cache.put(block).is_none());
         }
-        assert!(cache.take(MAPPED_BYTES + PAGE).is_none());
+        assert!(cache.take(MAPPED_BYTES + system::page_bytes()).is_none());
         let youngest = cache.take(MAPPED_BYTES).unwrap();
         assert_eq!(youngest.pointer(), addresses[1]);
-        let evicted = cache.shrink(2 * MAPPED_BYTES);
-        assert_eq!(evicted.iter().map(Block::pointer).collect::<Vec<_>>(), [addresses[0]]);
+        assert_eq!(cache.evict(2 * MAPPED_BYTES).unwrap().pointer(), addresses[0]);
+        assert!(cache.evict(2 * MAPPED_BYTES).is_none());
         assert_eq!(cache.bytes, 2 * MAPPED_BYTES);
         assert_eq!(cache.take(2 * MAPPED_BYTES).unwrap().pointer(), addresses[2]);
         assert!(cache.take(MAPPED_BYTES).is_none());

@@ -1,6 +1,7 @@
 //! Norms of many tensors in one pass.
 
-use crate::exec::{self, Context};
+use crate::allocation::{OutOfMemory, collect, try_collect};
+use crate::exec::{self, Workspace};
 use crate::isa::Level;
 use crate::kernels::Float;
 use crate::kernels::max_abs::max_abs;
@@ -16,38 +17,66 @@ use std::ops::Range;
 /// The magnitude of each segment, in one pass over all (two for orders that need the maximum first).
 ///
 /// A float64 tensor whose squares over- or underflow is read again, scaled by a power of two.
-#[must_use]
 pub fn measure<const N: usize>(
-    context: Context,
+    workspace: &Workspace,
     segments: &[Segment<N>],
     plan: &Plan,
     order: Order,
-) -> Vec<Magnitude> {
-    let level = context.level;
+) -> Result<Vec<Magnitude>, OutOfMemory> {
+    let level = workspace.level;
+    let sums = |partial: &(dyn Fn(&Segment<N>, Range<usize>, &mut Scratch) -> f64 + Sync), largest: bool| {
+        let partials = exec::reduce(workspace, segments, plan, partial)?;
+        let one = |parts: &[f64]| match parts {
+            [single] => *single,
+            parts if largest => parts.iter().copied().fold(0.0, nan_max),
+            parts => pairwise(parts, &|v| *v),
+        };
+        let mut found = fold(segments, plan, &partials, one)?;
+        for (segment, magnitude) in segments.iter().zip(&mut found) {
+            if is_lost(segment, *magnitude, order) {
+                *magnitude = measure_scaled(workspace, segment, order)?;
+            }
+        }
+        Ok(found)
+    };
     match order {
-        Order::Max => {
-            let partials = exec::reduce(context, segments, plan, |segment, range, scratch| {
-                largest(level, segment, range, segment.complex, 1.0, scratch)
-            });
-            let found = fold(segments, plan, &partials, |parts| parts.iter().copied().fold(0.0, nan_max));
-            rescue(context, segments, order, found.into_iter().map(plain).collect())
+        Order::Max => sums(
+            &|segment, range, scratch| largest(level, segment, range, segment.complex, 1.0, scratch),
+            true,
+        ),
+        Order::Two => sums(&|segment, range, scratch| squares(level, segment, range, scratch), false),
+        Order::One => sums(
+            &|segment, range, scratch| powers(level, segment, range, 1.0, [1.0, 1.0], scratch),
+            false,
+        ),
+        Order::Power(_) => {
+            try_collect(segments.len(), segments.iter().map(|s| measure_scaled(workspace, s, order)))
         }
-        Order::Two => {
-            let partials = exec::reduce(context, segments, plan, |segment, range, scratch| {
-                squares(level, segment, range, scratch)
-            });
-            let found = fold(segments, plan, &partials, |parts| pairwise(parts, &|v| *v));
-            rescue(context, segments, order, found.into_iter().map(plain).collect())
-        }
-        Order::One => {
-            let partials = exec::reduce(context, segments, plan, |segment, range, scratch| {
-                powers(level, segment, range, 1.0, [1.0, 1.0], scratch)
-            });
-            let found = fold(segments, plan, &partials, |parts| pairwise(parts, &|v| *v));
-            rescue(context, segments, order, found.into_iter().map(plain).collect())
-        }
-        Order::Power(_) => segments.iter().map(|segment| scaled(context, segment, order)).collect(),
     }
+}
+
+/// The magnitude of a segment of at most one chunk, by the calling thread: the value that [`measure`] finds.
+pub fn measure_chunk<const N: usize>(
+    level: Level,
+    segment: &Segment<N>,
+    order: Order,
+    scratch: &mut Scratch,
+) -> Magnitude {
+    let whole = 0..segment.len;
+    let found = plain(match order {
+        _ if segment.len == 0 => 0.0,
+        Order::Max => largest(level, segment, whole, segment.complex, 1.0, scratch),
+        Order::Two => squares(level, segment, whole, scratch),
+        Order::One => powers(level, segment, whole, 1.0, [1.0, 1.0], scratch),
+        Order::Power(_) => f64::INFINITY,
+    });
+    let again = matches!(order, Order::Power(_)) || is_lost(segment, found, order);
+    if segment.len == 0 || !again {
+        return found;
+    }
+    let pass = |partial: &Partial, _| Ok(partial(0..segment.len, scratch));
+    // A single chunk is measured without an allocation.
+    scaled(level, segment, order, pass).unwrap_or(found)
 }
 
 fn plain(sum: f64) -> Magnitude {
@@ -60,94 +89,105 @@ fn fold<const N: usize>(
     plan: &Plan,
     partials: &[f64],
     one: impl Fn(&[f64]) -> f64,
-) -> Vec<f64> {
+) -> Result<Vec<Magnitude>, OutOfMemory> {
     let mut at = 0;
-    (0..segments.len())
-        .map(|index| {
-            let start = at;
-            while at < plan.chunks.len() && plan.chunks[at].segment == index {
-                at += 1;
-            }
-            match &partials[start..at] {
-                [single] => *single,
-                parts => one(parts),
-            }
-        })
-        .collect()
+    collect((0..segments.len()).map(|index| {
+        let start = at;
+        while at < plan.chunks.len() && plan.chunks[at].segment == index {
+            at += 1;
+        }
+        plain(one(&partials[start..at]))
+    }))
 }
 
 fn nan_max(a: f64, b: f64) -> f64 {
     if a.is_nan() || a >= b { a } else { b }
 }
 
-/// Measures again, with scaling, what may have left the range of float64.
-fn rescue<const N: usize>(
-    context: Context,
-    segments: &[Segment<N>],
-    order: Order,
-    mut found: Vec<Magnitude>,
-) -> Vec<Magnitude> {
-    for (segment, magnitude) in segments.iter().zip(&mut found) {
-        let sum = magnitude.value;
-        let lost = match order {
-            Order::Two => !sum.is_finite() || sum < SMALL,
-            // Absolute values so small that they are rounded coarsely.
-            Order::One if segment.complex && sum < SMALL => true,
-            // A sum or a complex absolute value that overflowed.
-            _ => sum.is_infinite(),
-        };
-        if lost && segment.scalar == Scalar::F64 && segment.len > 0 {
-            *magnitude = scaled(context, segment, order);
-        }
-    }
-    found
+/// Whether the sum of a segment may have left the range of float64, and has to be taken again with scaling.
+fn is_lost<const N: usize>(segment: &Segment<N>, found: Magnitude, order: Order) -> bool {
+    let sum = found.value;
+    let lost = match order {
+        Order::Two => !sum.is_finite() || sum < SMALL,
+        // Absolute values so small that they are rounded coarsely.
+        Order::One if segment.complex && sum < SMALL => true,
+        // A sum or a complex absolute value that overflowed.
+        _ => sum.is_infinite(),
+    };
+    lost && segment.scalar == Scalar::F64 && segment.len > 0
 }
 
-/// The magnitude of one segment in two passes: the largest element, then the sum of powers scaled by
-/// it.
-fn scaled<const N: usize>(context: Context, segment: &Segment<N>, order: Order) -> Magnitude {
+/// What is computed of a range of a segment.
+type Partial<'a> = dyn Fn(Range<usize>, &mut Scratch) -> f64 + Sync + 'a;
+
+/// How the results of the chunks of a segment become one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fold {
+    Largest,
+    Sum,
+}
+
+/// As [`scaled`], in passes on the threads of a workspace.
+fn measure_scaled<const N: usize>(
+    workspace: &Workspace,
+    segment: &Segment<N>,
+    order: Order,
+) -> Result<Magnitude, OutOfMemory> {
     let segments = std::slice::from_ref(segment);
-    let plan = Plan::new(segments);
-    let level = context.level;
-    let maximum = |complex: bool, factor: f64| {
-        let parts = exec::reduce(context, segments, &plan, |segment, range, scratch| {
-            largest(level, segment, range, complex, factor, scratch)
-        });
-        parts.into_iter().fold(0.0, nan_max)
+    let plan = Plan::new(segments)?;
+    scaled(workspace.level, segment, order, |partial: &Partial, fold| {
+        let parts = exec::reduce(workspace, segments, &plan, |_, range, scratch| partial(range, scratch))?;
+        Ok(match fold {
+            Fold::Largest => parts.into_iter().fold(0.0, nan_max),
+            Fold::Sum => pairwise(&parts, &|v| *v),
+        })
+    })
+}
+
+/// The magnitude of one segment in two passes: the largest element, then the sum of powers scaled by it. `pass` runs
+/// over the segment and folds what it finds.
+fn scaled<const N: usize>(
+    level: Level,
+    segment: &Segment<N>,
+    order: Order,
+    mut pass: impl FnMut(&Partial, Fold) -> Result<f64, OutOfMemory>,
+) -> Result<Magnitude, OutOfMemory> {
+    let mut maximum = |complex: bool, factor: f64| {
+        pass(&|range, scratch| largest(level, segment, range, complex, factor, scratch), Fold::Largest)
     };
     // Of the parts, if the numbers are complex: their absolute value may be out of range.
-    let part = maximum(false, 1.0);
+    let part = maximum(false, 1.0)?;
     if part == 0.0 || !part.is_finite() {
-        return plain(part);
+        return Ok(plain(part));
     }
     let exponent = exponent_of(part);
     // 2^1074 is out of range, but 2^1022 brings the smallest number there is to 2^-52.
     let exponent = exponent.max(-1022);
     let factor = f64::powi(2.0, -exponent);
     if order == Order::Max {
-        return if segment.complex {
-            Magnitude { value: maximum(true, factor), exponent }
+        return Ok(if segment.complex {
+            Magnitude { value: maximum(true, factor)?, exponent }
         } else {
             plain(part)
-        };
+        });
     }
     // For other powers the largest element becomes 1, whose power neither overflows nor vanishes.
     let unit = match order {
-        Order::Power(_) if segment.complex => maximum(true, factor),
+        Order::Power(_) if segment.complex => maximum(true, factor)?,
         Order::Power(_) => part * factor,
         _ => 1.0,
     };
-    let partials = exec::reduce(context, segments, &plan, |segment, range, scratch| match order {
+    let sum = |range: Range<usize>, scratch: &mut Scratch| match order {
         Order::Two if segment.scalar == Scalar::F64 => {
             segment.read(range, scratch, |x: &[f64]| sum_squares_scaled(level, x, factor))
         }
         _ => powers(level, segment, range, order.p(), [factor, 1.0 / unit], scratch),
-    });
-    let total = pairwise(&partials, &|v| *v);
-    match order {
+    };
+    let total = pass(&sum, Fold::Sum)?;
+    Ok(match order {
         Order::Power(p) => Magnitude::from_powers(total, p, unit, exponent),
         _ => Magnitude { value: total, exponent },
-    }
+    })
 }
 
 /// The exponent of the largest power of two that is not above a positive number.
@@ -201,6 +241,7 @@ fn powers<const N: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exec::Context;
     use crate::isa;
     use crate::magnitude::combine;
     use crate::scalar::DType;
@@ -219,8 +260,14 @@ mod tests {
     }
 
     fn norms(segments: &[Segment], order: Order, threads: usize) -> Vec<f64> {
+        let plan = Plan::new(segments).unwrap();
         let context = Context { level: isa::detected(), threads };
-        let found = measure(context, segments, &Plan::new(segments), order);
+        let workspace = Workspace::new(context, segments, &plan).unwrap();
+        let found = measure(&workspace, segments, &plan, order).unwrap();
+        for (segment, magnitude) in segments.iter().zip(&found).filter(|(s, _)| s.len <= crate::plan::CHUNK) {
+            let alone = measure_chunk(workspace.level, segment, order, &mut Scratch::default());
+            assert!(alone == *magnitude || alone.value.is_nan() && magnitude.value.is_nan());
+        }
         let total = combine(&found, order).norm(order);
         found.iter().map(|m| m.norm(order)).chain([total]).collect()
     }

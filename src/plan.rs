@@ -3,6 +3,7 @@
 //! Chunk boundaries depend on lengths alone, never on the number of threads: the partial results,
 //! and the order in which they are added, are the same for any number of them.
 
+use crate::allocation::{OutOfMemory, reserve, with_capacity};
 use crate::segment::Segment;
 use std::ops::Range;
 
@@ -35,36 +36,41 @@ pub struct Plan {
 
 impl Plan {
     /// Cuts segments up.
-    #[must_use]
-    pub fn new<const N: usize>(segments: &[Segment<N>]) -> Self {
+    pub fn new<const N: usize>(segments: &[Segment<N>]) -> Result<Self, OutOfMemory> {
         Self::cut(segments.iter().map(|segment| (segment.len, segment.scalar.size())), CHUNK)
     }
 
     /// Cuts up segments of these lengths and bytes to be moved for each real, into chunks of at most this many reals.
-    #[must_use]
-    pub fn cut(segments: impl ExactSizeIterator<Item = (usize, usize)>, chunk: usize) -> Self {
-        let mut chunks = Vec::with_capacity(segments.len());
+    pub fn cut(
+        segments: impl ExactSizeIterator<Item = (usize, usize)>,
+        chunk: usize,
+    ) -> Result<Self, OutOfMemory> {
+        let mut chunks = with_capacity(segments.len())?;
         let mut batches = Vec::new();
-        let (mut first, mut gathered, mut bytes) = (0, 0, 0);
+        let (mut first, mut gathered, mut bytes) = (0, 0, 0_usize);
         for (index, (len, size)) in segments.enumerate() {
+            // An array that repeats one element may be longer than memory: so may the list of its chunks.
+            reserve(&mut chunks, len.div_ceil(chunk))?;
             let mut start = 0;
             while start < len {
                 let end = len.min(start + chunk);
                 chunks.push(Chunk { segment: index, range: start..end });
                 gathered += (end - start) * size;
                 if gathered >= BATCH_BYTES {
+                    reserve(&mut batches, 1)?;
                     batches.push(first..chunks.len());
                     first = chunks.len();
-                    bytes += gathered;
+                    bytes = bytes.saturating_add(gathered);
                     gathered = 0;
                 }
                 start = end;
             }
         }
         if first < chunks.len() {
+            reserve(&mut batches, 1)?;
             batches.push(first..chunks.len());
         }
-        Self { chunks, batches, bytes: bytes + gathered }
+        Ok(Self { chunks, batches, bytes: bytes.saturating_add(gathered) })
     }
 }
 
@@ -82,7 +88,7 @@ mod tests {
     #[test]
     fn every_real_is_in_exactly_one_chunk_of_one_batch() {
         let segments: Vec<_> = [3, 0, CHUNK, CHUNK + 1, 5 * CHUNK, 10].map(segment).into();
-        let plan = Plan::new(&segments);
+        let plan = Plan::new(&segments).unwrap();
         let mut at = vec![0; segments.len()];
         let mut next = 0;
         for batch in &plan.batches {
@@ -99,9 +105,15 @@ mod tests {
     }
 
     #[test]
+    fn a_list_of_chunks_beyond_memory_is_an_error() {
+        let lengths = [(isize::MAX as usize / 4, 4)];
+        assert!(Plan::cut(lengths.into_iter(), CHUNK).is_err());
+    }
+
+    #[test]
     fn small_segments_share_a_batch() {
         let segments: Vec<_> = (0..2000).map(|_| segment(512)).collect();
-        let plan = Plan::new(&segments);
+        let plan = Plan::new(&segments).unwrap();
         assert_eq!(plan.chunks.len(), 2000);
         assert_eq!(plan.batches.len(), 16);
     }

@@ -1,17 +1,44 @@
 //! How many threads, and the threads.
 //!
-//! Everything here belongs to a process: after a fork the child finds that the process id has
-//! changed, leaks what it inherited (the parent's threads are not in the child, its locks may be
-//! held) and starts anew. The check is made before any lock is touched.
+//! Everything here belongs to a process: after a fork the child finds that its generation is another, leaks what it
+//! inherited (the parent's threads are not in the child, its locks may be held) and starts anew. The generation is
+//! compared before any lock is touched. It is counted by a handler of `pthread_atfork`, because process ids do not
+//! tell: a child in a namespace of its own may have that of its parent, and ids are used again.
 
+use crate::allocation;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::cell::Cell;
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+/// How many forks lie between the first process that loaded this code and the current one.
+static GENERATION: AtomicU64 = AtomicU64::new(0);
+
+/// Has forks counted from now on. Returns whether the system agreed to; it is short of memory if it did not.
+pub fn count_forks() -> bool {
+    #[cfg(unix)]
+    {
+        extern "C" fn in_child() {
+            GENERATION.fetch_add(1, Ordering::Relaxed);
+        }
+        static COUNTED: OnceLock<bool> = OnceLock::new();
+        // SAFETY: the handler only adds to an atomic number, which any thread may do at any time.
+        *COUNTED.get_or_init(|| unsafe { libc::pthread_atfork(None, None, Some(in_child)) } == 0)
+    }
+    #[cfg(not(unix))]
+    true
+}
+
+/// A number that is another in a forked child than in its parent.
+#[must_use]
+pub fn generation() -> u64 {
+    count_forks();
+    GENERATION.load(Ordering::Relaxed)
+}
 
 /// A value of which each process has its own.
 pub struct PerProcess<T> {
-    current: AtomicPtr<(u32, T)>,
+    current: AtomicPtr<(u64, T)>,
 }
 
 impl<T: Sync> PerProcess<T> {
@@ -24,16 +51,16 @@ impl<T: Sync> PerProcess<T> {
 
     /// This process's value, made by `make` when first asked for.
     pub fn get(&'static self, make: impl Fn() -> T) -> &'static T {
-        let pid = std::process::id();
+        let generation = generation();
         let mut found = self.current.load(Ordering::Acquire);
         loop {
             // SAFETY: a pointer in `current` came from `Box::into_raw` below and is never freed.
             if let Some((owner, value)) = unsafe { found.as_ref() }
-                && *owner == pid
+                && *owner == generation
             {
                 return value;
             }
-            let fresh = Box::into_raw(Box::new((pid, make())));
+            let fresh = Box::into_raw(Box::new((generation, make())));
             match self.current.compare_exchange(found, fresh, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => found = fresh,
                 Err(other) => {
@@ -71,8 +98,11 @@ fn parse(value: &str) -> Option<usize> {
     value.split(',').next()?.trim().parse().ok().filter(|n| *n > 0)
 }
 
-fn from_environment() -> Option<usize> {
-    VARIABLES.iter().find_map(|name| parse(&std::env::var(name).ok()?))
+/// The number of threads that the environment asks for. It is read once, when the module is made: later, another thread
+/// may be changing the environment.
+pub fn from_environment() -> Option<usize> {
+    static ASKED: OnceLock<Option<usize>> = OnceLock::new();
+    *ASKED.get_or_init(|| VARIABLES.iter().find_map(|name| parse(&std::env::var(name).ok()?)))
 }
 
 /// What is wrong with the variables, if something is.
@@ -142,7 +172,10 @@ pub fn override_threads(n: usize) -> usize {
     OVERRIDE.replace(n)
 }
 
-/// A pool of at least that many threads, or none if the system gives no more threads.
+/// More than the pool takes for each thread, besides its stack.
+const BYTES_PER_HELPER: usize = 16 << 10;
+
+/// A pool of at least that many threads, or none if the system gives no more threads or memory for them.
 fn pool(helpers: usize) -> Option<Arc<ThreadPool>> {
     let slot = POOL.get(|| Mutex::new(None));
     let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
@@ -151,6 +184,8 @@ fn pool(helpers: usize) -> Option<Arc<ThreadPool>> {
     {
         return Some(Arc::clone(pool));
     }
+    // rayon aborts where memory runs out. Where there is too little for it, the caller works alone.
+    drop(allocation::with_capacity::<u8>(helpers.checked_mul(BYTES_PER_HELPER)?).ok()?);
     let built =
         ThreadPoolBuilder::new().num_threads(helpers).thread_name(|i| format!("fastclip-{i}")).build();
     let pool = Arc::new(built.ok()?);
@@ -158,31 +193,33 @@ fn pool(helpers: usize) -> Option<Arc<ThreadPool>> {
     Some(pool)
 }
 
-/// Calls `task(0) … task(tasks - 1)`, each once, on up to `threads` threads, of which the caller is
-/// one. It takes part from the start: a helper that wakes late finds less left, or nothing.
-pub fn run(threads: usize, tasks: usize, task: &(impl Fn(usize) + Sync)) {
+/// Calls `task(index, worker)` for each index below `tasks` once, on up to `threads` threads, of which the caller is
+/// one. The caller takes part from the start: a helper that wakes late finds less left, or nothing. `worker` is below
+/// `threads`, and no two threads have the same at a time.
+pub fn run(threads: usize, tasks: usize, task: &(impl Fn(usize, usize) + Sync)) {
     let helpers = threads.min(tasks).saturating_sub(1);
     let next = AtomicUsize::new(0);
-    let work = || {
+    let work = |worker: usize| {
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
             if index >= tasks {
                 break;
             }
-            task(index);
+            task(index, worker);
         }
     };
     if helpers > 0
         && let Some(pool) = pool(helpers)
     {
+        let work = &work;
         pool.in_place_scope(|scope| {
-            for _ in 0..helpers {
-                scope.spawn(|_| work());
+            for helper in 1..=helpers {
+                scope.spawn(move |_| work(helper));
             }
-            work();
+            work(0);
         });
     } else {
-        work();
+        work(0);
     }
 }
 
@@ -195,12 +232,13 @@ mod tests {
     fn each_task_runs_once_on_any_number_of_threads() {
         for threads in [1, 2, 3, 8] {
             let counts: Vec<AtomicU32> = (0..1000).map(|_| AtomicU32::new(0)).collect();
-            run(threads, counts.len(), &|i| {
+            run(threads, counts.len(), &|i, worker| {
+                assert!(worker < threads);
                 counts[i].fetch_add(1, Ordering::Relaxed);
             });
             assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
         }
-        run(4, 0, &|_| unreachable!());
+        run(4, 0, &|_, _| unreachable!());
     }
 
     #[test]
@@ -210,7 +248,7 @@ mod tests {
                 scope.spawn(|| {
                     for _ in 0..50 {
                         let sum = AtomicUsize::new(0);
-                        run(3, 100, &|i| {
+                        run(3, 100, &|i, _| {
                             sum.fetch_add(i, Ordering::Relaxed);
                         });
                         assert_eq!(sum.into_inner(), 4950);

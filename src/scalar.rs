@@ -49,6 +49,22 @@ impl Scalar {
     }
 }
 
+/// A type that memory can be read as.
+///
+/// # Safety
+///
+/// It has at most eight bytes, an alignment of at most eight, and every pattern of bits is a value of it.
+pub unsafe trait Element: Copy + Default + Send + Sync + 'static {}
+
+macro_rules! elements {
+    ($($T:ty)*) => {$(
+        // SAFETY: a number without padding or invalid patterns.
+        unsafe impl Element for $T {}
+    )*};
+}
+
+elements! { half::f16 half::bf16 f32 f64 i8 i16 i32 i64 u8 u16 u32 u64 }
+
 /// A `NumPy` element type that fastclip takes: a [`Scalar`], or a pair of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DType {

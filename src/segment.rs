@@ -1,8 +1,9 @@
 //! One tensor's memory, as the executor sees it: either one aligned run of reals, or a walk over
 //! strides. The only place where Rust touches the memory that a caller handed in.
 
+use crate::allocation::{OutOfMemory, filled, with_capacity};
 use crate::kernels::operation::Run;
-use crate::scalar::{DType, Scalar};
+use crate::scalar::{DType, Element, Scalar};
 use std::ops::Range;
 
 /// How many arrays a clip walks side by side. (An optimizer's update walks more: `update.rs`.)
@@ -26,27 +27,44 @@ pub struct Dim<const N: usize = OPERANDS> {
 }
 
 /// How the reals of a segment lie in memory.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum Layout<const N: usize = OPERANDS> {
     /// One aligned run, of every operand that is there.
     Dense,
     /// Nested loops, the outermost first.
-    Walk(Box<[Dim<N>]>),
+    Walk(Vec<Dim<N>>),
+}
+
+impl<const N: usize> Layout<N> {
+    /// The same layout once more.
+    pub fn try_clone(&self) -> Result<Self, OutOfMemory> {
+        match self {
+            Self::Dense => Ok(Self::Dense),
+            Self::Walk(dims) => {
+                let mut copy = with_capacity(dims.len())?;
+                copy.extend_from_slice(dims);
+                Ok(Self::Walk(copy))
+            }
+        }
+    }
 }
 
 /// A tensor (and where its result goes) as a sequence of reals.
-#[derive(Clone, Debug)]
+///
+/// Its constructors are `unsafe`, and its fields are this crate's alone: whoever has a segment may read the memory that
+/// it describes.
+#[derive(Debug)]
 pub struct Segment<const N: usize = OPERANDS> {
     /// The type of the reals: of the first operand, if their types differ.
-    pub scalar: Scalar,
+    pub(crate) scalar: Scalar,
     /// Whether two of them make an element.
-    pub complex: bool,
+    pub(crate) complex: bool,
     /// How many reals there are.
-    pub len: usize,
+    pub(crate) len: usize,
     /// Where each operand's first real is; null for an operand that is not there.
-    pub base: [*mut u8; N],
+    pub(crate) base: [*mut u8; N],
     /// How they lie.
-    pub layout: Layout<N>,
+    pub(crate) layout: Layout<N>,
 }
 
 // SAFETY: a segment is a description; threads that use it touch disjoint ranges of what is written,
@@ -72,8 +90,11 @@ impl<const N: usize> Segment<N> {
     ///
     /// Every operand's memory must stay valid for as long as the segment is used, for reads, and the
     /// output's for writes that nothing else reads or makes.
-    #[must_use]
-    pub unsafe fn new(dtype: DType, shape: &[usize], operands: [Option<Strided>; N]) -> Self {
+    pub unsafe fn new(
+        dtype: DType,
+        shape: &[usize],
+        operands: [Option<Strided>; N],
+    ) -> Result<Self, OutOfMemory> {
         // SAFETY: the caller's contract.
         unsafe { Self::mixed(dtype, shape, operands, [dtype.scalar.size(); N]) }
     }
@@ -83,27 +104,23 @@ impl<const N: usize> Segment<N> {
     /// # Safety
     ///
     /// As [`Segment::new`]; every operand that is written must be unshared.
-    #[must_use]
     pub unsafe fn mixed(
         dtype: DType,
         shape: &[usize],
         operands: [Option<Strided>; N],
         sizes: [usize; N],
-    ) -> Self {
-        let len = shape.iter().product::<usize>() * dtype.parts();
+    ) -> Result<Self, OutOfMemory> {
+        let len = count(shape) * dtype.parts();
         let mut base = operands.map(|operand| operand.map_or(std::ptr::null_mut(), |o| o.pointer));
-        let mut dims: Vec<Dim<N>> = shape
-            .iter()
-            .enumerate()
-            .filter(|(_, len)| **len != 1)
-            .map(|(axis, len)| Dim {
-                len: *len,
-                strides: operands.map(|operand| operand.map_or(0, |o| o.strides[axis])),
-            })
-            .collect();
         let layout = if len == 0 {
             Layout::Dense
         } else {
+            // One more for the parts of complex numbers.
+            let mut dims: Vec<Dim<N>> = with_capacity(shape.len() + 1)?;
+            dims.extend(shape.iter().enumerate().filter(|(_, len)| **len != 1).map(|(axis, len)| Dim {
+                len: *len,
+                strides: operands.map(|operand| operand.map_or(0, |o| o.strides[axis])),
+            }));
             for dim in &mut dims {
                 forwards(dim, &mut base);
             }
@@ -126,10 +143,10 @@ impl<const N: usize> Segment<N> {
                 if dims.is_empty() {
                     dims.push(Dim { len: 1, strides: [0; N] });
                 }
-                Layout::Walk(dims.into_boxed_slice())
+                Layout::Walk(dims)
             }
         };
-        Self { scalar: dtype.scalar, complex: dtype.complex, len, base, layout }
+        Ok(Self { scalar: dtype.scalar, complex: dtype.complex, len, base, layout })
     }
 
     /// A segment over memory known to be one aligned run of each operand.
@@ -149,9 +166,17 @@ impl<const N: usize> Segment<N> {
         self.base[INPUT] == self.base[OUTPUT]
     }
 
+    /// The bytes of scratch memory that reading or updating a chunk of it takes.
+    pub fn scratch_bytes(&self, chunk: usize) -> usize {
+        match self.layout {
+            Layout::Dense => 0,
+            Layout::Walk(_) => self.len.min(chunk) * self.scalar.size(),
+        }
+    }
+
     /// The reals of `range`, if they are one aligned run.
     fn dense_input<T>(&self, range: &Range<usize>) -> Option<&[T]> {
-        debug_assert!(range.end <= self.len && size_of::<T>() == self.scalar.size());
+        assert!(range.end <= self.len && size_of::<T>() == self.scalar.size());
         (self.layout == Layout::Dense).then(|| {
             if range.is_empty() {
                 return &[][..];
@@ -168,8 +193,8 @@ impl<const N: usize> Segment<N> {
     ///
     /// The segment must be dense, the operand there, of this type, and reach as far; nothing may write it meanwhile.
     #[must_use]
-    pub unsafe fn run<T>(&self, operand: usize, range: Range<usize>) -> &[T] {
-        debug_assert!(self.layout == Layout::Dense && range.end <= self.len);
+    pub unsafe fn run<T: Element>(&self, operand: usize, range: Range<usize>) -> &[T] {
+        assert!(self.layout == Layout::Dense && range.end <= self.len);
         // SAFETY: the caller's contract.
         unsafe { std::slice::from_raw_parts(self.base[operand].cast::<T>().add(range.start), range.len()) }
     }
@@ -184,8 +209,8 @@ impl<const N: usize> Segment<N> {
         clippy::mut_from_ref,
         reason = "a segment describes memory; who may write it is the caller's promise"
     )]
-    pub unsafe fn run_mut<T>(&self, operand: usize, range: Range<usize>) -> &mut [T] {
-        debug_assert!(self.layout == Layout::Dense && range.end <= self.len);
+    pub unsafe fn run_mut<T: Element>(&self, operand: usize, range: Range<usize>) -> &mut [T] {
+        assert!(self.layout == Layout::Dense && range.end <= self.len);
         // SAFETY: the caller's contract.
         unsafe {
             std::slice::from_raw_parts_mut(self.base[operand].cast::<T>().add(range.start), range.len())
@@ -193,7 +218,7 @@ impl<const N: usize> Segment<N> {
     }
 
     /// Gives `f` the reals of `range` as one slice, gathered into `scratch` if they do not lie as one.
-    pub fn read<T: Copy + 'static, R>(
+    pub fn read<T: Element, R>(
         &self,
         range: Range<usize>,
         scratch: &mut Scratch,
@@ -209,19 +234,20 @@ impl<const N: usize> Segment<N> {
 
     /// Gives `f` the reals of `range` and where their results go, with their position in the segment.
     ///
-    /// Dense memory comes as one run, streamed if that is asked for; what is walked comes in blocks that are
-    /// gathered before and scattered after.
+    /// Dense memory comes as one run, streamed if that is asked for. Walked memory comes in blocks that are gathered
+    /// before, and scattered after if `f` says that it changed them.
     ///
     /// # Safety
     ///
     /// No other thread may use this range of the output meanwhile, nor write that of the input.
-    pub unsafe fn update<T: Copy + 'static>(
+    pub unsafe fn update<T: Element>(
         &self,
         range: Range<usize>,
         streaming: bool,
         scratch: &mut Scratch,
-        mut f: impl FnMut(Run<T>, usize),
+        mut f: impl FnMut(Run<T>, usize) -> bool,
     ) {
+        assert!(range.end <= self.len && size_of::<T>() == self.scalar.size());
         if range.is_empty() {
             return;
         }
@@ -232,25 +258,40 @@ impl<const N: usize> Segment<N> {
             unsafe {
                 let to = std::slice::from_raw_parts_mut(self.base[OUTPUT].cast::<T>().add(start), count);
                 if self.in_place() {
-                    return f(Run::InPlace(to), start);
+                    f(Run::InPlace(to), start);
+                } else {
+                    let from = std::slice::from_raw_parts(self.base[INPUT].cast::<T>().add(start), count);
+                    f(if streaming { Run::Streamed(from, to) } else { Run::Apart(from, to) }, start);
                 }
-                let from = std::slice::from_raw_parts(self.base[INPUT].cast::<T>().add(start), count);
-                return f(if streaming { Run::Streamed(from, to) } else { Run::Apart(from, to) }, start);
             }
+            return;
         }
+        let same_memory = self.is_walked_in_place();
         let per_block = BLOCK_BYTES / size_of::<T>();
         for start in range.clone().step_by(per_block) {
             let block = start..range.end.min(start + per_block);
             let buffer = scratch.reals::<T>(block.len());
             self.gather(INPUT, block.clone(), buffer);
-            f(Run::InPlace(buffer), start);
-            // SAFETY: this part of the output is ours alone.
-            unsafe { self.scatter(OUTPUT, block, buffer) };
+            let changed = f(Run::InPlace(buffer), start);
+            if changed || !same_memory {
+                // SAFETY: this part of the output is ours alone.
+                unsafe { self.scatter(OUTPUT, block, buffer) };
+            }
+        }
+    }
+
+    /// Whether each real of the output is that of the input.
+    fn is_walked_in_place(&self) -> bool {
+        match &self.layout {
+            Layout::Dense => self.in_place(),
+            Layout::Walk(dims) => {
+                self.in_place() && dims.iter().all(|dim| dim.strides[INPUT] == dim.strides[OUTPUT])
+            }
         }
     }
 
     /// Copies the reals of `range` of one operand to `buffer`.
-    pub fn gather<T: Copy>(&self, operand: usize, range: Range<usize>, buffer: &mut [T]) {
+    pub fn gather<T: Element>(&self, operand: usize, range: Range<usize>, buffer: &mut [T]) {
         let mut at = 0;
         self.runs::<T>(operand, range, |pointer, stride, count| {
             let target = &mut buffer[at..at + count];
@@ -277,7 +318,7 @@ impl<const N: usize> Segment<N> {
     /// # Safety
     ///
     /// The operand must be one that is written, and no other thread may use this range of it meanwhile.
-    pub unsafe fn scatter<T: Copy>(&self, operand: usize, range: Range<usize>, buffer: &[T]) {
+    pub unsafe fn scatter<T: Element>(&self, operand: usize, range: Range<usize>, buffer: &[T]) {
         let mut at = 0;
         self.runs::<T>(operand, range, |pointer, stride, count| {
             let source = &buffer[at..at + count];
@@ -301,7 +342,7 @@ impl<const N: usize> Segment<N> {
 
     /// Calls `visit(pointer, stride, count)` for the innermost runs that make up `range`.
     fn runs<T>(&self, operand: usize, range: Range<usize>, mut visit: impl FnMut(*mut u8, isize, usize)) {
-        debug_assert!(range.end <= self.len);
+        assert!(range.end <= self.len);
         if range.is_empty() {
             return;
         }
@@ -354,66 +395,55 @@ pub(crate) fn sort<const N: usize>(dims: &mut [Dim<N>], present: [bool; N]) {
 
 /// Merges neighbouring dimensions that make one longer one for every operand that is there.
 pub(crate) fn merge<const N: usize>(dims: &mut Vec<Dim<N>>, present: [bool; N]) {
-    let mut kept: Vec<Dim<N>> = Vec::with_capacity(dims.len());
-    for dim in dims.drain(..) {
-        if let Some(outer) = kept.last_mut() {
-            let fits = (0..N).all(|k| !present[k] || outer.strides[k] == dim.strides[k] * dim.len as isize);
-            if fits {
-                outer.len *= dim.len;
-                outer.strides = dim.strides;
-                continue;
-            }
+    let mut kept = 0;
+    for at in 0..dims.len() {
+        let dim = dims[at];
+        if let Some(outer) = dims[..kept].last_mut()
+            && (0..N).all(|k| !present[k] || outer.strides[k] == dim.strides[k] * dim.len as isize)
+        {
+            outer.len *= dim.len;
+            outer.strides = dim.strides;
+        } else {
+            dims[kept] = dim;
+            kept += 1;
         }
-        kept.push(dim);
     }
-    *dims = kept;
+    dims.truncate(kept);
+}
+
+/// The number of elements of an array of this shape.
+pub(crate) fn count(shape: &[usize]) -> usize {
+    // An axis without elements may stand beside axes whose product is beyond the machine's numbers.
+    if shape.contains(&0) { 0 } else { shape.iter().product() }
 }
 
 /// Bytes that are gathered at a time: they stay in the first-level cache.
 const BLOCK_BYTES: usize = 4096;
 
-/// A thread's own memory for what does not lie as one run.
-#[derive(Default)]
+/// Memory that a thread gathers into what does not lie as one run. It is allocated before a pass, so that the pass
+/// cannot fail.
+#[derive(Debug, Default)]
 pub struct Scratch {
     words: Vec<u64>,
-    more: [Vec<u64>; 2],
 }
 
 impl Scratch {
+    /// Room for that many bytes.
+    pub fn new(bytes: usize) -> Result<Self, OutOfMemory> {
+        Ok(Self { words: filled(0, bytes.div_ceil(8))? })
+    }
+
     /// Room for `count` reals. What they are at first is left over from the last use.
-    pub fn reals<T: Copy + 'static>(&mut self, count: usize) -> &mut [T] {
-        view(&mut self.words, count)
+    ///
+    /// # Panics
+    ///
+    /// If there is less room: what a pass needs was allocated before it.
+    pub fn reals<T: Element>(&mut self, count: usize) -> &mut [T] {
+        let words = &mut self.words[..(count * size_of::<T>()).div_ceil(8)];
+        // SAFETY: the words are initialised, aligned to eight bytes, and hold at least `count` values of
+        // T, which is a type of which every pattern of bits is a value (`Element`).
+        unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<T>(), count) }
     }
-
-    /// Room for twice `count` reals, apart from those of [`Scratch::reals`].
-    pub fn pair<T: Copy + 'static>(&mut self, count: usize) -> (&mut [T], &mut [T]) {
-        let [first, second] = &mut self.more;
-        (view(first, count), view(second, count))
-    }
-}
-
-/// The words as reals of a type of at most eight bytes that any bits are a value of.
-fn view<T: Copy + 'static>(words: &mut Vec<u64>, count: usize) -> &mut [T] {
-    const { assert!(size_of::<T>() <= 8 && align_of::<T>() <= 8) };
-    let needed = (count * size_of::<T>()).div_ceil(8);
-    if words.len() < needed {
-        words.resize(needed, 0);
-    }
-    // SAFETY: the words are initialised, aligned to eight bytes, and hold at least `count` values of
-    // T; T is one of the scalar types (`with_scalar!`), for which every bit pattern is a value.
-    unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<T>(), count) }
-}
-
-thread_local! {
-    static SCRATCH: std::cell::RefCell<Scratch> = std::cell::RefCell::default();
-}
-
-/// Lends `f` this thread's scratch memory.
-pub fn with_scratch<R>(f: impl FnOnce(&mut Scratch) -> R) -> R {
-    SCRATCH.with(|scratch| match scratch.try_borrow_mut() {
-        Ok(mut scratch) => f(&mut scratch),
-        Err(_) => f(&mut Scratch::default()),
-    })
 }
 
 #[cfg(test)]
@@ -428,11 +458,15 @@ mod tests {
         let pointer = data[first..].as_mut_ptr().cast::<u8>();
         let operand = Some(Strided { pointer, strides: &bytes });
         // SAFETY: the tests' data outlive their segments, and the strides stay inside.
-        unsafe { Segment::new(F32, shape, [operand, operand, None, None]) }
+        unsafe { Segment::new(F32, shape, [operand, operand, None, None]).unwrap() }
+    }
+
+    fn scratch() -> Scratch {
+        Scratch::new(1 << 16).unwrap()
     }
 
     fn read_all(s: &Segment) -> Vec<f32> {
-        s.read(0..s.len, &mut Scratch::default(), <[f32]>::to_vec)
+        s.read(0..s.len, &mut scratch(), <[f32]>::to_vec)
     }
 
     fn numbers(n: u16) -> Vec<f32> {
@@ -461,13 +495,13 @@ mod tests {
         let mut data = numbers(24);
         let every_other = segment(&mut data, &[12], &[2], 0);
         assert_eq!(read_all(&every_other), (0..12).map(|i| f32::from(i as u16 * 2)).collect::<Vec<_>>());
-        let part = every_other.read(3..7, &mut Scratch::default(), <[f32]>::to_vec);
+        let part = every_other.read(3..7, &mut scratch(), <[f32]>::to_vec);
         assert_eq!(part, [6.0, 8.0, 10.0, 12.0]);
         let repeated = segment(&mut data, &[2, 3], &[0, 1], 5);
         assert_eq!(read_all(&repeated).iter().sum::<f32>(), 2.0 * (5.0 + 6.0 + 7.0));
         let corner = segment(&mut data, &[3, 2], &[4, 1], 1);
         assert_eq!(read_all(&corner), [1.0, 2.0, 5.0, 6.0, 9.0, 10.0]);
-        assert_eq!(corner.read(1..4, &mut Scratch::default(), <[f32]>::to_vec), [2.0, 5.0, 6.0]);
+        assert_eq!(corner.read(1..4, &mut scratch(), <[f32]>::to_vec), [2.0, 5.0, 6.0]);
     }
 
     #[test]
@@ -476,11 +510,12 @@ mod tests {
         let s = segment(&mut data, &[2500], &[2], 0);
         // SAFETY: one thread.
         unsafe {
-            s.update::<f32>(0..2500, false, &mut Scratch::default(), |run, _| {
+            s.update::<f32>(0..2500, false, &mut scratch(), |run, _| {
                 let Run::InPlace(block) = run else { unreachable!() };
                 for v in block {
                     *v = -*v;
                 }
+                true
             });
         }
         for (i, v) in data.iter().enumerate() {
@@ -497,11 +532,11 @@ mod tests {
         let strides = [4];
         let operand = Some(Strided { pointer: bytes[at..].as_mut_ptr(), strides: &strides });
         // SAFETY: two floats from `at` on are inside.
-        let s = unsafe { Segment::new(F32, &[2], [operand, None, None, None]) };
+        let s = unsafe { Segment::new(F32, &[2], [operand, None, None, None]) }.unwrap();
         assert!(matches!(s.layout, Layout::Walk(_)));
         assert_eq!(read_all(&s), [1.0, 2.0]);
         // SAFETY: nothing is read.
-        let empty = unsafe { Segment::new(F32, &[0], [operand, None, None, None]) };
+        let empty = unsafe { Segment::new(F32, &[0], [operand, None, None, None]) }.unwrap();
         assert_eq!(empty.layout, Layout::Dense);
         assert!(read_all(&empty).is_empty());
     }
@@ -516,15 +551,15 @@ mod tests {
         // SAFETY: four and two complex numbers lie inside.
         let (dense, holes) = unsafe {
             (
-                Segment::new(c64, &[4], [Some(dense), None, None, None]),
-                Segment::new(c64, &[2], [Some(holes), None, None, None]),
+                Segment::new(c64, &[4], [Some(dense), None, None, None]).unwrap(),
+                Segment::new(c64, &[2], [Some(holes), None, None, None]).unwrap(),
             )
         };
-        assert_eq!((dense.layout.clone(), read_all(&dense)), (Layout::Dense, numbers(8)));
+        assert_eq!((&dense.layout, read_all(&dense)), (&Layout::Dense, numbers(8)));
         assert_eq!(read_all(&holes), [0.0, 1.0, 4.0, 5.0]);
         let repeated = Strided { pointer, strides: &[0, 8] };
         // SAFETY: two complex numbers, three times.
-        let repeated = unsafe { Segment::new(c64, &[3, 2], [Some(repeated), None, None, None]) };
+        let repeated = unsafe { Segment::new(c64, &[3, 2], [Some(repeated), None, None, None]) }.unwrap();
         for pair in read_all(&repeated).chunks(2) {
             assert_eq!(pair[1], pair[0] + 1.0);
         }

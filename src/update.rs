@@ -4,7 +4,8 @@
 //! and clamped on the way in, a block at a time; the rule does the rest. What needs neither conversion nor clamping
 //! nor a copy goes through a whole chunk at once, scaled in the registers.
 
-use crate::exec::{self, Context, Direction};
+use crate::allocation::OutOfMemory;
+use crate::exec::{self, Context, Direction, Workspace};
 use crate::isa::Level;
 use crate::kernels::Float;
 use crate::kernels::clamp::Clamping;
@@ -74,12 +75,12 @@ const BLOCK: usize = 256;
 /// # Safety
 ///
 /// Variables, slots and copies must not overlap each other or a gradient; indices must lie within their variables.
-pub unsafe fn step(context: Context, kind: Kind, hyper: &[f64], items: &[Item], plan: &Plan) {
-    kind.with(hyper, Pass { context, items, plan });
+pub unsafe fn step(workspace: &Workspace, kind: Kind, hyper: &[f64], items: &[Item], plan: &Plan) {
+    kind.with(hyper, Pass { workspace, items, plan });
 }
 
 struct Pass<'a> {
-    context: Context,
+    workspace: &'a Workspace,
     items: &'a [Item],
     plan: &'a Plan,
 }
@@ -88,8 +89,8 @@ impl Carrier for Pass<'_> {
     type Result = ();
 
     fn carry<A: Rule<f32, N>, B: Rule<f64, N>, const N: usize>(self, narrow: A, wide: B) {
-        let level = self.context.level;
-        exec::for_each(self.context, self.plan, Direction::Backwards, |index, range, _| {
+        let level = self.workspace.level;
+        exec::for_each(self.workspace, self.plan, Direction::Backwards, |index, range, _| {
             let item = &self.items[index];
             // SAFETY: by the contract of `step`, which alone makes a pass; chunks are disjoint ranges.
             unsafe {
@@ -337,7 +338,7 @@ unsafe fn give<L: Float, R: Convert<L>>(level: Level, item: &Item, block: Range<
 /// # Safety
 ///
 /// The copy must not overlap the variable, and nothing else may use its memory.
-pub unsafe fn refresh(context: Context, segment: &Segment<2>, copy: Scalar) {
+pub unsafe fn refresh(context: Context, segment: &Segment<2>, copy: Scalar) -> Result<(), OutOfMemory> {
     /// # Safety
     ///
     /// As [`refresh`], of these types.
@@ -353,8 +354,9 @@ pub unsafe fn refresh(context: Context, segment: &Segment<2>, copy: Scalar) {
         // SAFETY: the caller's contract.
         unsafe { segment.scatter(1, block, narrow) };
     }
-    let plan = Plan::new(std::slice::from_ref(segment));
-    exec::for_each(context, &plan, Direction::Forwards, |_, range, _| {
+    let plan = Plan::new(std::slice::from_ref(segment))?;
+    let workspace = Workspace::with_scratch(context, plan.bytes, 0)?;
+    exec::for_each(&workspace, &plan, Direction::Forwards, |_, range, _| {
         for start in range.clone().step_by(BLOCK) {
             let at = start..range.end.min(start + BLOCK);
             // SAFETY: blocks are disjoint; the types are those of the operands.
@@ -370,6 +372,7 @@ pub unsafe fn refresh(context: Context, segment: &Segment<2>, copy: Scalar) {
             }
         }
     });
+    Ok(())
 }
 
 /// Puts one value in each segment.
@@ -377,9 +380,14 @@ pub unsafe fn refresh(context: Context, segment: &Segment<2>, copy: Scalar) {
 /// # Safety
 ///
 /// The segments must be dense, of float32 or float64, and nothing else may use their memory.
-pub unsafe fn fill(context: Context, segments: &[Segment<1>], values: &[f64]) {
-    let plan = Plan::new(segments);
-    exec::for_each(context, &plan, Direction::Forwards, |index, range, _| {
+pub unsafe fn fill(
+    context: Context,
+    segments: &[Segment<1>],
+    values: &[f64],
+) -> Result<(), OutOfMemory> {
+    let plan = Plan::new(segments)?;
+    let workspace = Workspace::with_scratch(context, plan.bytes, 0)?;
+    exec::for_each(&workspace, &plan, Direction::Forwards, |index, range, _| {
         let segment = &segments[index];
         // SAFETY: the caller's contract; chunks are disjoint.
         unsafe {
@@ -390,6 +398,7 @@ pub unsafe fn fill(context: Context, segments: &[Segment<1>], values: &[f64]) {
             }
         }
     });
+    Ok(())
 }
 
 #[cfg(test)]
@@ -472,9 +481,10 @@ mod tests {
 
     fn take(kind: Kind, item: Item, level: Level, threads: usize) {
         let items = [item];
-        let plan = Plan::cut(items.iter().map(|item| (item.segment.len, 16)), 1000);
+        let plan = Plan::cut(items.iter().map(|item| (item.segment.len, 16)), 1000).unwrap();
+        let workspace = Workspace::with_scratch(Context { level, threads }, plan.bytes, 0).unwrap();
         // SAFETY: the operands are vectors of their own, as long as the segment.
-        unsafe { step(Context { level, threads }, kind, &hyper(kind), &items, &plan) };
+        unsafe { step(&workspace, kind, &hyper(kind), &items, &plan) };
     }
 
     const AS_IT_IS: Incoming = Incoming { factor: Factor::ONE, clamp: None };
@@ -530,7 +540,7 @@ mod tests {
             let mut sizes = [4; OPERANDS];
             sizes[COPY] = 2;
             // SAFETY: vectors of this length, the variable's of twice that.
-            let segment = unsafe { Segment::mixed(F32, &[n], operands, sizes) };
+            let segment = unsafe { Segment::mixed(F32, &[n], operands, sizes) }.unwrap();
             let item = Item {
                 segment,
                 gradient: Scalar::F32,

@@ -11,7 +11,10 @@ import numpy.typing as npt
 from fastclip import _core
 from fastclip._tree import Names
 
-__all__ = ["reduced_norm"]
+__all__ = ["KnownNorm", "reduced_norm"]
+
+#: A norm that the compiled part is given, see :func:`reduced_norm`.
+KnownNorm = tuple[float, int, bool, list[float] | None, list[int]]
 
 
 #: Above this, the ranges that a sum of powers may lie in become too many to be worth sending.
@@ -20,7 +23,7 @@ _LARGEST_ORDER = 64.0
 
 def reduced_norm(
     comm: Any, leaves: Sequence[npt.NDArray[Any] | None], order: float, names: Names
-) -> tuple[tuple[float, int, list[float]], float, bool]:
+) -> tuple[KnownNorm, float]:
     """Return the norm of the tensors of all processes.
 
     The sum of powers travels in the one of a few ranges that it fits, scaled, so that it neither
@@ -40,12 +43,11 @@ def reduced_norm(
 
     Returns
     -------
-    given : tuple of float, int and list of float
-        The norm as a mantissa and an exponent of two, and the norms of this process's tensors.
+    given : tuple of float, int, bool, list of float and list of int
+        The norm as a mantissa and an exponent of two, whether an input of any process was float64, the norms of
+        this process's tensors, and the positions of those that hold NaN or infinity.
     norm : float
         The norm.
-    wide : bool
-        Whether an input of any process was float64.
 
     Raises
     ------
@@ -61,7 +63,7 @@ def reduced_norm(
         )
     if order > _LARGEST_ORDER:
         raise ValueError(f"ord is {order}; with comm= it takes a number up to {_LARGEST_ORDER:.0f}")
-    sums, norms = _core.partial_sums(leaves, order, names)
+    sums, norms, nonfinite = _core.partial_sums(leaves, order, names)
     answer = allreduce(np.array(sums, np.float64))
     try:
         total = np.asarray(answer, np.float64)
@@ -73,4 +75,4 @@ def reduced_norm(
         )
     *powers, _, wide = total.tolist()
     root, exponent, norm = _core.combine_sums(powers, order)
-    return (root, exponent, norms), norm, wide > 0
+    return (root, exponent, wide > 0, norms, nonfinite), norm

@@ -91,8 +91,10 @@ def flatten(container: Any, argument: str, leaf: _Leaf = as_array) -> Tree:
     TypeError
         If it is an array, a scalar, a string or a generator, or holds what is no array.
     """
-    if _core.is_plain(container):
-        return Tree(container, None, argument, _same, container, container, True)
+    leaves = _core.plain_list(container)
+    if leaves is not None:
+        # The caller's list is read once, here: what is looked at is what is written and returned.
+        return Tree(leaves, None, argument, _same, leaves, container, True)
     if container is None or isinstance(container, IndexedSlices) or is_array_like(container):
         raise TypeError(f"{argument} is {describe(container)}; it takes a list (or dict, or tuple) of arrays")
     walk = _Walk(leaf)

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from fastclip import _core
 from fastclip._arrays import as_array, as_bound, as_output, describe
 from fastclip._autodiff import holds_traced, is_traced
-from fastclip._order import norm_scalar, parse_order
+from fastclip._order import parse_order
+from fastclip._reduction import KnownNorm, reduced_norm
 from fastclip._tree import Names, flatten, flatten_like
 from fastclip.indexed_slices import IndexedSlices
 
@@ -125,8 +126,7 @@ def clip_by_global_norm(
     in_place = out is t_list and tree.labels is None
     target = None if out is None else tree if in_place else flatten_like(out, tree)
     names = tree.names(target)
-    given: tuple[float, int, list[float]] | None = None
-    wide_norm: tuple[float, bool] | None = None
+    given: KnownNorm | None = None
     if use_norm is not None:
         if comm is not None:
             raise ValueError("use_norm= is the norm that comm= would sum; pass one of them")
@@ -134,20 +134,15 @@ def clip_by_global_norm(
             raise ValueError(
                 "norms= needs the pass over the tensors that use_norm= does without; pass one of them"
             )
-        given = (_known_norm(use_norm), 0, [])
+        given = (_known_norm(use_norm), 0, True, None, [])
     elif comm is not None:
-        from fastclip._reduction import reduced_norm
-
-        given, norm, wide = reduced_norm(comm, tree.leaves, order, names)
-        wide_norm = (norm, wide)
+        given, _ = reduced_norm(comm, tree.leaves, order, names)
     outputs = None if target is None else target.leaves
-    results, norm, wide = _core.clip_by_global_norm(
+    results, norm = _core.clip_by_global_norm(
         tree.leaves, bound, given, order, outputs, on_nonfinite, norms, names
     )
-    if wide_norm is not None:
-        norm, wide = wide_norm
     clipped = results if target is None and tree.labels is None else tree.finished(results, target)
-    return clipped, (norm_scalar(norm, wide) if use_norm is None else use_norm)
+    return clipped, (norm if use_norm is None else use_norm)
 
 
 def _known_norm(use_norm: Any) -> float:

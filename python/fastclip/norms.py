@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from fastclip import _core
 from fastclip._autodiff import holds_traced
-from fastclip._order import norm_scalar, norms_dtype, parse_order
+from fastclip._order import norms_dtype, parse_order
 from fastclip._tree import flatten
 
 __all__ = ["global_norm", "tensor_norms"]
@@ -72,10 +72,9 @@ def global_norm(
     if comm is not None:
         from fastclip._reduction import reduced_norm
 
-        _, norm, wide = reduced_norm(comm, tree.leaves, order, tree.names())
-    else:
-        norm, wide = _core.global_norm(tree.leaves, order, tree.names())
-    return norm_scalar(norm, wide)
+        given, norm = reduced_norm(comm, tree.leaves, order, tree.names())
+        return _core.norm_scalar(norm, given[2])
+    return _core.global_norm(tree.leaves, order, tree.names())
 
 
 def tensor_norms(t_list: Any, *, ord: float = 2) -> npt.NDArray[np.floating[Any]]:

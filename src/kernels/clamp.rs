@@ -16,11 +16,21 @@ pub trait Clamp: Sized + Copy + Default {
     fn clamp_all_to<S: Simd>(simd: S, x: &[Self], out: &mut [Self], lo: Self, hi: Self);
     /// Clamps each element to its own bounds. The slices have the same length.
     fn clamp_each<S: Simd>(simd: S, x: &mut [Self], lo: &[Self], hi: &[Self]);
+    /// Whether clamping to the same two bounds changes an element.
+    fn clamps_any<S: Simd>(simd: S, x: &[Self], lo: Self, hi: Self) -> bool;
+    /// Whether the bits of two values differ.
+    fn differs(self, other: Self) -> bool;
 }
 
 /// Clamps each element to the same two bounds.
 pub fn clamp_all<T: Clamp>(level: Level, x: &mut [T], lo: T, hi: T) {
     dispatch!(level, simd => T::clamp_all(simd, x, lo, hi));
+}
+
+/// Whether clamping to the same two bounds changes an element.
+#[must_use]
+pub fn clamps_any<T: Clamp>(level: Level, x: &[T], lo: T, hi: T) -> bool {
+    dispatch!(level, simd => T::clamps_any(simd, x, lo, hi))
 }
 
 /// Clamping to the same two bounds as an [`Operation`].
@@ -50,7 +60,7 @@ pub fn clamp_each<T: Clamp>(level: Level, x: &mut [T], lo: &[T], hi: &[T]) {
 }
 
 macro_rules! clamp_float {
-    ($($T:ty, $name:ident;)*) => {$(
+    ($($T:ty, $Bits:ty, $name:ident;)*) => {$(
         /// One element: comparisons with NaN are false, so `x` stays where it or the test is NaN,
         /// and a NaN bound is taken.
         #[inline(always)]
@@ -81,13 +91,25 @@ macro_rules! clamp_float {
                     *v = $name(*v, *lo, *hi);
                 }
             }
+
+            #[inline(always)]
+            fn clamps_any<S: Simd>(_simd: S, x: &[Self], lo: Self, hi: Self) -> bool {
+                // Flags as wide as the elements: these the compiler puts into registers.
+                let outside = |v: &Self| <$Bits>::from(!(*v <= hi && *v >= lo) && !v.is_nan());
+                x.iter().fold(0, |any, v| any | outside(v)) != 0
+            }
+
+            #[inline(always)]
+            fn differs(self, other: Self) -> bool {
+                self.to_bits() != other.to_bits()
+            }
         }
     )*};
 }
 
 clamp_float! {
-    f32, clamp_f32;
-    f64, clamp_f64;
+    f32, u32, clamp_f32;
+    f64, u64, clamp_f64;
 }
 
 macro_rules! clamp_int {
@@ -112,6 +134,16 @@ macro_rules! clamp_int {
                 for ((v, lo), hi) in x.iter_mut().zip(lo).zip(hi) {
                     *v = (*v).min(*hi).max(*lo);
                 }
+            }
+
+            #[inline(always)]
+            fn clamps_any<S: Simd>(_simd: S, x: &[Self], lo: Self, hi: Self) -> bool {
+                x.iter().fold(0, |any: Self, v| any | Self::from(*v > hi || *v < lo || hi < lo)) != 0
+            }
+
+            #[inline(always)]
+            fn differs(self, other: Self) -> bool {
+                self != other
             }
         }
     )*};
@@ -160,6 +192,22 @@ macro_rules! clamp_half {
                     <$T>::narrow(simd, &wide[..n], block);
                 }
             }
+
+            #[inline(always)]
+            fn clamps_any<S: Simd>(simd: S, x: &[Self], lo: Self, hi: Self) -> bool {
+                let (lo, hi) = ($widen(lo.to_bits()), $widen(hi.to_bits()));
+                let mut buffer = [0.0; half_precision::BLOCK];
+                x.chunks(half_precision::BLOCK).any(|block| {
+                    let wide = &mut buffer[..block.len()];
+                    <$T>::widen(simd, block, wide);
+                    f32::clamps_any(simd, wide, lo, hi)
+                })
+            }
+
+            #[inline(always)]
+            fn differs(self, other: Self) -> bool {
+                self.to_bits() != other.to_bits()
+            }
         }
     )*};
 }
@@ -194,6 +242,9 @@ mod tests {
                 dispatch!(level, simd => T::clamp_all_to(simd, x, &mut apart, lo, hi));
                 let mut each = x.to_vec();
                 clamp_each(level, &mut each, &vec![lo; x.len()], &vec![hi; x.len()]);
+                let changed = x.iter().zip(&all).any(|(x, new)| x.to_f64() != new.to_f64() && !x.to_f64().is_nan());
+                assert_eq!(clamps_any(level, x, lo, hi), changed, "{level:?} {}", x.len());
+                assert!(!clamps_any(level, &all, lo, hi));
                 for i in 0..x.len() {
                     let want = want(&x[i]);
                     for got in [&all, &apart, &each].map(|got| got[i].to_f64()) {
@@ -216,6 +267,8 @@ mod tests {
     fn crossed_bounds_give_the_lower_one_and_nan_bounds_give_nan() {
         for level in isa::all() {
             let mut x = [0.0_f32, 5.0, -5.0];
+            assert!(clamps_any(level, &x, 2.0, 1.0) && clamps_any(level, &x, f32::NAN, 9.0));
+            assert!(clamps_any(level, &[7_u8], 10, 5) && !clamps_any(level, &[7_u8], 5, 10));
             clamp_all(level, &mut x, 2.0, 1.0);
             assert_eq!(x, [2.0; 3]);
             clamp_all(level, &mut x, f32::NAN, 1.0);

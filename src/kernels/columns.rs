@@ -6,6 +6,7 @@
 
 use super::half_precision::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16, f64_to_f32_odd};
 use super::scale::Factor;
+use crate::allocation::{OutOfMemory, collect};
 use fearless_simd::{Level, Simd, dispatch};
 use half::{bf16, f16};
 
@@ -38,16 +39,15 @@ impl Factors {
     }
 
     /// One factor per column.
-    #[must_use]
-    pub fn new(factors: &[Factor]) -> Self {
-        Self {
-            narrow: factors.iter().map(|f| f.narrow).collect(),
-            wide: factors.iter().map(|f| f.wide).collect(),
-            lift: factors.iter().map(|f| f.lift).collect(),
-            is_wide: factors.iter().map(|f| u32::from(f.is_wide())).collect(),
+    pub fn new(factors: &[Factor]) -> Result<Self, OutOfMemory> {
+        Ok(Self {
+            narrow: collect(factors.iter().map(|f| f.narrow))?,
+            wide: collect(factors.iter().map(|f| f.wide))?,
+            lift: collect(factors.iter().map(|f| f.lift))?,
+            is_wide: collect(factors.iter().map(|f| u32::from(f.is_wide())))?,
             any_wide: factors.iter().any(Factor::is_wide),
             is_one: factors.iter().all(|f| *f == Factor::ONE),
-        }
+        })
     }
 }
 
@@ -158,7 +158,7 @@ mod tests {
             let factors: Vec<Factor> =
                 (0..columns).map(|j| Factor::new(0.1 + j as f64 / 100.0, 1.0, 0)).collect();
             let mut got = rows[0].clone();
-            scale_each(level, &mut got, &Factors::new(&factors));
+            scale_each(level, &mut got, &Factors::new(&factors).unwrap());
             for j in 0..columns {
                 let mut want = [rows[0][j]];
                 scale(level, &mut want, factors[j]);

@@ -16,17 +16,14 @@ pub mod stream;
 pub mod sum_squares;
 pub mod update;
 
+use crate::scalar::Element;
 use half::{bf16, f16};
 
 /// A float type that norms and scaling are defined for.
 pub trait Float:
-    Copy
-    + Default
+    Element
     + PartialEq
-    + Send
-    + Sync
     + std::fmt::Debug
-    + 'static
     + sum_squares::SumSquares
     + max_abs::MaxAbs
     + scale::Scalable

@@ -2,6 +2,7 @@
 //! another, and past the cache.
 
 use super::stream;
+use crate::scalar::Element;
 use fearless_simd::{Level, Simd, dispatch};
 
 /// What is done to every element of a slice.
@@ -28,7 +29,7 @@ pub enum Run<'a, T> {
 const STREAM_BLOCK_BYTES: usize = 1024;
 
 /// Carries an operation out.
-pub fn perform<T: Copy + Default, O: Operation<T>>(level: Level, operation: O, run: Run<T>) {
+pub fn perform<T: Element, O: Operation<T>>(level: Level, operation: O, run: Run<T>) {
     match run {
         Run::InPlace(x) => dispatch!(level, simd => operation.in_place(simd, x)),
         Run::Apart(x, out) => dispatch!(level, simd => operation.apart(simd, x, out)),
@@ -37,7 +38,7 @@ pub fn perform<T: Copy + Default, O: Operation<T>>(level: Level, operation: O, r
 }
 
 #[inline(always)]
-fn streamed<S: Simd, T: Copy + Default, O: Operation<T>>(simd: S, operation: O, x: &[T], out: &mut [T]) {
+fn streamed<S: Simd, T: Element, O: Operation<T>>(simd: S, operation: O, x: &[T], out: &mut [T]) {
     let mut buffer = [T::default(); STREAM_BLOCK_BYTES];
     let per_block = STREAM_BLOCK_BYTES / size_of::<T>();
     for (from, to) in x.chunks(per_block).zip(out.chunks_mut(per_block)) {

@@ -68,6 +68,9 @@ impl Factor {
     /// The factor that turns every element into NaN.
     pub const NAN: Self = Self { narrow: f32::NAN, wide: f64::NAN, lift: 1.0, is_wide: false };
 
+    /// The factor that turns every finite element into 0.
+    pub const ZERO: Self = Self { narrow: 0.0, wide: 0.0, lift: 1.0, is_wide: false };
+
     /// The factor that leaves every element as it is.
     pub const ONE: Self = Self { narrow: 1.0, wide: 1.0, lift: 1.0, is_wide: false };
 }

@@ -3,6 +3,8 @@
 //! An ordinary store first reads the line it is about to overwrite. A streaming store does not, which
 //! saves a third of the traffic of a large copy.
 
+use crate::scalar::Element;
+
 /// Copies `src` to `dst`, of the same length, with streaming stores where the processor has them. Call
 /// [`fence`] before another thread reads what was written.
 ///
@@ -10,7 +12,7 @@
 ///
 /// If the lengths differ.
 #[inline(always)]
-pub fn copy<T: Copy>(src: &[T], dst: &mut [T]) {
+pub fn copy<T: Element>(src: &[T], dst: &mut [T]) {
     assert_eq!(src.len(), dst.len());
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     {

@@ -1,12 +1,15 @@
 //! The arrays of one call: looked at, checked against each other, and described to the executor.
 
+use super::objects;
 use super::output::Outputs;
 use super::overlap;
+use super::raise::check_memory;
 use super::view::{Known, Label, Takes, View};
+use crate::allocation::{OutOfMemory, reserve, try_collect, with_capacity};
 use crate::error::Error;
 use crate::plan::Plan;
 use crate::segment::{INPUT, OUTPUT, Segment};
-use pyo3::exceptions::PyTypeError;
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
@@ -47,10 +50,21 @@ enum Targets<'py> {
 
 /// A list or tuple as a list of its own.
 fn listed<'py>(tensors: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyList>> {
-    match tensors.cast::<PyList>() {
-        Ok(list) => Ok(list.get_slice(0, list.len())),
-        Err(_) => tensors.cast::<PyTuple>().map(PyTupleMethods::to_list).map_err(PyErr::from),
+    let known = tensors.is_instance_of::<PyList>() || tensors.is_instance_of::<PyTuple>();
+    if !known {
+        return Err(Error::Type("tensors must be a list or a tuple of arrays".into()).into());
     }
+    // SAFETY: the calls give a new list, or null with an error set; the first reads a list, and a tuple's own entries
+    // come by the second.
+    let list = unsafe {
+        let list = if tensors.is_instance_of::<PyList>() {
+            ffi::PyList_GetSlice(tensors.as_ptr(), 0, isize::MAX)
+        } else {
+            ffi::PySequence_List(tensors.as_ptr())
+        };
+        Bound::from_owned_ptr_or_err(tensors.py(), list)?
+    };
+    Ok(list.cast_into::<PyList>()?)
 }
 
 /// Looks at every entry of a list or tuple.
@@ -60,8 +74,10 @@ pub fn views<'py>(
     label: Label<'_, '_>,
 ) -> PyResult<Vec<Option<View<'py>>>> {
     let mut known = Known::default();
-    let mut found = Vec::with_capacity(tensors.len().unwrap_or(0));
+    let mut found = with_capacity(tensors.len().unwrap_or(0))?;
     let mut look = |(index, entry): (usize, Bound<'py, PyAny>)| -> PyResult<()> {
+        // The list may grow while a type is looked at for the first time.
+        reserve(&mut found, 1)?;
         found.push(if entry.is_none() {
             None
         } else {
@@ -74,7 +90,7 @@ pub fn views<'py>(
     } else if let Ok(tuple) = tensors.cast::<PyTuple>() {
         tuple.iter().enumerate().try_for_each(&mut look)?;
     } else {
-        return Err(PyTypeError::new_err("tensors must be a list or a tuple of arrays"));
+        return Err(Error::Type("tensors must be a list or a tuple of arrays".into()).into());
     }
     Ok(found)
 }
@@ -98,30 +114,31 @@ impl<'py> Batch<'py> {
             Destination::Fresh => Targets::Arrays(fresh(py, &inputs)?),
             Destination::Given(out) => {
                 if let Some(own) = own {
-                    check_given(&inputs, &inputs, input_label, output_label)?;
+                    check_given(py, &inputs, &inputs, input_label, output_label)?;
                     Targets::Inputs(own)
                 } else {
                     let outputs = views(out, Takes::Any, output_label)?;
-                    check_given(&inputs, &outputs, input_label, output_label)?;
+                    check_given(py, &inputs, &outputs, input_label, output_label)?;
                     Targets::Arrays(outputs)
                 }
             }
         };
         let mut batch = Self { inputs, targets, segments: Vec::new(), plan: Plan::default() };
-        batch.segments = batch.describe();
-        batch.plan = Plan::new(&batch.segments);
+        batch.segments = batch.describe()?;
+        batch.plan = Plan::new(&batch.segments)?;
+        check_memory(py)?;
         Ok(batch)
     }
 
-    fn describe(&self) -> Vec<Segment> {
+    fn describe(&self) -> Result<Vec<Segment>, OutOfMemory> {
         let outputs = self.outputs();
-        let mut segments = Vec::with_capacity(self.inputs.len());
+        let mut segments = with_capacity(self.inputs.len())?;
         for (index, input) in self.inputs.iter().enumerate() {
             if let Some(input) = input {
-                segments.push(segment(input, outputs.get(index).and_then(Option::as_ref)));
+                segments.push(segment(input, outputs.get(index).and_then(Option::as_ref))?);
             }
         }
-        segments
+        Ok(segments)
     }
 
     /// The outputs by their position; empty if there are none.
@@ -143,17 +160,15 @@ impl<'py> Batch<'py> {
         self.inputs.iter().enumerate().filter_map(|(index, input)| input.as_ref().map(|_| index))
     }
 
-    /// The outputs as a list, None where the input is.
+    /// The outputs as a list, None where the input is. It is made before they are written: afterwards nothing may fail.
     pub fn results(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         if let Targets::Inputs(list) = &self.targets {
             return Ok(list.clone());
         }
-        let none = py.None();
-        let entry = |output: &'_ Option<View<'py>>| match output {
-            Some(view) => view.object.clone(),
-            None => none.bind(py).clone(),
+        let entry = |output: &'_ Option<View<'py>>| {
+            Ok(output.as_ref().map_or_else(|| py.None().into_bound(py), |view| view.owner().clone()))
         };
-        PyList::new(py, self.outputs().iter().map(entry))
+        objects::list(py, self.outputs().len(), self.outputs().iter().map(entry))
     }
 
     /// Whether a norm over all is float64: whether an input is.
@@ -165,17 +180,13 @@ impl<'py> Batch<'py> {
 /// Fresh arrays like these.
 pub fn fresh<'py>(py: Python<'py>, inputs: &[Option<View<'py>>]) -> PyResult<Vec<Option<View<'py>>>> {
     let mut outputs = Outputs::new(py, inputs.iter().flatten());
-    let mut known = Known::default();
-    let make = |input: &Option<View<'py>>| {
-        let Some(input) = input else { return Ok(None) };
-        let array = outputs.like(input)?;
-        Ok(Some(View::new(array, Takes::Any, &mut known, String::new)?))
-    };
-    inputs.iter().map(make).collect()
+    let make = |input: &Option<View<'py>>| input.as_ref().map(|input| outputs.like(input)).transpose();
+    try_collect(inputs.len(), inputs.iter().map(make))
 }
 
 /// Refuses outputs that are not like their inputs, or whose memory is not free to be written.
 pub fn check_given(
+    py: Python<'_>,
     inputs: &[Option<View<'_>>],
     outputs: &[Option<View<'_>>],
     input_label: Label<'_, '_>,
@@ -196,10 +207,7 @@ pub fn check_given(
         match (input, output) {
             (None, None) => {}
             (Some(input), Some(output)) => {
-                let fits = output.dtype == input.dtype
-                    && (std::ptr::eq(output.object.as_ptr(), input.object.as_ptr())
-                        || output.shape() == input.shape());
-                if !fits {
+                if output.dtype != input.dtype || output.shape() != input.shape() {
                     return Err(Error::Value(format!(
                         "{} is {} where {} is {}: dtype and shape must be the same",
                         name(),
@@ -226,11 +234,11 @@ pub fn check_given(
             }
         }
     }
-    Ok(overlap::check(inputs, outputs, true, input_label, output_label)?)
+    overlap::check(py, inputs, outputs, true, input_label, output_label)
 }
 
 /// An input and its output as a segment.
-pub fn segment(input: &View, output: Option<&View>) -> Segment {
+pub fn segment(input: &View, output: Option<&View>) -> Result<Segment, OutOfMemory> {
     let run = |view: &View| view.is_aligned() && view.is_c_order();
     // SAFETY: the views keep their arrays alive; outputs were checked to be writable and apart from
     // everything else, or are fresh.
@@ -239,7 +247,7 @@ pub fn segment(input: &View, output: Option<&View>) -> Segment {
             let mut base = [std::ptr::null_mut(); crate::segment::OPERANDS];
             base[INPUT] = input.pointer;
             base[OUTPUT] = output.map_or(std::ptr::null_mut(), |view| view.pointer);
-            return Segment::dense(input.dtype, input.size * input.dtype.parts(), base);
+            return Ok(Segment::dense(input.dtype, input.size * input.dtype.parts(), base));
         }
         let operands = [Some(input.strided()), output.map(View::strided), None, None];
         Segment::new(input.dtype, input.shape(), operands)

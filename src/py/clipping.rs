@@ -7,13 +7,18 @@
 )]
 
 use super::batch::{Batch, Destination, check_given, fresh, segment, views};
+use super::objects::{self, Scalar, extract, float, number};
 use super::overlap;
-use super::raise::{check_signals, detached, refuse_nonfinite};
-use super::view::{Label, Takes, View};
+use super::raise::{
+    before_writing, check_memory, detached, entry, entry_that_reads, refuse_nonfinite,
+};
+use super::view::{Known, Label, Takes, View};
+use crate::allocation::{collect, filled, with_capacity};
 use crate::axes::{BOUNDS, NORMS, Slices};
 use crate::clip::{self, Action, Actions, Bounds};
 use crate::error::Error;
-use crate::exec::Context;
+use crate::exec::{Context, Workspace};
+use crate::kernels::scale::Factor;
 use crate::magnitude::{Magnitude, Order, combine, ranges};
 use crate::norms::measure;
 use crate::plan::Plan;
@@ -65,87 +70,132 @@ impl<'py> Names<'py> {
 
 /// A norm that is known already.
 #[derive(FromPyObject)]
-pub struct Given {
+pub struct Given<'py> {
     /// Its mantissa,
     #[pyo3(item(0))]
     root: f64,
     /// and its exponent of two.
     #[pyo3(item(1))]
     exponent: i32,
-    /// The norms of this call's own tensors, if they were measured.
+    /// Whether an input of any process is float64.
     #[pyo3(item(2))]
-    norms: Vec<f64>,
+    wide: bool,
+    /// The norms of this call's own tensors if they were measured, or None.
+    #[pyo3(item(3))]
+    norms: Option<Bound<'py, PyAny>>,
+    /// The positions, among the tensors that are there, of those that hold NaN or infinity.
+    #[pyo3(item(4))]
+    nonfinite: Bound<'py, PyAny>,
 }
 
 /// Clips tensors by the norm of all of them together.
 ///
-/// Returns the clipped arrays, the float64 norm, and whether it is to be a float64. `given` is the
-/// norm if it is known, as a mantissa and an exponent of two.
+/// Returns the clipped arrays and the norm, a scalar of NumPy's. `given` is the norm if it is known.
 #[pyfunction]
 #[pyo3(signature = (tensors, bound, given, p, out, on_nonfinite, norms, names, /))]
 pub fn clip_by_global_norm<'py>(
     py: Python<'py>,
     tensors: &Bound<'py, PyAny>,
     bound: f64,
-    given: Option<Given>,
+    given: Option<Given<'py>>,
     p: f64,
     out: Option<Bound<'py, PyAny>>,
     on_nonfinite: &str,
     norms: Option<Bound<'py, PyAny>>,
     names: Names<'py>,
-) -> PyResult<(Bound<'py, PyList>, f64, bool)> {
-    let policy = Policy::from_name(on_nonfinite)?;
-    let order = Order::new(p);
-    let destination = Destination::from(out);
-    let batch = Batch::new(py, tensors, &destination, Takes::Floats, names.input(), names.output())?;
-    let norms = norms.map(|array| norms_array(&batch, array, names.input())).transpose()?;
+) -> PyResult<Bound<'py, PyTuple>> {
+    entry(py, || {
+        let policy = Policy::from_name(on_nonfinite)?;
+        let order = Order::new(p);
+        let destination = Destination::from(out);
+        let batch = Batch::new(py, tensors, &destination, Takes::Floats, names.input(), names.output())?;
+        let norms = norms.map(|array| norms_array(py, &batch, array, names.input())).transpose()?;
+        let mut own = match &given {
+            Some(Given { norms: Some(own), .. }) => Some(extract(own, number)?),
+            _ => None,
+        };
+        if own.as_ref().is_some_and(|own| own.len() != batch.segments.len()) {
+            return Err(Error::Value(format!(
+                "{} has {} arrays, and had another number when its norm was taken",
+                names.input().argument(),
+                batch.segments.len()
+            ))
+            .into());
+        }
+        let known = given.as_ref().map(|given| Magnitude { value: given.root, exponent: given.exponent });
+        let wide = given.as_ref().map_or_else(|| batch.is_wide(), |given| given.wide);
+        // All that is returned is made now: after the writing pass nothing may fail.
+        let answer = Scalar::new(py, wide)?.paired_with(batch.results(py)?.into_any())?;
 
-    let (segments, plan) = (&batch.segments, &batch.plan);
-    let context = Context::current();
-    let (norm, found, refused) = detached(py, || {
-        let mut found = Vec::new();
-        let (total, order) = if let Some(given) = &given {
-            (Magnitude { value: given.root, exponent: given.exponent }, Order::Max)
-        } else {
-            found = measure(context, segments, plan, order);
-            check_signals(plan.bytes)?;
-            (combine(&found, order), order)
-        };
-        let action = if total.is_finite() {
-            total.factor(order, 1.0, bound).map_or(Action::Keep, Action::Scale)
-        } else if policy == Policy::Raise {
-            return Ok((total.norm(order), found, true));
-        } else {
-            policy.action()
-        };
-        // SAFETY: the batch was checked: outputs overlap nothing but their own inputs.
-        unsafe { clip::apply(context, segments, plan, Actions::All(action)) };
-        Ok((total.norm(order), found, false))
-    })?;
-    let own: Vec<f64> = match given {
-        Some(given) => given.norms,
-        None => found.iter().map(|magnitude| magnitude.norm(order)).collect(),
-    };
-    if refused {
-        let bad = batch.positions().zip(&own).filter(|(_, norm)| !norm.is_finite()).map(|(i, _)| i);
-        return Err(refuse_nonfinite(bad, names.input(), norm).into());
-    }
-    if let Some(norms) = norms {
-        fill(&norms, own.into_iter());
-    }
-    Ok((batch.results(py)?, norm, batch.is_wide()))
+        let (segments, plan) = (&batch.segments, &batch.plan);
+        let workspace = Workspace::new(Context::current(), segments, plan)?;
+        check_memory(py)?;
+        let wants_norms = norms.is_some() && own.is_none();
+        let (norm, found, refused) = detached(py, || {
+            let (found, total, total_order) = if let Some(known) = known {
+                (Vec::new(), known, Order::Max)
+            } else {
+                let found = measure(&workspace, segments, plan, order)?;
+                let total = combine(&found, order);
+                (found, total, order)
+            };
+            if wants_norms {
+                own = Some(collect(found.iter().map(|magnitude| magnitude.norm(order)))?);
+            }
+            before_writing(plan.bytes)?;
+            let norm = total.norm(total_order);
+            let action = if total.is_finite() {
+                let factor = total.factor(total_order, 1.0, bound);
+                // The bound 0 gives zeros whatever the norm, also where the caller says that it is 0.
+                let factor = factor.or_else(|| (bound == 0.0 && known.is_some()).then_some(Factor::ZERO));
+                factor.map_or(Action::Keep, Action::Scale)
+            } else if policy == Policy::Raise {
+                return Ok((norm, found, true));
+            } else {
+                policy.action()
+            };
+            // SAFETY: the batch was checked: outputs overlap nothing but their own inputs.
+            unsafe { clip::apply(&workspace, segments, plan, Actions::All(action)) };
+            Ok((norm, found, false))
+        })?;
+        if refused {
+            let bad = match &given {
+                Some(given) => extract(&given.nonfinite, |item| item.extract())?,
+                None => {
+                    let mut bad = with_capacity(found.len())?;
+                    bad.extend((0..found.len()).filter(|at| !found[*at].is_finite()));
+                    bad
+                }
+            };
+            let positions = with_positions(&batch)?;
+            let bad = bad.into_iter().filter_map(|at: usize| positions.get(at).copied());
+            return Err(refuse_nonfinite(bad, names.input(), norm).into());
+        }
+        if let (Some(norms), Some(own)) = (norms, own) {
+            fill(&norms, own.into_iter());
+        }
+        Ok(answer.finish(norm))
+    })
+}
+
+/// The positions of the inputs that are there.
+fn with_positions(batch: &Batch) -> PyResult<Vec<usize>> {
+    let mut positions = with_capacity(batch.inputs.len())?;
+    positions.extend(batch.positions());
+    Ok(positions)
 }
 
 /// The array that takes per-tensor norms, checked.
 fn norms_array<'py>(
+    py: Python<'py>,
     batch: &Batch<'py>,
     array: Bound<'py, PyAny>,
     input: Label<'_, '_>,
 ) -> PyResult<View<'py>> {
     let wanted = batch.segments.len();
-    let view = View::new(array, Takes::Floats, &mut super::view::Known::default(), || "norms".into())?;
+    let view = View::new(array, Takes::Floats, &mut Known::default(), || "norms".into())?;
     let fits = view.dtype.name() == "float64" && view.shape() == [wanted] && view.is_writable();
-    if !fits || view.may_overlap_itself() {
+    if !fits || view.may_overlap_itself()? {
         return Err(Error::Value(format!(
             "norms is {}; it takes a writable float64 array of shape ({wanted},), one for each array in {}",
             if view.is_writable() { view.describe() } else { "read-only".into() },
@@ -163,6 +213,7 @@ fn norms_array<'py>(
     if batch.inputs.iter().chain(batch.outputs()).flatten().any(touches) {
         return Err(Error::Value("norms shares memory with an input or an output".into()).into());
     }
+    check_memory(py)?;
     Ok(view)
 }
 
@@ -175,7 +226,7 @@ fn fill(view: &View, values: impl Iterator<Item = f64>) {
     }
 }
 
-/// The norm of all tensors together, and whether it is to be a float64.
+/// The norm of all tensors together, a scalar of NumPy's.
 #[pyfunction]
 #[pyo3(signature = (tensors, p, names, /))]
 pub fn global_norm<'py>(
@@ -183,9 +234,19 @@ pub fn global_norm<'py>(
     tensors: &Bound<'py, PyAny>,
     p: f64,
     names: Names<'py>,
-) -> PyResult<(f64, bool)> {
-    let (batch, found) = measured(py, tensors, Order::new(p), &names)?;
-    Ok((combine(&found, Order::new(p)).norm(Order::new(p)), batch.is_wide()))
+) -> PyResult<Bound<'py, PyAny>> {
+    entry_that_reads(py, || {
+        let (batch, found) = measured(py, tensors, Order::new(p), &names)?;
+        let norm = combine(&found, Order::new(p)).norm(Order::new(p));
+        Ok(Scalar::new(py, batch.is_wide())?.finish(norm))
+    })
+}
+
+/// A norm as a scalar of NumPy's: a float64 if `wide`, or if it is a finite number beyond float32.
+#[pyfunction]
+#[pyo3(signature = (norm, wide, /))]
+pub fn norm_scalar(py: Python<'_>, norm: f64, wide: bool) -> PyResult<Bound<'_, PyAny>> {
+    entry_that_reads(py, || Ok(Scalar::new(py, wide)?.finish(norm)))
 }
 
 /// Each tensor's norm, and whether they are to be float64.
@@ -196,9 +257,18 @@ pub fn tensor_norms<'py>(
     tensors: &Bound<'py, PyAny>,
     p: f64,
     names: Names<'py>,
-) -> PyResult<(Vec<f64>, bool)> {
-    let (batch, found) = measured(py, tensors, Order::new(p), &names)?;
-    Ok((found.into_iter().map(|magnitude| magnitude.norm(Order::new(p))).collect(), batch.is_wide()))
+) -> PyResult<Bound<'py, PyTuple>> {
+    entry_that_reads(py, || {
+        let order = Order::new(p);
+        let (batch, found) = measured(py, tensors, order, &names)?;
+        let norms = found.iter().map(|magnitude| float(py, magnitude.norm(order)));
+        let norms = objects::list(py, found.len(), norms)?;
+        objects::tuple(py, [norms.into_any(), boolean(py, batch.is_wide())])
+    })
+}
+
+fn boolean(py: Python<'_>, value: bool) -> Bound<'_, PyAny> {
+    pyo3::types::PyBool::new(py, value).to_owned().into_any()
 }
 
 fn measured<'py>(
@@ -209,7 +279,8 @@ fn measured<'py>(
 ) -> PyResult<(Batch<'py>, Vec<Magnitude>)> {
     let batch = Batch::new(py, tensors, &Destination::Nothing, Takes::Floats, names.input(), names.output())?;
     let (segments, plan) = (&batch.segments, &batch.plan);
-    let found = detached(py, || Ok(measure(Context::current(), segments, plan, order)))?;
+    let workspace = Workspace::new(Context::current(), segments, plan)?;
+    let found = detached(py, || Ok(measure(&workspace, segments, plan, order)?))?;
     Ok((batch, found))
 }
 
@@ -217,7 +288,8 @@ fn measured<'py>(
 ///
 /// The sum lies in the one of several ranges that its size belongs to, scaled by that range's power
 /// of two: neither a huge sum nor a tiny one is lost on the way. Two numbers follow: how many tensors
-/// are not finite, and whether one is float64. The second result is each tensor's own norm.
+/// are not finite, and whether one is float64. The second result is each tensor's own norm, the third the positions,
+/// among the tensors that are there, of those that are not finite.
 #[pyfunction]
 #[pyo3(signature = (tensors, p, names, /))]
 pub fn partial_sums<'py>(
@@ -225,25 +297,34 @@ pub fn partial_sums<'py>(
     tensors: &Bound<'py, PyAny>,
     p: f64,
     names: Names<'py>,
-) -> PyResult<(Vec<f64>, Vec<f64>)> {
-    let order = Order::new(p);
-    let (batch, found) = measured(py, tensors, order, &names)?;
-    let bad = found.iter().filter(|magnitude| !magnitude.is_finite()).count();
-    let mut sums = ranges::split(combine(&found, order), order);
-    sums.push(bad as f64);
-    sums.push(f64::from(u8::from(batch.is_wide())));
-    Ok((sums, found.iter().map(|magnitude| magnitude.norm(order)).collect()))
+) -> PyResult<Bound<'py, PyTuple>> {
+    entry_that_reads(py, || {
+        let order = Order::new(p);
+        let (batch, found) = measured(py, tensors, order, &names)?;
+        let bad = || (0..found.len()).filter(|at| !found[*at].is_finite());
+        let mut sums = ranges::split(combine(&found, order), order);
+        sums.push(bad().count() as f64);
+        sums.push(f64::from(u8::from(batch.is_wide())));
+        let sums = objects::list(py, sums.len(), sums.iter().map(|sum| float(py, *sum)))?;
+        let norms = found.iter().map(|magnitude| float(py, magnitude.norm(order)));
+        let norms = objects::list(py, found.len(), norms)?;
+        let index = |at: usize| Ok(at.into_pyobject(py)?.into_any());
+        let bad = objects::list(py, bad().count(), bad().map(index))?;
+        objects::tuple(py, [sums, norms, bad].map(Bound::into_any))
+    })
 }
 
 /// The norm of sums that [`partial_sums`] gave and somebody added up: as a mantissa and an exponent
 /// of two, and as a float64.
 #[pyfunction]
 #[pyo3(signature = (sums, p, /))]
-pub fn combine_sums(sums: Vec<f64>, p: f64) -> (f64, i32, f64) {
-    let order = Order::new(p);
-    let total = ranges::join(&sums, order);
-    let (root, exponent) = total.root(order);
-    (root, exponent, total.norm(order))
+pub fn combine_sums<'py>(py: Python<'py>, sums: &Bound<'py, PyAny>, p: f64) -> PyResult<(f64, i32, f64)> {
+    entry_that_reads(py, || {
+        let order = Order::new(p);
+        let total = ranges::join(&extract(sums, number)?, order);
+        let (root, exponent) = total.root(order);
+        Ok((root, exponent, total.norm(order)))
+    })
 }
 
 /// Clips each tensor by its own norm, divided by `divisor`: "one", "count" (the number of elements)
@@ -253,53 +334,55 @@ pub fn combine_sums(sums: Vec<f64>, p: f64) -> (f64, i32, f64) {
 pub fn clip_tensors<'py>(
     py: Python<'py>,
     tensors: &Bound<'py, PyAny>,
-    bounds: Vec<f64>,
+    bounds: &Bound<'py, PyAny>,
     divisor: &str,
     p: f64,
     out: Option<Bound<'py, PyAny>>,
     names: Names<'py>,
 ) -> PyResult<Bound<'py, PyList>> {
-    let order = Order::new(p);
-    let destination = Destination::from(out);
-    let batch = Batch::new(py, tensors, &destination, Takes::Floats, names.input(), names.output())?;
-    let (segments, plan) = (&batch.segments, &batch.plan);
-    if bounds.len() != segments.len() {
-        return Err(Error::Value(format!("{} bounds for {} arrays", bounds.len(), segments.len())).into());
-    }
-    let divide = |segment: &Segment| {
-        let count = (segment.len / if segment.complex { 2 } else { 1 }).max(1) as f64;
-        match divisor {
-            "count" => count,
-            "root" => count.sqrt(),
-            _ => 1.0,
+    entry(py, || {
+        let order = Order::new(p);
+        let bounds = extract(bounds, number)?;
+        let destination = Destination::from(out);
+        let batch = Batch::new(py, tensors, &destination, Takes::Floats, names.input(), names.output())?;
+        let (segments, plan) = (&batch.segments, &batch.plan);
+        if bounds.len() != segments.len() {
+            return Err(Error::Value(format!("{} bounds for {} arrays", bounds.len(), segments.len())).into());
         }
-    };
-    detached(py, || {
-        let context = Context::current();
-        let found = measure(context, segments, plan, order);
-        check_signals(plan.bytes)?;
-        let actions: Vec<Action> = found
-            .iter()
-            .zip(segments)
-            .zip(&bounds)
-            .map(|((magnitude, segment), bound)| {
+        let divide = |segment: &Segment| {
+            let count = (segment.len / if segment.complex { 2 } else { 1 }).max(1) as f64;
+            match divisor {
+                "count" => count,
+                "root" => count.sqrt(),
+                _ => 1.0,
+            }
+        };
+        let results = batch.results(py)?;
+        let workspace = Workspace::new(Context::current(), segments, plan)?;
+        check_memory(py)?;
+        detached(py, || {
+            let found = measure(&workspace, segments, plan, order)?;
+            let each = found.iter().zip(segments).zip(&bounds);
+            let mut actions: Vec<Action> = with_capacity(found.len())?;
+            actions.extend(each.map(|((magnitude, segment), bound)| {
                 if magnitude.is_finite() {
                     magnitude.factor(order, divide(segment), *bound).map_or(Action::Keep, Action::Scale)
                 } else {
                     Action::FillNan
                 }
-            })
-            .collect();
-        // SAFETY: the batch was checked.
-        unsafe { clip::apply(context, segments, plan, Actions::Each(&actions)) };
-        Ok(())
-    })?;
-    batch.results(py)
+            }));
+            before_writing(plan.bytes)?;
+            // SAFETY: the batch was checked.
+            unsafe { clip::apply(&workspace, segments, plan, Actions::Each(&actions)) };
+            Ok(())
+        })?;
+        Ok(results)
+    })
 }
 
 /// One array as the only entry of a list, for the functions that take one.
 fn alone<'py>(py: Python<'py>, array: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-    Ok(PyTuple::new(py, [array])?.into_any())
+    Ok(objects::tuple(py, [array.clone()])?.into_any())
 }
 
 /// Clamps an array. `lower` and `upper` are arrays of its type: of one element, or of its shape.
@@ -312,64 +395,65 @@ pub fn clip_by_value<'py>(
     upper: Bound<'py, PyAny>,
     out: Option<Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let (input_label, output_label) = (Label::Single("t"), Label::Single("out"));
-    let mut known = super::view::Known::default();
-    let inputs = views(&alone(py, tensor)?, Takes::Ordered, input_label)?;
-    let mut bound = |object, name: &str| View::new(object, Takes::Ordered, &mut known, || name.to_owned());
-    let (lower, upper) = (bound(lower, "clip_value_min")?, bound(upper, "clip_value_max")?);
-    let outputs = match out {
-        None => fresh(py, &inputs)?,
-        Some(out) => {
-            let outputs = views(&alone(py, &out)?, Takes::Any, output_label)?;
-            check_given(&inputs, &outputs, input_label, output_label)?;
-            outputs
-        }
-    };
-    let ([Some(input)], [Some(output)]) = (&inputs[..], &outputs[..]) else {
-        return Err(Error::Type("t is None; it takes an array".into()).into());
-    };
-    let fits = |v: &View| v.dtype == input.dtype && (v.size == 1 || v.shape() == input.shape());
-    if !fits(&lower) || !fits(&upper) {
-        return Err(Error::Value("the bounds must have the type and the shape of t".into()).into());
-    }
-    let single = lower.size == 1 && upper.size == 1;
-    let segment = if single {
-        segment(input, Some(output))
-    } else {
-        let zeros = vec![0; input.shape().len()];
-        let operand = |view: &View<'py>| {
-            let strides = if view.size == 1 { zeros.as_slice() } else { view.strides() };
-            // The strides live in the array, which outlives the segment's construction.
-            (view.pointer, strides.to_vec())
+    entry(py, || {
+        let (input_label, output_label) = (Label::Single("t"), Label::Single("out"));
+        let mut known = Known::default();
+        let inputs = views(&alone(py, tensor)?, Takes::Ordered, input_label)?;
+        let mut bound =
+            |object, name: &str| View::new(object, Takes::Ordered, &mut known, || name.to_owned());
+        let (lower, upper) = (bound(lower, "clip_value_min")?, bound(upper, "clip_value_max")?);
+        let outputs = match out {
+            None => fresh(py, &inputs)?,
+            Some(out) => {
+                let outputs = views(&alone(py, &out)?, Takes::Any, output_label)?;
+                check_given(py, &inputs, &outputs, input_label, output_label)?;
+                outputs
+            }
         };
-        let (lo, hi) = (operand(&lower), operand(&upper));
-        let mut operands: [Option<Strided>; OPERANDS] = [None; OPERANDS];
-        operands[INPUT] = Some(input.strided());
-        operands[OUTPUT] = Some(output.strided());
-        operands[LOWER] = Some(Strided { pointer: lo.0, strides: &lo.1 });
-        operands[UPPER] = Some(Strided { pointer: hi.0, strides: &hi.1 });
-        // SAFETY: all arrays are alive and of one shape; the output was checked or is fresh, and
-        // bounds that overlap it were copied by the caller.
-        unsafe { Segment::new(input.dtype, input.shape(), operands) }
-    };
-    let bounds = if single {
-        Bounds::Same([&lower, &upper].map(|view| {
-            let mut bytes = [0; 8];
-            // SAFETY: one element of at most eight bytes.
-            unsafe { view.pointer.copy_to_nonoverlapping(bytes.as_mut_ptr(), view.dtype.size()) };
-            bytes
-        }))
-    } else {
-        Bounds::Each
-    };
-    let segments = [segment];
-    detached(py, || {
-        let plan = Plan::new(&segments);
-        // SAFETY: checked above.
-        unsafe { clip::clamp(Context::current(), &segments, &plan, bounds) };
-        Ok(())
-    })?;
-    Ok(output.object.clone())
+        let ([Some(input)], [Some(output)]) = (&inputs[..], &outputs[..]) else {
+            return Err(Error::Type("t is None; it takes an array".into()).into());
+        };
+        let fits = |v: &View| v.dtype == input.dtype && (v.size == 1 || v.shape() == input.shape());
+        if !fits(&lower) || !fits(&upper) {
+            return Err(Error::Value("the bounds must have the type and the shape of t".into()).into());
+        }
+        let single = lower.size == 1 && upper.size == 1;
+        let segment = if single {
+            segment(input, Some(output))?
+        } else {
+            let zeros = filled(0, input.shape().len())?;
+            let operand = |view: &View<'py>| view.size == 1;
+            let strides = |view| if operand(view) { zeros.as_slice() } else { view.strides() };
+            let mut operands: [Option<Strided>; OPERANDS] = [None; OPERANDS];
+            operands[INPUT] = Some(input.strided());
+            operands[OUTPUT] = Some(output.strided());
+            operands[LOWER] = Some(Strided { pointer: lower.pointer, strides: strides(&lower) });
+            operands[UPPER] = Some(Strided { pointer: upper.pointer, strides: strides(&upper) });
+            // SAFETY: all arrays are alive and of one shape; the output was checked or is fresh, and
+            // bounds that overlap it were copied by the caller.
+            unsafe { Segment::new(input.dtype, input.shape(), operands)? }
+        };
+        let bounds = if single {
+            Bounds::Same([&lower, &upper].map(|view| {
+                let mut bytes = [0; 8];
+                // SAFETY: one element of at most eight bytes.
+                unsafe { view.pointer.copy_to_nonoverlapping(bytes.as_mut_ptr(), view.dtype.size()) };
+                bytes
+            }))
+        } else {
+            Bounds::Each
+        };
+        let segments = [segment];
+        let plan = Plan::new(&segments)?;
+        let workspace = Workspace::new(Context::current(), &segments, &plan)?;
+        check_memory(py)?;
+        detached(py, || {
+            // SAFETY: checked above.
+            unsafe { clip::clamp(&workspace, &segments, &plan, bounds) };
+            Ok(())
+        })?;
+        Ok(output.owner().clone())
+    })
 }
 
 /// Refuses outputs that do not fit their inputs, as every call that is given some does.
@@ -381,25 +465,32 @@ pub fn check_outputs<'py>(
     out: Bound<'py, PyAny>,
     names: Names<'py>,
 ) -> PyResult<()> {
-    let destination = Destination::Given(out);
-    Batch::new(py, tensors, &destination, Takes::Floats, names.input(), names.output()).map(drop)
+    entry_that_reads(py, || {
+        let destination = Destination::Given(out);
+        Batch::new(py, tensors, &destination, Takes::Floats, names.input(), names.output()).map(drop)
+    })
 }
 
 /// Refuses outputs that share memory with other arrays that a call reads.
 #[pyfunction]
 #[pyo3(signature = (tensors, out, names, /))]
 pub fn check_apart<'py>(
+    py: Python<'py>,
     tensors: &Bound<'py, PyAny>,
     out: &Bound<'py, PyAny>,
     names: Names<'py>,
 ) -> PyResult<()> {
-    let inputs = views(tensors, Takes::Any, names.input())?;
-    let outputs = views(out, Takes::Any, names.output())?;
-    Ok(overlap::check(&inputs, &outputs, false, names.input(), names.output())?)
+    entry_that_reads(py, || {
+        let inputs = views(tensors, Takes::Any, names.input())?;
+        let outputs = views(out, Takes::Any, names.output())?;
+        overlap::check(py, &inputs, &outputs, false, names.input(), names.output())
+    })
 }
 
 /// What makes up slices: for each array, whether each axis is reduced.
-type Axes = Vec<Vec<bool>>;
+fn reduced_axes(axes: &Bound<'_, PyAny>) -> PyResult<Vec<Vec<bool>>> {
+    extract(axes, |axes| extract(axes, |axis| axis.extract()))
+}
 
 /// The norms of each array's slices, as float64 arrays whose reduced axes have length 1.
 #[pyfunction]
@@ -407,20 +498,18 @@ type Axes = Vec<Vec<bool>>;
 pub fn slice_norms<'py>(
     py: Python<'py>,
     tensors: &Bound<'py, PyAny>,
-    axes: Axes,
+    axes: &Bound<'py, PyAny>,
     p: f64,
     norms: &Bound<'py, PyAny>,
     names: Names<'py>,
 ) -> PyResult<()> {
-    let batch = Batch::new(py, tensors, &Destination::Nothing, Takes::Floats, names.input(), names.output())?;
-    let results = views(norms, Takes::Floats, names.output())?;
-    let slices = sliced(&batch, &axes, &results, &[], Order::new(p))?;
-    detached(py, || {
-        for slices in &slices {
-            // SAFETY: `norms` are fresh arrays of the caller in `fastclip`; nothing else is written.
-            unsafe { slices.run(Context::current()) };
-        }
-        Ok(())
+    entry_that_reads(py, || {
+        let axes = reduced_axes(axes)?;
+        let batch =
+            Batch::new(py, tensors, &Destination::Nothing, Takes::Floats, names.input(), names.output())?;
+        let results = views(norms, Takes::Floats, names.output())?;
+        let slices = sliced(&batch, &axes, &results, &[], Order::new(p))?;
+        detached(py, || run(&slices))
     })
 }
 
@@ -431,30 +520,45 @@ pub fn slice_norms<'py>(
 pub fn clip_slices<'py>(
     py: Python<'py>,
     tensors: &Bound<'py, PyAny>,
-    axes: Axes,
+    axes: &Bound<'py, PyAny>,
     bounds: &Bound<'py, PyAny>,
     p: f64,
     out: Option<Bound<'py, PyAny>>,
     names: Names<'py>,
 ) -> PyResult<Bound<'py, PyList>> {
-    let destination = Destination::from(out);
-    let batch = Batch::new(py, tensors, &destination, Takes::Floats, names.input(), names.output())?;
-    let bounds = views(bounds, Takes::Floats, names.output())?;
-    let slices = sliced(&batch, &axes, &[], &bounds, Order::new(p))?;
-    detached(py, || {
-        for slices in &slices {
-            // SAFETY: the batch was checked.
-            unsafe { slices.run(Context::current()) };
-        }
-        Ok(())
-    })?;
-    batch.results(py)
+    entry(py, || {
+        let axes = reduced_axes(axes)?;
+        let destination = Destination::from(out);
+        let batch = Batch::new(py, tensors, &destination, Takes::Floats, names.input(), names.output())?;
+        let bounds = views(bounds, Takes::Floats, names.output())?;
+        let slices = sliced(&batch, &axes, &[], &bounds, Order::new(p))?;
+        let results = batch.results(py)?;
+        check_memory(py)?;
+        detached(py, || run(&slices))?;
+        Ok(results)
+    })
+}
+
+/// Measures slices, and clips them where they have an output. All that may fail comes before the first output is
+/// written.
+fn run(slices: &[Slices]) -> PyResult<()> {
+    let mut prepared = with_capacity(slices.len())?;
+    for slices in slices {
+        // SAFETY: norms are fresh arrays of the caller in `fastclip`.
+        prepared.push(unsafe { slices.prepare(Context::current())? });
+    }
+    before_writing(slices.iter().map(Slices::bytes).sum())?;
+    for (slices, prepared) in slices.iter().zip(&prepared) {
+        // SAFETY: outputs were checked, or there are none.
+        unsafe { slices.finish(prepared) };
+    }
+    Ok(())
 }
 
 /// The arrays of a batch as slices, with their norms or bounds.
 fn sliced(
     batch: &Batch,
-    axes: &Axes,
+    axes: &[Vec<bool>],
     norms: &[Option<View>],
     bounds: &[Option<View>],
     order: Order,
@@ -464,7 +568,7 @@ fn sliced(
     if axes.len() != batch.inputs.len() {
         return Err(refuse("axes"));
     }
-    let mut found = Vec::with_capacity(batch.segments.len());
+    let mut found = with_capacity(batch.segments.len())?;
     for (index, input) in batch.inputs.iter().enumerate() {
         let Some(input) = input else { continue };
         let reduced = &axes[index];
@@ -479,25 +583,27 @@ fn sliced(
                     .zip(reduced)
                     .all(|((n, of), r)| *n == if *r { 1 } else { *of })
         };
-        let float64 = |views: &[Option<View>], what| match views.get(index) {
-            None | Some(None) => Ok(None),
-            Some(Some(view)) if reduced.len() == shape.len() && fits(view) => {
-                Ok(Some((view.pointer, view.strides().to_vec())))
-            }
-            Some(Some(_)) => Err(refuse(what)),
+        let float64 = |views: &'_ [Option<View>], what| match views.get(index) {
+            Some(Some(view)) if reduced.len() != shape.len() || !fits(view) => Err(refuse(what)),
+            _ => Ok(()),
         };
-        let (norms, bounds) = (float64(norms, "norms")?, float64(bounds, "bounds")?);
-        if norms.is_none() && bounds.is_none() {
+        float64(norms, "norms")?;
+        float64(bounds, "bounds")?;
+        let operand = |views: &'_ [Option<View>]| views.get(index).is_some_and(Option::is_some);
+        if !operand(norms) && !operand(bounds) {
             return Err(refuse("norms and bounds"));
         }
         let mut operands: [Option<Strided>; OPERANDS] = [None; OPERANDS];
         operands[INPUT] = Some(input.strided());
         operands[OUTPUT] = batch.outputs().get(index).and_then(Option::as_ref).map(View::strided);
-        operands[NORMS] = norms.as_ref().map(|(pointer, strides)| Strided { pointer: *pointer, strides });
-        operands[BOUNDS] = bounds.as_ref().map(|(pointer, strides)| Strided { pointer: *pointer, strides });
+        operands[NORMS] = norms.get(index).and_then(Option::as_ref).map(View::strided);
+        operands[BOUNDS] = bounds.get(index).and_then(Option::as_ref).map(View::strided);
+        if norms.get(index).is_some_and(|view| view.as_ref().is_some_and(|view| !view.is_writable())) {
+            return Err(refuse("read-only norms"));
+        }
         // SAFETY: the arrays are alive; outputs were checked; norms and bounds have one float64 per
         // slice, checked above.
-        found.push(unsafe { Slices::new(input.dtype, shape, reduced, operands, order) });
+        found.push(unsafe { Slices::new(input.dtype, shape, reduced, operands, order)? });
     }
     Ok(found)
 }

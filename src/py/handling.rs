@@ -1,5 +1,6 @@
 //! What happens to the gradients of a step before the rule sees them.
 
+use crate::allocation::{OutOfMemory, collect, filled};
 use crate::kernels::scale::Factor;
 use crate::magnitude::{Magnitude, Order, combine};
 use crate::update::Incoming;
@@ -64,17 +65,21 @@ impl Handling {
     }
 
     /// What happens to each gradient; None if the step is not to be taken.
-    pub fn decide(&self, found: &[Magnitude], count: usize) -> (Option<Vec<Incoming>>, Option<Magnitude>) {
+    pub fn decide(
+        &self,
+        found: &[Magnitude],
+        count: usize,
+    ) -> Result<(Option<Vec<Incoming>>, Option<Magnitude>), OutOfMemory> {
         let scale = self.loss_scale;
         let unclipped = if scale == 1.0 { Factor::ONE } else { Factor::new(1.0, scale, 0) };
         let whole = Incoming { factor: unclipped, clamp: None };
         if !self.measures() {
             let clamp = if let Clip::Value(bound) = self.clip() { Some(bound) } else { None };
-            return (Some(vec![Incoming { clamp, ..whole }; count]), None);
+            return Ok((Some(filled(Incoming { clamp, ..whole }, count)?), None));
         }
         let total = combine(found, Order::Two);
         if !total.is_finite() && self.policy() != Policy::Propagate {
-            return (None, Some(total));
+            return Ok((None, Some(total)));
         }
         // Divided by the loss scale, the norm is compared with the bound; undivided, with as much more. What is
         // multiplied is undivided as well.
@@ -90,11 +95,11 @@ impl Handling {
             Incoming { factor, clamp: None }
         };
         let incoming = match self.clip() {
-            Clip::None => vec![whole; count],
-            Clip::Value(bound) => vec![Incoming { clamp: Some(bound), ..whole }; count],
-            Clip::Norm(bound) => found.iter().map(|magnitude| by(magnitude, bound)).collect(),
-            Clip::GlobalNorm(bound) => vec![by(&total, bound); count],
+            Clip::None => filled(whole, count)?,
+            Clip::Value(bound) => filled(Incoming { clamp: Some(bound), ..whole }, count)?,
+            Clip::Norm(bound) => collect(found.iter().map(|magnitude| by(magnitude, bound)))?,
+            Clip::GlobalNorm(bound) => filled(by(&total, bound), count)?,
         };
-        (Some(incoming), Some(total))
+        Ok((Some(incoming), Some(total)))
     }
 }

@@ -8,9 +8,11 @@ mod batch;
 mod clipping;
 mod counters;
 mod handling;
+mod objects;
 mod output;
 mod overlap;
 mod raise;
+mod reserve;
 mod settings;
 mod slots;
 mod step;
@@ -26,14 +28,15 @@ mod _core {
     #[pymodule_export]
     use super::clipping::{
         check_apart, check_outputs, clip_by_global_norm, clip_by_value, clip_slices, clip_tensors,
-        combine_sums, global_norm, partial_sums, slice_norms, tensor_norms,
+        combine_sums, global_norm, norm_scalar, partial_sums, slice_norms, tensor_norms,
     };
     #[pymodule_export]
     use super::raise::NonFiniteError;
     #[pymodule_export]
     use super::settings::{
         bandwidth_copy, bandwidth_read, bandwidth_scale, free_cached_memory, get_num_threads, isa_detected,
-        isa_in_use, isa_levels, override_num_threads, set_num_threads, settings_complaints,
+        isa_in_use, isa_levels, override_num_threads, process_generation, set_num_threads,
+        settings_complaints,
     };
     #[pymodule_export]
     use super::slots::Slots;
@@ -42,15 +45,23 @@ mod _core {
     #[pymodule_export]
     use super::step_arrays::{are_plain_pairs, check_variables};
     #[pymodule_export]
-    use super::view::is_plain;
+    use super::view::plain_list;
 
-    use super::view;
-    use pyo3::prelude::{Bound, PyModule, PyModuleMethods, PyResult};
+    use super::{overlap, view};
+    use crate::{isa, pool};
+    use pyo3::exceptions::PyMemoryError;
+    use pyo3::prelude::{Bound, PyErr, PyModule, PyModuleMethods, PyResult};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         // NumPy's own tables are looked up now: later, a signal could come in the middle of it.
         view::load_numpy(module.py());
+        overlap::load_numpy(module.py())?;
+        // The environment is read now: later, another thread could be changing it.
+        let _ = (isa::current(), pool::from_environment());
+        if !pool::count_forks() {
+            return Err(PyErr::new::<PyMemoryError, _>("fastclip cannot register a handler of forks"));
+        }
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

@@ -1,18 +1,18 @@
 //! Arrays for results, over memory of our own.
 
-use super::view::View;
+use super::view::{Known, Takes, View};
+use crate::allocation::{OutOfMemory, filled, with_capacity};
 use crate::memory::{ALIGNMENT, Block, MAPPED_BYTES};
 use numpy::npyffi::{self, NpyTypes, PY_ARRAY_API, PyArrayObject};
-use pyo3::exceptions::PyMemoryError;
-use pyo3::ffi;
 use pyo3::prelude::*;
+use std::os::raw::c_int;
 
 /// Small results of one call share blocks of this size.
 const SLAB_BYTES: usize = 256 << 10;
 
 /// Memory that arrays stand on: it lives until the last of them is gone.
 #[pyclass(frozen, module = "fastclip._core")]
-struct Buffer {
+pub struct Buffer {
     block: Block,
 }
 
@@ -23,10 +23,11 @@ pub struct Outputs<'py> {
     used: usize,
     /// Bytes of small results still to come: the last slab is no larger than they need.
     small: usize,
+    known: Known<'py>,
 }
 
 fn padded(bytes: usize) -> usize {
-    bytes.max(1).next_multiple_of(ALIGNMENT)
+    bytes.max(1).saturating_add(ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT
 }
 
 fn is_small(bytes: usize) -> bool {
@@ -40,18 +41,17 @@ impl<'py> Outputs<'py> {
         'py: 'a,
     {
         let sizes = inputs.map(|view| view.size * view.dtype.size());
-        Self { py, slab: None, used: 0, small: sizes.filter(|n| is_small(*n)).map(padded).sum() }
+        let small = sizes.filter(|n| is_small(*n)).map(padded).sum();
+        Self { py, slab: None, used: 0, small, known: Known::default() }
     }
 
     fn buffer(&self, bytes: usize) -> PyResult<Bound<'py, Buffer>> {
-        let block = Block::new(bytes).ok_or_else(|| {
-            PyMemoryError::new_err(format!("fastclip cannot allocate {bytes} bytes for a result"))
-        })?;
+        let block = Block::new(bytes).ok_or(OutOfMemory { bytes })?;
         Bound::new(self.py, Buffer { block })
     }
 
     /// Memory for one result, and what owns it.
-    fn memory(&mut self, bytes: usize) -> PyResult<(*mut u8, Bound<'py, Buffer>)> {
+    pub fn memory(&mut self, bytes: usize) -> PyResult<(*mut u8, Bound<'py, Buffer>)> {
         if !is_small(bytes) {
             let buffer = self.buffer(bytes)?;
             return Ok((buffer.get().block.pointer(), buffer));
@@ -72,7 +72,7 @@ impl<'py> Outputs<'py> {
     }
 
     /// An uninitialised array of the type, shape and memory order of another.
-    pub fn like(&mut self, view: &View<'py>) -> PyResult<Bound<'py, PyAny>> {
+    pub fn like(&mut self, view: &View<'py>) -> PyResult<View<'py>> {
         let (pointer, owner) = self.memory(view.size * view.dtype.size())?;
         let mut flags = npyffi::NPY_ARRAY_WRITEABLE;
         let mut strides = None;
@@ -80,47 +80,84 @@ impl<'py> Outputs<'py> {
             if view.is_fortran_order() {
                 flags |= npyffi::NPY_ARRAY_F_CONTIGUOUS;
             } else {
-                strides = Some(dense_strides(view));
+                strides = Some(dense_strides(view)?);
             }
         }
-        let shape = view.shape();
-        // SAFETY: the descriptor, shape and strides are those of a live array; the call takes over one
-        // reference to the descriptor. The memory is as large as these strides reach, and the base
-        // object, of which the array takes over one reference, keeps it alive.
-        unsafe {
-            let descr = view.descr();
-            ffi::Py_INCREF(descr.cast());
-            let array = PY_ARRAY_API.PyArray_NewFromDescr(
-                self.py,
-                npyffi::get_type_object(self.py, NpyTypes::PyArray_Type),
-                descr,
-                shape.len() as i32,
-                shape.as_ptr().cast_mut().cast(),
-                strides.as_mut().map_or(std::ptr::null_mut(), |s: &mut Vec<isize>| s.as_mut_ptr()),
-                pointer.cast(),
-                flags,
-                std::ptr::null_mut(),
-            );
-            let array = Bound::from_owned_ptr_or_err(self.py, array)?;
-            let base = owner.into_ptr();
-            if PY_ARRAY_API.PyArray_SetBaseObject(self.py, array.as_ptr().cast::<PyArrayObject>(), base) < 0 {
-                return Err(PyErr::fetch(self.py));
-            }
-            Ok(array)
+        let (_, number) = view.number();
+        // SAFETY: the memory is as large as these strides reach, and the owner keeps it alive.
+        let array = unsafe {
+            array_over(owner.into_any(), pointer, number, view.shape(), strides.as_deref(), flags)?
+        };
+        Ok(View::new(array, Takes::Any, &mut self.known, String::new)?)
+    }
+}
+
+/// An array over memory, of NumPy's type of that number. Without `strides` it is one run, in C order or that of the
+/// flags.
+///
+/// # Safety
+///
+/// The memory must hold elements of that type and shape at these strides for as long as `owner` lives, which the array
+/// keeps alive.
+pub unsafe fn array_over<'py>(
+    owner: Bound<'py, PyAny>,
+    pointer: *mut u8,
+    number: c_int,
+    shape: &[usize],
+    strides: Option<&[isize]>,
+    flags: c_int,
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = owner.py();
+    // SAFETY: the descriptor is a new reference, which the second call takes over, also if it fails. Shape and strides
+    // are read, not kept. The array takes over the reference to its owner, also if that fails.
+    unsafe {
+        let descr = PY_ARRAY_API.PyArray_DescrFromType(py, number);
+        if descr.is_null() {
+            return Err(PyErr::fetch(py));
         }
+        let array = PY_ARRAY_API.PyArray_NewFromDescr(
+            py,
+            npyffi::get_type_object(py, NpyTypes::PyArray_Type),
+            descr,
+            shape.len() as c_int,
+            shape.as_ptr().cast_mut().cast(),
+            strides.map_or(std::ptr::null_mut(), |strides| strides.as_ptr().cast_mut()),
+            pointer.cast(),
+            flags,
+            std::ptr::null_mut(),
+        );
+        let array = Bound::from_owned_ptr_or_err(py, array)?;
+        let base = owner.into_ptr();
+        if PY_ARRAY_API.PyArray_SetBaseObject(py, array.as_ptr().cast::<PyArrayObject>(), base) < 0 {
+            return Err(PyErr::fetch(py));
+        }
+        Ok(array)
     }
 }
 
 /// Strides without holes, in the order of the array's own: what `np.empty_like` gives.
-fn dense_strides(view: &View) -> Vec<isize> {
+pub fn dense_strides(view: &View) -> Result<Vec<isize>, OutOfMemory> {
     let (shape, strides) = (view.shape(), view.strides());
-    let mut axes: Vec<usize> = (0..shape.len()).collect();
-    axes.sort_by_key(|axis| std::cmp::Reverse(strides[*axis].unsigned_abs()));
-    let mut dense = vec![0; shape.len()];
+    let mut axes = with_capacity(shape.len())?;
+    axes.extend(0..shape.len());
+    // Axes of the same stride stay in their order.
+    axes.sort_unstable_by_key(|axis| (std::cmp::Reverse(strides[*axis].unsigned_abs()), *axis));
+    let mut dense = filled(0, shape.len())?;
     let mut step = view.dtype.size();
     for axis in axes.into_iter().rev() {
         dense[axis] = step as isize;
         step *= shape[axis].max(1);
     }
-    dense
+    Ok(dense)
+}
+
+/// Strides in C order.
+pub fn c_strides(shape: &[usize], size: usize) -> Result<Vec<isize>, OutOfMemory> {
+    let mut strides = filled(0, shape.len())?;
+    let mut step = size;
+    for (stride, len) in strides.iter_mut().zip(shape).rev() {
+        *stride = step as isize;
+        step *= (*len).max(1);
+    }
+    Ok(strides)
 }

@@ -1,9 +1,15 @@
-//! Errors on their way to Python: the one place that chooses exception types.
+//! Errors on their way to Python: the one place that chooses exception types, and where a call is entered.
 
+use super::reserve;
 use super::view::Label;
+use crate::allocation::OutOfMemory;
 use crate::error::Error;
-use pyo3::exceptions::{PyArithmeticError, PyIndexError, PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::exceptions::{
+    PyArithmeticError, PyIndexError, PyMemoryError, PyRuntimeError, PyTypeError, PyValueError,
+};
 use pyo3::prelude::*;
+use pyo3::{PyTypeInfo, ffi};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pyo3::create_exception!(
     fastclip,
@@ -15,28 +21,87 @@ pyo3::create_exception!(
 /// From this many bytes on, a call looks for signals between its passes.
 const SIGNAL_BYTES: usize = 8 << 20;
 
+/// An exception of this type. It is made at once, by calls that answer with a `MemoryError` where memory runs out:
+/// `PyO3` makes exceptions later, and aborts then.
+pub fn exception<E: PyTypeInfo>(py: Python<'_>, message: &str) -> PyErr {
+    // SAFETY: the text is as long as the string; the error indicator is set by one of the two calls.
+    unsafe {
+        let text = ffi::PyUnicode_FromStringAndSize(message.as_ptr().cast(), message.len().cast_signed());
+        if !text.is_null() {
+            ffi::PyErr_SetObject(E::type_object_raw(py).cast(), text);
+            ffi::Py_DECREF(text);
+        }
+    }
+    PyErr::fetch(py)
+}
+
 impl From<Error> for PyErr {
     fn from(error: Error) -> Self {
-        let message = error.to_string();
-        match error {
-            Error::Type(_) => PyTypeError::new_err(message),
-            Error::Value(_) => PyValueError::new_err(message),
-            Error::NonFinite(_) => NonFiniteError::new_err(message),
-            Error::Index(_) => PyIndexError::new_err(message),
-        }
+        Python::attach(|py| match error {
+            Error::Type(message) => exception::<PyTypeError>(py, &message),
+            Error::Value(message) => exception::<PyValueError>(py, &message),
+            Error::NonFinite(message) => exception::<NonFiniteError>(py, &message),
+            Error::Index(message) => exception::<PyIndexError>(py, &message),
+            Error::Memory(error) => exception::<PyMemoryError>(py, &error.to_string()),
+        })
     }
 }
 
-/// Runs `work` without the interpreter. A panic in it, which would be a defect, becomes a
-/// `RuntimeError` and not an exception that `except Exception` lets through.
-pub fn detached<R: Send>(py: Python<'_>, work: impl FnOnce() -> PyResult<R> + Send) -> PyResult<R> {
-    py.detach(|| std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))).unwrap_or_else(|_| {
-        Err(PyRuntimeError::new_err("fastclip failed internally (a defect: please report it)"))
+impl From<OutOfMemory> for PyErr {
+    fn from(error: OutOfMemory) -> Self {
+        Error::Memory(error).into()
+    }
+}
+
+/// The exception of a call for which the reserve had to be used.
+fn memory_error(py: Python<'_>) -> PyErr {
+    // SAFETY: sets an exception that Python has ready.
+    unsafe { ffi::PyErr_NoMemory() };
+    PyErr::fetch(py)
+}
+
+/// Refuses to go on if memory has run out in this call. Whatever writes asks this right before it does.
+pub fn check_memory(py: Python<'_>) -> PyResult<()> {
+    if reserve::was_used() { Err(memory_error(py)) } else { Ok(()) }
+}
+
+/// The exception of a panic.
+fn failure(py: Python<'_>, panic: &(dyn std::any::Any + Send)) -> PyErr {
+    // `PyO3` panics so where an object cannot be made.
+    let of_python = panic.downcast_ref::<&str>().is_some_and(|text| text.contains("Python API call failed"));
+    if of_python || reserve::was_used() {
+        return memory_error(py);
+    }
+    exception::<PyRuntimeError>(py, "fastclip failed internally (a defect: please report it)")
+}
+
+/// Runs a call from Python. A panic in it, which would be a defect, becomes a `RuntimeError` and not an exception that
+/// `except Exception` lets through; if memory ran out, a `MemoryError`.
+pub fn entry<R>(py: Python<'_>, call: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
+    reserve::forget();
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| Err(failure(py, &*panic)))
+}
+
+/// As [`entry`], of a call that writes nothing but its result.
+pub fn entry_that_reads<R>(py: Python<'_>, call: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
+    entry(py, || {
+        let result = call()?;
+        check_memory(py)?;
+        Ok(result)
     })
 }
 
-/// Lets a pending signal be raised, if the pass was long enough for somebody to have lost patience.
-pub fn check_signals(bytes: usize) -> PyResult<()> {
+/// Runs `work` without the interpreter.
+pub fn detached<R: Send>(py: Python<'_>, work: impl FnOnce() -> PyResult<R> + Send) -> PyResult<R> {
+    py.detach(|| catch_unwind(AssertUnwindSafe(work))).unwrap_or_else(|panic| Err(failure(py, &*panic)))
+}
+
+/// What a call does between measuring and writing: it refuses to go on if memory has run out, and lets a pending signal
+/// be raised, if the pass was long enough for somebody to have lost patience.
+pub fn before_writing(bytes: usize) -> PyResult<()> {
+    if reserve::was_used() {
+        Python::attach(check_memory)?;
+    }
     #[allow(
         clippy::redundant_closure_for_method_calls,
         reason = "the method is not general enough in its lifetime"
@@ -44,16 +109,23 @@ pub fn check_signals(bytes: usize) -> PyResult<()> {
     if bytes >= SIGNAL_BYTES { Python::attach(|py| py.check_signals()) } else { Ok(()) }
 }
 
-/// The error of the policy that raises: it names the entries that are not finite.
+/// The error of the policy that raises: it names the entries that hold NaN or infinity, `bad`.
 pub fn refuse_nonfinite(bad: impl Iterator<Item = usize>, label: Label<'_, '_>, norm: f64) -> Error {
-    let bad: Vec<String> = bad.map(|index| label.of(index)).collect();
-    let (argument, count) = (label.argument(), bad.len());
-    let shown = bad.iter().take(8).cloned().collect::<Vec<_>>().join(", ");
+    const SHOWN: usize = 8;
+    let (mut shown, mut count) = (String::new(), 0);
+    for index in bad {
+        if count < SHOWN {
+            shown += if count == 0 { "" } else { ", " };
+            shown += &label.of(index);
+        }
+        count += 1;
+    }
+    let argument = label.argument();
     Error::NonFinite(match count {
         0 => format!(
             "the norm of {argument} (use_norm, or that of all processes) is {norm}; nothing was written"
         ),
-        1..=8 => format!("NaN or infinity in {shown}; nothing was written"),
+        1..=SHOWN => format!("NaN or infinity in {shown}; nothing was written"),
         _ => format!("NaN or infinity in {count} entries of {argument}: {shown}, …; nothing was written"),
     })
 }

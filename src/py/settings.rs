@@ -1,9 +1,9 @@
 //! Threads, SIMD level, cached memory, and the plain loops of the benchmark.
 
-use super::raise::detached;
+use super::raise::{detached, entry, entry_that_reads};
 use super::view::{Known, Takes, View};
 use crate::{bandwidth, isa, memory, pool};
-use pyo3::exceptions::PyTypeError;
+use crate::error::Error;
 use pyo3::prelude::*;
 
 /// Threads that a call made from this thread may use.
@@ -44,6 +44,12 @@ pub fn isa_levels() -> Vec<&'static str> {
     isa::all().into_iter().map(isa::name).collect()
 }
 
+/// A number that is another in a forked child than in its parent.
+#[pyfunction]
+pub fn process_generation() -> u64 {
+    pool::generation()
+}
+
 /// What is wrong with the environment variables.
 #[pyfunction]
 pub fn settings_complaints() -> Vec<String> {
@@ -64,7 +70,7 @@ fn run<'py>(x: &Bound<'py, PyAny>, name: &str) -> PyResult<View<'py>> {
         Ok(view)
     } else {
         let what = view.describe();
-        Err(PyTypeError::new_err(format!("{name} is {what}; it takes a C-contiguous float32 array")))
+        Err(Error::Type(format!("{name} is {what}; it takes a C-contiguous float32 array")).into())
     }
 }
 
@@ -77,12 +83,14 @@ fn address(view: &View) -> (usize, usize) {
 #[pyfunction]
 #[pyo3(signature = (x, /))]
 pub fn bandwidth_read(py: Python<'_>, x: &Bound<'_, PyAny>) -> PyResult<f32> {
-    let x = run(x, "x")?;
-    let (address, size) = address(&x);
-    detached(py, || {
-        // SAFETY: `x` is alive, an aligned run of `size` float32.
-        let x = unsafe { std::slice::from_raw_parts(std::ptr::with_exposed_provenance(address), size) };
-        Ok(bandwidth::read(x, pool::threads()))
+    entry_that_reads(py, || {
+        let x = run(x, "x")?;
+        let (address, size) = address(&x);
+        detached(py, || {
+            // SAFETY: `x` is alive, an aligned run of `size` float32.
+            let x = unsafe { std::slice::from_raw_parts(std::ptr::with_exposed_provenance(address), size) };
+            Ok(bandwidth::read(x, pool::threads())?)
+        })
     })
 }
 
@@ -90,17 +98,20 @@ pub fn bandwidth_read(py: Python<'_>, x: &Bound<'_, PyAny>) -> PyResult<f32> {
 #[pyfunction]
 #[pyo3(signature = (x, factor, /))]
 pub fn bandwidth_scale(py: Python<'_>, x: &Bound<'_, PyAny>, factor: f32) -> PyResult<()> {
-    let x = run(x, "x")?;
-    if !x.is_writable() {
-        return Err(crate::error::Error::Value("x is read-only".into()).into());
-    }
-    let (address, size) = address(&x);
-    detached(py, || {
-        // SAFETY: `x` is alive and writable, an aligned run of `size` float32.
-        let x =
-            unsafe { std::slice::from_raw_parts_mut(std::ptr::with_exposed_provenance_mut(address), size) };
-        bandwidth::scale(x, factor, pool::threads());
-        Ok(())
+    entry(py, || {
+        let x = run(x, "x")?;
+        if !x.is_writable() {
+            return Err(Error::Value("x is read-only".into()).into());
+        }
+        let (address, size) = address(&x);
+        detached(py, || {
+            // SAFETY: `x` is alive and writable, an aligned run of `size` float32.
+            let x = unsafe {
+                std::slice::from_raw_parts_mut(std::ptr::with_exposed_provenance_mut(address), size)
+            };
+            bandwidth::scale(x, factor, pool::threads());
+            Ok(())
+        })
     })
 }
 
@@ -113,25 +124,25 @@ pub fn bandwidth_copy(
     out: &Bound<'_, PyAny>,
     factor: f32,
 ) -> PyResult<()> {
-    let (x, out) = (run(x, "x")?, run(out, "out")?);
-    let (low, high) = (x.pointer.addr(), x.pointer.addr() + 4 * x.size);
-    let apart = out.pointer.addr() >= high || out.pointer.addr() + 4 * out.size <= low;
-    if !out.is_writable() || out.size != x.size || !apart {
-        return Err(crate::error::Error::Value(
-            "out must be writable, of the size of x, and apart from it".into(),
-        )
-        .into());
-    }
-    let ((from, size), (to, _)) = (address(&x), address(&out));
-    detached(py, || {
-        // SAFETY: both are alive, aligned runs of `size` float32 that do not overlap; `out` is writable.
-        let (x, out) = unsafe {
-            (
-                std::slice::from_raw_parts(std::ptr::with_exposed_provenance(from), size),
-                std::slice::from_raw_parts_mut(std::ptr::with_exposed_provenance_mut(to), size),
-            )
-        };
-        bandwidth::copy(x, out, factor, pool::threads());
-        Ok(())
+    entry(py, || {
+        let (x, out) = (run(x, "x")?, run(out, "out")?);
+        let (low, high) = (x.pointer.addr(), x.pointer.addr() + 4 * x.size);
+        let apart = out.pointer.addr() >= high || out.pointer.addr() + 4 * out.size <= low;
+        if !out.is_writable() || out.size != x.size || !apart {
+            let message = "out must be writable, of the size of x, and apart from it";
+            return Err(Error::Value(message.into()).into());
+        }
+        let ((from, size), (to, _)) = (address(&x), address(&out));
+        detached(py, || {
+            // SAFETY: both are alive, aligned runs of `size` float32 that do not overlap; `out` is writable.
+            let (x, out) = unsafe {
+                (
+                    std::slice::from_raw_parts(std::ptr::with_exposed_provenance(from), size),
+                    std::slice::from_raw_parts_mut(std::ptr::with_exposed_provenance_mut(to), size),
+                )
+            };
+            bandwidth::copy(x, out, factor, pool::threads());
+            Ok(())
+        })
     })
 }

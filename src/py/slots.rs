@@ -1,42 +1,60 @@
 //! The variables that an optimizer has met, and what it keeps for each: its slots and its low-precision copy.
 //!
-//! Slots are arrays of our own, laid out as their variable. They cross once: from then on their addresses are known.
+//! Slots stand on memory of our own, laid out as their variable. A caller sees them through arrays that are made anew
+//! each time, so that nothing done to such an array changes where a slot is, or frees it.
 
-use super::output::Outputs;
+use super::objects;
+use super::output::{Buffer, Outputs, array_over, dense_strides};
 use super::overlap;
-use super::raise::detached;
-use super::view::{Known, Label, Takes, View};
+use super::raise::{check_memory, detached, entry, entry_that_reads, exception};
+use super::view::{Known, Label, Takes, View, tuple};
+use crate::allocation::{copied, filled, reserve, try_collect, with_capacity};
 use crate::error::Error;
 use crate::exec::Context;
+use crate::pool;
 use crate::rules::Kind;
 use crate::scalar::DType;
 use crate::segment::Segment;
 use crate::update::{fill, refresh};
+use numpy::npyffi;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
+use pyo3::types::PyList;
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::os::raw::c_int;
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What an optimizer keeps.
-#[pyclass(module = "fastclip._core")]
+#[pyclass(frozen, module = "fastclip._core")]
 pub struct Slots {
     pub(super) kind: Kind,
+    /// Replaced as a whole, and locked only while it is: a process that is forked while another thread is in a step
+    /// finds it whole and free.
+    state: Mutex<Arc<State>>,
+    /// One more than the generation of the process that is taking a step, or 0: a signal's handler may want another,
+    /// and a process that is forked in the middle of one is in none.
+    stepping: AtomicU64,
+}
+
+/// The variables met, and their low-precision copies.
+#[derive(Default)]
+pub(super) struct State {
     pub(super) entries: Vec<Entry>,
-    known: HashMap<Key, usize>,
+    known: HashMap<Arc<Key>, usize>,
     /// The low-precision copies of variables, which may be set before the variables are met.
-    copies: HashMap<Key, Copy>,
-    /// Whether a step is being taken: a signal's handler may want another.
-    pub(super) stepping: Arc<AtomicBool>,
+    copies: HashMap<Arc<Key>, Copy>,
 }
 
 /// A variable, and what is kept for it.
 pub(super) struct Entry {
-    key: Key,
-    /// An array over this memory: it keeps it alive, and the address from being given away.
+    key: Arc<Key>,
+    /// NumPy's number of the variable's type.
+    number: c_int,
+    /// An array over the variable's memory: it keeps it alive, and the address from being given away.
     array: Py<PyAny>,
     /// Its slots, none before its first gradient.
-    pub(super) slots: Vec<Slot>,
+    pub(super) slots: Arc<[Slot]>,
 }
 
 /// A variable's array and that of its low-precision copy.
@@ -45,14 +63,10 @@ struct Copy {
     copy: Py<PyAny>,
 }
 
-/// A variable's array, and arrays over the memory of its slots.
-type Kept<'py> = (Bound<'py, PyAny>, Vec<Bound<'py, PyAny>>);
-
-/// An array of our own.
+/// Memory of our own.
 pub(super) struct Slot {
-    /// It keeps the memory alive. Where that is and how it lies is not asked of it again: a caller can reach it as
-    /// the base of what `get_slot` gives, and change its shape.
-    pub(super) array: Py<PyAny>,
+    /// It keeps the memory alive.
+    buffer: Py<Buffer>,
     /// Atomic for the sake of `Send` and `Sync` alone: it never changes.
     pointer: AtomicPtr<u8>,
     /// Bytes per step of each axis of the variable.
@@ -67,7 +81,7 @@ impl Slot {
 }
 
 /// What makes a variable the one that was seen before: its memory, and how it lies.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(PartialEq, Eq, Hash)]
 pub(super) struct Key {
     address: usize,
     dtype: DType,
@@ -76,13 +90,11 @@ pub(super) struct Key {
 }
 
 impl Key {
-    pub(super) fn of(view: &View) -> Self {
-        Self {
-            address: view.pointer.addr(),
-            dtype: view.dtype,
-            shape: view.shape().into(),
-            strides: strides(view).collect(),
-        }
+    pub(super) fn of(view: &View) -> Result<Self, Error> {
+        let mut kept = with_capacity(view.shape().len())?;
+        kept.extend(strides(view));
+        let strides = kept.into_boxed_slice();
+        Ok(Self { address: view.pointer.expose_provenance(), dtype: view.dtype, shape: copied(view.shape())?, strides })
     }
 
     fn fits(&self, view: &View) -> bool {
@@ -94,32 +106,120 @@ impl Key {
 }
 
 /// Strides, but for axes that make no step.
-fn strides(view: &View) -> impl Iterator<Item = isize> {
+fn strides(view: &View) -> impl ExactSizeIterator<Item = isize> {
     let lens = view.shape().iter();
     lens.zip(view.strides()).map(|(len, stride)| if *len > 1 { *stride } else { 0 })
 }
 
-impl Slots {
-    /// The entry of a variable, if it was seen before. It is mostly where it was the last time.
-    pub(super) fn position(&self, view: &View, hint: usize) -> Option<usize> {
-        if self.entries.get(hint).is_some_and(|entry| entry.key.fits(view)) {
-            return Some(hint);
-        }
-        self.known.get(&Key::of(view)).copied()
+impl Entry {
+    /// A variable that was not met before, with these slots.
+    pub(super) fn new(variable: &View, slots: Vec<Slot>) -> PyResult<Self> {
+        let (_, number) = variable.number();
+        let array = variable.array()?.unbind();
+        Ok(Self { key: Arc::new(Key::of(variable)?), number, array, slots: slots.into() })
     }
 
-    /// Remembers a variable that was seen for the first time. `array` is of our own, over its memory.
-    pub(super) fn add(&mut self, key: Key, array: Py<PyAny>, slots: Vec<Slot>) {
-        self.known.insert(key.clone(), self.entries.len());
-        self.entries.push(Entry { key, array, slots });
+    fn clone_ref(&self, py: Python<'_>) -> Self {
+        let (key, slots) = (Arc::clone(&self.key), Arc::clone(&self.slots));
+        Self { key, number: self.number, array: self.array.clone_ref(py), slots }
+    }
+
+    /// The variable's memory, as it was when it was met.
+    fn variable<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let pointer = std::ptr::with_exposed_provenance_mut(self.key.address);
+        let strides = &self.key.strides;
+        self.over(self.array.bind(py).clone(), pointer, strides)
+    }
+
+    /// An array over a slot: the caller may do with it what it likes.
+    fn slot<'py>(&self, py: Python<'py>, slot: &Slot) -> PyResult<Bound<'py, PyAny>> {
+        self.over(slot.buffer.bind(py).clone().into_any(), slot.pointer(), &slot.strides)
+    }
+
+    fn over<'py>(
+        &self,
+        owner: Bound<'py, PyAny>,
+        pointer: *mut u8,
+        strides: &[isize],
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let (shape, flags) = (&self.key.shape, npyffi::NPY_ARRAY_WRITEABLE);
+        // SAFETY: memory of this type and shape at these strides, which the owner keeps alive.
+        unsafe { array_over(owner, pointer, self.number, shape, Some(strides), flags) }
+    }
+
+    fn slots_as_list<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        objects::list(py, self.slots.len(), self.slots.iter().map(|slot| self.slot(py, slot)))
+    }
+
+    /// A slot, for the check whether arrays overlap.
+    pub(super) fn view_of_slot<'py>(&self, py: Python<'py>, slot: &Slot) -> Result<View<'py>, Error> {
+        let owner = slot.buffer.bind(py).clone().into_any();
+        let number = (self.key.dtype, self.number);
+        // SAFETY: memory of the variable's type and shape at these strides, which the buffer keeps alive.
+        Ok(unsafe { View::over(owner, slot.pointer(), number, &self.key.shape, &slot.strides)? })
+    }
+}
+
+impl State {
+    /// The entry of a variable, if it was seen before. It is mostly where it was the last time.
+    pub(super) fn position(&self, view: &View, hint: usize) -> Result<Option<usize>, Error> {
+        if self.entries.get(hint).is_some_and(|entry| entry.key.fits(view)) {
+            return Ok(Some(hint));
+        }
+        Ok(if self.known.is_empty() { None } else { self.known.get(&Key::of(view)?).copied() })
+    }
+
+    /// The same variables once more, with room for so many others.
+    pub(super) fn copy(&self, py: Python<'_>, additional: usize) -> Result<Self, Error> {
+        let mut copy = Self::default();
+        let count = self.entries.len().saturating_add(additional);
+        copy.entries = with_capacity(count)?;
+        let bytes = count.saturating_mul(size_of::<(Arc<Key>, usize)>());
+        let out_of_memory = |_| crate::allocation::OutOfMemory { bytes };
+        copy.known.try_reserve(count).map_err(out_of_memory)?;
+        copy.copies.try_reserve(self.copies.len() + 1).map_err(out_of_memory)?;
+        copy.entries.extend(self.entries.iter().map(|entry| entry.clone_ref(py)));
+        copy.known.extend(self.known.iter().map(|(key, at)| (Arc::clone(key), *at)));
+        for (key, found) in &self.copies {
+            let (variable, copy_of) = (found.variable.clone_ref(py), found.copy.clone_ref(py));
+            copy.copies.insert(Arc::clone(key), Copy { variable, copy: copy_of });
+        }
+        Ok(copy)
+    }
+
+    /// Remembers a variable. There must be room for it, see [`State::copy`].
+    pub(super) fn add(&mut self, entry: Entry) {
+        self.known.insert(Arc::clone(&entry.key), self.entries.len());
+        self.entries.push(entry);
     }
 
     /// The low-precision copy of a variable, if it has one.
-    pub(super) fn copy<'py>(&self, py: Python<'py>, view: &View) -> Option<Bound<'py, PyAny>> {
+    pub(super) fn low_precision_copy<'py>(
+        &self,
+        py: Python<'py>,
+        view: &View,
+    ) -> Result<Option<Bound<'py, PyAny>>, Error> {
         if self.copies.is_empty() {
-            return None;
+            return Ok(None);
         }
-        self.copies.get(&Key::of(view)).map(|found| found.copy.bind(py).clone())
+        Ok(self.copies.get(&Key::of(view)?).map(|found| found.copy.bind(py).clone()))
+    }
+}
+
+impl Slots {
+    fn lock(&self) -> MutexGuard<'_, Arc<State>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is kept now.
+    pub(super) fn state(&self) -> Arc<State> {
+        Arc::clone(&self.lock())
+    }
+
+    /// Keeps something else from now on. Cannot fail.
+    pub(super) fn replace(&self, state: Arc<State>) {
+        // What was kept is dropped when the lock is free again.
+        let _before = std::mem::replace(&mut *self.lock(), state);
     }
 
     /// Slots for variables, uninitialised: as many for each as the rule has.
@@ -131,14 +231,13 @@ impl Slots {
         let count = kind.slots();
         let each = variables.iter().flat_map(|view| std::iter::repeat_n(*view, count));
         let mut outputs = Outputs::new(py, each);
-        let mut known = Known::default();
         let mut slot = |view: &View<'py>| {
-            let array = outputs.like(view)?;
-            let made = View::new(array, Takes::Any, &mut known, String::new)?;
-            let strides = made.strides().into();
-            Ok(Slot { pointer: AtomicPtr::new(made.pointer), strides, array: made.object.unbind() })
+            let (pointer, buffer) = outputs.memory(view.size * view.dtype.size())?;
+            let strides = dense_strides(view)?.into_boxed_slice();
+            Ok::<_, PyErr>(Slot { buffer: buffer.unbind(), pointer: AtomicPtr::new(pointer), strides })
         };
-        variables.iter().map(|view| (0..count).map(|_| slot(view)).collect()).collect()
+        let each = variables.iter().map(|view| try_collect(count, (0..count).map(|_| slot(view))));
+        try_collect(variables.len(), each)
     }
 
     /// Gives new slots their first values: those of the rule's slots, in their order.
@@ -146,9 +245,11 @@ impl Slots {
         context: Context,
         fresh: impl Iterator<Item = (DType, usize, &'a [Slot])>,
         initial: &[f64],
-    ) {
+    ) -> Result<(), Error> {
         let (mut segments, mut values) = (Vec::new(), Vec::new());
         for (dtype, len, slots) in fresh {
+            reserve(&mut segments, slots.len())?;
+            reserve(&mut values, slots.len())?;
             for (slot, value) in slots.iter().zip(initial) {
                 // SAFETY: memory of our own, as long as the variable, without holes and aligned.
                 segments.push(unsafe { Segment::dense(dtype, len, [slot.pointer()]) });
@@ -156,7 +257,33 @@ impl Slots {
             }
         }
         // SAFETY: the slots are new: nobody else has them.
-        unsafe { fill(context, &segments, &values) };
+        unsafe { fill(context, &segments, &values)? };
+        Ok(())
+    }
+
+    /// Whether a step is being taken in this process.
+    fn is_stepping(&self) -> bool {
+        self.stepping.load(Ordering::Relaxed) == pool::generation() + 1
+    }
+}
+
+/// That a step is being taken, for as long as this is there.
+pub(super) struct Stepping<'a>(&'a Slots);
+
+impl<'a> Stepping<'a> {
+    /// Refuses a step in the middle of another, which the handler of a signal may ask for.
+    pub(super) fn begin(py: Python<'_>, slots: &'a Slots) -> PyResult<Self> {
+        let now = pool::generation() + 1;
+        if slots.stepping.swap(now, Ordering::Relaxed) == now {
+            return Err(in_the_middle(py, "apply_gradients"));
+        }
+        Ok(Self(slots))
+    }
+}
+
+impl Drop for Stepping<'_> {
+    fn drop(&mut self) {
+        self.0.stepping.store(0, Ordering::Relaxed);
     }
 }
 
@@ -191,11 +318,11 @@ pub(super) fn check_copy(copy: &View, variable: &View, name: impl Fn() -> String
     }
     if copy.shape() != variable.shape() || !copy.is_writable() {
         return Err(Error::Value(format!(
-            "{} is {}{}; it takes a writable array of the variable's shape {:?}",
+            "{} is {}{}; it takes a writable array of the variable's shape {}",
             name(),
             copy.describe(),
             if copy.is_writable() { "" } else { ", read-only" },
-            variable.shape()
+            tuple(variable.shape())
         )));
     }
     Ok(())
@@ -207,126 +334,167 @@ impl Slots {
     #[new]
     fn new(rule: &str) -> PyResult<Self> {
         let kind = Kind::from_name(rule).ok_or_else(|| Error::Value(format!("there is no rule {rule:?}")))?;
-        Ok(Self {
-            kind,
-            entries: Vec::new(),
-            known: HashMap::new(),
-            copies: HashMap::new(),
-            stepping: Arc::default(),
-        })
+        Ok(Self { kind, state: Mutex::default(), stepping: AtomicU64::new(0) })
     }
 
     /// Every variable met, with its slots: none if it never had a gradient.
-    fn entries<'py>(&self, py: Python<'py>) -> PyResult<Vec<Kept<'py>>> {
-        let entry = |entry: &Entry| Ok((entry.array.bind(py).clone(), views(py, &entry.slots)?));
-        self.entries.iter().map(entry).collect()
+    fn entries<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        entry_that_reads(py, || {
+            let state = self.state();
+            let pair = |entry: &Entry| {
+                let parts = [entry.variable(py)?, entry.slots_as_list(py)?.into_any()];
+                Ok(objects::tuple(py, parts)?.into_any())
+            };
+            objects::list(py, state.entries.len(), state.entries.iter().map(pair))
+        })
+    }
+
+    /// Whether a variable has slots.
+    fn has_slots(&self) -> bool {
+        self.state().entries.iter().any(|entry| !entry.slots.is_empty())
     }
 
     /// Refuses what the handler of a signal may not do in the middle of a step.
-    fn refuse_while_stepping(&self, what: &str) -> PyResult<()> {
-        if self.stepping.load(Ordering::Relaxed) {
-            return Err(in_the_middle(what));
-        }
-        Ok(())
+    fn refuse_while_stepping(&self, py: Python<'_>, what: &str) -> PyResult<()> {
+        if self.is_stepping() { Err(in_the_middle(py, what)) } else { Ok(()) }
     }
 
     /// The slots of a variable, as arrays over their memory; None if it has none yet.
-    fn of<'py>(
-        &self,
-        py: Python<'py>,
-        array: &Bound<'py, PyAny>,
-    ) -> PyResult<Option<Vec<Bound<'py, PyAny>>>> {
-        let view = variable(array)?;
-        match self.position(&view, 0).map(|index| &self.entries[index].slots) {
-            Some(slots) if slots.len() == self.kind.slots() => views(py, slots).map(Some),
-            _ => Ok(None),
-        }
+    fn of<'py>(&self, py: Python<'py>, array: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyList>>> {
+        entry_that_reads(py, || {
+            let (view, state) = (variable(array)?, self.state());
+            match state.position(&view, 0)?.map(|index| &state.entries[index]) {
+                Some(entry) if entry.slots.len() == self.kind.slots() => entry.slots_as_list(py).map(Some),
+                _ => Ok(None),
+            }
+        })
     }
 
-    /// Meets a variable. With `initial`, it gets slots, which are returned.
-    fn meet<'py>(
-        &mut self,
+    /// Meets variables in the order given, as those of a state that is loaded: each is an entry of its own, with slots
+    /// where its flag says so. Returns the slots of each, to be filled. Nothing must have been met before.
+    fn load<'py>(
+        &self,
         py: Python<'py>,
-        array: &Bound<'py, PyAny>,
-        initial: Option<Vec<f64>>,
-    ) -> PyResult<Vec<Bound<'py, PyAny>>> {
-        let view = variable(array)?;
-        let slots = match initial {
-            None => Vec::new(),
-            Some(initial) => {
-                let slots = Self::allocate(py, self.kind, &[&view])?.pop().unwrap_or_default();
+        arrays: &Bound<'py, PyAny>,
+        with_slots: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        entry(py, || {
+            let arrays = objects::extract(arrays, variable)?;
+            let with_slots = objects::extract(with_slots, |flag| flag.extract::<bool>())?;
+            let before = self.state();
+            if arrays.len() != with_slots.len() || !before.entries.is_empty() {
+                return Err(Error::Value("fastclip._core: a state is loaded once, and whole".into()).into());
+            }
+            let mut state = before.copy(py, arrays.len())?;
+            for (view, has_slots) in arrays.iter().zip(with_slots) {
+                let slots = if has_slots {
+                    Self::allocate(py, self.kind, &[view])?.pop().unwrap_or_default()
+                } else {
+                    Vec::new()
+                };
+                let zeros = filled(0.0, slots.len())?;
                 Self::initialise(
                     Context::current(),
                     [(view.dtype, view.size, &slots[..])].into_iter(),
-                    &initial,
-                );
-                slots
+                    &zeros,
+                )?;
+                state.add(Entry::new(view, slots)?);
+                check_memory(py)?;
             }
-        };
-        let arrays = views(py, &slots)?;
-        match self.position(&view, self.entries.len()) {
-            Some(index) => self.entries[index].slots = slots,
-            None => self.add(Key::of(&view), view.object.call_method0("view")?.unbind(), slots),
-        }
-        Ok(arrays)
+            let lists = state.entries.iter().map(|entry| Ok(entry.slots_as_list(py)?.into_any()));
+            let lists = objects::list(py, state.entries.len(), lists)?;
+            let state = Arc::new(state);
+            check_memory(py)?;
+            self.replace(state);
+            Ok(lists)
+        })
     }
 
     /// The variables that have a low-precision copy, with it.
-    fn copies<'py>(&self, py: Python<'py>) -> Vec<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
-        let pair = |found: &Copy| (found.variable.bind(py).clone(), found.copy.bind(py).clone());
-        self.copies.values().map(pair).collect()
+    fn copies<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        entry_that_reads(py, || {
+            let state = self.state();
+            let pair = |found: &Copy| {
+                let parts = [found.variable.bind(py).clone(), found.copy.bind(py).clone()];
+                Ok(objects::tuple(py, parts)?.into_any())
+            };
+            objects::list(py, state.copies.len(), state.copies.values().map(pair))
+        })
     }
 
     /// Writes the low-precision copy of a variable anew, if it has one.
     fn refresh_copy(&self, py: Python<'_>, array: &Bound<'_, PyAny>) -> PyResult<()> {
-        let view = variable(array)?;
-        let Some(copy) = self.copy(py, &view) else { return Ok(()) };
-        let copy = copy_view(copy, &view)?;
-        // SAFETY: arrays of one shape, alive; `copy_view` found the copy writable and apart from the variable.
-        unsafe {
-            let operands = [Some(view.strided()), Some(copy.strided())];
-            let sizes = [view.dtype.size(), copy.dtype.size()];
-            let (segment, to) =
-                (Segment::mixed(view.dtype, view.shape(), operands, sizes), copy.dtype.scalar);
-            detached(py, || {
-                refresh(Context::current(), &segment, to);
-                Ok(())
-            })
-        }
+        entry(py, || {
+            let view = variable(array)?;
+            match self.state().low_precision_copy(py, &view)? {
+                Some(copy) => write_copy(py, &view, &copy_view(copy, &view)?),
+                None => Ok(()),
+            }
+        })
     }
 
-    /// Sets the low-precision copy of a variable, or takes it away.
-    fn set_copy<'py>(&mut self, array: &Bound<'py, PyAny>, copy: Option<Bound<'py, PyAny>>) -> PyResult<()> {
-        let view = variable(array)?;
-        match copy {
-            Some(copy) => {
-                let copy = copy_view(copy, &view)?.object.unbind();
-                let variable = view.object.call_method0("view")?.unbind();
-                self.copies.insert(Key::of(&view), Copy { variable, copy });
+    /// Sets the low-precision copy of a variable and writes it, or takes it away.
+    fn set_copy<'py>(
+        &self,
+        py: Python<'py>,
+        array: &Bound<'py, PyAny>,
+        copy: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<()> {
+        entry(py, || {
+            let view = variable(array)?;
+            let mut state = self.state().copy(py, 0)?;
+            let key = Arc::new(Key::of(&view)?);
+            let mut written = None;
+            match copy {
+                Some(array) => {
+                    let copy = copy_view(array, &view)?;
+                    let variable = view.array()?.unbind();
+                    let kept = Copy { variable, copy: copy.owner().clone().unbind() };
+                    state.copies.insert(key, kept);
+                    written = Some(copy);
+                }
+                None => drop(state.copies.remove(&key)),
             }
-            None => drop(self.copies.remove(&Key::of(&view))),
-        }
-        Ok(())
+            let state = Arc::new(state);
+            check_memory(py)?;
+            if let Some(copy) = written {
+                write_copy(py, &view, &copy)?;
+            }
+            self.replace(state);
+            Ok(())
+        })
     }
 }
 
+/// Writes a low-precision copy anew.
+fn write_copy(py: Python<'_>, view: &View, copy: &View) -> PyResult<()> {
+    let operands = [Some(view.strided()), Some(copy.strided())];
+    let sizes = [view.dtype.size(), copy.dtype.size()];
+    // SAFETY: arrays of one shape, alive; the copy is writable and apart from the variable.
+    let segment = unsafe { Segment::mixed(view.dtype, view.shape(), operands, sizes)? };
+    let to = copy.dtype.scalar;
+    check_memory(py)?;
+    detached(py, || {
+        // SAFETY: as above.
+        Ok(unsafe { refresh(Context::current(), &segment, to)? })
+    })
+}
+
 /// The error of a call that a step does not allow while it goes on.
-pub(super) fn in_the_middle(what: &str) -> PyErr {
-    PyRuntimeError::new_err(format!("{what} was called in the middle of a step of the same optimizer"))
+pub(super) fn in_the_middle(py: Python<'_>, what: &str) -> PyErr {
+    exception::<PyRuntimeError>(py, &format!("{what} was called in the middle of a step of the same optimizer"))
 }
 
 /// A low-precision copy, looked at and checked by itself.
 fn copy_view<'py>(copy: Bound<'py, PyAny>, variable: &View<'py>) -> PyResult<View<'py>> {
+    let py = copy.py();
     let copy = View::new(copy, Takes::Reals, &mut Known::default(), || "copy".into())?;
     check_copy(&copy, variable, || "copy".into())?;
-    let variable =
-        View::new(variable.object.clone(), Takes::Any, &mut Known::default(), || "variable".into())?;
+    // SAFETY: the memory of the variable, as it was seen.
+    let variable = unsafe {
+        View::like(variable, variable.owner().clone(), variable.pointer, variable.strides())?
+    };
     let (inputs, mut outputs) = ([Some(variable)], [Some(copy)]);
-    overlap::check(&inputs, &outputs, false, Label::Single("variable"), Label::Single("copy"))?;
+    overlap::check(py, &inputs, &outputs, false, Label::Single("variable"), Label::Single("copy"))?;
     outputs[0].take().ok_or_else(|| Error::Type("copy is None; it takes an array".into()).into())
-}
-
-/// Arrays over the memory of slots: the caller may do with them what it likes.
-fn views<'py>(py: Python<'py>, slots: &[Slot]) -> PyResult<Vec<Bound<'py, PyAny>>> {
-    slots.iter().map(|slot| slot.array.bind(py).call_method0("view")).collect()
 }

@@ -1,10 +1,17 @@
 //! The gradients and variables of a step: looked at, and checked against each other.
 
-use super::batch::views;
+use super::batch::{segment, views};
+use super::objects;
+use super::output::Outputs;
 use super::overlap::{self, Clash};
-use super::slots::{Slots, check_copy, check_variable};
+use super::raise::{check_memory, detached, entry_that_reads};
+use super::slots::{State, check_copy, check_variable};
 use super::view::{Known, Label, Takes, View, is_plain_array};
+use crate::allocation::{reserve, with_capacity};
+use crate::clip::{Action, Actions, apply};
 use crate::error::Error;
+use crate::exec::{Context, Workspace};
+use crate::plan::Plan;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 use std::ops::ControlFlow;
@@ -20,7 +27,7 @@ pub struct Sliced<'py> {
     pub given: Bound<'py, PyAny>,
     /// Which gradients were of rows: these have been clamped before they were summed, if that is asked for.
     #[pyo3(item(2))]
-    pub of_rows: Vec<bool>,
+    pub of_rows: Bound<'py, PyAny>,
 }
 
 const ARGUMENT: &str = "grads_and_vars";
@@ -52,12 +59,15 @@ pub struct Arrays<'py> {
     pub written: Vec<Option<View<'py>>>,
 }
 
-/// Looks at every array and refuses what does not fit. Without `arrays`, `gradients` are plain pairs.
+/// Looks at every array and refuses what does not fit. Without `arrays`, `gradients` are plain pairs. `global_step` must
+/// not share memory with what is written.
 pub fn look<'py>(
-    slots: &Slots,
+    state: &State,
+    slots: usize,
     gradients: &Bound<'py, PyList>,
     sliced: Option<&Sliced<'py>>,
     arrays: Option<&Bound<'py, PyList>>,
+    global_step: Option<&View<'py>>,
 ) -> PyResult<Arrays<'py>> {
     let (py, count) = (gradients.py(), gradients.len());
     let labels = Labels::new(count);
@@ -74,6 +84,7 @@ pub fn look<'py>(
     }
     let mut indices = Vec::new();
     let mut copies: Vec<Option<View>> = Vec::new();
+    let mut known = Known::default();
     for (index, (gradient, variable)) in gradients.iter().zip(&written).enumerate() {
         let Some(variable) = variable else {
             return Err(
@@ -85,25 +96,56 @@ pub fn look<'py>(
             let of_rows = rows.as_ref().and_then(|rows| rows[index].as_ref());
             check_gradient(gradient, variable, of_rows, index, labels)?;
             if let Some(rows) = of_rows {
+                reserve(&mut indices, count)?;
                 indices.resize_with(index, || None);
                 indices.push(Some(row_indices(rows, gradient, variable)?));
             }
         }
-        if let (Some(copy), Some(_)) = (slots.copy(py, variable), gradient) {
+        if let (Some(copy), Some(_)) = (state.low_precision_copy(py, variable)?, gradient) {
             let name = || labels.variables.of(count + index);
-            let copy = View::new(copy, Takes::Reals, &mut Known::default(), name)?;
+            let copy = View::new(copy, Takes::Reals, &mut known, name)?;
             check_copy(&copy, variable, name)?;
+            reserve(&mut copies, count)?;
             copies.resize_with(index, || None);
             copies.push(Some(copy));
         }
     }
+    reserve(&mut written, copies.len())?;
     written.extend(copies);
+    if let Some(counter) = global_step {
+        check_counter(py, counter, &written, labels.variables)?;
+    }
     if gradients.iter().chain(&written).flatten().any(View::has_base) {
         // What owns its memory cannot be a part of a slot; what does not, may.
-        add_slots(py, slots, &mut written, count)?;
+        add_slots(py, state, slots, &mut written, count)?;
     }
-    apart(&mut gradients, &written, labels)?;
+    apart(py, &mut gradients, &written, labels)?;
+    check_memory(py)?;
     Ok(Arrays { gradients, indices, written })
+}
+
+/// Refuses a step counter that shares memory with a variable or its copy.
+fn check_counter(
+    py: Python<'_>,
+    counter: &View,
+    written: &[Option<View>],
+    variables: Label<'_, '_>,
+) -> PyResult<()> {
+    // SAFETY: the memory of the counter, as it was seen.
+    let counter =
+        unsafe { View::like(counter, counter.owner().clone(), counter.pointer, counter.strides())? };
+    let found = overlap::sweep(py, written, &[Some(counter)], false, |clash| match clash {
+        Clash::Between(_, other) => ControlFlow::Break(other.index),
+        Clash::Within(_) => ControlFlow::Continue(()),
+    })?;
+    match found {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(index) => Err(Error::Value(format!(
+            "global_step shares memory with {}; it takes a counter of its own",
+            variables.of(index)
+        ))
+        .into()),
+    }
 }
 
 /// Refuses a gradient that is not its variable's.
@@ -151,7 +193,7 @@ fn row_indices(indices: &View, gradient: &View, variable: &View) -> Result<Box<[
     }
     let rows = variable.shape()[0];
     let mut next = 0;
-    let mut found = Vec::with_capacity(indices.size);
+    let mut found = with_capacity(indices.size)?;
     for at in 0..indices.size {
         // SAFETY: a contiguous, aligned int64 array of this many elements.
         let index = unsafe { indices.pointer.cast::<i64>().add(at).read() };
@@ -173,23 +215,24 @@ fn row_indices(indices: &View, gradient: &View, variable: &View) -> Result<Box<[
 /// Refuses variables that overlap each other.
 #[pyfunction]
 #[pyo3(signature = (arrays, argument, /))]
-pub fn check_variables(arrays: &Bound<'_, PyAny>, argument: &str) -> PyResult<()> {
+pub fn check_variables(arrays: &Bound<'_, PyAny>, argument: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = arrays.py();
-    let names = PyTuple::new(py, [argument.into_pyobject(py)?.into_any(), py.None().into_bound(py)])?;
-    let label = Label::Listed { names: &names, first: 0 };
-    let arrays = views(arrays, Takes::Variables, label)?;
-    for (index, view) in arrays.iter().enumerate() {
-        match view {
-            Some(view) => check_variable(view, || label.of(index))?,
-            None => {
-                return Err(Error::Type(format!("{} is None; it takes a variable", label.of(index))).into());
+    entry_that_reads(py, || {
+        let names = objects::tuple(py, [argument.clone(), py.None().into_bound(py)])?;
+        let label = Label::Listed { names: &names, first: 0 };
+        let arrays = views(arrays, Takes::Variables, label)?;
+        for (index, view) in arrays.iter().enumerate() {
+            let name = || label.of(index);
+            match view {
+                Some(view) => check_variable(view, name)?,
+                None => return Err(Error::Type(format!("{} is None; it takes a variable", name())).into()),
             }
         }
-    }
-    match overlap::sweep(&[], &arrays, false, ControlFlow::Break) {
-        ControlFlow::Break(clash) => Err(refuse_clash(&clash, label).into()),
-        ControlFlow::Continue(()) => Ok(()),
-    }
+        match overlap::sweep(py, &[], &arrays, false, ControlFlow::Break)? {
+            ControlFlow::Break(clash) => Err(refuse_clash(&clash, label).into()),
+            ControlFlow::Continue(()) => Ok(()),
+        }
+    })
 }
 
 /// The error of variables that overlap.
@@ -209,18 +252,21 @@ fn refuse_clash(clash: &Clash, variables: Label<'_, '_>) -> Error {
 /// Puts the slots of the variables after their copies: as many blocks of `count` as a variable has slots.
 fn add_slots<'py>(
     py: Python<'py>,
-    slots: &Slots,
+    state: &State,
+    slots: usize,
     written: &mut Vec<Option<View<'py>>>,
     count: usize,
 ) -> PyResult<()> {
+    reserve(written, (1 + slots) * count)?;
     written.resize_with(2 * count, || None);
-    let mut known = Known::default();
-    for k in 0..slots.kind.slots() {
+    for k in 0..slots {
         for index in 0..count {
-            let place = written[index].as_ref().and_then(|variable| slots.position(variable, index));
-            let slot = place.and_then(|place| slots.entries[place].slots.get(k));
-            let slot =
-                slot.map(|slot| View::new(slot.array.bind(py).clone(), Takes::Any, &mut known, String::new));
+            let place = match &written[index] {
+                Some(variable) => state.position(variable, index)?,
+                None => None,
+            };
+            let entry = place.map(|place| &state.entries[place]);
+            let slot = entry.and_then(|entry| Some(entry.view_of_slot(py, entry.slots.get(k)?)));
             written.push(slot.transpose()?);
         }
     }
@@ -230,31 +276,45 @@ fn add_slots<'py>(
 /// Refuses variables, copies and slots that overlap each other. A gradient that overlaps one of them is read from a
 /// copy of it, as NumPy would.
 fn apart<'py>(
+    py: Python<'py>,
     gradients: &mut [Option<View<'py>>],
     written: &[Option<View<'py>>],
     labels: Labels,
 ) -> PyResult<()> {
-    let mut shared = Vec::new();
-    let found = overlap::sweep(gradients, written, false, |clash| match clash {
+    let mut shared = with_capacity(gradients.len())?;
+    let found = overlap::sweep(py, gradients, written, false, |clash| match clash {
         Clash::Between(_, gradient) if !gradient.is_output => {
-            shared.push(gradient.index);
+            if !shared.contains(&gradient.index) {
+                shared.push(gradient.index);
+            }
             ControlFlow::Continue(())
         }
         clash => ControlFlow::Break(clash),
-    });
+    })?;
     if let ControlFlow::Break(clash) = found {
         return Err(refuse_clash(&clash, labels.variables).into());
     }
-    shared.sort_unstable();
-    shared.dedup();
     for index in shared {
         if let Some(view) = &gradients[index] {
-            let copied = view.object.call_method0("copy")?;
-            let name = || labels.gradients.of(index);
-            gradients[index] = Some(View::new(copied, Takes::Reals, &mut Known::default(), name)?);
+            gradients[index] = Some(copied(py, view)?);
         }
     }
     Ok(())
+}
+
+/// The elements of an array in memory of our own.
+fn copied<'py>(py: Python<'py>, view: &View<'py>) -> PyResult<View<'py>> {
+    let copy = Outputs::new(py, std::iter::once(view)).like(view)?;
+    let segments = [segment(view, Some(&copy))?];
+    let plan = Plan::new(&segments)?;
+    let workspace = Workspace::new(Context::current(), &segments, &plan)?;
+    check_memory(py)?;
+    detached(py, || {
+        // SAFETY: the output is new memory.
+        unsafe { apply(&workspace, &segments, &plan, Actions::All(Action::Keep)) };
+        Ok(())
+    })?;
+    Ok(copy)
 }
 
 /// Whether all pairs are plain: tuples of an array of native byte order or None, and such an array.
@@ -280,11 +340,19 @@ fn views_of_pairs<'py>(
     pairs: &Bound<'py, PyList>,
     labels: Labels,
 ) -> PyResult<(Vec<Option<View<'py>>>, Vec<Option<View<'py>>>)> {
-    let (mut gradients, mut variables) = (Vec::with_capacity(pairs.len()), Vec::with_capacity(pairs.len()));
+    let count = pairs.len();
+    let (mut gradients, mut variables) = (with_capacity(count)?, with_capacity(count)?);
     let mut known = [Known::default(), Known::default()];
     for (index, pair) in pairs.iter().enumerate() {
-        let pair = pair.cast_into::<PyTuple>()?;
-        let (gradient, variable) = (pair.get_item(0)?, pair.get_item(1)?);
+        reserve(&mut gradients, 1)?;
+        reserve(&mut variables, 1)?;
+        let parts = pair.cast_exact::<PyTuple>().map(|pair| {
+            let mut parts = pair.iter_borrowed().map(|part| part.to_owned());
+            (parts.next(), parts.next())
+        });
+        let Ok((Some(gradient), Some(variable))) = parts else {
+            return Err(Error::Type(format!("{ARGUMENT}[{index}] is no (gradient, variable) pair")).into());
+        };
         gradients.push(if gradient.is_none() {
             None
         } else {

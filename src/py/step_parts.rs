@@ -1,37 +1,28 @@
 //! The parts of a step: each variable with its gradient, slots and copy, described to the driver.
 
-use super::slots::{Key, Slot, Slots};
+use super::output::{Outputs, c_strides};
+use super::raise::check_memory;
+use super::slots::{Entry, Slot, Slots, State};
 use super::step_arrays::{Arrays, is_run};
-use super::view::{Known, Takes, View};
+use super::view::View;
+use crate::allocation::{OutOfMemory, copied, reserve, with_capacity};
+use crate::error::Error;
 use crate::kernels::scale::Factor;
+use crate::rules::Kind;
 use crate::scalar::DType;
-use crate::segment::{Segment, Strided};
+use crate::segment::{Segment, Strided, count};
 use crate::update::{COPY, GRADIENT, Incoming, Item, OPERANDS, Rows, SLOTS, VARIABLE};
 use pyo3::prelude::*;
 use std::ptr::null_mut;
-
-/// Slots that did not exist before this step.
-pub struct Fresh {
-    /// The position of the variable.
-    pub position: usize,
-    /// Its type.
-    pub dtype: DType,
-    /// How many elements it has.
-    pub len: usize,
-    /// Where the variable is among those that were met, if it was.
-    pub place: Option<usize>,
-    /// The slots.
-    pub slots: Vec<Slot>,
-}
 
 /// What a step works on.
 pub struct Prepared<'py> {
     /// The parts of the step, each with the number of its gradient among those that are there.
     pub items: Vec<(usize, Item)>,
-    /// Slots that did not exist.
-    pub fresh: Vec<Fresh>,
-    /// The positions of variables that were never seen, and arrays of our own over their memory.
-    pub new: Vec<(usize, Key, Py<PyAny>)>,
+    /// What the optimizer keeps from the step on, if it is taken and that is something else than before.
+    pub after: Option<State>,
+    /// Slots that did not exist before: the types and lengths of their variables, and where these are in `after`.
+    pub fresh: Vec<(DType, usize, usize)>,
     /// Gradients that were made for this step.
     pub kept: Vec<View<'py>>,
 }
@@ -39,62 +30,95 @@ pub struct Prepared<'py> {
 /// Finds or makes the slots, and describes everything to the driver.
 pub fn prepare<'py>(
     py: Python<'py>,
-    slots: &Slots,
+    kind: Kind,
+    state: &State,
     found: &Arrays<'py>,
     whole: bool,
 ) -> PyResult<Prepared<'py>> {
     let count = found.gradients.len();
     let variables = || found.written[..count].iter().flatten().enumerate();
-    let places: Vec<Option<usize>> =
-        variables().map(|(position, variable)| slots.position(variable, position)).collect();
-    let mut new = Vec::new();
-    for ((position, variable), place) in variables().zip(&places) {
-        if place.is_none() {
-            new.push((position, Key::of(variable), variable.object.call_method0("view")?.unbind()));
-        }
+    let mut places: Vec<Option<usize>> = with_capacity(count)?;
+    for (position, variable) in variables() {
+        places.push(state.position(variable, position)?);
     }
-    let needs_slots = |position: usize| {
-        let kept = places[position].map_or(0, |place| slots.entries[place].slots.len());
-        found.gradients[position].is_some() && kept < slots.kind.slots()
+    let needs_slots = |position: usize, places: &[Option<usize>]| {
+        let kept = places[position].map_or(0, |place| state.entries[place].slots.len());
+        found.gradients[position].is_some() && kept < kind.slots()
     };
-    let without: Vec<(usize, &View)> = variables().filter(|(position, _)| needs_slots(*position)).collect();
-    let views: Vec<&View> = without.iter().map(|(_, view)| *view).collect();
-    let made = Slots::allocate(py, slots.kind, &views)?;
-    let fresh: Vec<Fresh> = without
-        .iter()
-        .zip(made)
-        .map(|((position, view), slots)| Fresh {
-            position: *position,
-            dtype: view.dtype,
-            len: view.size,
-            place: places[*position],
-            slots,
-        })
-        .collect();
+    let mut fresh = Vec::new();
+    let changes = places.iter().any(Option::is_none) || (0..count).any(|at| needs_slots(at, &places));
+    let after = if changes { Some(with_new(py, kind, state, found, &mut places, &mut fresh)?) } else { None };
+    let now = after.as_ref().unwrap_or(state);
 
-    let (mut items, mut kept) = (Vec::with_capacity(count), Vec::new());
-    let (mut next, mut owner) = (fresh.iter().peekable(), 0);
+    let (mut items, mut kept) = (with_capacity(count)?, Vec::new());
+    let mut owner = 0;
     for (position, variable) in variables() {
         let Some(gradient) = &found.gradients[position] else { continue };
-        let own = match next.next_if(|fresh| fresh.position == position) {
-            Some(fresh) => &fresh.slots[..],
-            None => places[position].map_or(&[][..], |place| &slots.entries[place].slots[..]),
-        };
+        let own = places[position].map_or(&[][..], |place| &now.entries[place].slots[..]);
         let copy = found.written.get(count + position).and_then(Option::as_ref);
         let parts = Parts { variable, gradient, slots: own, copy };
+        let mut push = |item| {
+            reserve(&mut items, 1)?;
+            items.push((owner, item));
+            Ok::<_, OutOfMemory>(())
+        };
         match found.indices.get(position).and_then(Option::as_ref) {
-            None => items.push((owner, parts.item())),
-            Some(rows) if !whole => parts.items_by_row(rows, |item| items.push((owner, item))),
-            Some(rows) if parts.is_dense() => items.push((owner, parts.item_of_rows(rows))),
+            None => push(parts.item()?)?,
+            Some(rows) if !whole => parts.items_by_row(rows, push)?,
+            Some(rows) if parts.is_dense() => push(parts.item_of_rows(rows)?)?,
             Some(rows) => {
-                let gradient = made_dense(gradient, variable, rows)?;
-                items.push((owner, Parts { gradient: &gradient, ..parts }.item()));
+                let gradient = made_dense(py, gradient, variable, rows)?;
+                push(Parts { gradient: &gradient, ..parts }.item()?)?;
+                reserve(&mut kept, 1)?;
                 kept.push(gradient);
             }
         }
         owner += 1;
     }
-    Ok(Prepared { items, fresh, new, kept })
+    check_memory(py)?;
+    Ok(Prepared { items, after, fresh, kept })
+}
+
+/// What the optimizer keeps after a step that meets variables or makes slots. `places` then tells for every variable
+/// where it is, and `fresh` which slots are to be given first values.
+fn with_new(
+    py: Python<'_>,
+    kind: Kind,
+    state: &State,
+    found: &Arrays,
+    places: &mut [Option<usize>],
+    fresh: &mut Vec<(DType, usize, usize)>,
+) -> PyResult<State> {
+    let count = places.len();
+    let mut after = state.copy(py, count)?;
+    let variables = || found.written[..count].iter().flatten().enumerate();
+    let mut without: Vec<&View> = with_capacity(count)?;
+    let lacks = |position: usize, places: &[Option<usize>]| {
+        let kept = places[position].map_or(0, |place| state.entries[place].slots.len());
+        found.gradients[position].is_some() && kept < kind.slots()
+    };
+    without.extend(variables().filter(|(at, _)| lacks(*at, places)).map(|(_, view)| view));
+    reserve(fresh, without.len())?;
+    let mut made = Slots::allocate(py, kind, &without)?.into_iter();
+    for (position, variable) in variables() {
+        let lacks_slots = lacks(position, places);
+        let slots = if lacks_slots { made.next().unwrap_or_default() } else { Vec::new() };
+        let place = if let Some(place) = places[position] {
+            if lacks_slots {
+                after.entries[place].slots = slots.into();
+            }
+            place
+        } else {
+            after.add(Entry::new(variable, slots)?);
+            after.entries.len() - 1
+        };
+        if lacks_slots {
+            fresh.push((variable.dtype, variable.size, place));
+        }
+        places[position] = Some(place);
+        check_memory(py)?;
+    }
+    Ok(after)
 }
 
 /// The arrays of one variable.
@@ -139,7 +163,7 @@ impl Parts<'_, '_> {
     }
 
     /// A part of it all that has this shape: `skip` leading axes are left out, where each operand is at `base`.
-    fn walked(&self, skip: usize, base: [*mut u8; OPERANDS]) -> Item {
+    fn walked(&self, skip: usize, base: [*mut u8; OPERANDS]) -> Result<Item, OutOfMemory> {
         let mut sizes = [self.variable.dtype.size(); OPERANDS];
         sizes[GRADIENT] = self.gradient.dtype.size();
         sizes[COPY] = self.copy.map_or(1, |copy| copy.dtype.size());
@@ -149,8 +173,8 @@ impl Parts<'_, '_> {
         });
         // SAFETY: the operands are arrays of this shape, or rows of one, which the views and slots keep alive.
         let segment =
-            unsafe { Segment::mixed(self.variable.dtype, &self.variable.shape()[skip..], operands, sizes) };
-        self.wrap(segment)
+            unsafe { Segment::mixed(self.variable.dtype, &self.variable.shape()[skip..], operands, sizes)? };
+        Ok(self.wrap(segment))
     }
 
     /// The strides of an operand; none for one that is not there.
@@ -164,30 +188,34 @@ impl Parts<'_, '_> {
     }
 
     /// The whole variable.
-    fn item(&self) -> Item {
+    fn item(&self) -> Result<Item, OutOfMemory> {
         if self.is_dense() {
-            self.dense(self.variable.size, self.base())
+            Ok(self.dense(self.variable.size, self.base()))
         } else {
             self.walked(0, self.base())
         }
     }
 
     /// The whole variable, whose gradient is 0 but in some rows. Everything is dense.
-    fn item_of_rows(&self, rows: &[usize]) -> Item {
-        let len = self.variable.shape()[1..].iter().product::<usize>().max(1);
-        let rows = Rows { indices: rows.into(), len };
-        Item { rows: Some(rows), ..self.dense(self.variable.size, self.base()) }
+    fn item_of_rows(&self, rows: &[usize]) -> Result<Item, OutOfMemory> {
+        let len = count(&self.variable.shape()[1..]).max(1);
+        let rows = Rows { indices: copied(rows)?, len };
+        Ok(Item { rows: Some(rows), ..self.dense(self.variable.size, self.base()) })
     }
 
     /// The rows that have a gradient. Rows that follow each other are one part, where memory allows.
-    fn items_by_row(&self, rows: &[usize], mut push: impl FnMut(Item)) {
+    fn items_by_row(
+        &self,
+        rows: &[usize],
+        mut push: impl FnMut(Item) -> Result<(), OutOfMemory>,
+    ) -> Result<(), OutOfMemory> {
         let dense = self.is_dense();
-        let len = self.variable.shape()[1..].iter().product::<usize>();
+        let len = count(&self.variable.shape()[1..]);
         let mut at = 0;
         while at < rows.len() {
-            let mut count = 1;
-            while dense && at + count < rows.len() && rows[at + count] == rows[at] + count {
-                count += 1;
+            let mut together = 1;
+            while dense && at + together < rows.len() && rows[at + together] == rows[at] + together {
+                together += 1;
             }
             let mut base = self.base();
             for (k, pointer) in base.iter_mut().enumerate() {
@@ -196,17 +224,37 @@ impl Parts<'_, '_> {
                     *pointer = pointer.wrapping_offset(row as isize * stride);
                 }
             }
-            push(if dense { self.dense(count * len, base) } else { self.walked(1, base) });
-            at += count;
+            push(if dense { self.dense(together * len, base) } else { self.walked(1, base)? })?;
+            at += together;
         }
+        Ok(())
     }
 }
 
-/// A gradient of rows as one of the variable's shape.
-fn made_dense<'py>(gradient: &View<'py>, variable: &View<'py>, rows: &[usize]) -> PyResult<View<'py>> {
-    let array = &gradient.object;
-    let numpy = array.py().import("numpy")?;
-    let dense = numpy.call_method1("zeros", (variable.shape().to_vec(), array.getattr("dtype")?))?;
-    dense.set_item(numpy.call_method1("array", (rows.to_vec(), "intp"))?, array)?;
-    Ok(View::new(dense, Takes::Reals, &mut Known::default(), String::new)?)
+/// A gradient of rows as one of the variable's shape, in memory of our own. The rows are one run, see `row_indices`.
+fn made_dense<'py>(
+    py: Python<'py>,
+    gradient: &View<'py>,
+    variable: &View<'py>,
+    rows: &[usize],
+) -> PyResult<View<'py>> {
+    let shape = variable.shape();
+    let size = gradient.dtype.size();
+    let bytes = variable.size.checked_mul(size).ok_or(OutOfMemory { bytes: usize::MAX })?;
+    let (pointer, buffer) = Outputs::new(py, std::iter::empty()).memory(bytes)?;
+    let row = count(&shape[1..]) * size;
+    if gradient.size * size != rows.len() * row || rows.iter().any(|index| *index >= shape[0]) {
+        return Err(Error::Value("rows do not fit their variable".into()).into());
+    }
+    // SAFETY: new memory of this many bytes; the rows lie inside of both, checked above.
+    unsafe {
+        pointer.write_bytes(0, bytes);
+        for (at, index) in rows.iter().enumerate() {
+            let from = gradient.pointer.cast_const().wrapping_add(at * row);
+            std::ptr::copy_nonoverlapping(from, pointer.wrapping_add(index * row), row);
+        }
+    }
+    let strides = c_strides(shape, size)?;
+    // SAFETY: zeros and rows of this type, in C order, which the buffer keeps alive.
+    Ok(unsafe { View::over(buffer.into_any(), pointer, gradient.number(), shape, &strides)? })
 }

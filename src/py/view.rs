@@ -1,8 +1,30 @@
 //! A NumPy array as pointer, shape, strides and element type. The one place that looks inside arrays.
+//!
+//! # A view is a snapshot
+//!
+//! Other threads and handlers of signals may change an array's shape, strides, type and flags whenever Python code runs:
+//! in a caller's functions, in methods of subclasses, in NumPy's own functions where these are written in Python or
+//! release the interpreter, and while fastclip computes without it. Therefore:
+//!
+//! - A [`View`] copies all that is known of an array at one moment: pointer, element type, shape, strides, flags.
+//!   Checks, plans and passes use that copy. Nothing reads the array object again.
+//! - Whatever may run foreign code comes before the snapshot that is used, or works on arrays of our own over the memory
+//!   of one ([`View::array`]), which nobody else can reach.
+//! - Arrays of subclasses are looked at in the same way. No method of an array is called, because a subclass may have
+//!   replaced it.
+//!
+//! A view keeps its array, and so its memory, alive. What it cannot do is keep the memory where `NumPy` itself lets it be
+//! taken away from under everybody (`ndarray.resize(refcheck=False)`, `ndarray.__setstate__`).
+//!
+//! If another thread writes the elements of an array during a call, results are made of old and new elements, and a
+//! norm may be that of a tensor that never was. Nothing outside of the arrays is read or written.
 
+use super::output::array_over;
+use super::raise::entry_that_reads;
+use crate::allocation::{OutOfMemory, copied, with_capacity};
 use crate::error::Error;
 use crate::scalar::{DType, Scalar};
-use crate::segment::Strided;
+use crate::segment::{Strided, count};
 use numpy::npyffi::{self, NpyTypes, PyArrayObject};
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -10,17 +32,55 @@ use pyo3::types::{PyList, PyTuple};
 use std::os::raw::c_int;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-/// An array that is alive for as long as this is.
+/// What was seen of an array, which is alive for as long as this is.
 pub struct View<'py> {
-    /// The array.
-    pub object: Bound<'py, PyAny>,
-    /// Its element at index 0 of every axis.
+    /// What keeps the memory alive. It is not looked at again.
+    owner: Bound<'py, PyAny>,
+    /// The element at index 0 of every axis.
     pub pointer: *mut u8,
-    /// Its element type.
+    /// The element type.
     pub dtype: DType,
-    /// The number of its elements.
+    /// The number of elements.
     pub size: usize,
+    /// NumPy's number of the element type.
+    number: c_int,
     flags: c_int,
+    has_base: bool,
+    axes: Axes,
+}
+
+/// The most axes that are kept without an allocation.
+const INLINE: usize = 4;
+
+/// Shape and strides.
+struct Axes {
+    count: u8,
+    shape: [usize; INLINE],
+    strides: [isize; INLINE],
+    /// Those of an array with more axes.
+    more: Option<(Box<[usize]>, Box<[isize]>)>,
+}
+
+impl Axes {
+    fn new(shape: &[usize], strides: &[isize]) -> Result<Self, OutOfMemory> {
+        let mut axes =
+            Self { count: shape.len() as u8, shape: [0; INLINE], strides: [0; INLINE], more: None };
+        if shape.len() > INLINE {
+            axes.more = Some((copied(shape)?, copied(strides)?));
+        } else {
+            axes.shape[..shape.len()].copy_from_slice(shape);
+            axes.strides[..shape.len()].copy_from_slice(strides);
+        }
+        Ok(axes)
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.more.as_ref().map_or(&self.shape[..usize::from(self.count)], |(shape, _)| shape)
+    }
+
+    fn strides(&self) -> &[isize] {
+        self.more.as_ref().map_or(&self.strides[..usize::from(self.count)], |(_, strides)| strides)
+    }
 }
 
 /// What is being asked of an array.
@@ -119,16 +179,34 @@ impl Label<'_, '_> {
 
 /// The last element type seen: the arrays of one call mostly share it.
 #[derive(Default)]
-pub struct Known {
-    descr: Option<(*mut npyffi::PyArray_Descr, DType)>,
+pub struct Known<'py> {
+    /// The descriptor, which is kept so that no other can take its address, with what it says.
+    descr: Option<(Bound<'py, PyAny>, DType, c_int)>,
+}
+
+impl<'py> Known<'py> {
+    /// The type that a descriptor stands for, and NumPy's number of it. May run foreign code, at the first sight of a
+    /// type that is not NumPy's own.
+    fn find(&mut self, py: Python<'py>, descr: *mut npyffi::PyArray_Descr) -> Option<(DType, c_int)> {
+        if let Some((seen, dtype, number)) = &self.descr
+            && seen.as_ptr() == descr.cast()
+        {
+            return Some((*dtype, *number));
+        }
+        // SAFETY: the descriptor of a live array, kept alive from here on.
+        let owned = unsafe { Bound::from_borrowed_ptr(py, descr.cast()) };
+        let (dtype, number) = classify(py, descr)?;
+        self.descr = Some((owned, dtype, number));
+        Some((dtype, number))
+    }
 }
 
 impl<'py> View<'py> {
-    /// Looks at an array. The type object of arrays is passed in because a call looks at thousands.
+    /// Looks at an array.
     pub fn new(
         object: Bound<'py, PyAny>,
         takes: Takes,
-        known: &mut Known,
+        known: &mut Known<'py>,
         name: impl Fn() -> String,
     ) -> Result<Self, Error> {
         let py = object.py();
@@ -141,53 +219,112 @@ impl<'py> View<'py> {
             )));
         }
         let array = object.as_ptr().cast::<PyArrayObject>();
-        // SAFETY: the object is an array, checked above; its fields do not change while we look.
-        let (pointer, descr, flags, shape) = unsafe {
+        // The type first, because finding out what it is may run foreign code.
+        // SAFETY: the object is an array, checked above.
+        let descr = unsafe { (*array).fields.descr };
+        let found = known.find(py, descr).filter(|(dtype, _)| takes.accepts(*dtype));
+        let Some((dtype, number)) = found else {
+            return Err(Error::Type(format!("{} is {}; it takes {}", name(), describe(&object), takes.list())));
+        };
+        // The snapshot: no foreign code runs from here to its end.
+        // SAFETY: the object is an array, alive, and has `nd` dimensions, none negative, and as many strides.
+        unsafe {
             let fields = &(*array).fields;
-            (fields.data.cast::<u8>(), fields.descr, fields.flags, axes(fields.dimensions, fields.nd))
-        };
-        let size = shape.iter().map(|n| *n as usize).product();
-        let dtype = match known.descr {
-            Some((seen, dtype)) if seen == descr => Some(dtype),
-            _ => {
-                let found = classify(py, descr);
-                known.descr = found.map(|dtype| (descr, dtype));
-                found
+            if fields.descr != descr {
+                return Err(Error::Value(format!("{} changed its dtype while it was looked at", name())));
             }
-        };
-        match dtype {
-            Some(dtype) if takes.accepts(dtype) => Ok(Self { object, pointer, dtype, size, flags }),
-            _ => Err(Error::Type(format!("{} is {}; it takes {}", name(), describe(&object), takes.list()))),
+            let shape = axes(fields.dimensions.cast::<usize>(), fields.nd);
+            Ok(Self {
+                pointer: fields.data.cast::<u8>(),
+                dtype,
+                size: count(shape),
+                number,
+                flags: fields.flags,
+                has_base: !fields.base.is_null(),
+                axes: Axes::new(shape, axes(fields.strides, fields.nd))?,
+                owner: object,
+            })
         }
     }
 
-    fn fields(&self) -> &npyffi::PyArrayObject_fields {
-        // SAFETY: the object is an array (`new` checked it) and alive.
-        unsafe { &(*self.object.as_ptr().cast::<PyArrayObject>()).fields }
+    /// A view of memory of our own.
+    ///
+    /// # Safety
+    ///
+    /// `owner` must keep memory alive that holds elements of `model`'s type and shape at these strides.
+    pub unsafe fn like(
+        model: &View<'py>,
+        owner: Bound<'py, PyAny>,
+        pointer: *mut u8,
+        strides: &[isize],
+    ) -> Result<Self, OutOfMemory> {
+        // SAFETY: the caller's contract.
+        unsafe { Self::over(owner, pointer, (model.dtype, model.number), model.shape(), strides) }
+    }
+
+    /// A view of memory of our own.
+    ///
+    /// # Safety
+    ///
+    /// `owner` must keep memory alive that holds elements of this type and shape at these strides.
+    pub unsafe fn over(
+        owner: Bound<'py, PyAny>,
+        pointer: *mut u8,
+        (dtype, number): (DType, c_int),
+        shape: &[usize],
+        strides: &[isize],
+    ) -> Result<Self, OutOfMemory> {
+        let pairs = || shape.iter().copied().zip(strides.iter().copied());
+        let mut flags = npyffi::NPY_ARRAY_WRITEABLE;
+        let empty = shape.contains(&0);
+        if empty || is_run(dtype.size(), pairs().rev()) {
+            flags |= npyffi::NPY_ARRAY_C_CONTIGUOUS;
+        }
+        if empty || is_run(dtype.size(), pairs()) {
+            flags |= npyffi::NPY_ARRAY_F_CONTIGUOUS;
+        }
+        let axes = Axes::new(shape, strides)?;
+        Ok(Self { owner, pointer, dtype, size: count(shape), number, flags, has_base: false, axes })
+    }
+
+    /// An array of our own over this memory, as it was seen: exactly an `ndarray`, that nobody else has.
+    pub fn array(&self) -> PyResult<Bound<'py, PyAny>> {
+        // SAFETY: the memory that was seen, which the owner keeps alive.
+        unsafe {
+            array_over(
+                self.owner.clone(),
+                self.pointer,
+                self.number,
+                self.shape(),
+                Some(self.strides()),
+                npyffi::NPY_ARRAY_WRITEABLE,
+            )
+        }
+    }
+
+    /// What keeps the memory alive: the array that was looked at. It may have changed since.
+    pub fn owner(&self) -> &Bound<'py, PyAny> {
+        &self.owner
+    }
+
+    /// Its element type, and NumPy's number of it.
+    pub fn number(&self) -> (DType, c_int) {
+        (self.dtype, self.number)
     }
 
     /// Its shape.
     pub fn shape(&self) -> &[usize] {
-        let fields = self.fields();
-        // SAFETY: an array has `nd` dimensions, none negative: they are the same bits as usize.
-        unsafe { axes(fields.dimensions.cast::<usize>(), fields.nd) }
+        self.axes.shape()
     }
 
     /// Bytes per step along each axis.
     pub fn strides(&self) -> &[isize] {
-        let fields = self.fields();
-        // SAFETY: an array has `nd` strides.
-        unsafe { axes(fields.strides, fields.nd) }
+        self.axes.strides()
     }
 
     /// Its memory as an operand of a segment.
     pub fn strided(&self) -> Strided<'_> {
         Strided { pointer: self.pointer, strides: self.strides() }
-    }
-
-    /// Its NumPy type descriptor, borrowed.
-    pub fn descr(&self) -> *mut npyffi::PyArray_Descr {
-        self.fields().descr
     }
 
     /// Whether it is one run of memory in C order.
@@ -207,7 +344,7 @@ impl<'py> View<'py> {
 
     /// Whether its memory may be another's: that of the object it was made of.
     pub fn has_base(&self) -> bool {
-        !self.fields().base.is_null()
+        self.has_base
     }
 
     /// Whether it may be written.
@@ -220,9 +357,7 @@ impl<'py> View<'py> {
         self.pointer == other.pointer
             && self.dtype == other.dtype
             && self.shape() == other.shape()
-            && (self.object.as_ptr() == other.object.as_ptr()
-                || self.is_c_order() && other.is_c_order()
-                || self.strides() == other.strides())
+            && (self.is_c_order() && other.is_c_order() || self.strides() == other.strides())
     }
 
     /// The addresses from its first byte to the one after its last; `None` if it has no elements.
@@ -247,24 +382,46 @@ impl<'py> View<'py> {
     }
 
     /// Whether two of its elements may share memory.
-    pub fn may_overlap_itself(&self) -> bool {
+    pub fn may_overlap_itself(&self) -> Result<bool, OutOfMemory> {
         if self.is_c_order() || self.is_fortran_order() || self.size < 2 {
-            return false;
+            return Ok(false);
         }
-        let axes = self.shape().iter().zip(self.strides()).filter(|(len, _)| **len > 1);
-        let mut axes: Vec<(usize, usize)> = axes.map(|(len, s)| (s.unsigned_abs(), *len)).collect();
+        let mut axes = with_capacity(self.shape().len())?;
+        let steps = self.shape().iter().zip(self.strides()).filter(|(len, _)| **len > 1);
+        axes.extend(steps.map(|(len, s)| (s.unsigned_abs(), *len)));
         axes.sort_unstable();
         let mut reach = self.dtype.size();
-        axes.into_iter().any(|(stride, len)| {
+        Ok(axes.into_iter().any(|(stride, len)| {
             let inside = stride < reach;
             reach += stride * (len - 1);
             inside
-        })
+        }))
     }
 
-    /// `dtype` and shape, for messages.
+    /// `dtype` and shape, for messages: "an array of dtype int64 and shape (3,)".
     pub fn describe(&self) -> String {
-        describe(&self.object)
+        format!("an array of dtype {} and shape {}", self.dtype.name(), tuple(self.shape()))
+    }
+}
+
+/// Whether axes, the innermost first, make one run of elements of this size.
+fn is_run(size: usize, mut axes: impl Iterator<Item = (usize, isize)>) -> bool {
+    let mut step = size;
+    axes.all(|(len, stride)| {
+        let fits = len <= 1 || stride == step as isize;
+        step *= len.max(1);
+        fits
+    })
+}
+
+/// A shape as Python writes it.
+pub fn tuple(shape: &[usize]) -> String {
+    match shape {
+        [one] => format!("({one},)"),
+        all => {
+            let all: Vec<String> = all.iter().map(ToString::to_string).collect();
+            format!("({})", all.join(", "))
+        }
     }
 }
 
@@ -281,14 +438,15 @@ unsafe fn axes<'a, T>(first: *mut T, n: c_int) -> &'a [T] {
     }
 }
 
-/// "an array of dtype int64 and shape (3,)"
+/// As [`View::describe`], of an array whose type is not taken: by its own attributes.
 fn describe(object: &Bound<'_, PyAny>) -> String {
     let text = |name: &str| object.getattr(name).map_or_else(|_| "?".into(), |v| v.to_string());
     format!("an array of dtype {} and shape {}", text("dtype"), text("shape"))
 }
 
-/// The element type of a descriptor in native byte order; `None` for what fastclip does not take.
-fn classify(py: Python<'_>, descr: *mut npyffi::PyArray_Descr) -> Option<DType> {
+/// The element type of a descriptor in native byte order, and NumPy's number of it; `None` for what fastclip does not
+/// take.
+fn classify(py: Python<'_>, descr: *mut npyffi::PyArray_Descr) -> Option<(DType, c_int)> {
     const INT: [Scalar; 4] = [Scalar::I8, Scalar::I16, Scalar::I32, Scalar::I64];
     const UINT: [Scalar; 4] = [Scalar::U8, Scalar::U16, Scalar::U32, Scalar::U64];
     // SAFETY: the descriptor of a live array.
@@ -300,8 +458,8 @@ fn classify(py: Python<'_>, descr: *mut npyffi::PyArray_Descr) -> Option<DType> 
     if order == swapped {
         return None;
     }
-    let real = |scalar| Some(DType { scalar, complex: false });
-    let complex = |scalar| Some(DType { scalar, complex: true });
+    let real = |scalar| Some((DType { scalar, complex: false }, number));
+    let complex = |scalar| Some((DType { scalar, complex: true }, number));
     // C's integer types by their size on this platform; the numbers are NumPy's `NPY_TYPES`.
     let long = size_of::<std::os::raw::c_long>().trailing_zeros() as usize;
     match number {
@@ -351,7 +509,7 @@ pub fn load_numpy(py: Python<'_>) {
     unsafe { npyffi::get_type_object(py, NpyTypes::PyArray_Type) };
 }
 
-/// Whether an object is just an array, in native byte order.
+/// Whether an object is just an array (of no subclass), in native byte order.
 pub fn is_plain_array(object: &Bound<'_, PyAny>) -> bool {
     // SAFETY: looks up a static of NumPy's, reads the type of a live object, and the descriptor if it is an array.
     unsafe {
@@ -362,17 +520,25 @@ pub fn is_plain_array(object: &Bound<'_, PyAny>) -> bool {
     }
 }
 
-/// Whether `tensors` is a list or tuple of plain arrays in native byte order, and None, and so needs
-/// no looking into from Python.
+/// The entries of a list or tuple as a list of our own, if they are plain arrays in native byte order, and None, and so
+/// need no looking into from Python; else None. The caller's list is read once, here.
 #[pyfunction]
 #[pyo3(signature = (tensors, /))]
-pub fn is_plain(tensors: &Bound<'_, PyAny>) -> bool {
-    let plain = |entry: &Bound<'_, PyAny>| is_plain_array(entry) || entry.is_none();
-    if let Ok(list) = tensors.cast_exact::<PyList>() {
-        list.iter().all(|entry| plain(&entry))
-    } else if let Ok(tuple) = tensors.cast_exact::<PyTuple>() {
-        tuple.iter_borrowed().all(|entry| plain(&entry))
-    } else {
-        false
-    }
+pub fn plain_list<'py>(py: Python<'py>, tensors: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyList>>> {
+    entry_that_reads(py, || {
+        // SAFETY: both calls give a new list, or null with an error set; the objects are what they take.
+        let own = unsafe {
+            if tensors.is_exact_instance_of::<PyList>() {
+                ffi::PyList_GetSlice(tensors.as_ptr(), 0, isize::MAX)
+            } else if tensors.is_exact_instance_of::<PyTuple>() {
+                ffi::PySequence_List(tensors.as_ptr())
+            } else {
+                return Ok(None);
+            }
+        };
+        // SAFETY: see above.
+        let own = unsafe { Bound::from_owned_ptr_or_err(py, own)? }.cast_into::<PyList>()?;
+        let plain = own.iter().all(|entry| is_plain_array(&entry) || entry.is_none());
+        Ok(plain.then_some(own))
+    })
 }
