@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastclip import _core
+from fastclip._rebuilding import stored_entries
 from fastclip.variable import Variable
 
 __all__ = ["holds_traced", "is_traced"]
@@ -54,6 +55,7 @@ def _is_box(value: Any, tracer: Any) -> bool:
 def _holds_box(value: Any, tracer: Any) -> bool:
     if _is_box(value, tracer):
         return True
+    # What a subclass makes of its entries is for whoever reads it to find out.
     if isinstance(value, (list, tuple)):
-        return any(_holds_box(entry, tracer) for entry in value)
-    return isinstance(value, dict) and any(_holds_box(entry, tracer) for entry in value.values())
+        return any(_holds_box(entry, tracer) for entry in stored_entries(value))
+    return isinstance(value, dict) and any(_holds_box(entry, tracer) for entry in list(dict.values(value)))

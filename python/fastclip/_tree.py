@@ -1,12 +1,14 @@
 """Containers of tensors: nested lists, tuples, named tuples and dicts made a flat list, and back.
 
 A plain list of arrays, which is what most calls bring, is found to be flat by the compiled part and goes
-through as it is. Other registered containers go through optree, if it is installed.
+through as a copy of it. Other registered containers go through optree, if it is installed.
+
+Results are put into containers of the caller's own types by `_rebuilding.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -16,6 +18,18 @@ import numpy.typing as npt
 
 from fastclip import _core
 from fastclip._arrays import as_array, as_output, describe, is_array_like
+from fastclip._rebuilding import (
+    DictMaker,
+    KeyedMaker,
+    ListMaker,
+    Maker,
+    MappingMaker,
+    RegisteredMaker,
+    TupleMaker,
+    field_names,
+    is_plain_named_tuple,
+    stored_entries,
+)
 from fastclip.indexed_slices import IndexedSlices
 
 __all__ = ["Names", "Tree", "check_same_structure", "flatten", "flatten_like"]
@@ -24,6 +38,8 @@ Names = tuple[str, list[str] | None, str, list[str] | None]
 
 _Leaf = Callable[[Any, str], npt.NDArray[Any]]
 _Rebuild = Callable[[list[Any]], Any]
+#: Takes from an iterator over new leaves what belongs to one entry of a container.
+_Part = Callable[[Iterator[Any]], Any]
 
 
 @dataclass(slots=True)
@@ -39,9 +55,10 @@ class Tree:
     argument : str
         The name of the argument.
     rebuild : callable
-        Makes the container of as many new leaves.
-    entries : list
-        The entries that the leaves were made of: what was passed in for them.
+        Makes the container of as many new leaves. It may be called once: subclasses of list and dict are
+        made ahead, and filled.
+    entries : list or tuple
+        The entries that the leaves were made of: what was passed in for them when the container was read.
     container : object
         The container itself.
     flat : bool
@@ -60,8 +77,9 @@ class Tree:
         """The container of results: of fresh arrays, or the very one that was passed for outputs."""
         if out is None:
             return self.rebuild(results)
-        # Everything is written: what is returned must not be able to fail.
-        return list(out.container) if out.flat else out.container
+        # Everything is written: what is returned must not be able to fail, nor depend on what has become of
+        # the caller's list since it was read.
+        return list(out.entries) if out.flat else out.container
 
     def names(self, out: Tree | None = None) -> Names:
         """What entries are called, for the compiled part."""
@@ -89,7 +107,8 @@ def flatten(container: Any, argument: str, leaf: _Leaf = as_array) -> Tree:
     Raises
     ------
     TypeError
-        If it is an array, a scalar, a string or a generator, or holds what is no array.
+        If it is an array, a scalar, a string or a generator, holds what is no array, or is or holds a
+        container that cannot be made again with other entries.
     """
     leaves = _core.plain_list(container)
     if leaves is not None:
@@ -99,26 +118,22 @@ def flatten(container: Any, argument: str, leaf: _Leaf = as_array) -> Tree:
         raise TypeError(f"{argument} is {describe(container)}; it takes a list (or dict, or tuple) of arrays")
     walk = _Walk(leaf)
     try:
-        rebuild = walk.node(container, argument, top=True)
+        part = walk.node(container, argument, top=True)
+        if part is None:
+            what = (
+                "generator, which can be read only once"
+                if hasattr(container, "send")
+                else type(container).__name__
+            )
+            raise TypeError(f"{argument} is a {what}; it takes a list (or dict, or tuple) of arrays")
+        make = walk.rebuilder(part)
+        if walk.makers:
+            # Tried now, with the entries themselves, and not when the results are there.
+            walk.check_apart()
+            make(list(walk.entries))
     except RecursionError:
         raise ValueError(f"{argument} is nested too deeply, or contains itself") from None
-    if rebuild is None:
-        what = (
-            "generator, which can be read only once"
-            if hasattr(container, "send")
-            else type(container).__name__
-        )
-        raise TypeError(f"{argument} is a {what}; it takes a list (or dict, or tuple) of arrays")
-    make = walk.make(rebuild)
-    try:
-        make(list(walk.entries))
-    except Exception as error:
-        # Now, and not when the results are there.
-        kind = type(container).__name__
-        raise TypeError(
-            f"{argument} is or holds a container that cannot be made again ({kind}): {error}"
-        ) from error
-    return Tree(walk.leaves, walk.labels, argument, make, walk.entries, container, walk.is_flat(container))
+    return Tree(walk.leaves, walk.labels, argument, make, walk.entries, container, walk.is_flat)
 
 
 def flatten_like(out: Any, tree: Tree, argument: str = "out") -> Tree:
@@ -160,71 +175,129 @@ def check_same_structure(tree: Tree, model: Tree) -> None:
 def _is_numbers(value: Any) -> bool:
     """Whether nested lists hold nothing but Python's and NumPy's numbers: an array written out."""
     if isinstance(value, (list, tuple)):
-        return bool(value) and all(_is_numbers(entry) for entry in value)
+        entries = stored_entries(value)
+        return bool(entries) and all(_is_numbers(entry) for entry in entries)
     return isinstance(value, (int, float, complex, np.generic))
 
 
 class _Walk:
-    """One walk over a container, collecting what it holds."""
+    """One walk over a container, collecting what it holds.
+
+    Attributes
+    ----------
+    makers : list
+        What makes those containers again whose types are the caller's own; for lists, tuples, dicts and
+        ordinary named tuples there is nothing that could go wrong.
+    is_flat : bool
+        Whether the container is a list or tuple, not a named one, of tensors alone.
+    """
 
     def __init__(self, leaf: _Leaf) -> None:
         self.leaf = leaf
         self.leaves: list[npt.NDArray[Any] | None] = []
         self.labels: list[str] = []
         self.entries: list[Any] = []
+        self.makers: list[Maker] = []
+        self.is_flat = False
 
-    def make(self, rebuild: Callable[[Any], Any]) -> _Rebuild:
-        return lambda leaves: rebuild(iter(leaves))
+    def rebuilder(self, part: _Part) -> _Rebuild:
+        makers = self.makers
+        if not makers:
+            return lambda leaves: part(iter(leaves))
 
-    def node(self, value: Any, path: str, top: bool = False) -> Callable[[Any], Any] | None:
-        """Collect a container's leaves. Returns what rebuilds it from an iterator, None if it is none."""
-        if isinstance(value, Mapping):
-            keys = list(value)
-            parts = [self.child(value[key], f"{path}[{key!r}]") for key in keys]
-            kind = type(value)
+        def rebuild(leaves: list[Any]) -> Any:
+            made = part(iter(leaves))
+            for maker in makers:
+                # When all are filled: what two of them share would show now.
+                maker.check()
+            return made
 
-            def rebuild_mapping(leaves: Any) -> Any:
-                pairs = [(key, part(leaves)) for key, part in zip(keys, parts, strict=True)]
-                if kind is dict:
-                    return dict(pairs)
-                if isinstance(value, dict):
-                    # Keeps what a subclass holds besides, as defaultdict its factory.
-                    copied = value.copy()
-                    copied.update(pairs)
-                    return copied
-                return kind(pairs)  # type: ignore[call-arg]
+        return rebuild
 
-            return rebuild_mapping
-        fields = getattr(type(value), "_fields", None)
-        if isinstance(value, tuple) and fields is not None:
-            parts = [self.child(v, f"{path}.{name}") for name, v in zip(fields, value, strict=True)]
-            return lambda leaves: type(value)(*[part(leaves) for part in parts])
+    def check_apart(self) -> None:
+        """Raise TypeError if a container that was made ahead is there already: results would meet in it."""
+        taken = {id(maker.original) for maker in self.makers}
+        for maker in self.makers:
+            if maker.ahead is not None:
+                if id(maker.ahead) in taken:
+                    raise maker.refusal("copy.copy() of it is no new container")
+                taken.add(id(maker.ahead))
+
+    def node(self, value: Any, path: str, top: bool = False) -> _Part | None:
+        """Collect a container's leaves. Returns what takes as many from an iterator, None if it is none."""
         if isinstance(value, (list, tuple)):
-            if not top and _is_numbers(value):
-                return None
-            nested = any(self.is_container(entry) for entry in value)
-            parts = [self.child(entry, f"{path}[{i}]") for i, entry in enumerate(value)]
-            # A flat list or tuple gives a list, as in TensorFlow; a structure gives the same structure.
-            kind_of: Any = type(value) if nested or not top else list
-            return lambda leaves: kind_of(part(leaves) for part in parts)
-        return self.registered(value, path)
+            fields = field_names(value)
+            return (
+                self.sequence(value, path, top) if fields is None else self.named_tuple(value, fields, path)
+            )
+        return self.mapping(value, path) if isinstance(value, Mapping) else self.registered(value, path)
 
-    def is_flat(self, value: Any) -> bool:
-        """Whether a list or tuple, not a named one, holds tensors alone."""
-        plain = isinstance(value, (list, tuple)) and not hasattr(type(value), "_fields")
-        return plain and not any(self.is_container(entry) for entry in value)
+    def mapping(self, value: Mapping[Any, Any], path: str) -> _Part:
+        if type(value) is dict:
+            pairs = list(value.items())
+            keys = [key for key, _ in pairs]
+            parts = [self.child(entry, f"{path}[{key!r}]") for key, entry in pairs]
+            return lambda leaves: dict(zip(keys, [part(leaves) for part in parts], strict=True))
+        maker: KeyedMaker = DictMaker(value, path) if isinstance(value, dict) else MappingMaker(value, path)
+        return self.made_by(maker, [self.child(entry, f"{path}[{key!r}]") for key, entry in maker.labelled()])
 
-    def is_container(self, value: Any) -> bool:
-        return isinstance(value, (list, tuple, Mapping)) and not _is_numbers(value)
+    def named_tuple(self, value: Any, fields: Sequence[str], path: str) -> _Part:
+        kind = type(value)
+        if is_plain_named_tuple(kind):
+            parts = [self.child(entry, f"{path}.{name}") for name, entry in zip(fields, value, strict=True)]
+            return lambda leaves: tuple.__new__(kind, [part(leaves) for part in parts])
+        maker = TupleMaker(value, path)
+        labelled = zip(fields, maker.entries, strict=True)
+        return self.made_by(maker, [self.child(entry, f"{path}.{name}") for name, entry in labelled])
 
-    def child(self, value: Any, path: str) -> Callable[[Any], Any]:
+    def sequence(self, value: Any, path: str, top: bool) -> _Part | None:
+        kind = type(value)
+        if not top and _is_numbers(value):
+            return None
+        maker: Maker | None = None
+        if kind is list or kind is tuple:
+            entries: list[Any] = list(value)
+        else:
+            maker = ListMaker(value, path) if isinstance(value, list) else TupleMaker(value, path)
+            entries = maker.entries
+        parts: list[_Part] = []
+        nested = False
+        for i, entry in enumerate(entries):
+            inner = self.container(entry, f"{path}[{i}]")
+            nested = nested or inner is not None
+            parts.append(self.tensor(entry, f"{path}[{i}]") if inner is None else inner)
+        # A flat list or tuple gives a list, as in TensorFlow; a structure gives the same structure.
+        if top and not nested:
+            self.is_flat = True
+            return lambda leaves: [part(leaves) for part in parts]
+        if maker is not None:
+            return self.made_by(maker, parts)
+        if kind is list:
+            return lambda leaves: [part(leaves) for part in parts]
+        return lambda leaves: tuple([part(leaves) for part in parts])
+
+    def made_by(self, maker: Maker, parts: list[_Part]) -> _Part:
+        maker.prepare()
+        self.makers.append(maker)
+        return lambda leaves: maker.make([part(leaves) for part in parts])
+
+    def container(self, value: Any, path: str) -> _Part | None:
+        """Collect an entry that is a container. Returns None if it is a tensor, which is not collected."""
+        kind = type(value)
+        if kind is np.ndarray or value is None:
+            return None
+        # A subclass may say of itself that it is an array.
+        builtin = kind is dict or kind is list or kind is tuple
+        if not builtin and (isinstance(value, IndexedSlices) or is_array_like(value)):
+            return None
+        return self.node(value, path)
+
+    def child(self, value: Any, path: str) -> _Part:
         """Collect an entry, which may be a container itself."""
-        if value is None or isinstance(value, IndexedSlices) or is_array_like(value):
-            return self.tensor(value, path)
-        rebuild = self.node(value, path)
-        return self.tensor(value, path) if rebuild is None else rebuild
+        inner = self.container(value, path)
+        return self.tensor(value, path) if inner is None else inner
 
-    def tensor(self, value: Any, path: str) -> Callable[[Any], Any]:
+    def tensor(self, value: Any, path: str) -> _Part:
         self.labels.append(path)
         self.entries.append(value)
         if value is None:
@@ -234,23 +307,18 @@ class _Walk:
             self.leaves.append(self.leaf(value.values, f"{path}.values"))
             return lambda leaves: _with_values(value, next(leaves))
         self.leaves.append(self.leaf(value, path))
-        return _next
+        return next
 
-    def registered(self, value: Any, path: str) -> Callable[[Any], Any] | None:
+    def registered(self, value: Any, path: str) -> _Part | None:
         """Collect a container that optree knows, if it is installed."""
         if find_spec("optree") is None:
             return None
-        import optree
-
-        children, treespec = optree.tree_flatten(
-            value,
-            is_leaf=lambda node: node is not value and not isinstance(node, type(value)),
-            none_is_leaf=True,
-        )
-        if optree.treespec_is_leaf(treespec):
+        maker = RegisteredMaker(value, path)
+        if maker.is_leaf:
             return None
-        parts = [self.child(child, f"{path}<{i}>") for i, child in enumerate(children)]
-        return lambda leaves: optree.tree_unflatten(treespec, [part(leaves) for part in parts])
+        return self.made_by(
+            maker, [self.child(child, f"{path}<{i}>") for i, child in enumerate(maker.entries)]
+        )
 
 
 def _with_values(slices: IndexedSlices, leaf: Any) -> IndexedSlices:
@@ -258,9 +326,5 @@ def _with_values(slices: IndexedSlices, leaf: Any) -> IndexedSlices:
     return leaf if isinstance(leaf, IndexedSlices) else slices._with_values(leaf)
 
 
-def _next(leaves: Any) -> Any:
-    return next(leaves)
-
-
-def _next_none(leaves: Any) -> None:
+def _next_none(leaves: Iterator[Any]) -> None:
     next(leaves)

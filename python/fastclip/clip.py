@@ -138,10 +138,20 @@ def clip_by_global_norm(
     elif comm is not None:
         given, _ = reduced_norm(comm, tree.leaves, order, names)
     outputs = None if target is None else target.leaves
+    norms_before = norms.copy() if tree.labels is not None and isinstance(norms, np.ndarray) else None
     results, norm = _core.clip_by_global_norm(
         tree.leaves, bound, given, order, outputs, on_nonfinite, norms, names
     )
-    clipped = results if target is None and tree.labels is None else tree.finished(results, target)
+    if target is None and tree.labels is None:
+        clipped: Any = results
+    else:
+        try:
+            clipped = tree.finished(results, target)
+        except BaseException:
+            # A container's own code failed, which it had not when it was tried.
+            if norms is not None and norms_before is not None:
+                norms[...] = norms_before
+            raise
     return clipped, (norm if use_norm is None else use_norm)
 
 
