@@ -5,6 +5,7 @@ Tensors of other frameworks are refused here. What takes them (the optimizers) a
 
 from __future__ import annotations
 
+from collections import UserString
 from types import GeneratorType
 from typing import Any
 
@@ -13,7 +14,10 @@ import numpy.typing as npt
 
 from fastclip._foreign import framework
 
-__all__ = ["as_array", "as_bound", "as_output", "describe", "is_array_like"]
+__all__ = ["as_array", "as_bound", "as_number", "as_output", "describe", "is_array_like"]
+
+#: What `float` would make a number of, or that only looks like one.
+_NO_NUMBERS = (bool, str, bytes, bytearray, complex, UserString, np.ma.MaskedArray)
 
 #: What to pass instead of a framework's tensor.
 _INSTEAD = {
@@ -120,6 +124,67 @@ def as_output(value: Any, name: str) -> npt.NDArray[Any]:
     return array
 
 
+def as_number(value: Any, name: str, takes: str = "a number") -> float:
+    """Return the float64 of a real number. This decides what counts as one.
+
+    Parameters
+    ----------
+    value : object
+        An int or float, a NumPy scalar or array of no dimensions of a float or integer type (bfloat16
+        included), or anything else that says by ``__float__`` or ``__index__`` that it is a number, such as a
+        Fraction, a Variable or a framework's tensor without dimensions.
+    name : str
+        What the argument is called in messages.
+    takes : str, optional
+        What is taken, for messages.
+
+    Raises
+    ------
+    TypeError
+        If `value` is no real number: a bool, a complex number, text, or an array of such.
+    ValueError
+        If it is an array with dimensions, or a whole number beyond float64.
+    """
+    kind = type(value)
+    if kind is float:
+        number: float = value
+        return number
+    if kind is not int:
+        _check_number(value, name, takes)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is beyond float64; it takes {takes}") from None
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is {value!r}; it takes {takes}") from None
+
+
+def _check_number(value: Any, name: str, takes: str) -> None:
+    """Raise TypeError if something is no real number although ``float`` may make one of it."""
+    if isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray) and value.ndim:
+        raise ValueError(f"{name} is {describe(value)}; it takes one number")
+    if isinstance(value, _NO_NUMBERS):
+        raise TypeError(f"{name} is {value!r}; it takes {takes}")
+    # `float` reads text in buffers as well.
+    if not (hasattr(type(value), "__float__") or hasattr(type(value), "__index__")):
+        raise TypeError(f"{name} is {'None' if value is None else describe(value)}; it takes {takes}")
+    dtype = getattr(value, "dtype", None)
+    if dtype is None:
+        return
+    if not _is_real(dtype):
+        raise TypeError(f"{name} is {value!r}; it takes {takes}")
+    if len(getattr(value, "shape", None) or ()):
+        raise ValueError(f"{name} is a {type(value).__name__} of shape {value.shape}; it takes one number")
+
+
+def _is_real(dtype: Any) -> bool:
+    """Whether a dtype, NumPy's or a framework's, is of real numbers."""
+    if isinstance(dtype, np.dtype):
+        return dtype.kind in "fiu" or dtype.name == "bfloat16"
+    # torch.float32, <dtype: 'float32'>
+    return any(word in str(dtype) for word in ("float", "int"))
+
+
 def as_bound(value: Any, name: str) -> float:
     """Return a number for a scalar or an array of no dimensions.
 
@@ -130,16 +195,7 @@ def as_bound(value: Any, name: str) -> float:
     ValueError
         If it is an array with dimensions, or NaN.
     """
-    if isinstance(value, (str, bytes, bool, complex)) or value is None:
-        raise TypeError(f"{name} is {value!r}; it takes a number")
-    if isinstance(value, np.ndarray) and value.ndim:
-        raise ValueError(f"{name} is {describe(value)}; it takes one number")
-    try:
-        number = float(value)
-    except OverflowError:
-        raise ValueError(f"{name} is a whole number beyond float64; np.inf clips nothing") from None
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} is {describe(value)}; it takes a number") from None
+    number = as_number(value, name)
     if number != number:
         raise ValueError(f"{name} is NaN; it takes a number")
     return number

@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastclip import _core, clip, norms, unitwise
-from fastclip._arrays import as_array, describe
+from fastclip._arrays import as_array, as_number, describe, is_array_like
 from fastclip._order import parse_order
 from fastclip._tree import Tree, check_same_structure, flatten
 from fastclip.variable import Variable
@@ -195,7 +195,9 @@ def _read(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    return value if isinstance(value, (int, float, str)) else as_array(value, "a bound")
+    if isinstance(value, (int, float, str)):
+        return value
+    return as_array(value, "a bound") if is_array_like(value) else as_number(value, "a bound")
 
 
 def _tensor(value: Any, name: str) -> Any:

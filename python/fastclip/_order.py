@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from fastclip._arrays import as_number
+
 __all__ = ["norm_scalar", "norms_dtype", "parse_order"]
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -19,20 +21,11 @@ def parse_order(ord: float) -> float:
     TypeError
         If it is no number.
     ValueError
-        If it is not above 0.
+        If it is not above 0, or has dimensions.
     """
-    if ord == 2 and type(ord) is int:
+    if type(ord) is int and ord == 2:
         return 2.0
-    if isinstance(ord, (bool, str)):
-        raise TypeError(f"ord is {ord!r}; it takes a number above 0, or inf")
-    try:
-        order = float(ord)
-    except OverflowError:
-        raise ValueError(
-            "ord is a whole number beyond float64; np.inf is the largest absolute value"
-        ) from None
-    except (TypeError, ValueError):
-        raise TypeError(f"ord is {ord!r}; it takes a number above 0, or inf") from None
+    order = as_number(ord, "ord", "a number above 0, or inf")
     if not order > 0:
         raise ValueError(f"ord is {ord!r}; it takes a number above 0, or inf")
     return order

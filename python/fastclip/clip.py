@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastclip import _core
-from fastclip._arrays import as_array, as_bound, as_output, describe
+from fastclip._arrays import as_array, as_bound, as_number, as_output, describe
 from fastclip._autodiff import holds_traced, is_traced
 from fastclip._order import parse_order
 from fastclip._reduction import KnownNorm, reduced_norm
@@ -156,16 +156,7 @@ def clip_by_global_norm(
 
 
 def _known_norm(use_norm: Any) -> float:
-    if isinstance(use_norm, np.ndarray) and use_norm.ndim:
-        raise ValueError(f"use_norm is {describe(use_norm)}; it takes one number")
-    if isinstance(use_norm, (str, bytes, bool, complex)):
-        raise TypeError(f"use_norm is {use_norm!r}; it takes a number")
-    try:
-        norm = float(use_norm)
-    except OverflowError:
-        raise ValueError("use_norm is a whole number beyond float64") from None
-    except (TypeError, ValueError):
-        raise TypeError(f"use_norm is {describe(use_norm)}; it takes a number") from None
+    norm = as_number(use_norm, "use_norm")
     if norm < 0:
         raise ValueError(f"use_norm is {norm}; a norm is 0 or more")
     return norm
@@ -241,7 +232,7 @@ def clip_by_norm(
         results = _core.clip_tensors([array], [limit], "one", order, target, _ONE)
         return _finished(t, results[0], out)
     bound = _bounds(clip_norm, array.shape)
-    if target is not None and not isinstance(clip_norm, (int, float)):
+    if target is not None and (isinstance(clip_norm, np.ndarray) or not _is_one_number(clip_norm)):
         _check_apart(target[0], as_array(clip_norm, "clip_norm"), "clip_norm")
     if whole and bound.size == 1:
         results = _core.clip_tensors([array], [float(bound.reshape(()))], "one", order, target, _ONE)
@@ -420,13 +411,21 @@ def _reduced_axes(axes: int | Sequence[int] | None, ndim: int) -> list[bool] | N
     return reduced
 
 
+def _is_one_number(value: Any) -> bool:
+    """Whether something is, or says of itself that it is, a number rather than an array of them."""
+    kind = type(value)
+    says_so = hasattr(kind, "__float__") or hasattr(kind, "__index__")
+    return says_so and not len(getattr(value, "shape", None) or ())
+
+
 def _bounds(clip_norm: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
     """The bounds of :func:`clip_by_norm` as float64, none below 0."""
-    if type(clip_norm) is not float:
-        clip_norm = as_array(clip_norm, "clip_norm")
-        if clip_norm.dtype.kind not in "fiuV":
-            raise TypeError(f"clip_norm is {describe(clip_norm)}; it takes real numbers")
-        clip_norm = clip_norm.astype(np.float64)
+    if _is_one_number(clip_norm):
+        return np.asarray(max(as_bound(clip_norm, "clip_norm"), 0.0))
+    clip_norm = as_array(clip_norm, "clip_norm")
+    if clip_norm.dtype.kind not in "fiu" and clip_norm.dtype.name != "bfloat16":
+        raise TypeError(f"clip_norm is {describe(clip_norm)}; it takes real numbers")
+    clip_norm = clip_norm.astype(np.float64)
     bounds: npt.NDArray[np.float64] = np.maximum(np.asarray(clip_norm), 0.0)
     if np.isnan(bounds).any():
         raise ValueError("clip_norm is or holds NaN; it takes numbers")
@@ -473,7 +472,7 @@ def _value_bound(value: Any, t: npt.NDArray[Any], name: str) -> npt.NDArray[Any]
             ) from None
     else:
         bound = as_array(value, name)
-        if bound.dtype.kind not in "fiuV" or bound.dtype.names:
+        if bound.dtype.kind not in "fiu" and bound.dtype.name != "bfloat16":
             raise TypeError(f"{name} is {describe(bound)}; it takes real numbers")
         bound = _rounded(bound, t.dtype)
     _check_broadcast(bound, t.shape, name)
