@@ -117,6 +117,34 @@ def test_state_before_the_first_step_can_be_loaded(variant: str, tmp_path: Path)
 
 
 @EVERY_OPTIMIZER
+@pytest.mark.parametrize("used", [False, True], ids=["fresh", "used"])
+@pytest.mark.parametrize("named", [False, True], ids=["without var_list", "with var_list"])
+def test_state_before_the_first_step_that_was_taken_fits_any_variables(
+    variant: str, used: bool, named: bool, tmp_path: Path
+) -> None:
+    source = Training(variant, variables_of(), on_nonfinite="skip")
+    bad = gradients_of(0)
+    bad[0] = bad[0] * np.nan
+    source.step(bad)
+    state = kept_in_npz(source.optimizer.state_dict(), tmp_path)
+    assert (int(state["variables"]), int(state["skipped_steps"])) == (0, 1)
+    other = Training(variant, variables_of())
+    if used:
+        other.step(gradients_of(2))
+        for variable, value in zip(other.variables, variables_of(), strict=True):
+            variable[...] = value
+        other.global_step[...] = 0
+    other.optimizer.load_state_dict(state, other.variables if named else None)
+    assert other.optimizer.skipped_steps == 1
+    assert other.optimizer.get_slot_names() == []
+    unbroken = Training(variant, variables_of())
+    for seed in (1, 3):
+        for training in (other, unbroken):
+            training.step(gradients_of(seed))
+        assert_same_training(other, unbroken)
+
+
+@EVERY_OPTIMIZER
 def test_loading_replaces_what_the_optimizer_had(variant: str, tmp_path: Path) -> None:
     unbroken = Training(variant, variables_of(), on_nonfinite="skip")
     unbroken.step(gradients_of(0))
@@ -310,6 +338,40 @@ SPOILT: dict[str, Callable[[State], None]] = {
     "another shape": set_entry("shape.0", lambda shape: shape + 1),
     "a number of variables that is wrong": set_entry("variables", lambda n: n - 1),
     "objects": set_entry("m.0", lambda m: m.astype(object)),
+    "a ragged list": set_entry("m.0", lambda m: [[1.0], [1.0, 2.0]]),
+    "a masked slot": set_entry("m.0", np.ma.array),
+    "a version of an unsigned type that is too large": set_entry(
+        "fastclip.version", lambda v: np.array(2**64 - 1, np.uint64)
+    ),
+    "an optimizer of objects": set_entry("fastclip.optimizer", lambda v: np.array([np.inf], object)),
+    "an optimizer of wide integers": set_entry("fastclip.optimizer", lambda v: v.astype(np.int64)),
+    "an optimizer of two dimensions": set_entry("fastclip.optimizer", lambda v: v[None]),
+    "a number of variables that is a float": set_entry("variables", lambda n: n.astype(float)),
+    "a number of variables below 0": set_entry("variables", lambda n: np.array(-5)),
+    "no variables, but their shapes": set_entry("variables", np.zeros_like),
+    "no variables and no flags, but their slots": lambda state: state.update(
+        variables=np.array(0), has_slots=np.zeros(0, np.uint8)
+    ),
+    "flags of another dtype": set_entry("has_slots", lambda flags: flags.astype(bool)),
+    "flags other than 0 and 1": set_entry("has_slots", lambda flags: flags * 2),
+    "flags too few": set_entry("has_slots", lambda flags: flags[1:]),
+    "flags of two dimensions": set_entry("has_slots", lambda flags: flags[:, None]),
+    "an infinite shape": set_entry("shape.0", lambda shape: np.array([np.inf])),
+    "a shape of NaN": set_entry("shape.0", lambda shape: np.array([np.nan])),
+    "a shape of floats": set_entry("shape.0", lambda shape: shape.astype(float)),
+    "a shape of objects": set_entry("shape.0", lambda shape: np.array([np.inf], object)),
+    "a shape of text": set_entry("shape.0", lambda shape: np.array(["40"])),
+    "a shape of two dimensions": set_entry("shape.1", lambda shape: shape[None]),
+    "a shape of no dimensions": set_entry("shape.0", lambda shape: np.array(40)),
+    "a shape beyond int64": set_entry("shape.0", lambda shape: np.array([2**64 - 1], np.uint64)),
+    "a shape beyond any integer type": set_entry("shape.0", lambda shape: [10**30]),
+    "a negative shape": set_entry("shape.0", lambda shape: -shape),
+    "skipped steps below 0": set_entry("skipped_steps", lambda n: np.array(-1)),
+    "skipped steps beyond int64": set_entry("skipped_steps", lambda n: np.array(2**63, np.uint64)),
+    "skipped steps beyond any integer type": set_entry("skipped_steps", lambda n: 10**30),
+    "skipped steps that are a float": set_entry("skipped_steps", lambda n: np.array(1.0)),
+    "powers of beta that are objects": set_entry("beta1_power", lambda p: np.array(0.9, object)),
+    "powers of beta that are infinite": set_entry("beta1_power", lambda p: np.array(np.inf)),
 }
 
 
@@ -333,6 +395,53 @@ def test_spoilt_state_is_refused_and_changes_nothing(what: str, used: bool) -> N
         training.step(gradients_of(seed))
         other.step(gradients_of(seed))
     assert_same_training(training, other)
+
+
+@EVERY_OPTIMIZER
+@pytest.mark.parametrize("key", [0, None, ("m", 0), b"m.0"], ids=repr)
+def test_key_that_is_no_string_is_refused_by_name(variant: str, key: Any) -> None:
+    training = Training(variant, variables_of())
+    training.step(gradients_of(0))
+    before = training.state()
+    state: dict[Any, Any] = {**training.optimizer.state_dict(), key: np.zeros(3), "odd": np.zeros(3)}
+    with pytest.raises(TypeError, match=r"state_dict has the key") as raised:
+        training.optimizer.load_state_dict(state, training.variables)
+    assert repr(key) in str(raised.value)
+    assert training.state() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("shape.0", np.array([np.inf])),
+        ("shape.3", np.array([0, 2.5])),
+        ("has_slots", np.array([1, 1, 7, 1, 1], np.uint8)),
+        ("has_slots", np.ones(3, np.uint8)),
+        ("m.2", np.zeros((), np.float16)),
+        ("fastclip.optimizer", np.array([np.inf])),
+        ("fastclip.version", np.array(1.0)),
+        ("variables", np.array([5])),
+        ("skipped_steps", np.array(-1)),
+        ("beta1_power", np.array(0.9, np.float32)),
+        ("v.0", [[1.0], [1.0, 2.0]]),
+    ],
+)
+def test_message_names_the_entry_that_is_wrong(name: str, value: Any) -> None:
+    training = Training("Adam", variables_of())
+    training.step(gradients_of(0))
+    state = {**training.optimizer.state_dict(), name: value}
+    with pytest.raises(ValueError, match="state_dict") as raised:
+        training.optimizer.load_state_dict(state, training.variables)
+    assert repr(name) in str(raised.value)
+
+
+def test_flags_of_slots_are_refused_where_there_are_no_slots() -> None:
+    training = Training("GradientDescent", variables_of())
+    training.step(gradients_of(0))
+    state = training.optimizer.state_dict()
+    state["has_slots"][1] = 1
+    with pytest.raises(ValueError, match="has_slots"):
+        training.optimizer.load_state_dict(state, training.variables)
 
 
 @EVERY_OPTIMIZER

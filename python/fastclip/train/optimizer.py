@@ -452,15 +452,16 @@ class Optimizer:
         var_list : iterable of variables, optional
             The variables, in the order in which the optimizer that was saved first met them: that of the
             pairs of its first step. May be left out if this optimizer has met them already, in the same
-            order.
+            order. A state that was saved before the first step fits any variables.
 
         Raises
         ------
         TypeError
-            If `state_dict` is no mapping, or a variable is of a type that is not taken.
+            If `state_dict` is no mapping of names, or a variable is of a type that is not taken.
         ValueError
-            If the state is of another optimizer, version, or of other variables, or is not complete. Nothing
-            has changed then.
+            If the state is of another optimizer, version, or of other variables, is not complete, or holds an
+            entry of another dtype, shape or range than what :meth:`state_dict` gives. Nothing has changed
+            then.
         """
         with self._lock:
             self._slots.refuse_while_stepping("load_state_dict")
