@@ -123,6 +123,41 @@ def test_repeated_rows_are_clipped_before_they_are_summed(variant: str, clip: st
         assert_close_training(fused, separate, 2e-6)
 
 
+@EVERY_OPTIMIZER
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3], [3, 0, 2, 1]], ids=["in order", "in another order"])
+@pytest.mark.parametrize("loss_scale", [None, 3.0])
+@pytest.mark.parametrize("dtype", REAL_DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("variable_dtype", [np.float32, np.float64])
+def test_clipvalue_gives_rows_the_bits_of_a_dense_gradient(
+    variant: str, rows: list[int], loss_scale: float | None, dtype: Any, variable_dtype: Any
+) -> None:
+    start = finite_values(np.random.default_rng(0), (4, 3), variable_dtype)
+    by_rows, dense = (
+        Training(variant, [start.copy()], clipvalue=0.1, loss_scale=loss_scale) for _ in range(2)
+    )
+    for seed in (1, 2):
+        gradient = finite_values(np.random.default_rng(seed), (4, 3), dtype)
+        by_rows.step([IndexedSlices(gradient[rows], rows)])
+        dense.step([gradient])
+        assert_same_training(by_rows, dense)
+
+
+@pytest.mark.parametrize("dtype", REAL_DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("variable_dtype", [np.float32, np.float64])
+def test_clipvalue_clamps_repeated_rows_in_the_type_of_the_variable(dtype: Any, variable_dtype: Any) -> None:
+    gradient = np.array([[5.0, -5.0], [0.0625, 5.0], [5.0, 0.0625]]).astype(dtype)
+    bound = variable_dtype(0.1)
+    sixteenth = variable_dtype(0.0625)
+    w = np.zeros((2, 2), variable_dtype)
+    optimizer = fastclip.train.GradientDescentOptimizer(1.0, clipvalue=0.1)
+    optimizer.apply_gradients([(IndexedSlices(gradient[[0, 2, 1]], [0, 0, 1]), w)])
+    expected = np.array([[bound + bound, sixteenth - bound], [sixteenth, bound]], variable_dtype)
+    if np.dtype(dtype) == np.float64 and variable_dtype is np.float32:
+        # Wider than the variable: clamped and summed as it is, and rounded once.
+        expected = np.array([[0.2, 0.0625 - 0.1], [0.0625, 0.1]]).astype(np.float32)
+    assert oracle.same_bits(-w, expected)
+
+
 @A_FEW_OPTIMIZERS
 @pytest.mark.parametrize("clip", CLIPS)
 @pytest.mark.parametrize("dtype", REAL_DTYPES, ids=dtype_id)

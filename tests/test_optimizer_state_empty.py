@@ -59,6 +59,7 @@ def test_state_of_empty_variables_at_one_address_is_loaded_again() -> None:
     assert int(state["variables"]) == 3
     other = Training("Adam", [*empty_views(2), training.variables[-1].copy()])
     other.optimizer.load_state_dict(state, other.variables)
+    assert int(other.optimizer.state_dict()["variables"]) == 3
     for each in (training, other):
         each.step(gradients)
     assert other.variables[-1].tobytes() == training.variables[-1].tobytes()

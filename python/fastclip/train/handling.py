@@ -45,7 +45,7 @@ class Handled(NamedTuple):
 
     @property
     def row_bound(self) -> float:
-        """What the elements of rows are clamped to before anything else."""
+        """What the elements of repeated rows are clamped to before they are summed, undivided."""
         return self.bound * self.loss_scale if self.clip == "value" else math.inf
 
 

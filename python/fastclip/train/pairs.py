@@ -31,13 +31,13 @@ class Sliced:
         The rows, ascending; None where the gradient is as large as its variable.
     given : list of ndarray or None
         The gradients as they came in, repeated rows and all.
-    is_sliced : list of bool
-        Which gradients came in as rows.
+    clamped : list of bool
+        Which gradients have been clamped already, because their repeated rows were summed.
     """
 
     indices: list[_Array | None]
     given: list[_Array | None]
-    is_sliced: list[bool]
+    clamped: list[bool]
 
 
 @dataclass(slots=True)
@@ -64,7 +64,7 @@ class Pairs:
     def rows(self) -> tuple[list[_Array | None], list[_Array | None], list[bool]] | None:
         """What the compiled part is told of gradients of rows."""
         sliced = self.sliced
-        return None if sliced is None else (sliced.indices, sliced.given, sliced.is_sliced)
+        return None if sliced is None else (sliced.indices, sliced.given, sliced.clamped)
 
     @classmethod
     def of(cls, pairs: list[Any], bound: float) -> Pairs:
@@ -75,7 +75,7 @@ class Pairs:
         pairs : list
             Of a gradient, IndexedSlices or None, and a variable each.
         bound : float
-            What the elements of rows are clamped to, before repeated rows are summed.
+            What the elements of repeated rows are clamped to, before they are summed.
 
         Raises
         ------
@@ -104,14 +104,14 @@ class Pairs:
     def _add(self, gradient: Any, variable: Any, array: _Array, name: str, bound: float) -> None:
         constraint = variable.constraint if isinstance(variable, Variable) else None
         slices = as_rows(gradient, f"{name}[0]")
-        indices = None
+        indices, clamped = None, False
         if slices is None:
             applied = given = None if gradient is None else as_gradient(gradient, f"{name}[0]")
         else:
             if constraint is not None:
                 raise RuntimeError("Cannot use a constraint function on a sparse variable.")
             given = _checked_values(slices, array, name)
-            applied, indices = _summed_rows(np.asarray(slices.indices), _clamped(given, bound), array)
+            applied, indices, clamped = _rows_once(np.asarray(slices.indices), given, array, bound)
             if self.sliced is None:
                 # Until here they were as they came in.
                 count = len(self.gradients)
@@ -120,7 +120,7 @@ class Pairs:
         if self.sliced is not None:
             self.sliced.indices.append(indices)
             self.sliced.given.append(given)
-            self.sliced.is_sliced.append(slices is not None)
+            self.sliced.clamped.append(clamped)
         if constraint is not None and given is not None:
             self.constrained.append(variable)
 
@@ -150,21 +150,28 @@ def _checked_values(slices: IndexedSlices, array: _Array, name: str) -> _Array:
     return values
 
 
-def _clamped(values: _Array, bound: float) -> _Array:
-    if bound == math.inf or values.dtype.kind not in "fV":
-        return values
-    # In 16 bits the bound would be rounded.
-    wide = values.astype(np.float32) if values.dtype.itemsize == 2 else values
-    clamped: _Array = clip_by_value(wide, -bound, bound)
-    return clamped
+def _rows_once(indices: _Array, values: _Array, array: _Array, bound: float) -> tuple[_Array, _Array, bool]:
+    """Each row once, in ascending order, which rows they are, and whether they have been clamped.
 
-
-def _summed_rows(indices: _Array, values: _Array, array: _Array) -> tuple[_Array, _Array]:
-    """Each row once, in ascending order, and which rows they are."""
+    Rows that are not repeated are left to the step, which clamps them as it does a dense gradient.
+    """
     indices = indices.astype(np.int64, copy=False)
+    clamped = False
     if (indices[1:] <= indices[:-1]).any():
-        # The sums of a narrower type are the variable's: they would be rounded to it.
-        wide = values.astype(array.dtype) if values.dtype.itemsize < array.dtype.itemsize else values
-        summed = IndexedSlices(wide, indices).coalesce()
-        values, indices = summed.values, summed.indices
-    return np.require(values, requirements=["C", "A"]), np.require(indices, np.int64, ["C", "A"])
+        order = np.argsort(indices, kind="stable")
+        in_order = indices[order]
+        if (in_order[1:] != in_order[:-1]).all():
+            values, indices = values[order], in_order
+        else:
+            if values.dtype.itemsize < array.dtype.itemsize:
+                # In a narrower type the bound would be rounded to it, and so would the sums.
+                values = values.astype(array.dtype)
+            if bound < math.inf and values.dtype.kind == "f":
+                values, clamped = clip_by_value(values, -bound, bound), True
+            summed = IndexedSlices(values, indices).coalesce()
+            values, indices = summed.values, summed.indices
+    return (
+        np.require(values, requirements=["C", "A"]),
+        np.require(indices, np.int64, ["C", "A"]),
+        clamped,
+    )
