@@ -489,6 +489,25 @@ def test_container_that_breaks_when_it_is_filled_raises_and_leaves_norms_as_they
     assert (norms == -1.0).all()
 
 
+@pytest.mark.parametrize("kind", [list, tuple, dict])
+@pytest.mark.parametrize("where", ["at the top", "inside"])
+def test_object_that_only_says_it_is_a_container_is_refused(kind: type, where: str) -> None:
+    class Proxy:
+        __class__: Any = property(lambda self: kind)  # type: ignore[assignment]
+
+        def __iter__(self) -> Iterator[Any]:
+            return iter(["x", "y"] if kind is dict else [a(), a()])
+
+        def __getitem__(self, key: Any) -> Any:
+            return a()
+
+        def __len__(self) -> int:
+            return 2
+
+    with pytest.raises(TypeError, match=r"^t_list(\[1\])? is a Proxy"):
+        clip(Proxy() if where == "at the top" else [a(), Proxy()])
+
+
 @pytest.mark.parametrize("where", ["at the top", "inside"])
 def test_namespace_is_no_container(where: str) -> None:
     space = types.SimpleNamespace(w=a(), b=a())

@@ -55,7 +55,8 @@ def _is_box(value: Any, tracer: Any) -> bool:
 def _holds_box(value: Any, tracer: Any) -> bool:
     if _is_box(value, tracer):
         return True
+    kind = type(value)
     # What a subclass makes of its entries is for whoever reads it to find out.
-    if isinstance(value, (list, tuple)):
+    if issubclass(kind, (list, tuple)):
         return any(_holds_box(entry, tracer) for entry in stored_entries(value))
-    return isinstance(value, dict) and any(_holds_box(entry, tracer) for entry in list(dict.values(value)))
+    return issubclass(kind, dict) and any(_holds_box(entry, tracer) for entry in list(dict.values(value)))

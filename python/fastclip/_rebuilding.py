@@ -39,9 +39,10 @@ def stored_entries(value: list[Any] | tuple[Any, ...]) -> Sequence[Any]:
     return list.copy(value) if isinstance(value, list) else tuple.__getitem__(value, slice(None))
 
 
-def field_names(value: object) -> Sequence[str] | None:
+def field_names(value: Any) -> Sequence[str] | None:
     """The fields of a named tuple; None if it is none."""
-    if not isinstance(value, tuple):
+    # Not `isinstance`, which believes what an object says of its class.
+    if not issubclass(type(value), tuple):
         return None
     fields = getattr(type(value), "_fields", None)
     if not isinstance(fields, tuple) or tuple.__len__(value) != len(fields):

@@ -174,7 +174,7 @@ def check_same_structure(tree: Tree, model: Tree) -> None:
 
 def _is_numbers(value: Any) -> bool:
     """Whether nested lists hold nothing but Python's and NumPy's numbers: an array written out."""
-    if isinstance(value, (list, tuple)):
+    if issubclass(type(value), (list, tuple)):
         entries = stored_entries(value)
         return bool(entries) and all(_is_numbers(entry) for entry in entries)
     return isinstance(value, (int, float, complex, np.generic))
