@@ -67,15 +67,17 @@ def clip_by_global_norm(
     Returns
     -------
     clipped : list or container
-        A list if `t_list` is a list or tuple of tensors, else the structure of `t_list`. The arrays are
-        fresh, in the memory order of the inputs, or those of `out`.
+        A list if `t_list` is a list or tuple of tensors, else the structure of `t_list`, in which subclasses
+        of list, tuple and dict keep their type and attributes. The arrays are fresh, in the memory order of
+        the inputs, or those of `out`.
     norm : np.float32 or np.float64
         The norm before clipping, see :func:`global_norm`; or `use_norm`.
 
     Raises
     ------
     TypeError
-        If `t_list` is no container, an entry is no array of these types, or `clip_norm` no number.
+        If `t_list` is no container, is or holds one that cannot be made again with other entries, an entry is
+        no array of these types, or `clip_norm`, `use_norm` or `ord` is no number.
     ValueError
         If `clip_norm` is negative or NaN, `use_norm` is negative, `ord` is not above 0, or an
         output does not fit, is read-only, or shares memory with another output or input.

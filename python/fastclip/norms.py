@@ -39,13 +39,14 @@ def global_norm(
     -------
     np.float32 or np.float64
         float64 if an input is float64 or complex128, or if a finite norm would be infinite in float32; else
-        float32. It is within one unit in the last place of the exact norm; for float64 input its relative
-        error is below 1e-14. It is infinite or NaN only if an input is, or if it is beyond float64.
+        float32. A float32 is within one unit in the last place of the exact norm; the relative error of a
+        float64 is at most 1e-14. For `ord` below 1 that bound is ``1e-14 / ord``. The norm is infinite or NaN
+        only if an input is, or if it is beyond float64.
 
     Raises
     ------
     TypeError
-        If `t_list` is no container, or an entry is no array of these types.
+        If `t_list` is no container, an entry is no array of these types, or `ord` is no number.
     ValueError
         If `ord` is not above 0.
 
