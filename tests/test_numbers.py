@@ -231,3 +231,16 @@ def test_numbers_are_taken_where_autograd_traces() -> None:
     for wrong in (True, np.True_, 1j, np.array("2"), b"2"):
         with pytest.raises(TypeError, match=r"clip_norm|a bound"):
             gradient(wrong)
+
+
+@pytest.mark.interop("torch")
+@EVERY_ARGUMENT
+def test_torch_tensors_without_dimensions_are_numbers(name: str, call: Callable[[Any], Any]) -> None:
+    torch = pytest.importorskip("torch")
+    for number in (torch.tensor(2.0), torch.tensor(2), torch.tensor(2.0, dtype=torch.bfloat16)):
+        call(number)
+    for wrong in (torch.tensor(True), torch.tensor(2.0 + 0j)):
+        with pytest.raises(TypeError, match=rf"^{name} is "):
+            call(wrong)
+    with pytest.raises((TypeError, ValueError), match=rf"^{name} is "):
+        call(torch.tensor([2.0]))
