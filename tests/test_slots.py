@@ -27,18 +27,22 @@ def slot(optimizer: MomentumOptimizer, variable: Any) -> Any:
     return found
 
 
-def test_reshaping_what_a_slot_is_a_view_of_leads_a_step_nowhere_else() -> None:
+def test_reshaping_the_array_over_a_slot_leads_a_step_nowhere_else() -> None:
     optimizer, variable = momentum_after_a_step((300, 2))
-    base = slot(optimizer, variable).base
-    assert base.shape == (300, 2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # NumPy discourages it
-        base.shape = (600,)
+        slot(optimizer, variable).shape = (600,)
     gradient = np.asfortranarray(np.ones((300, 2)))
     optimizer.apply_gradients([(gradient, variable)])
     expected = 0.5 * np.arange(600.0) + 1.0
     np.testing.assert_array_equal(slot(optimizer, variable).reshape(-1), expected)
     np.testing.assert_array_equal(variable.reshape(-1), -np.arange(600.0) - expected)
+
+
+def test_nothing_that_a_slot_is_based_on_is_an_array() -> None:
+    optimizer, variable = momentum_after_a_step((300, 2))
+    assert not isinstance(slot(optimizer, variable).base, np.ndarray)
+    assert slot(optimizer, variable) is not slot(optimizer, variable)
 
 
 def test_gradient_that_is_a_part_of_a_slot_is_read_before_the_slot_is_written() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastclip._arrays import as_number
 
-__all__ = ["norm_scalar", "norms_dtype", "parse_order"]
+__all__ = ["norms_dtype", "parse_order"]
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -37,10 +37,3 @@ def norms_dtype(largest: float, wide: bool) -> type[np.floating[Any]]:
     float64 if an input is, else float32; but float64 as well if a finite norm would be infinite in float32.
     """
     return np.float64 if wide or _FLOAT32_MAX < largest < float("inf") else np.float32
-
-
-def norm_scalar(norm: float, wide: bool) -> np.floating[Any]:
-    """A norm as a NumPy scalar of the type it is returned in."""
-    if not wide and norm <= _FLOAT32_MAX:
-        return np.float32(norm)
-    return norms_dtype(norm, wide)(norm)

@@ -45,7 +45,7 @@ mod _core {
     #[pymodule_export]
     use super::step_arrays::{are_plain_pairs, check_variables};
     #[pymodule_export]
-    use super::view::plain_list;
+    use super::view::{is_plain, plain_list};
 
     use super::{overlap, view};
     use crate::{isa, pool};

@@ -433,12 +433,14 @@ impl Slots {
         })
     }
 
-    /// Sets the low-precision copy of a variable and writes it, or takes it away.
+    /// Sets the low-precision copy of a variable, or takes it away. With `write` the copy is written as well.
+    #[pyo3(signature = (array, copy, write))]
     fn set_copy<'py>(
         &self,
         py: Python<'py>,
         array: &Bound<'py, PyAny>,
         copy: Option<Bound<'py, PyAny>>,
+        write: bool,
     ) -> PyResult<()> {
         entry(py, || {
             let view = variable(array)?;
@@ -457,7 +459,7 @@ impl Slots {
             }
             let state = Arc::new(state);
             check_memory(py)?;
-            if let Some(copy) = written {
+            if let Some(copy) = written.filter(|_| write) {
                 write_copy(py, &view, &copy)?;
             }
             self.replace(state);

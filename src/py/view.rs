@@ -75,11 +75,17 @@ impl Axes {
     }
 
     fn shape(&self) -> &[usize] {
-        self.more.as_ref().map_or(&self.shape[..usize::from(self.count)], |(shape, _)| shape)
+        match &self.more {
+            Some((shape, _)) => shape,
+            None => &self.shape[..usize::from(self.count)],
+        }
     }
 
     fn strides(&self) -> &[isize] {
-        self.more.as_ref().map_or(&self.strides[..usize::from(self.count)], |(_, strides)| strides)
+        match &self.more {
+            Some((_, strides)) => strides,
+            None => &self.strides[..usize::from(self.count)],
+        }
     }
 }
 
@@ -520,6 +526,24 @@ pub fn is_plain_array(object: &Bound<'_, PyAny>) -> bool {
     }
 }
 
+/// Whether an entry is a plain array or None.
+fn is_plain_entry(entry: &Bound<'_, PyAny>) -> bool {
+    is_plain_array(entry) || entry.is_none()
+}
+
+/// Whether `tensors` is a list or tuple of plain arrays in native byte order, and None.
+#[pyfunction]
+#[pyo3(signature = (tensors, /))]
+pub fn is_plain(tensors: &Bound<'_, PyAny>) -> bool {
+    if let Ok(list) = tensors.cast_exact::<PyList>() {
+        list.iter().all(|entry| is_plain_entry(&entry))
+    } else if let Ok(tuple) = tensors.cast_exact::<PyTuple>() {
+        tuple.iter_borrowed().all(|entry| is_plain_entry(&entry))
+    } else {
+        false
+    }
+}
+
 /// The entries of a list or tuple as a list of our own, if they are plain arrays in native byte order, and None, and so
 /// need no looking into from Python; else None. The caller's list is read once, here.
 #[pyfunction]
@@ -538,7 +562,7 @@ pub fn plain_list<'py>(py: Python<'py>, tensors: &Bound<'py, PyAny>) -> PyResult
         };
         // SAFETY: see above.
         let own = unsafe { Bound::from_owned_ptr_or_err(py, own)? }.cast_into::<PyList>()?;
-        let plain = own.iter().all(|entry| is_plain_array(&entry) || entry.is_none());
+        let plain = own.iter().all(|entry| is_plain_entry(&entry));
         Ok(plain.then_some(own))
     })
 }

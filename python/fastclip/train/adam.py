@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +68,8 @@ class AdamOptimizer(Optimizer):
 
     _rule = "adam"
     _slot_names = ("m", "v")
+    #: The powers of the betas that the next step uses.
+    _counter_names = ("beta1_power", "beta2_power")
     _changes_all_rows = True
 
     def __init__(
@@ -87,8 +88,6 @@ class AdamOptimizer(Optimizer):
         self._beta1 = beta1
         self._beta2 = beta2
         self._epsilon = epsilon
-        # The powers of the betas that the next step uses; NaN before the first.
-        self._beta1_power, self._beta2_power = np.array(np.nan), np.array(np.nan)
 
     def _hyper(self) -> tuple[float, ...]:
         learning_rate, epsilon = (
@@ -97,38 +96,18 @@ class AdamOptimizer(Optimizer):
         )
         beta1, beta2 = current(self._beta1, "beta1"), current(self._beta2, "beta2")
         # After the functions, which may take a step themselves.
-        begun = not np.isnan(self._beta1_power)
+        powers = self._state.counters
+        begun = not np.isnan(powers["beta1_power"])
         return (
             learning_rate,
             beta1,
             beta2,
             epsilon,
-            float(self._beta1_power) if begun else beta1,
-            float(self._beta2_power) if begun else beta2,
+            float(powers["beta1_power"]) if begun else beta1,
+            float(powers["beta2_power"]) if begun else beta2,
         )
 
     def _after(self, hyper: tuple[float, ...]) -> list[tuple[npt.NDArray[np.float64], float]]:
         _, beta1, beta2, _, power1, power2 = hyper[:6]
-        return [(self._beta1_power, power1 * beta1), (self._beta2_power, power2 * beta2)]
-
-    def _other_state(self) -> dict[str, npt.NDArray[Any]]:
-        if np.isnan(self._beta1_power):
-            return {}
-        return {"beta1_power": self._beta1_power, "beta2_power": self._beta2_power}
-
-    def _set_other_state(self, other: Mapping[str, npt.NDArray[Any]], begun: bool) -> Callable[[], None]:
-        expected = {"beta1_power", "beta2_power"} if begun else set()
-        if set(other) != expected:
-            raise ValueError(f"state_dict has {sorted(other)} besides the slots; it takes {sorted(expected)}")
-        for name, power in other.items():
-            if power.ndim or power.dtype != np.float64 or not np.isfinite(power):
-                raise ValueError(
-                    f"state_dict[{name!r}] has dtype {power.dtype} and shape {power.shape}; "
-                    "it takes one finite float64"
-                )
-
-        def set_powers() -> None:
-            self._beta1_power[...] = other.get("beta1_power", np.nan)
-            self._beta2_power[...] = other.get("beta2_power", np.nan)
-
-        return set_powers
+        powers = self._state.counters
+        return [(powers["beta1_power"], power1 * beta1), (powers["beta2_power"], power2 * beta2)]

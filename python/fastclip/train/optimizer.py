@@ -12,12 +12,12 @@ import numpy.typing as npt
 from fastclip import _core
 from fastclip._arrays import as_output, describe
 from fastclip._foreign import foreign_array, framework
-from fastclip._order import norm_scalar
 from fastclip.train import state
 from fastclip.train.arrays import as_variable
 from fastclip.train.gradients import compute_gradients
 from fastclip.train.handling import Handling
 from fastclip.train.hyper_parameter import HyperParameter
+from fastclip.train.live_state import LiveState, loaded_counters
 from fastclip.train.pairs import Pairs
 from fastclip.train.step_counter import as_step_counter
 from fastclip.variable import Variable
@@ -101,6 +101,8 @@ class Optimizer:
     _rule: str
     #: The names of the slots, in the order of the rule.
     _slot_names: tuple[str, ...] = ()
+    #: The names of the numbers that the rule keeps besides slots.
+    _counter_names: ClassVar[tuple[str, ...]] = ()
     #: Whether a gradient of some rows changes all of its variable.
     _changes_all_rows: ClassVar[bool] = False
 
@@ -121,11 +123,32 @@ class Optimizer:
             raise TypeError("Optimizer is what optimizers have in common; make one of its subclasses")
         self._name = name
         self._handling = Handling(clipvalue, clipnorm, global_clipnorm, on_nonfinite, loss_scale)
-        self._slots = _core.Slots(self._rule)
-        # A hyper-parameter may be a function that uses the optimizer.
-        self._lock = threading.RLock()
-        self.last_norm: np.floating[Any] | None = None
-        self.skipped_steps = 0
+        self._state = LiveState.of(self._rule, self._counter_names)
+        self._locks: dict[int, threading.RLock] = {}
+
+    @property
+    def _lock(self) -> threading.RLock:
+        """The lock of this process, which a hyper-parameter that uses the optimizer may take again.
+
+        A process that is forked while another thread is in a step would find the lock of its parent held for good.
+        """
+        generation = _core.process_generation()
+        lock = self._locks.get(generation)
+        return self._locks.setdefault(generation, threading.RLock()) if lock is None else lock
+
+    @property
+    def _slots(self) -> _core.Slots:
+        return self._state.slots
+
+    @property
+    def last_norm(self) -> np.floating[Any] | None:
+        """The global norm of the gradients at the last step, before clipping; None if it was not measured."""
+        return self._state.last_norm()
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps were left out by ``on_nonfinite="skip"``."""
+        return int(self._state.skipped_steps)
 
     # What an optimizer says of itself ----------------------------------------------------------
 
@@ -140,16 +163,6 @@ class Optimizer:
     def _after(self, hyper: tuple[float, ...]) -> list[tuple[npt.NDArray[np.float64], float]]:
         """What the optimizer keeps besides slots, and what it will be when this step is taken."""
         return []
-
-    def _other_state(self) -> dict[str, _Array]:
-        """What the optimizer keeps besides slots."""
-        return {}
-
-    def _set_other_state(self, other: Mapping[str, _Array], begun: bool) -> Callable[[], None]:
-        """Check this part of a state, and return what sets it. `begun` tells that a step was taken."""
-        if other:
-            raise ValueError(f"state_dict has {', '.join(other)}, which this optimizer does not keep")
-        return lambda: None
 
     # Gradients -----------------------------------------------------------------------------------
 
@@ -250,8 +263,9 @@ class Optimizer:
             raise ValueError(f"No gradients provided for any variable: {names}.")
         with self._lock:
             hyper = self._hyper()
-            taken, norm, wide = _core.take_step(
-                self._slots,
+            live = self._state
+            taken = _core.take_step(
+                live.slots,
                 pairs.gradients,
                 pairs.rows(),
                 pairs.arrays,
@@ -262,12 +276,10 @@ class Optimizer:
                 # Counters move on with the variables: Ctrl-C cannot come in between.
                 self._after(hyper),
                 counter,
+                live.skipped_steps,
+                live.report,
             )
-            self.last_norm = None if norm is None else norm_scalar(norm, wide)
-            if not taken:
-                self.skipped_steps += 1
-                return
-            for variable in pairs.constrained:
+            for variable in pairs.constrained if taken else ():
                 self._constrain(variable)
 
     def _constrain(self, variable: Any) -> None:
@@ -355,13 +367,13 @@ class Optimizer:
     def get_slot_names(self) -> list[str]:
         """Return the names of the slots that were made so far, sorted."""
         with self._lock:
-            return sorted(self._slot_names) if any(slots for _, slots in self._slots.entries()) else []
+            return sorted(self._slot_names) if self._slots.has_slots() else []
 
     def variables(self) -> list[_Array]:
         """Return all arrays that the optimizer keeps: counters first, then the slots of each variable."""
         with self._lock:
             slots = [slot for _, slots in self._slots.entries() for slot in slots]
-            return [*self._other_state().values(), *slots]
+            return [*self._state.other().values(), *slots]
 
     def set_low_precision_copy(self, variable: Any, copy: Any) -> None:
         """Keep a low-precision copy of a variable up to date: the variable then is the master weights.
@@ -401,8 +413,7 @@ class Optimizer:
             copy = foreign_array(copy, "copy", to_write=True) if is_torch else as_output(copy, "copy")
         with self._lock:
             self._slots.refuse_while_stepping("set_low_precision_copy")
-            self._slots.set_copy(array, copy)
-            self._slots.refresh_copy(array)
+            self._slots.set_copy(array, copy, True)
 
     # Resuming ------------------------------------------------------------------------------------
 
@@ -439,7 +450,7 @@ class Optimizer:
                 self._rule,
                 self._slot_names,
                 self._slots.entries(),
-                {**self._other_state(), "skipped_steps": np.array(self.skipped_steps, np.int64)},
+                {**self._state.other(), "skipped_steps": self._state.skipped_steps},
             )
 
     def load_state_dict(self, state_dict: Mapping[str, Any], var_list: Iterable[Any] | None = None) -> None:
@@ -470,17 +481,17 @@ class Optimizer:
             _core.check_variables(arrays, "var_list")
             loaded = state.Loaded(state_dict, self._rule, self._slot_names, arrays)
             begun = any(values is not None for values in loaded.slots)
-            set_other_state = self._set_other_state(loaded.other, begun)
+            counters = loaded_counters(self._counter_names, loaded.other, begun)
             slots = _core.Slots(self._rule)
-            for array, values in zip(arrays, loaded.slots, strict=True):
-                made = slots.meet(array, None if values is None else self._initial())
-                for slot, value in zip(made, values or (), strict=True):
+            made = slots.load(arrays, [values is not None for values in loaded.slots])
+            for own, values in zip(made, loaded.slots, strict=True):
+                for slot, value in zip(own, values or (), strict=True):
                     np.copyto(slot, value)
             for array, copy in self._slots.copies():
-                slots.set_copy(array, copy)
-            set_other_state()
-            self.skipped_steps = loaded.skipped_steps
-            self._slots = slots
+                slots.set_copy(array, copy, False)
+            skipped_steps = np.array(loaded.skipped_steps, np.int64)
+            # All at once: an interrupt finds the state as it was, or the one that was loaded.
+            self._state = LiveState(slots, counters, skipped_steps, self._state.report)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # What it keeps belongs to variables, which a copy would share or lose.
