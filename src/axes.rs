@@ -508,7 +508,7 @@ pub enum Prepared {
 /// The number of steps of nested loops.
 fn product(dims: &[Dim]) -> usize {
     // A loop without steps may stand beside loops whose product is beyond the machine's numbers.
-    if dims.iter().any(|dim| dim.len == 0) { 0 } else { dims.iter().map(|dim| dim.len).product() }
+    dims.iter().fold(1, |product, dim| product.wrapping_mul(dim.len))
 }
 
 /// Positions after `index` steps through the dimensions, the last the fastest.

@@ -414,7 +414,7 @@ pub(crate) fn merge<const N: usize>(dims: &mut Vec<Dim<N>>, present: [bool; N]) 
 /// The number of elements of an array of this shape.
 pub(crate) fn count(shape: &[usize]) -> usize {
     // An axis without elements may stand beside axes whose product is beyond the machine's numbers.
-    if shape.contains(&0) { 0 } else { shape.iter().product() }
+    shape.iter().fold(1, |count, len| count.wrapping_mul(*len))
 }
 
 /// Bytes that are gathered at a time: they stay in the first-level cache.

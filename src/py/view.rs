@@ -33,20 +33,22 @@ use std::os::raw::c_int;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// What was seen of an array, which is alive for as long as this is.
+///
+/// Calls look at thousands of arrays: it has less than 128 bytes, which compilers move without calling a function.
 pub struct View<'py> {
     /// What keeps the memory alive. It is not looked at again.
     owner: Bound<'py, PyAny>,
     /// The element at index 0 of every axis.
     pub pointer: *mut u8,
-    /// The element type.
-    pub dtype: DType,
     /// The number of elements.
     pub size: usize,
+    axes: Axes,
     /// NumPy's number of the element type.
     number: c_int,
     flags: c_int,
+    /// The element type.
+    pub dtype: DType,
     has_base: bool,
-    axes: Axes,
 }
 
 /// The most axes that are kept without an allocation.
@@ -54,36 +56,48 @@ const INLINE: usize = 4;
 
 /// Shape and strides.
 struct Axes {
-    count: u8,
     shape: [usize; INLINE],
     strides: [isize; INLINE],
     /// Those of an array with more axes.
-    more: Option<(Box<[usize]>, Box<[isize]>)>,
+    more: Option<Box<(Box<[usize]>, Box<[isize]>)>>,
+    count: u8,
 }
 
 impl Axes {
+    #[inline]
     fn new(shape: &[usize], strides: &[isize]) -> Result<Self, OutOfMemory> {
-        let mut axes =
-            Self { count: shape.len() as u8, shape: [0; INLINE], strides: [0; INLINE], more: None };
+        let mut axes = Self { shape: [0; INLINE], strides: [0; INLINE], more: None, count: shape.len() as u8 };
         if shape.len() > INLINE {
-            axes.more = Some((copied(shape)?, copied(strides)?));
+            axes.more = Some(Box::new((copied(shape)?, copied(strides)?)));
         } else {
-            axes.shape[..shape.len()].copy_from_slice(shape);
-            axes.strides[..shape.len()].copy_from_slice(strides);
+            // With lengths that the compiler knows, in place of a call for two numbers.
+            match shape.len() {
+                1 => axes.set::<1>(shape, strides),
+                2 => axes.set::<2>(shape, strides),
+                3 => axes.set::<3>(shape, strides),
+                4 => axes.set::<4>(shape, strides),
+                _ => {}
+            }
         }
         Ok(axes)
     }
 
+    #[inline]
+    fn set<const N: usize>(&mut self, shape: &[usize], strides: &[isize]) {
+        self.shape[..N].copy_from_slice(&shape[..N]);
+        self.strides[..N].copy_from_slice(&strides[..N]);
+    }
+
     fn shape(&self) -> &[usize] {
         match &self.more {
-            Some((shape, _)) => shape,
+            Some(more) => &more.0,
             None => &self.shape[..usize::from(self.count)],
         }
     }
 
     fn strides(&self) -> &[isize] {
         match &self.more {
-            Some((_, strides)) => strides,
+            Some(more) => &more.1,
             None => &self.strides[..usize::from(self.count)],
         }
     }
@@ -216,8 +230,7 @@ impl<'py> View<'py> {
         name: impl Fn() -> String,
     ) -> Result<Self, Error> {
         let py = object.py();
-        // SAFETY: both calls look at the type of a live object.
-        if unsafe { npyffi::PyArray_Check(py, object.as_ptr()) } == 0 {
+        if !is_array(&object) {
             return Err(Error::Type(format!(
                 "{} is a {}; it takes an array",
                 name(),
@@ -509,20 +522,34 @@ fn is_bfloat16(py: Python<'_>, class: *mut ffi::PyTypeObject) -> bool {
     found
 }
 
+/// NumPy's type object of arrays, null before [`load_numpy`].
+static NDARRAY: AtomicPtr<ffi::PyTypeObject> = AtomicPtr::new(std::ptr::null_mut());
+
 /// Looks NumPy's C interface up.
 pub fn load_numpy(py: Python<'_>) {
     // SAFETY: looks up a static of NumPy's.
-    unsafe { npyffi::get_type_object(py, NpyTypes::PyArray_Type) };
+    let array = unsafe { npyffi::get_type_object(py, NpyTypes::PyArray_Type) };
+    NDARRAY.store(array, Ordering::Relaxed);
+}
+
+/// Whether an object is exactly an array, of no subclass.
+fn is_exactly_array(object: &Bound<'_, PyAny>) -> bool {
+    // SAFETY: reads the type of a live object.
+    unsafe { ffi::Py_TYPE(object.as_ptr()) == NDARRAY.load(Ordering::Relaxed) }
+}
+
+/// Whether an object is an array, perhaps of a subclass.
+fn is_array(object: &Bound<'_, PyAny>) -> bool {
+    // SAFETY: looks at the type of a live object.
+    is_exactly_array(object) || unsafe { npyffi::PyArray_Check(object.py(), object.as_ptr()) != 0 }
 }
 
 /// Whether an object is just an array (of no subclass), in native byte order.
 pub fn is_plain_array(object: &Bound<'_, PyAny>) -> bool {
-    // SAFETY: looks up a static of NumPy's, reads the type of a live object, and the descriptor if it is an array.
-    unsafe {
-        ffi::Py_TYPE(object.as_ptr()) == npyffi::get_type_object(object.py(), NpyTypes::PyArray_Type) && {
-            let descr = (*object.as_ptr().cast::<PyArrayObject>()).fields.descr;
-            !matches!((*descr).fields.byteorder as u8, b'>' | b'<')
-        }
+    is_exactly_array(object) && {
+        // SAFETY: the object is an array, alive, and so is its descriptor.
+        let order = unsafe { (*(*object.as_ptr().cast::<PyArrayObject>()).fields.descr).fields.byteorder };
+        !matches!(order as u8, b'>' | b'<')
     }
 }
 
