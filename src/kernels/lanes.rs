@@ -36,6 +36,8 @@ pub trait Lanes<R>:
     fn positive_part(self) -> Self;
     /// x to a power, by the C library's function.
     fn powf(self, exponent: R) -> Self;
+    /// x / divisor, and x where it is 0, whatever the divisor is: 0/0 is 0 here.
+    fn over(self, divisor: Self) -> Self;
 
     /// sign(x)·max(|x| − threshold, 0): what an l1 penalty does.
     #[inline(always)]
@@ -91,6 +93,10 @@ macro_rules! real {
             fn powf(self, exponent: $T) -> Self {
                 $T::powf(self, exponent)
             }
+            #[inline(always)]
+            fn over(self, divisor: Self) -> Self {
+                if self == 0.0 { self } else { self / divisor }
+            }
         }
 
         impl<S: Simd> Lanes<$T> for $V<S> {
@@ -120,6 +126,10 @@ macro_rules! real {
                     *x = x.powf(exponent);
                 }
                 self
+            }
+            #[inline(always)]
+            fn over(self, divisor: Self) -> Self {
+                self.simd_eq(0.0).select(self, self / divisor)
             }
         }
 

@@ -1,5 +1,6 @@
 //! g′ = g + 2·shrinkage·w; n′ = n + g²; z ← z + g′ − (n′^p − n^p)/lr·w; w ← −sign(z)·max(|z| − l1, 0)/(n′^p/lr + 2·l2′),
-//! with p = −`learning_rate_power` and l2′ = l2 + beta/(2·lr).
+//! with p = −`learning_rate_power` and l2′ = l2 + beta/(2·lr). A numerator of 0 gives w = 0 whatever the denominator is:
+//! both are 0 for an element that has had no gradient where the accumulator started at 0 and l2′ is 0.
 //!
 //! McMahan and others, "Ad click prediction: a view from the trenches", 2013, with TensorFlow's power, shrinkage and
 //! beta. The slots are n, z.
@@ -37,7 +38,61 @@ impl<R: Real> Rule<R, 2> for Ftrl<R> {
         let after = n + g * g;
         let (before_raised, after_raised) = (raised(n), raised(after));
         let z = z + (g + w * self.shrinkage) - (after_raised - before_raised) * self.inverse_rate * w;
-        let w = -z.shrink(self.l1) / (after_raised * self.inverse_rate + self.ridge);
+        let w = (-z.shrink(self.l1)).over(after_raised * self.inverse_rate + self.ridge);
         (w, [after, z])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa;
+    use crate::kernels::Float;
+    use crate::kernels::update::update;
+
+    fn one_step<R: Real>(hyper: &[f64], g: R, w: R, n: R, z: R) -> Vec<[R; 3]> {
+        let mut steps = Vec::new();
+        for level in isa::all() {
+            // Long enough for whole registers and a rest.
+            let len = 2 * R::LANES + 3;
+            let (g, mut w) = (vec![g; len], vec![w; len]);
+            let (mut n, mut z) = (vec![n; len], vec![z; len]);
+            let rule = Ftrl::<R>::new(hyper);
+            update(level, rule, R::from_f64(1.0), &g, &mut w, [&mut n, &mut z]);
+            steps.extend((0..len).map(|i| [w[i], n[i], z[i]]));
+        }
+        steps
+    }
+
+    fn check<R: Real>() {
+        let number = R::from_f64;
+        for power in [-0.5, -0.25, -1.0] {
+            for l1 in [0.0, 0.5] {
+                let hyper = [0.1, power, l1, 0.0, 0.0, 0.0];
+                for g in [0.0, -0.0] {
+                    for step in one_step::<R>(&hyper, number(g), number(0.0), number(0.0), number(0.0)) {
+                        assert_eq!(step.map(Float::to_f64), [0.0; 3], "{power} {l1} {g}");
+                    }
+                }
+                for step in one_step::<R>(&hyper, R::NAN, number(0.0), number(0.0), number(0.0)) {
+                    assert!(step.iter().all(|x| x.to_f64().is_nan()), "{power} {l1}");
+                }
+            }
+        }
+        // With a denominator above 0 the quotient is what division gives, the sign of a zero included.
+        let hyper = [0.1, -0.5, 0.0, 0.0, 0.0, 0.0];
+        for (g, z) in [(0.0, 0.0), (0.0, -0.0), (2.0, 1.0), (-2.0, -1.0)] {
+            let after = R::from_f64(1.0 + g * g).sqrt() * R::from_f64(10.0);
+            let want = -number(z + g) / after;
+            for [w, ..] in one_step::<R>(&hyper, number(g), number(0.0), number(1.0), number(z)) {
+                assert_eq!(w.to_f64().to_bits(), want.to_f64().to_bits(), "{g} {z}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_element_without_gradient_and_state_stays_zero() {
+        check::<f32>();
+        check::<f64>();
     }
 }

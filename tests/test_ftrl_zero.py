@@ -1,0 +1,48 @@
+"""Ftrl leaves an element alone that has never had a gradient, as TensorFlow's kernel does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fastclip
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("power", [-0.5, -0.25, -1.0])
+@pytest.mark.parametrize("l1", [0.0, 0.25])
+def test_an_element_without_gradient_stays_zero_where_the_accumulator_starts_at_zero(
+    dtype: type[np.floating], power: float, l1: float
+) -> None:
+    # Longer than a register, with a rest.
+    variable = np.zeros(37, dtype)
+    gradient = np.zeros(37, dtype)
+    gradient[::3] = 2.0
+    optimizer = fastclip.train.FtrlOptimizer(
+        0.1, power, initial_accumulator_value=0.0, l1_regularization_strength=l1
+    )
+    for _ in range(3):
+        optimizer.apply_gradients([(gradient, variable)])
+    assert np.isfinite(variable).all()
+    assert (variable[::3] < 0.0).all()
+    untouched = np.arange(37) % 3 != 0
+    assert (variable[untouched] == 0.0).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_an_element_recovers_when_its_first_gradient_comes(dtype: type[np.floating]) -> None:
+    late, fresh = np.zeros(5, dtype), np.zeros(5, dtype)
+    gradient = np.full(5, 0.5, dtype)
+    first = fastclip.train.FtrlOptimizer(0.1, initial_accumulator_value=0.0)
+    first.apply_gradients([(np.zeros(5, dtype), late)])
+    first.apply_gradients([(gradient, late)])
+    second = fastclip.train.FtrlOptimizer(0.1, initial_accumulator_value=0.0)
+    second.apply_gradients([(gradient, fresh)])
+    np.testing.assert_array_equal(late, fresh)
+
+
+def test_a_nan_gradient_still_shows() -> None:
+    variable = np.zeros(5, np.float32)
+    gradient = np.array([0.0, np.nan, 0.0, np.nan, 0.0], np.float32)
+    fastclip.train.FtrlOptimizer(0.1, initial_accumulator_value=0.0).apply_gradients([(gradient, variable)])
+    np.testing.assert_array_equal(np.isnan(variable), np.isnan(gradient))
