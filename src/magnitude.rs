@@ -1,6 +1,6 @@
 //! Sums of powers that neither overflow nor vanish.
 
-use crate::kernels::scale::Factor;
+use crate::kernels::scale::{Factor, normalised};
 
 /// Which norm: (Σ|x|ᵖ)^(1/p), or max|x|.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -56,22 +56,39 @@ pub struct Magnitude {
 /// Above it, what fell below 2^-1074 is less than one part in 2^100 of it, however many there were.
 pub const SMALL: f64 = f64::from_bits((1023 - 900) << 52);
 
+/// The largest exponent of a magnitude. Norms there and beyond are infinite in float64, and the factors that bring them
+/// to a bound are 0; differences and sums of a few such exponents stay in range.
+pub const FAR: i32 = 1 << 28;
+
+/// A root of a sum of powers above this, and below its inverse, stays in the magnitude's value: 2^-64.
+const NEAR_ONE: f64 = f64::from_bits((1023 - 64) << 52);
+
 impl Magnitude {
     /// Of no elements at all.
     pub const ZERO: Self = Self { value: 0.0, exponent: 0 };
 
     /// The magnitude of order `p` whose sum of powers, of elements divided by `unit·2^exponent`, is this.
+    ///
+    /// For small p the norm may be far beyond float64. Its exponent holds that, up to [`FAR`]: what comes of a finite
+    /// sum is finite.
     #[must_use]
     pub fn from_powers(powers: f64, p: f64, unit: f64, exponent: i32) -> Self {
+        if powers == 0.0 || !powers.is_finite() {
+            return Self { value: powers, exponent: 0 };
+        }
         let root = powers.powf(1.0 / p);
-        if root.is_finite() && root > 0.0 || powers == 0.0 || !powers.is_finite() {
+        if (NEAR_ONE..=1.0 / NEAR_ONE).contains(&root) {
             return Self { value: unit * root, exponent };
         }
-        // p is so small that the root is beyond float64 by itself, though perhaps not with its exponent.
-        let log = powers.log2() / p;
-        let whole = log.floor();
-        let far = whole.clamp(-1e6, 1e6) as i32;
-        Self { value: unit * (log - whole).exp2(), exponent: exponent + far }
+        let (mantissa, more) = if root.is_normal() {
+            normalised(root)
+        } else {
+            // The root is beyond float64 by itself, though perhaps not with its exponent.
+            let log = powers.log2() / p;
+            let whole = log.floor().clamp(f64::from(-FAR), f64::from(FAR));
+            ((log - whole).clamp(0.0, 1.0).exp2(), whole as i32)
+        };
+        Self { value: unit * mantissa, exponent: (exponent + more).clamp(-FAR, FAR) }
     }
 
     /// Whether every element was finite.
@@ -123,13 +140,19 @@ pub mod ranges {
 
     /// Bits that one range spans, at most: its sums and those of many processes stay in float64.
     const BITS: f64 = 1200.0;
-    /// The exponents of two that a norm may have lie between this and its negative.
+    /// The exponents of two that a norm may have lie between this and its negative, if its order is 1 or more: those
+    /// of float64, and some for the number of elements.
     const LIMIT: f64 = 1140.0;
+    /// A norm of order p may exceed its largest element by the number of elements to the power 1/p, which is less than
+    /// 2^64.
+    const COUNT_BITS: f64 = 64.0;
 
     /// How far the exponents of neighbouring ranges are apart, and how many there are on each side of 0.
     fn layout(order: Order) -> (i32, i32) {
-        let step = (BITS / order.p()).floor().clamp(1.0, LIMIT);
-        (step as i32, (LIMIT / step).ceil() as i32)
+        let p = order.p();
+        let step = (BITS / p).floor().clamp(1.0, LIMIT);
+        let limit = if p < 1.0 { LIMIT + COUNT_BITS / p } else { LIMIT };
+        (step as i32, (limit / step).ceil() as i32)
     }
 
     /// A sum of powers in its range.
@@ -192,10 +215,7 @@ pub fn combine(parts: &[Magnitude], order: Order) -> Magnitude {
             if largest.value == 0.0 || !largest.is_finite() {
                 return largest;
             }
-            let powers = pairwise(parts, &|part: &Magnitude| {
-                let scaled = times_power_of_two(part.value, part.exponent - largest.exponent);
-                (scaled / largest.value).powf(p)
-            });
+            let powers = pairwise(parts, &|part: &Magnitude| power_of_ratio(*part, largest, p));
             Magnitude::from_powers(powers, p, largest.value, largest.exponent)
         }
         Order::Two | Order::One => sum(parts, if order == Order::Two { 2 } else { 1 }),
@@ -220,6 +240,18 @@ fn sum(parts: &[Magnitude], p: i32) -> Magnitude {
     let value =
         pairwise(parts, &|part: &Magnitude| times_power_of_two(part.value, p * (part.exponent - exponent)));
     Magnitude { value, exponent }
+}
+
+/// (part / largest)ᵖ, for magnitudes that are norms.
+fn power_of_ratio(part: Magnitude, largest: Magnitude, p: f64) -> f64 {
+    let exponent = part.exponent - largest.exponent;
+    let ratio = times_power_of_two(part.value, exponent) / largest.value;
+    if ratio < SMALL && p < 1.0 {
+        // The ratio is near the end of float64 or beyond it, while its power may be near 1.
+        (part.value / largest.value).powf(p) * (p * f64::from(exponent)).exp2()
+    } else {
+        ratio.powf(p)
+    }
 }
 
 fn maximum(parts: &[Magnitude]) -> Magnitude {
@@ -276,7 +308,7 @@ mod tests {
 
     #[test]
     fn sums_in_ranges_add_up_to_the_norm_of_all() {
-        let orders = [1.0, 0.5, 3.0, 20.0].map(Order::new);
+        let orders = [1.0, 0.5, 3.0, 20.0, 64.0, 0.1, 1.0 / 64.0].map(Order::new);
         for order in orders.into_iter().chain([Order::Two]) {
             let huge = Magnitude { value: 3.0, exponent: 1000 };
             let tiny = Magnitude { value: 2.5, exponent: -1022 };
@@ -297,6 +329,45 @@ mod tests {
         }
         let nan = ranges::split(plain(f64::NAN), Order::Two);
         assert!(ranges::join(&nan, Order::Two).value.is_nan());
+    }
+
+    #[test]
+    fn ranges_hold_the_norms_of_many_elements_in_small_orders() {
+        for p in [1.0 / 64.0, 0.02, 0.1, 0.5, 0.9] {
+            let order = Order::new(p);
+            // As many equal elements as memory may hold, of the largest and the smallest size.
+            for (elements, size) in [(f64::powi(2.0, 40), 1023), (f64::powi(2.0, 40), -1074), (1.0, -1074)] {
+                let total = Magnitude::from_powers(elements, p, 1.0, size);
+                let sums: Vec<f64> = ranges::split(total, order).into_iter().map(|sum| 2.0 * sum).collect();
+                assert!(sums.iter().all(|sum| sum.is_finite()), "{p} {sums:?}");
+                let got = ranges::join(&sums, order);
+                let want = Magnitude::from_powers(2.0 * elements, p, 1.0, size);
+                let ratio = times_power_of_two(got.value / want.value, got.exponent - want.exponent);
+                assert!((ratio - 1.0).abs() <= 2e-14 / p, "{p} {elements} {got:?} {want:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_norm_far_beyond_float64_is_infinite_and_clips_to_zero() {
+        for (powers, p) in [(2.0, 5e-324), (1.0 + f64::EPSILON, 1e-310), (1e6, 1e-300), (3.0, 1e-4)] {
+            let order = Order::new(p);
+            let one = Magnitude::from_powers(powers, p, 1.5, 3);
+            let total = combine(&[one, one, Magnitude::ZERO, plain(1e-300)], order);
+            let again = combine(&[total, one, total], order);
+            for magnitude in [one, total, again] {
+                assert!(magnitude.is_finite() && magnitude.exponent > 1100, "{p} {magnitude:?}");
+                assert_eq!(magnitude.norm(order), f64::INFINITY);
+                let factor = magnitude.factor(order, 1.0, 1.0).unwrap();
+                assert_eq!(factor.wide * factor.lift, 0.0);
+                assert_eq!(f64::MAX * factor.lift * factor.wide, 0.0);
+                assert!(magnitude.factor(order, 1.0, f64::MAX).is_some());
+            }
+        }
+        // One element is its own norm.
+        for p in [5e-324, 1e-310, 1e-300] {
+            assert_eq!(Magnitude::from_powers(1.0, p, 1.5, 3).norm(Order::new(p)), 12.0);
+        }
     }
 
     #[test]

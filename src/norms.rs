@@ -171,7 +171,7 @@ fn scaled<const N: usize>(
             plain(part)
         });
     }
-    // For other powers the largest element becomes 1, whose power neither overflows nor vanishes.
+    // For other powers the largest element is divided by itself: 1, whose power neither overflows nor vanishes.
     let unit = match order {
         Order::Power(_) if segment.complex => maximum(true, factor)?,
         Order::Power(_) => part * factor,
@@ -181,7 +181,7 @@ fn scaled<const N: usize>(
         Order::Two if segment.scalar == Scalar::F64 => {
             segment.read(range, scratch, |x: &[f64]| sum_squares_scaled(level, x, factor))
         }
-        _ => powers(level, segment, range, order.p(), [factor, 1.0 / unit], scratch),
+        _ => powers(level, segment, range, order.p(), [factor, unit], scratch),
     };
     let total = pass(&sum, Fold::Sum)?;
     Ok(match order {
@@ -243,7 +243,8 @@ mod tests {
     use super::*;
     use crate::exec::Context;
     use crate::isa;
-    use crate::magnitude::combine;
+    use crate::kernels::oracle::exact_sum;
+    use crate::magnitude::{combine, times_power_of_two};
     use crate::scalar::DType;
 
     fn segments<T>(scalar: Scalar, complex: bool, tensors: &mut [Vec<T>]) -> Vec<Segment> {
@@ -332,5 +333,102 @@ mod tests {
             assert!(got[0] == f64::INFINITY && got[1].is_nan() && got[3].is_nan(), "{order:?} {got:?}");
             assert!((got[2] - 3.0).abs() < 1e-15);
         }
+    }
+
+    /// The norm in float64, from sums of powers of mantissas and exponents by themselves.
+    fn reference(sizes: &[f64], p: f64) -> f64 {
+        let split = |x: f64| {
+            let exponent = exponent_of(x);
+            (times_power_of_two(x, -exponent), exponent)
+        };
+        let Some((top, above)) =
+            sizes.iter().filter(|x| **x > 0.0).map(|x| split(*x)).max_by_key(|(m, e)| (*e, m.to_bits()))
+        else {
+            return 0.0;
+        };
+        let power = |x: f64| {
+            let (mantissa, exponent) = split(x);
+            (p * ((mantissa / top).log2() + f64::from(exponent - above))).exp2()
+        };
+        let total = exact_sum(sizes.iter().filter(|x| **x > 0.0).map(|x| power(*x)));
+        let log = if total == 1.0 { 0.0 } else { total.log2() / p };
+        let whole = log.floor().min(1e6);
+        times_power_of_two(top * (log - whole).clamp(0.0, 1.0).exp2(), above + whole as i32)
+    }
+
+    const ORDERS: [f64; 17] = [
+        5e-324,
+        1e-310,
+        1e-300,
+        1e-3,
+        0.01,
+        0.1,
+        0.5,
+        0.9,
+        1.5,
+        3.0,
+        64.0,
+        65.0,
+        1e3,
+        1e6,
+        1e20,
+        1e300,
+        f64::MAX,
+    ];
+
+    fn agree_with_the_reference<T: crate::kernels::Float>(
+        scalar: Scalar,
+        tensors: &[&[f64]],
+        make: impl Fn(f64) -> T,
+    ) {
+        let mut made: Vec<Vec<T>> = tensors.iter().map(|x| x.iter().map(|v| make(*v)).collect()).collect();
+        let sizes: Vec<Vec<f64>> =
+            made.iter().map(|x| x.iter().map(|v| v.to_f64().abs()).collect()).collect();
+        let together = sizes.concat();
+        // As complex numbers: the first of each pair is real, the second imaginary.
+        let mut pairs: Vec<Vec<T>> = made
+            .iter()
+            .map(|x| {
+                let pair = |(i, v): (usize, &T)| if i % 2 == 0 { [*v, T::ZERO] } else { [T::ZERO, *v] };
+                x.iter().enumerate().flat_map(pair).collect()
+            })
+            .collect();
+        for p in ORDERS {
+            let want: Vec<f64> = sizes.iter().chain([&together]).map(|sizes| reference(sizes, p)).collect();
+            for complex in [false, true] {
+                let tensors = if complex { &mut pairs } else { &mut made };
+                let got = norms(&segments(scalar, complex, tensors), Order::new(p), 1);
+                let bound = 1e-14 * (1.0 / p).max(1.0);
+                for (got, want) in got.iter().zip(&want) {
+                    let near = got == want || (got - want).abs() <= bound * want + 5e-324;
+                    assert!(near, "{p:e} {complex} {got:e} {want:e} {sizes:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_order_has_its_limit() {
+        let wide: [&[f64]; 9] = [
+            &[0.0, -0.3, 0.0],
+            &[0.7; 5],
+            &[1e-3, 7.0, -1e3, 12.5, 1e-3],
+            &[1.7e308, -1.1e308, 1.7e308],
+            &[1e-320, 3e-320, -5e-324],
+            &[1.3e308, 1e-320, 1.0],
+            &[2.5e-310],
+            &[0.0; 4],
+            &[],
+        ];
+        for tensor in wide {
+            agree_with_the_reference(Scalar::F64, &[tensor], |v| v);
+        }
+        agree_with_the_reference(Scalar::F64, &wide, |v| v);
+        let narrow: [&[f64]; 6] =
+            [&[0.0, -0.3, 0.0], &[0.7; 5], &[1e-3, 7.0, -1e3, 12.5], &[6e4, 6e-8, 1.0], &[0.0; 4], &[]];
+        agree_with_the_reference(Scalar::F32, &narrow, |v| v as f32);
+        agree_with_the_reference(Scalar::F16, &narrow, half::f16::from_f64);
+        agree_with_the_reference(Scalar::BF16, &narrow, half::bf16::from_f64);
+        agree_with_the_reference(Scalar::F32, &[&[3e38, 1e-45]], |v| v as f32);
     }
 }

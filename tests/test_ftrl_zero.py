@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import fastclip
+from fastclip.train import FtrlOptimizer
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -18,7 +18,7 @@ def test_an_element_without_gradient_stays_zero_where_the_accumulator_starts_at_
     variable = np.zeros(37, dtype)
     gradient = np.zeros(37, dtype)
     gradient[::3] = 2.0
-    optimizer = fastclip.train.FtrlOptimizer(
+    optimizer = FtrlOptimizer(
         0.1, power, initial_accumulator_value=0.0, l1_regularization_strength=l1
     )
     for _ in range(3):
@@ -33,10 +33,10 @@ def test_an_element_without_gradient_stays_zero_where_the_accumulator_starts_at_
 def test_an_element_recovers_when_its_first_gradient_comes(dtype: type[np.floating]) -> None:
     late, fresh = np.zeros(5, dtype), np.zeros(5, dtype)
     gradient = np.full(5, 0.5, dtype)
-    first = fastclip.train.FtrlOptimizer(0.1, initial_accumulator_value=0.0)
+    first = FtrlOptimizer(0.1, initial_accumulator_value=0.0)
     first.apply_gradients([(np.zeros(5, dtype), late)])
     first.apply_gradients([(gradient, late)])
-    second = fastclip.train.FtrlOptimizer(0.1, initial_accumulator_value=0.0)
+    second = FtrlOptimizer(0.1, initial_accumulator_value=0.0)
     second.apply_gradients([(gradient, fresh)])
     np.testing.assert_array_equal(late, fresh)
 
@@ -44,5 +44,5 @@ def test_an_element_recovers_when_its_first_gradient_comes(dtype: type[np.floati
 def test_a_nan_gradient_still_shows() -> None:
     variable = np.zeros(5, np.float32)
     gradient = np.array([0.0, np.nan, 0.0, np.nan, 0.0], np.float32)
-    fastclip.train.FtrlOptimizer(0.1, initial_accumulator_value=0.0).apply_gradients([(gradient, variable)])
+    FtrlOptimizer(0.1, initial_accumulator_value=0.0).apply_gradients([(gradient, variable)])
     np.testing.assert_array_equal(np.isnan(variable), np.isnan(gradient))

@@ -19,6 +19,8 @@ KnownNorm = tuple[float, int, bool, list[float] | None, list[int]]
 
 #: Above this, the ranges that a sum of powers may lie in become too many to be worth sending.
 _LARGEST_ORDER = 64.0
+#: Below this, a norm of many elements may lie so far beyond float64 that they become too many again.
+_SMALLEST_ORDER = 1.0 / 64.0
 
 
 def reduced_norm(
@@ -54,15 +56,18 @@ def reduced_norm(
     TypeError
         If `comm` has no ``allreduce``, or it gives no numbers.
     ValueError
-        If `order` is above 64, or ``allreduce`` gives another number of numbers.
+        If `order` is below 1/64 or above 64, or ``allreduce`` gives another number of numbers.
     """
     allreduce = getattr(comm, "allreduce", None)
     if not callable(allreduce):
         raise TypeError(
             f"comm is a {type(comm).__name__}; it takes an object with an allreduce(array) method"
         )
-    if order > _LARGEST_ORDER:
-        raise ValueError(f"ord is {order}; with comm= it takes a number up to {_LARGEST_ORDER:.0f}")
+    if not _SMALLEST_ORDER <= order <= _LARGEST_ORDER:
+        raise ValueError(
+            f"ord is {order}; with comm= it takes a number from 1/{1.0 / _SMALLEST_ORDER:.0f}"
+            f" to {_LARGEST_ORDER:.0f}"
+        )
     sums, norms, nonfinite = _core.partial_sums(leaves, order, names)
     answer = allreduce(np.array(sums, np.float64))
     try:

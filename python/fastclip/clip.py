@@ -60,7 +60,7 @@ def clip_by_global_norm(
         TensorFlow), raise :class:`NonFiniteError`, or turn every element into 0.
     comm : object, optional
         With an ``allreduce`` method that sums an array over processes: the norm is that over the tensors
-        of all of them, and every process gets the same bits. Orders up to 64.
+        of all of them, and every process gets the same bits. Orders from 1/64 to 64.
     norms : ndarray of float64, shape (n,), optional
         Filled with the norm of each tensor that is not None (of this process), in the same pass.
 

@@ -33,7 +33,7 @@ def global_norm(
         Order of the norm: any number above 0, or ``np.inf`` for the largest absolute value.
     comm : object, optional
         With an ``allreduce`` method that sums an array over processes: the norm is that over the tensors
-        of all of them. Orders up to 64.
+        of all of them. Orders from 1/64 to 64.
 
     Returns
     -------

@@ -1,42 +1,62 @@
-//! Σ|x·f·g|ᵖ in float64, for norms of other orders than 2 and infinity.
+//! Σ|x·f/u|ᵖ in float64, for norms of other orders than 2 and infinity.
 //!
-//! The input is widened to float64 a block at a time. For p ≠ 1 the caller passes two
-//! factors that make the largest element 1, so that no power overflows: a power of two that brings it near 1, and
-//! what is left.
+//! The input is widened to float64 a block at a time. For p ≠ 1 the caller passes a power of two f that brings the
+//! largest element into [1, 2), and as u what it becomes there. It is divided by u, not multiplied by 1/u: the ratio of
+//! the largest element is then exactly 1, and so is its power, however large p is. For p < 1 the powers of elements far
+//! below the largest count: those whose product with f is subnormal or near it are raised in two parts.
 
 use super::Float;
+use super::scale::normalised;
 use fearless_simd::{Level, Simd, dispatch};
 
 const BLOCK: usize = 512;
 const LANES: usize = 8;
 
-/// Σ|x·f·g|ᵖ of a slice of at most one chunk, for factors f and g.
+/// An element below this, relative to the largest, is raised in two parts where its power may count: 2^-900.
+const FAR_BELOW: f64 = f64::from_bits((1023 - 900) << 52);
+/// The exponent of what such an element is multiplied by: enough for the smallest subnormal, and not too much for
+/// 2^-900 of the largest number.
+const LIFT: i32 = 100;
+
+/// Σ|x·f/u|ᵖ of a slice of at most one chunk, for a power of two f and a divisor u.
 #[must_use]
-pub fn power_sum<T: Float>(level: Level, x: &[T], p: f64, [f, g]: [f64; 2]) -> f64 {
-    let mut total = 0.0;
-    let mut buffer = [0.0; BLOCK];
-    for block in x.chunks(BLOCK) {
-        let wide = &mut buffer[..block.len()];
-        for (to, from) in wide.iter_mut().zip(block) {
-            *to = from.to_f64().abs() * f * g;
-        }
-        total += sum_of_powers(level, wide, p);
-    }
-    total
+pub fn power_sum<T: Float>(level: Level, x: &[T], p: f64, [f, u]: [f64; 2]) -> f64 {
+    sum_over(level, x, |x, f| x.to_f64().abs() * f, p, [f, u])
 }
 
-/// Σ|z·f·g|ᵖ over complex numbers given as pairs of reals.
+/// Σ|z·f/u|ᵖ over complex numbers given as pairs of reals.
 #[must_use]
-pub fn power_sum_complex<T: Float>(level: Level, pairs: &[T], p: f64, [f, g]: [f64; 2]) -> f64 {
+pub fn power_sum_complex<T: Float>(level: Level, pairs: &[T], p: f64, [f, u]: [f64; 2]) -> f64 {
+    let (pairs, _) = pairs.as_chunks::<2>();
+    sum_over(level, pairs, |[re, im], f| (re.to_f64() * f).hypot(im.to_f64() * f), p, [f, u])
+}
+
+/// Σ(size(item, f)/u)ᵖ, where `size` is an absolute value times a factor.
+#[inline(always)]
+fn sum_over<U>(level: Level, items: &[U], size: impl Fn(&U, f64) -> f64, p: f64, [f, u]: [f64; 2]) -> f64 {
     let mut total = 0.0;
     let mut buffer = [0.0; BLOCK];
-    for block in pairs.chunks(2 * BLOCK) {
-        let (pairs, _) = block.as_chunks::<2>();
-        let wide = &mut buffer[..pairs.len()];
-        for (to, [re, im]) in wide.iter_mut().zip(pairs) {
-            *to = (re.to_f64() * f).hypot(im.to_f64() * f) * g;
+    for block in items.chunks(BLOCK) {
+        let ratios = &mut buffer[..block.len()];
+        for (to, item) in ratios.iter_mut().zip(block) {
+            *to = size(item, f);
         }
-        total += sum_of_powers(level, wide, p);
+        if u != 1.0 {
+            for ratio in &mut *ratios {
+                *ratio /= u;
+            }
+        }
+        raise(ratios, p);
+        if p < 1.0 {
+            let lift = f64::powi(2.0, LIFT);
+            let lowered = (p * f64::from(normalised(f).1 - LIFT)).exp2();
+            for (power, item) in ratios.iter_mut().zip(block) {
+                if size(item, f) < FAR_BELOW {
+                    *power = (size(item, lift) / u).powf(p) * lowered;
+                }
+            }
+        }
+        total += dispatch!(level, simd => sum(simd, ratios));
     }
     total
 }
@@ -52,20 +72,21 @@ pub fn max_abs_complex<T: Float>(pairs: &[T], factor: f64) -> f64 {
     })
 }
 
-fn sum_of_powers(level: Level, block: &mut [f64], p: f64) -> f64 {
-    if p != 1.0 {
-        if p.fract() == 0.0 && p <= 64.0 {
-            let n = p as i32;
-            for v in block.iter_mut() {
-                *v = v.powi(n);
-            }
-        } else {
-            for v in block.iter_mut() {
-                *v = v.powf(p);
-            }
+/// Each number to the power p.
+fn raise(block: &mut [f64], p: f64) {
+    if p == 1.0 {
+        return;
+    }
+    if p.fract() == 0.0 && p <= 64.0 {
+        let n = p as i32;
+        for v in block {
+            *v = v.powi(n);
+        }
+    } else {
+        for v in block {
+            *v = v.powf(p);
         }
     }
-    dispatch!(level, simd => sum(simd, block))
 }
 
 /// Eight lanes, folded pairwise.
@@ -120,6 +141,37 @@ mod tests {
             assert_eq!(power_sum_complex(level, &z, 1.0, [1.0, 1.0]), 18.0);
             assert_eq!(max_abs_complex(&z, 1.0), 13.0);
             assert!(max_abs_complex(&[f64::NAN, f64::INFINITY, 1.0, 1.0], 1.0).is_nan());
+        }
+    }
+
+    #[test]
+    fn the_largest_element_counts_as_one_whatever_the_order() {
+        for level in isa::all() {
+            for x in samples(200) {
+                let unit = x.abs();
+                for p in [5e-324, 1e-3, 0.5, 3.0, 64.0, 65.0, 1e20, f64::MAX] {
+                    assert_eq!(power_sum(level, &[x, -x, x], p, [1.0, unit]), 3.0, "{p} {x}");
+                    let z = [0.75 * x, x];
+                    let unit = max_abs_complex(&z, 1.0);
+                    assert_eq!(power_sum_complex(level, &z, p, [1.0, unit]), 1.0, "{p} {x}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn elements_far_below_the_largest_count_for_small_orders() {
+        // The largest is 1.5·2^1023, the smallest 2^-1074.
+        let largest = 1.5 * f64::powi(2.0, 1023);
+        let factors = [f64::powi(2.0, -1023), 1.5];
+        for level in isa::all() {
+            for p in [5e-324, 1e-300, 1e-3, 0.01] {
+                let want = 1.0 + f64::exp2(p * -2097.0) * 1.5_f64.powf(-p);
+                let got = power_sum(level, &[largest, 5e-324], p, factors);
+                assert!((got - want).abs() < 1e-14 * want, "{p} {got} {want}");
+                let got = power_sum_complex(level, &[0.0, largest, 5e-324, 0.0, 0.0, 0.0], p, factors);
+                assert!((got - want).abs() < 1e-14 * want, "{p} {got} {want}");
+            }
         }
     }
 }

@@ -75,8 +75,8 @@ impl Factor {
     pub const ONE: Self = Self { narrow: 1.0, wide: 1.0, lift: 1.0, is_wide: false };
 }
 
-/// `x` as a mantissa in [1, 2) and the exponent of the power of two to multiply it by.
-fn normalised(x: f64) -> (f64, i32) {
+/// A positive number as a mantissa in [1, 2) and the exponent of the power of two to multiply it by.
+pub(crate) fn normalised(x: f64) -> (f64, i32) {
     let subnormal = x < f64::MIN_POSITIVE;
     let lifted = if subnormal { x * f64::powi(2.0, 64) } else { x };
     let biased = (lifted.to_bits() >> 52) as i32;
