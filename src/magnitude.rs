@@ -97,13 +97,16 @@ impl Magnitude {
         self.value.is_finite()
     }
 
-    /// The norm as a mantissa and an exponent of two.
+    /// The norm as a mantissa and an exponent of two. If an element was NaN, it is the one of [`f64::NAN`].
     #[must_use]
     pub fn root(self, order: Order) -> (f64, i32) {
+        if self.value.is_nan() {
+            return (f64::NAN, 0);
+        }
         (if order == Order::Two { self.value.sqrt() } else { self.value }, self.exponent)
     }
 
-    /// The norm, infinite only if it is beyond float64 or an element was.
+    /// The norm, infinite only if it is beyond float64 or an element was; NaN as [`Magnitude::root`] has it.
     #[must_use]
     pub fn norm(self, order: Order) -> f64 {
         let (root, exponent) = self.root(order);
@@ -160,11 +163,11 @@ pub mod ranges {
     pub fn split(total: Magnitude, order: Order) -> Vec<f64> {
         let (step, side) = layout(order);
         let mut sums = vec![0.0; 2 * side as usize + 1];
-        if total.value == 0.0 || !total.is_finite() {
-            sums[side as usize] = total.value;
+        let (root, exponent) = total.root(order);
+        if root == 0.0 || !root.is_finite() {
+            sums[side as usize] = root;
             return sums;
         }
-        let (root, exponent) = total.root(order);
         let size = root.log2() + f64::from(exponent);
         let range = ((size / f64::from(step)).round() as i32).clamp(-side, side);
         let shift = exponent - range * step;

@@ -405,6 +405,7 @@ pub unsafe fn fill(
 mod tests {
     use super::*;
     use crate::isa;
+    use crate::kernels::lanes::Lanes;
     use crate::kernels::oracle::samples;
     use crate::scalar::DType;
     use crate::segment::Strided;
@@ -437,8 +438,8 @@ mod tests {
             for i in 0..self.w.len() {
                 let (w, slots) =
                     narrow.update(self.g[i], self.w[i], std::array::from_fn(|k| self.slots[k][i]));
-                self.w[i] = w;
-                (0..N).for_each(|k| self.slots[k][i] = slots[k]);
+                self.w[i] = w.canonical();
+                (0..N).for_each(|k| self.slots[k][i] = slots[k].canonical());
             }
         }
     }

@@ -1,9 +1,9 @@
 //! x ← max(min(x, hi), lo) in place.
 //!
 //! As `np.minimum` and `np.maximum`: a NaN stays one, and a NaN bound gives NaN. With lo > hi the
-//! result is lo.
+//! result is lo. Nothing is computed: a result has the bits of the element or of the bound that it is, NaNs
+//! included, signalling ones too. That is why 16-bit floats are compared by their bits, not by way of float32.
 
-use super::half_precision::{self, Half};
 use super::operation::Operation;
 use fearless_simd::{Level, Simd, dispatch};
 use half::{bf16, f16};
@@ -151,45 +151,51 @@ macro_rules! clamp_int {
 
 clamp_int! { i8 i16 i32 i64 u8 u16 u32 u64 }
 
+/// The place of a 16-bit float in the order of its type, -0 before 0, and NaNs beyond the infinities.
+#[inline(always)]
+fn place(bits: i16) -> i16 {
+    bits ^ ((bits >> 15) & i16::MAX)
+}
+
+/// One 16-bit float, by its bits; `infinity` is its type's.
+#[inline(always)]
+fn clamp_bits(x: u16, lo: u16, hi: u16, infinity: u16) -> u16 {
+    let [x, lo, hi, infinity] = [x, lo, hi, infinity].map(u16::cast_signed);
+    let is_nan = |v: i16| v & i16::MAX > infinity;
+    // A bound of 0 has zeros of both signs on its inner side; no number is on the inner side of a NaN.
+    let top = if hi & i16::MAX == 0 { 0 } else { place(hi) };
+    let top = if is_nan(hi) { i16::MIN } else { top };
+    let bottom = if lo & i16::MAX == 0 { -1 } else { place(lo) };
+    let bottom = if is_nan(lo) { i16::MAX } else { bottom };
+    let below = if place(x) <= top || is_nan(x) { x } else { hi };
+    let within = if place(below) >= bottom || is_nan(below) { below } else { lo };
+    within.cast_unsigned()
+}
+
 macro_rules! clamp_half {
-    ($($T:ty, $widen:path;)*) => {$(
+    ($($T:ty)*) => {$(
         impl Clamp for $T {
             #[inline(always)]
-            fn clamp_all<S: Simd>(simd: S, x: &mut [Self], lo: Self, hi: Self) {
-                let mut buffer = [0.0; half_precision::BLOCK];
-                for block in x.chunks_mut(half_precision::BLOCK) {
-                    let wide = &mut buffer[..block.len()];
-                    <$T>::widen(simd, block, wide);
-                    f32::clamp_all(simd, wide, $widen(lo.to_bits()), $widen(hi.to_bits()));
-                    <$T>::narrow(simd, wide, block);
+            fn clamp_all<S: Simd>(_simd: S, x: &mut [Self], lo: Self, hi: Self) {
+                let (lo, hi, infinity) = (lo.to_bits(), hi.to_bits(), Self::INFINITY.to_bits());
+                for v in x {
+                    *v = Self::from_bits(clamp_bits(v.to_bits(), lo, hi, infinity));
                 }
             }
 
             #[inline(always)]
-            fn clamp_all_to<S: Simd>(simd: S, x: &[Self], out: &mut [Self], lo: Self, hi: Self) {
-                let mut buffer = [0.0; half_precision::BLOCK];
-                let blocks = x.chunks(half_precision::BLOCK);
-                for (block, out) in blocks.zip(out.chunks_mut(half_precision::BLOCK)) {
-                    let wide = &mut buffer[..block.len()];
-                    <$T>::widen(simd, block, wide);
-                    f32::clamp_all(simd, wide, $widen(lo.to_bits()), $widen(hi.to_bits()));
-                    <$T>::narrow(simd, wide, out);
+            fn clamp_all_to<S: Simd>(_simd: S, x: &[Self], out: &mut [Self], lo: Self, hi: Self) {
+                let (lo, hi, infinity) = (lo.to_bits(), hi.to_bits(), Self::INFINITY.to_bits());
+                for (to, v) in out.iter_mut().zip(x) {
+                    *to = Self::from_bits(clamp_bits(v.to_bits(), lo, hi, infinity));
                 }
             }
 
             #[inline(always)]
-            fn clamp_each<S: Simd>(simd: S, x: &mut [Self], lo: &[Self], hi: &[Self]) {
-                let mut buffers = [[0.0; half_precision::BLOCK]; 3];
-                let blocks = x.chunks_mut(half_precision::BLOCK);
-                let bounds = lo.chunks(half_precision::BLOCK).zip(hi.chunks(half_precision::BLOCK));
-                for (block, (lo, hi)) in blocks.zip(bounds) {
-                    let [wide, wide_lo, wide_hi] = &mut buffers;
-                    let n = block.len();
-                    <$T>::widen(simd, block, &mut wide[..n]);
-                    <$T>::widen(simd, lo, &mut wide_lo[..n]);
-                    <$T>::widen(simd, hi, &mut wide_hi[..n]);
-                    f32::clamp_each(simd, &mut wide[..n], &wide_lo[..n], &wide_hi[..n]);
-                    <$T>::narrow(simd, &wide[..n], block);
+            fn clamp_each<S: Simd>(_simd: S, x: &mut [Self], lo: &[Self], hi: &[Self]) {
+                let infinity = Self::INFINITY.to_bits();
+                for ((v, lo), hi) in x.iter_mut().zip(lo).zip(hi) {
+                    *v = Self::from_bits(clamp_bits(v.to_bits(), lo.to_bits(), hi.to_bits(), infinity));
                 }
             }
 
@@ -212,10 +218,7 @@ macro_rules! clamp_half {
     )*};
 }
 
-clamp_half! {
-    f16, half_precision::f16_to_f32;
-    bf16, half_precision::bf16_to_f32;
-}
+clamp_half! { f16 bf16 }
 
 #[cfg(test)]
 mod tests {
@@ -292,5 +295,38 @@ mod tests {
             clamp_all(level, &mut x, 0.0, 1.0);
             assert_eq!(x.map(f32::to_bits), before);
         }
+    }
+
+    /// Every 16-bit float clamped as the float32 that it is.
+    fn every_half_agrees_with_float32<T: Float>(from_bits: fn(u16) -> T, to_bits: fn(T) -> u16) {
+        let all: Vec<T> = (0..=u16::MAX).map(from_bits).collect();
+        let number = |x: f64| all.iter().copied().find(|v| v.to_f64() == x).unwrap();
+        let [zero, one, two] = [0.0, 1.0, 2.0].map(number);
+        let [minus_zero, minus_one] = [0x8000, to_bits(one) | 0x8000].map(from_bits);
+        let infinities = [f64::INFINITY, f64::NEG_INFINITY].map(number);
+        let bounds = [zero, minus_zero, one, minus_one, two, infinities[0], infinities[1], T::NAN];
+        for level in isa::all() {
+            for lo in bounds {
+                for hi in bounds {
+                    let (mut together, mut each) = (all.clone(), all.clone());
+                    clamp_all(level, &mut together, lo, hi);
+                    clamp_each(level, &mut each, &vec![lo; all.len()], &vec![hi; all.len()]);
+                    for ((x, a), b) in all.iter().zip(&together).zip(&each) {
+                        let [wide, low, high] = [*x, lo, hi].map(|v| v.to_f64() as f32);
+                        let below = if wide <= high || wide.is_nan() { *x } else { hi };
+                        let wide = below.to_f64() as f32;
+                        let want = if wide >= low || wide.is_nan() { below } else { lo };
+                        assert_eq!(to_bits(*a), to_bits(want), "{level:?} {x:?} {lo:?} {hi:?}");
+                        assert_eq!(to_bits(*b), to_bits(want), "{level:?} {x:?} {lo:?} {hi:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn halves_compare_by_their_bits_as_they_do_by_their_values() {
+        every_half_agrees_with_float32(f16::from_bits, f16::to_bits);
+        every_half_agrees_with_float32(bf16::from_bits, bf16::to_bits);
     }
 }

@@ -5,7 +5,7 @@
 //! two-sum), because a column may be as long as it likes.
 
 use super::half_precision::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16, f64_to_f32_odd};
-use super::scale::Factor;
+use super::scale::{Factor, settled};
 use crate::allocation::{OutOfMemory, collect};
 use fearless_simd::{Level, Simd, dispatch};
 use half::{bf16, f16};
@@ -28,6 +28,7 @@ pub struct Factors {
     lift: Vec<f64>,
     is_wide: Vec<u32>,
     any_wide: bool,
+    any_special: bool,
     is_one: bool,
 }
 
@@ -46,6 +47,7 @@ impl Factors {
             lift: collect(factors.iter().map(|f| f.lift))?,
             is_wide: collect(factors.iter().map(|f| u32::from(f.is_wide())))?,
             any_wide: factors.iter().any(Factor::is_wide),
+            any_special: factors.iter().any(Factor::is_special),
             is_one: factors.iter().all(|f| *f == Factor::ONE),
         })
     }
@@ -75,8 +77,15 @@ impl Columns for f64 {
 
     #[inline(always)]
     fn scale_each<S: Simd>(_simd: S, x: &mut [Self], factors: &Factors) {
-        for ((v, wide), lift) in x.iter_mut().zip(&factors.wide).zip(&factors.lift) {
-            *v = *v * lift * wide;
+        let columns = x.iter_mut().zip(&factors.wide).zip(&factors.lift);
+        if factors.any_special {
+            for ((v, wide), lift) in columns {
+                *v = settled(*v, *wide, *v * lift * wide);
+            }
+        } else {
+            for ((v, wide), lift) in columns {
+                *v = *v * lift * wide;
+            }
         }
     }
 }
@@ -92,10 +101,11 @@ impl Columns for f32 {
 
     #[inline(always)]
     fn scale_each<S: Simd>(_simd: S, x: &mut [Self], factors: &Factors) {
-        if factors.any_wide {
+        if factors.any_wide || factors.any_special {
             for (j, v) in x.iter_mut().enumerate() {
                 let wide = (f64::from(*v) * factors.lift[j] * factors.wide[j]) as f32;
-                *v = if factors.is_wide[j] == 0 { *v * factors.narrow[j] } else { wide };
+                let product = if factors.is_wide[j] == 0 { *v * factors.narrow[j] } else { wide };
+                *v = settled(*v, factors.wide[j], product);
             }
         } else {
             for (v, narrow) in x.iter_mut().zip(&factors.narrow) {
@@ -121,8 +131,9 @@ macro_rules! half_columns {
                 for (j, v) in x.iter_mut().enumerate() {
                     let wide = factors.lift[j] * factors.wide[j];
                     let s = if factors.is_wide[j] == 0 { f64::from(factors.narrow[j]) } else { wide };
-                    let product = f64::from($widen(v.to_bits())) * s;
-                    *v = <$T>::from_bits($narrow(f64_to_f32_odd(product)));
+                    let x = $widen(v.to_bits());
+                    let product = f64_to_f32_odd(f64::from(x) * s);
+                    *v = <$T>::from_bits($narrow(settled(x, factors.wide[j], product)));
                 }
             }
         }

@@ -4,6 +4,9 @@
 //! branch-free integer arithmetic, which the compiler turns into vectors of whatever width there is.
 //! The way float16 is rebuilt by a multiplication, and rounded by an addition, is Fabian Giesen's
 //! (<https://gist.github.com/rygorous/2156668>).
+//!
+//! A float16 NaN becomes quiet and keeps its sign and as much of its payload as fits, both ways, as the instructions
+//! have it. A bfloat16 NaN keeps all its bits when it is widened, and becomes quiet when it is narrowed.
 
 use fearless_simd::prelude::*;
 use half::{bf16, f16};
@@ -30,9 +33,10 @@ pub fn f16_to_f32(bits: u16) -> f32 {
     const TWO_POW_112: f32 = f32::from_bits((127 + 112) << 23);
     let magnitude = (u32::from(bits) & 0x7fff) << 13;
     let rebased = (f32::from_bits(magnitude) * TWO_POW_112).to_bits();
-    // An all-ones exponent has to stay one: infinities and NaNs.
+    // An all-ones exponent has to stay one: infinities and NaNs. NaNs become quiet.
     let special = if magnitude >= 0x0f80_0000 { 0x7f80_0000 } else { 0 };
-    f32::from_bits(rebased | special | (u32::from(bits) & 0x8000) << 16)
+    let quiet = if magnitude > 0x0f80_0000 { 0x0040_0000 } else { 0 };
+    f32::from_bits(rebased | special | quiet | (u32::from(bits) & 0x8000) << 16)
 }
 
 /// One float32 as the nearest float16.
@@ -48,7 +52,8 @@ pub fn f32_to_f16(x: f32) -> u16 {
     let normal = magnitude.wrapping_add(0xc800_0fff).wrapping_add(odd) >> 13;
     let finite = if magnitude < 0x3880_0000 { subnormal } else { normal };
     let bounded = if magnitude >= 0x477f_f000 { 0x7c00 } else { finite };
-    let special = if magnitude > 0x7f80_0000 { 0x7e00 } else { bounded };
+    let nan = 0x7e00 | (magnitude >> 13) & 0x1ff;
+    let special = if magnitude > 0x7f80_0000 { nan } else { bounded };
     (special | (bits >> 16) & 0x8000) as u16
 }
 

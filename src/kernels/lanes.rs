@@ -38,6 +38,8 @@ pub trait Lanes<R>:
     fn powf(self, exponent: R) -> Self;
     /// x / divisor, and x where it is 0, whatever the divisor is: 0/0 is 0 here.
     fn over(self, divisor: Self) -> Self;
+    /// x, and where it is NaN the one with the bits of [`Float::NAN`].
+    fn canonical(self) -> Self;
 
     /// sign(x)·max(|x| − threshold, 0): what an l1 penalty does.
     #[inline(always)]
@@ -97,6 +99,10 @@ macro_rules! real {
             fn over(self, divisor: Self) -> Self {
                 if self == 0.0 { self } else { self / divisor }
             }
+            #[inline(always)]
+            fn canonical(self) -> Self {
+                if self.is_nan() { <$T>::NAN } else { self }
+            }
         }
 
         impl<S: Simd> Lanes<$T> for $V<S> {
@@ -130,6 +136,10 @@ macro_rules! real {
             #[inline(always)]
             fn over(self, divisor: Self) -> Self {
                 self.simd_eq(0.0).select(self, self / divisor)
+            }
+            #[inline(always)]
+            fn canonical(self) -> Self {
+                self.simd_eq(self).select(self, self.filled(<$T>::NAN))
             }
         }
 

@@ -30,7 +30,7 @@ pub trait Float:
     + columns::Columns
     + Clamp
 {
-    /// The quiet NaN that propagation writes.
+    /// The NaN that fastclip writes wherever one comes of a computation: quiet, positive, without payload.
     const NAN: Self;
     /// Zero.
     const ZERO: Self;
@@ -60,5 +60,7 @@ float! {
     f64: f64::NAN, 0.0, |x: f64| x;
 }
 
+#[cfg(test)]
+mod nan_bits;
 #[cfg(test)]
 pub(crate) mod oracle;

@@ -4,7 +4,12 @@
 //! float64. A float32 product is one IEEE multiplication. A float16 or bfloat16 product has more bits than
 //! float32 holds, and rounding it twice can go wrong: in float32 it is rounded to odd, which keeps the memory
 //! of the side of a tie that it was on, and then to 16 bits.
+//!
+//! A NaN times a number keeps its sign and its payload and becomes quiet, as IEEE 754 recommends and every processor
+//! does. A NaN that was none before, from 0·∞ or a factor that is NaN, has the bits of [`Float::NAN`]; processors
+//! disagree about those, so factors that may give one take a path of their own.
 
+use super::Float;
 use super::half_precision::{self, Half, f64_to_f32_odd};
 use super::operation::Operation;
 use fearless_simd::{Level, Simd, dispatch};
@@ -65,6 +70,13 @@ impl Factor {
         self.lift != 1.0
     }
 
+    /// Whether a product may be NaN where the element is not: the factor is 0, infinite or NaN.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_special(&self) -> bool {
+        self.wide == 0.0 || !self.wide.is_finite()
+    }
+
     /// The factor that turns every element into NaN.
     pub const NAN: Self = Self { narrow: f32::NAN, wide: f64::NAN, lift: 1.0, is_wide: false };
 
@@ -113,12 +125,24 @@ impl<T: Scalable> Operation<T> for Scaling {
     }
 }
 
+/// The product of an element and a special factor (see [`Factor::is_special`]), with the bits that a NaN has to have.
+#[inline(always)]
+pub(crate) fn settled<T: Float>(x: T, factor: f64, product: T) -> T {
+    let is_new = !x.to_f64().is_nan() || factor.is_nan();
+    if product.to_f64().is_nan() && is_new { T::NAN } else { product }
+}
+
 macro_rules! scale_whole {
     ($($T:ty, |$v:ident, $factor:ident| $plain:expr, $rare:ident => $extreme:expr;)*) => {$(
         impl Scalable for $T {
             #[inline(always)]
             fn scale<S: Simd>(_simd: S, x: &mut [Self], $factor: Factor) {
-                if $factor.$rare() {
+                if $factor.is_special() {
+                    for v in x {
+                        let $v = *v;
+                        *v = settled($v, $factor.wide, $extreme);
+                    }
+                } else if $factor.$rare() {
                     for v in x {
                         let $v = *v;
                         *v = $extreme;
@@ -133,7 +157,12 @@ macro_rules! scale_whole {
 
             #[inline(always)]
             fn scale_to<S: Simd>(_simd: S, x: &[Self], out: &mut [Self], $factor: Factor) {
-                if $factor.$rare() {
+                if $factor.is_special() {
+                    for (to, v) in out.iter_mut().zip(x) {
+                        let $v = *v;
+                        *to = settled($v, $factor.wide, $extreme);
+                    }
+                } else if $factor.$rare() {
                     for (to, v) in out.iter_mut().zip(x) {
                         let $v = *v;
                         *to = $extreme;
@@ -158,8 +187,15 @@ scale_whole! {
 #[inline(always)]
 fn exactly(wide: &mut [f32], factor: Factor) {
     let exact = if factor.is_wide { factor.wide } else { f64::from(factor.narrow) };
-    for v in wide {
-        *v = f64_to_f32_odd(f64::from(*v) * factor.lift * exact);
+    let product = |x: f32| f64_to_f32_odd(f64::from(x) * factor.lift * exact);
+    if factor.is_special() {
+        for v in wide {
+            *v = settled(*v, factor.wide, product(*v));
+        }
+    } else {
+        for v in wide {
+            *v = product(*v);
+        }
     }
 }
 
@@ -170,9 +206,10 @@ macro_rules! scale_half {
             fn scale<S: Simd>(simd: S, x: &mut [Self], factor: Factor) {
                 let mut products = [<$T>::default(); half_precision::BLOCK];
                 let mut buffer = [0.0_f32; half_precision::BLOCK];
+                let once = !factor.is_wide && !factor.is_special();
                 for block in x.chunks_mut(half_precision::BLOCK) {
                     let products = &mut products[..block.len()];
-                    if !factor.is_wide && <$T>::scale_once(simd, block, products, factor.narrow) {
+                    if once && <$T>::scale_once(simd, block, products, factor.narrow) {
                         block.copy_from_slice(products);
                     } else {
                         let wide = &mut buffer[..block.len()];
@@ -186,9 +223,10 @@ macro_rules! scale_half {
             #[inline(always)]
             fn scale_to<S: Simd>(simd: S, x: &[Self], out: &mut [Self], factor: Factor) {
                 let mut buffer = [0.0_f32; half_precision::BLOCK];
+                let once = !factor.is_wide && !factor.is_special();
                 let blocks = x.chunks(half_precision::BLOCK);
                 for (block, out) in blocks.zip(out.chunks_mut(half_precision::BLOCK)) {
-                    if factor.is_wide || !<$T>::scale_once(simd, block, out, factor.narrow) {
+                    if !once || !<$T>::scale_once(simd, block, out, factor.narrow) {
                         let wide = &mut buffer[..block.len()];
                         <$T>::widen(simd, block, wide);
                         exactly(wide, factor);
@@ -206,7 +244,6 @@ scale_half! { f16 bf16 }
 mod tests {
     use super::*;
     use crate::isa;
-    use crate::kernels::Float;
     use crate::kernels::oracle::{for_every_length_and_offset, samples};
 
     fn bits<T: Float>(x: &[T]) -> Vec<u64> {

@@ -1,6 +1,9 @@
 //! An optimizer's rule carried over slices: g is scaled on the way in, w and the slots change where they are.
+//!
+//! What becomes NaN has the bits of [`Float::NAN`](super::Float::NAN). Which of two NaNs an operation passes on, and
+//! the sign of that of ∞ − ∞, depend on the processor and on how operands are arranged.
 
-use super::lanes::Real;
+use super::lanes::{Lanes, Real};
 use crate::rules::Rule;
 use fearless_simd::{Level, Simd, dispatch};
 
@@ -34,17 +37,17 @@ fn update_on<S: Simd, R: Real, K: Rule<R, N>, const N: usize>(
         let scaled = R::load(simd, &g[lanes.clone()]) * factor;
         let before = std::array::from_fn(|k| R::load(simd, &slots[k][lanes.clone()]));
         let (value, after) = rule.update(scaled, R::load(simd, &w[lanes.clone()]), before);
-        R::store(value, &mut w[lanes.clone()]);
+        R::store(value.canonical(), &mut w[lanes.clone()]);
         for k in 0..N {
-            R::store(after[k], &mut slots[k][lanes.clone()]);
+            R::store(after[k].canonical(), &mut slots[k][lanes.clone()]);
         }
     }
     for at in whole..len {
         let before = std::array::from_fn(|k| slots[k][at]);
         let (value, after) = rule.update(g[at] * factor, w[at], before);
-        w[at] = value;
+        w[at] = value.canonical();
         for k in 0..N {
-            slots[k][at] = after[k];
+            slots[k][at] = after[k].canonical();
         }
     }
 }
