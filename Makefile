@@ -18,10 +18,10 @@ ASAN_TARGET := x86_64-unknown-linux-gnu
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-rust test-python lint lint-rust lint-python format asan asan-module bench wheel fresh-wheel-check clean FORCE
+.PHONY: help demo test test-rust test-python test-aarch64 lint lint-rust lint-python format asan asan-module bench wheel fresh-wheel-check clean FORCE
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' Makefile
 
 # What people run -------------------------------------------------------------------------------
 
@@ -35,6 +35,27 @@ test-rust: ## run the tests of the Rust crate, which need no Python
 
 test-python: $(STAMPS)/test ## run the tests of the package
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Why the tests cannot be built and run for AArch64 here, or nothing. The standard library for it is that of RUSTC_AARCH64,
+# which is Debian's compiler: rustup's own would have to fetch it.
+RUSTC_AARCH64 ?= /usr/bin/rustc
+AARCH64_TARGET := aarch64-unknown-linux-gnu
+AARCH64_LACKS = if [ ! -x $(RUSTC_AARCH64) ]; then \
+        echo "no $(RUSTC_AARCH64) (Debian: rustc-web)"; \
+    elif ! ls "$$($(RUSTC_AARCH64) --print sysroot)"/lib/rustlib/$(AARCH64_TARGET)/lib/libstd-*.rlib >/dev/null 2>&1; then \
+        echo "no standard library of Rust for $(AARCH64_TARGET) (Debian: libstd-rust-web-dev:arm64)"; \
+    elif ! command -v aarch64-linux-gnu-gcc >/dev/null 2>&1; then \
+        echo "no aarch64-linux-gnu-gcc (Debian: gcc-aarch64-linux-gnu)"; \
+    elif ! command -v qemu-aarch64-static >/dev/null 2>&1; then \
+        echo "no qemu-aarch64-static (Debian: qemu-user-static)"; fi
+
+# The emulator gets no -L: it finds the loader and libc of the arm64 packages, and the cross compiler's libc beside
+# them makes the creation of threads hang.
+test-aarch64: ## run the Rust tests for AArch64, with NEON, in an emulator, if one is there
+	@lacks=$$($(AARCH64_LACKS)); if [ -n "$$lacks" ]; then echo "test-aarch64: skipped, $$lacks"; exit; fi; \
+	set -x; RUSTC=$(RUSTC_AARCH64) CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+	    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=qemu-aarch64-static \
+	    $(CARGO) test --no-default-features --lib --target $(AARCH64_TARGET) --target-dir target/aarch64
 
 bench: $(STAMPS)/demo ## measure the kernels and the calls
 	$(CARGO) bench --no-default-features
