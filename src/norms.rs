@@ -243,7 +243,7 @@ mod tests {
     use super::*;
     use crate::exec::Context;
     use crate::isa;
-    use crate::kernels::oracle::exact_sum;
+    use crate::kernels::oracle::{exact_sum, fnv1a};
     use crate::magnitude::{combine, times_power_of_two};
     use crate::scalar::DType;
 
@@ -430,5 +430,19 @@ mod tests {
         agree_with_the_reference(Scalar::F16, &narrow, half::f16::from_f64);
         agree_with_the_reference(Scalar::BF16, &narrow, half::bf16::from_f64);
         agree_with_the_reference(Scalar::F32, &[&[3e38, 1e-45]], |v| v as f32);
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "too slow")]
+    fn norms_over_many_chunks_have_the_stored_bits() {
+        let values = crate::kernels::oracle::samples(700_001);
+        let mut tensors = [values.clone(), values[..131_073].to_vec(), values[..9].to_vec()];
+        let s = segments(Scalar::F64, false, &mut tensors);
+        for threads in [1, 3] {
+            let orders = [Order::One, Order::Two, Order::Max];
+            let norms = orders.into_iter().flat_map(|order| norms(&s, order, threads));
+            let hash = fnv1a(norms.flat_map(f64::to_le_bytes));
+            assert_eq!(hash, 0x4942_8c06_25bc_c984, "{hash:#018x} of {threads} threads");
+        }
     }
 }

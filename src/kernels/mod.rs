@@ -64,3 +64,5 @@ float! {
 mod nan_bits;
 #[cfg(test)]
 pub(crate) mod oracle;
+#[cfg(test)]
+mod output_hashes;

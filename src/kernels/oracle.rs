@@ -40,6 +40,14 @@ pub fn samples(n: usize) -> Vec<f64> {
         .collect()
 }
 
+/// FNV-1a, of 64 bits: a hash of bytes for stored results, not against intent
+/// (Fowler, Noll, Vo, <https://datatracker.ietf.org/doc/draft-eastlake-fnv/>).
+pub fn fnv1a(bytes: impl IntoIterator<Item = u8>) -> u64 {
+    bytes.into_iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
 /// Calls `check` with slices that start at every offset up to a cache line and have every tail
 /// length, short ones and ones past the kernels' block sizes.
 pub fn for_every_length_and_offset<T: Copy>(values: &[T], check: impl Fn(&[T])) {

@@ -113,14 +113,25 @@ mod tests {
     use crate::kernels::oracle::{exact_sum, for_every_length_and_offset, samples};
     use half::{bf16, f16};
 
+    /// The power without the C library's function, by operations that round once each.
+    fn power(x: f64, p: f64) -> f64 {
+        match p {
+            0.5 => x.sqrt(),
+            1.0 => x,
+            2.5 => x * x * x.sqrt(),
+            3.0 => x * x * x,
+            _ => unreachable!(),
+        }
+    }
+
     fn check<T: Float>(make: impl Fn(f64) -> T) {
         let values: Vec<T> = samples(5000).into_iter().map(make).collect();
         for p in [1.0, 3.0, 0.5, 2.5] {
             for_every_length_and_offset(&values, |x| {
-                let want = exact_sum(x.iter().map(|v| (v.to_f64() * 0.5).abs().powf(p)));
+                let want = exact_sum(x.iter().map(|v| power((v.to_f64() * 0.5).abs(), p)));
                 for level in isa::all() {
                     let got = power_sum(level, x, p, [0.5, 1.0]);
-                    assert!((got - want).abs() <= 1e-13 * want, "{level:?} {p} {} {got} {want}", x.len());
+                    assert!((got - want).abs() <= 1e-14 * want, "{level:?} {p} {} {got} {want}", x.len());
                 }
             });
         }
