@@ -285,6 +285,13 @@ fn outputs_are_those_stored() {
 }
 
 #[test]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+fn a_level_with_registers_is_among_those_tested() {
+    let vectors = if cfg!(target_arch = "aarch64") { "neon" } else { "sse2" };
+    assert!(isa::all().into_iter().any(|level| isa::name(level) == vectors));
+}
+
+#[test]
 fn the_hash_is_fnv1a() {
     assert_eq!(fnv1a([]), 0xcbf2_9ce4_8422_2325);
     assert_eq!(fnv1a(*b"foobar"), 0x8594_4171_f739_67e8);
