@@ -18,9 +18,7 @@ def test_an_element_without_gradient_stays_zero_where_the_accumulator_starts_at_
     variable = np.zeros(37, dtype)
     gradient = np.zeros(37, dtype)
     gradient[::3] = 2.0
-    optimizer = FtrlOptimizer(
-        0.1, power, initial_accumulator_value=0.0, l1_regularization_strength=l1
-    )
+    optimizer = FtrlOptimizer(0.1, power, initial_accumulator_value=0.0, l1_regularization_strength=l1)
     for _ in range(3):
         optimizer.apply_gradients([(gradient, variable)])
     assert np.isfinite(variable).all()

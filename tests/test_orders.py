@@ -95,7 +95,7 @@ def test_ranks_clip_by_a_norm_beyond_float64() -> None:
         a, 1e300, ord=1 / 64, comm=comm, on_nonfinite="raise"
     )
     with localcontext(DECIMAL):
-        want = float(Decimal(1e300) / Decimal(3000) ** 64)
+        want = float(Decimal("1e300") / Decimal(3000) ** 64)
     for result in on_every_rank(per_rank, clip):
         assert not isinstance(result, Exception), result
         (clipped,), norm = result
