@@ -325,6 +325,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "too slow")]
     fn halves_compare_by_their_bits_as_they_do_by_their_values() {
         every_half_agrees_with_float32(f16::from_bits, f16::to_bits);
         every_half_agrees_with_float32(bf16::from_bits, bf16::to_bits);

@@ -21,19 +21,25 @@ const LIFT: i32 = 100;
 /// Σ|x·f/u|ᵖ of a slice of at most one chunk, for a power of two f and a divisor u.
 #[must_use]
 pub fn power_sum<T: Float>(level: Level, x: &[T], p: f64, [f, u]: [f64; 2]) -> f64 {
-    sum_over(level, x, |x, f| x.to_f64().abs() * f, p, [f, u])
+    sum_over::<T, _>(level, x, |x, f| x.to_f64().abs() * f, p, [f, u])
 }
 
 /// Σ|z·f/u|ᵖ over complex numbers given as pairs of reals.
 #[must_use]
 pub fn power_sum_complex<T: Float>(level: Level, pairs: &[T], p: f64, [f, u]: [f64; 2]) -> f64 {
     let (pairs, _) = pairs.as_chunks::<2>();
-    sum_over(level, pairs, |[re, im], f| (re.to_f64() * f).hypot(im.to_f64() * f), p, [f, u])
+    sum_over::<T, _>(level, pairs, |[re, im], f| (re.to_f64() * f).hypot(im.to_f64() * f), p, [f, u])
 }
 
 /// Σ(size(item, f)/u)ᵖ, where `size` is an absolute value times a factor.
 #[inline(always)]
-fn sum_over<U>(level: Level, items: &[U], size: impl Fn(&U, f64) -> f64, p: f64, [f, u]: [f64; 2]) -> f64 {
+fn sum_over<T: Float, U>(
+    level: Level,
+    items: &[U],
+    size: impl Fn(&U, f64) -> f64,
+    p: f64,
+    [f, u]: [f64; 2],
+) -> f64 {
     let mut total = 0.0;
     let mut buffer = [0.0; BLOCK];
     for block in items.chunks(BLOCK) {
@@ -47,7 +53,8 @@ fn sum_over<U>(level: Level, items: &[U], size: impl Fn(&U, f64) -> f64, p: f64,
             }
         }
         raise(ratios, p);
-        if p < 1.0 {
+        // Narrower types do not reach that far.
+        if p < 1.0 && size_of::<T>() == size_of::<f64>() {
             let lift = f64::powi(2.0, LIFT);
             let lowered = (p * f64::from(normalised(f).1 - LIFT)).exp2();
             for (power, item) in ratios.iter_mut().zip(block) {
