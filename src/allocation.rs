@@ -13,10 +13,13 @@ pub struct OutOfMemory {
 }
 
 /// Makes room for `additional` more items, so that pushing that many cannot fail.
+#[inline]
 pub fn reserve<T>(items: &mut Vec<T>, additional: usize) -> Result<(), OutOfMemory> {
-    let bytes = || OutOfMemory { bytes: items.len().saturating_add(additional).saturating_mul(size_of::<T>()) };
-    let failure = bytes();
-    items.try_reserve(additional).map_err(|_| failure)
+    if items.capacity() - items.len() >= additional {
+        return Ok(());
+    }
+    let bytes = items.len().saturating_add(additional).saturating_mul(size_of::<T>());
+    items.try_reserve(additional).map_err(|_| OutOfMemory { bytes })
 }
 
 /// An empty vector with room for `capacity` items.

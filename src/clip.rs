@@ -3,7 +3,7 @@
 use crate::exec::{self, Direction, STREAM_BYTES, Workspace};
 use crate::isa::Level;
 use crate::kernels::Float;
-use crate::kernels::clamp::{Clamp, Clamping, clamp_each, clamps_any};
+use crate::kernels::clamp::{Clamp, Clamping, clamp_changed, clamp_each};
 use crate::kernels::operation::{Copying, Filling, Run, perform};
 use crate::kernels::scale::{Factor, Scaling};
 use crate::plan::Plan;
@@ -113,8 +113,7 @@ pub unsafe fn clamp(workspace: &Workspace, segments: &[Segment], plan: &Plan, bo
     });
 }
 
-/// How many elements are looked at before those of them that need it are written, and how many get their own bounds at
-/// a time. They stay in the first-level cache.
+/// How many elements get their own bounds at a time: they stay in the first-level cache.
 const CLAMP_BLOCK: usize = 1024;
 
 /// # Safety
@@ -135,13 +134,7 @@ unsafe fn clamp_range<T: Clamp + Element>(
             // SAFETY: the caller's contract.
             unsafe {
                 segment.update(range, streaming, scratch, |run, _| match run {
-                    Run::InPlace(x) => x.chunks_mut(CLAMP_BLOCK).fold(false, |changed, block| {
-                        let clamps = clamps_any(level, block, lo, hi);
-                        if clamps {
-                            perform(level, Clamping { lo, hi }, Run::InPlace(block));
-                        }
-                        changed | clamps
-                    }),
+                    Run::InPlace(x) => clamp_changed(level, x, lo, hi),
                     apart => {
                         perform(level, Clamping { lo, hi }, apart);
                         true

@@ -7,6 +7,7 @@
 use super::operation::Operation;
 use fearless_simd::{Level, Simd, dispatch};
 use half::{bf16, f16};
+use std::ops::BitOr;
 
 /// A type that has an order to clamp by.
 pub trait Clamp: Sized + Copy + Default {
@@ -16,8 +17,8 @@ pub trait Clamp: Sized + Copy + Default {
     fn clamp_all_to<S: Simd>(simd: S, x: &[Self], out: &mut [Self], lo: Self, hi: Self);
     /// Clamps each element to its own bounds. The slices have the same length.
     fn clamp_each<S: Simd>(simd: S, x: &mut [Self], lo: &[Self], hi: &[Self]);
-    /// Whether clamping to the same two bounds changes an element.
-    fn clamps_any<S: Simd>(simd: S, x: &[Self], lo: Self, hi: Self) -> bool;
+    /// Clamps each element to the same two bounds, and writes only where that changes something. Returns whether it does.
+    fn clamp_changed<S: Simd>(simd: S, x: &mut [Self], lo: Self, hi: Self) -> bool;
     /// Whether the bits of two values differ.
     fn differs(self, other: Self) -> bool;
 }
@@ -27,10 +28,44 @@ pub fn clamp_all<T: Clamp>(level: Level, x: &mut [T], lo: T, hi: T) {
     dispatch!(level, simd => T::clamp_all(simd, x, lo, hi));
 }
 
-/// Whether clamping to the same two bounds changes an element.
-#[must_use]
-pub fn clamps_any<T: Clamp>(level: Level, x: &[T], lo: T, hi: T) -> bool {
-    dispatch!(level, simd => T::clamps_any(simd, x, lo, hi))
+/// Clamps each element to the same two bounds, and writes only where that changes something: a group of elements of which
+/// one changes. Returns whether it does.
+pub fn clamp_changed<T: Clamp>(level: Level, x: &mut [T], lo: T, hi: T) -> bool {
+    dispatch!(level, simd => T::clamp_changed(simd, x, lo, hi))
+}
+
+/// Elements that are written together: a few registers.
+const GROUP: usize = 64;
+
+/// Writes the groups of `x` that `one` changes. `difference` is 0 for the same bits.
+#[inline(always)]
+fn change_groups<T, D>(x: &mut [T], one: impl Fn(T) -> T, difference: impl Fn(T, T) -> D) -> bool
+where
+    T: Copy + Default,
+    D: Copy + Default + PartialEq + BitOr<Output = D>,
+{
+    let mut changed = D::default();
+    let (groups, rest) = x.as_chunks_mut::<GROUP>();
+    for group in groups {
+        let clamped = group.map(&one);
+        let mut differs = D::default();
+        for i in 0..GROUP {
+            differs = differs | difference(group[i], clamped[i]);
+        }
+        if differs != D::default() {
+            *group = clamped;
+        }
+        changed = changed | differs;
+    }
+    for v in rest {
+        let clamped = one(*v);
+        let differs = difference(*v, clamped);
+        if differs != D::default() {
+            *v = clamped;
+        }
+        changed = changed | differs;
+    }
+    changed != D::default()
 }
 
 /// Clamping to the same two bounds as an [`Operation`].
@@ -60,7 +95,7 @@ pub fn clamp_each<T: Clamp>(level: Level, x: &mut [T], lo: &[T], hi: &[T]) {
 }
 
 macro_rules! clamp_float {
-    ($($T:ty, $Bits:ty, $name:ident;)*) => {$(
+    ($($T:ty, $name:ident;)*) => {$(
         /// One element: comparisons with NaN are false, so `x` stays where it or the test is NaN,
         /// and a NaN bound is taken.
         #[inline(always)]
@@ -93,10 +128,8 @@ macro_rules! clamp_float {
             }
 
             #[inline(always)]
-            fn clamps_any<S: Simd>(_simd: S, x: &[Self], lo: Self, hi: Self) -> bool {
-                // Flags as wide as the elements: these the compiler puts into registers.
-                let outside = |v: &Self| <$Bits>::from(!(*v <= hi && *v >= lo) && !v.is_nan());
-                x.iter().fold(0, |any, v| any | outside(v)) != 0
+            fn clamp_changed<S: Simd>(_simd: S, x: &mut [Self], lo: Self, hi: Self) -> bool {
+                change_groups(x, |v| $name(v, lo, hi), |a, b| a.to_bits() ^ b.to_bits())
             }
 
             #[inline(always)]
@@ -108,8 +141,8 @@ macro_rules! clamp_float {
 }
 
 clamp_float! {
-    f32, u32, clamp_f32;
-    f64, u64, clamp_f64;
+    f32, clamp_f32;
+    f64, clamp_f64;
 }
 
 macro_rules! clamp_int {
@@ -137,8 +170,8 @@ macro_rules! clamp_int {
             }
 
             #[inline(always)]
-            fn clamps_any<S: Simd>(_simd: S, x: &[Self], lo: Self, hi: Self) -> bool {
-                x.iter().fold(0, |any: Self, v| any | Self::from(*v > hi || *v < lo || hi < lo)) != 0
+            fn clamp_changed<S: Simd>(_simd: S, x: &mut [Self], lo: Self, hi: Self) -> bool {
+                change_groups(x, |v| v.min(hi).max(lo), |a, b| a ^ b)
             }
 
             #[inline(always)]
@@ -200,14 +233,10 @@ macro_rules! clamp_half {
             }
 
             #[inline(always)]
-            fn clamps_any<S: Simd>(simd: S, x: &[Self], lo: Self, hi: Self) -> bool {
-                let (lo, hi) = ($widen(lo.to_bits()), $widen(hi.to_bits()));
-                let mut buffer = [0.0; half_precision::BLOCK];
-                x.chunks(half_precision::BLOCK).any(|block| {
-                    let wide = &mut buffer[..block.len()];
-                    <$T>::widen(simd, block, wide);
-                    f32::clamps_any(simd, wide, lo, hi)
-                })
+            fn clamp_changed<S: Simd>(_simd: S, x: &mut [Self], lo: Self, hi: Self) -> bool {
+                let (lo, hi, infinity) = (lo.to_bits(), hi.to_bits(), Self::INFINITY.to_bits());
+                let one = |v: Self| Self::from_bits(clamp_bits(v.to_bits(), lo, hi, infinity));
+                change_groups(x, one, |a, b| a.to_bits() ^ b.to_bits())
             }
 
             #[inline(always)]
@@ -245,9 +274,11 @@ mod tests {
                 dispatch!(level, simd => T::clamp_all_to(simd, x, &mut apart, lo, hi));
                 let mut each = x.to_vec();
                 clamp_each(level, &mut each, &vec![lo; x.len()], &vec![hi; x.len()]);
-                let changed = x.iter().zip(&all).any(|(x, new)| x.to_f64() != new.to_f64() && !x.to_f64().is_nan());
-                assert_eq!(clamps_any(level, x, lo, hi), changed, "{level:?} {}", x.len());
-                assert!(!clamps_any(level, &all, lo, hi));
+                let mut groups = x.to_vec();
+                let changed = x.iter().zip(&all).any(|(old, new)| new.differs(*old));
+                assert_eq!(clamp_changed(level, &mut groups, lo, hi), changed, "{level:?} {}", x.len());
+                assert!(groups.iter().zip(&all).all(|(a, b)| !a.differs(*b)), "{level:?} {}", x.len());
+                assert!(!clamp_changed(level, &mut groups, lo, hi));
                 for i in 0..x.len() {
                     let want = want(&x[i]);
                     for got in [&all, &apart, &each].map(|got| got[i].to_f64()) {
@@ -270,8 +301,8 @@ mod tests {
     fn crossed_bounds_give_the_lower_one_and_nan_bounds_give_nan() {
         for level in isa::all() {
             let mut x = [0.0_f32, 5.0, -5.0];
-            assert!(clamps_any(level, &x, 2.0, 1.0) && clamps_any(level, &x, f32::NAN, 9.0));
-            assert!(clamps_any(level, &[7_u8], 10, 5) && !clamps_any(level, &[7_u8], 5, 10));
+            let mut n = [7_u8];
+            assert!(!clamp_changed(level, &mut n, 5, 10) && clamp_changed(level, &mut n, 10, 5) && n == [10]);
             clamp_all(level, &mut x, 2.0, 1.0);
             assert_eq!(x, [2.0; 3]);
             clamp_all(level, &mut x, f32::NAN, 1.0);

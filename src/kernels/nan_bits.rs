@@ -84,14 +84,14 @@ fn scaled<T: Bits>(level: isa::Level, x: &[T], factor: Factor) -> Vec<Vec<u64>> 
     let mut apart = vec![T::ZERO; x.len()];
     dispatch!(level, simd => T::scale_to(simd, x, &mut apart, factor));
     let mut columns = x.to_vec();
-    scale_each(level, &mut columns, &Factors::new(&vec![factor; x.len()]));
+    scale_each(level, &mut columns, &Factors::new(&vec![factor; x.len()]).unwrap());
     // The same factor beside one that is NaN.
     let mut mixed = x.to_vec();
     let last = x.len() - 1;
     if last > 0 {
         let mut factors = vec![factor; x.len()];
         factors[last] = Factor::NAN;
-        scale_each(level, &mut mixed, &Factors::new(&factors));
+        scale_each(level, &mut mixed, &Factors::new(&factors).unwrap());
         assert_eq!(mixed[last].bits(), T::NAN.bits(), "{level:?}");
     }
     mixed[last] = in_place[last];

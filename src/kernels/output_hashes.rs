@@ -124,7 +124,7 @@ fn of_a_type<T: Stored>(level: Level, found: &mut Found) {
         let each: Vec<Factor> =
             (0..300).map(|j| if j % 11 == 0 { far[j % 3] } else { factors[j % 3] }).collect();
         let mut row = rows[1].clone();
-        scale_each(level, &mut row, &Factors::new(&each));
+        scale_each(level, &mut row, &Factors::new(&each).unwrap());
         found.push((format!("products of columns, {name}{with}"), hash(row)));
 
         let clamped = LENGTHS.into_iter().flat_map(|n| {

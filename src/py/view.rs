@@ -26,8 +26,8 @@ use crate::error::Error;
 use crate::scalar::{DType, Scalar};
 use crate::segment::{Strided, count};
 use numpy::npyffi::{self, NpyTypes, PyArrayObject};
-use pyo3::ffi;
 use pyo3::prelude::*;
+use pyo3::{Borrowed, ffi};
 use pyo3::types::{PyList, PyTuple};
 use std::os::raw::c_int;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -207,12 +207,16 @@ pub struct Known<'py> {
 impl<'py> Known<'py> {
     /// The type that a descriptor stands for, and NumPy's number of it. May run foreign code, at the first sight of a
     /// type that is not NumPy's own.
+    #[inline]
     fn find(&mut self, py: Python<'py>, descr: *mut npyffi::PyArray_Descr) -> Option<(DType, c_int)> {
-        if let Some((seen, dtype, number)) = &self.descr
-            && seen.as_ptr() == descr.cast()
-        {
-            return Some((*dtype, *number));
+        match &self.descr {
+            Some((seen, dtype, number)) if seen.as_ptr() == descr.cast() => Some((*dtype, *number)),
+            _ => self.learn(py, descr),
         }
+    }
+
+    #[cold]
+    fn learn(&mut self, py: Python<'py>, descr: *mut npyffi::PyArray_Descr) -> Option<(DType, c_int)> {
         // SAFETY: the descriptor of a live array, kept alive from here on.
         let owned = unsafe { Bound::from_borrowed_ptr(py, descr.cast()) };
         let (dtype, number) = classify(py, descr)?;
@@ -223,6 +227,7 @@ impl<'py> Known<'py> {
 
 impl<'py> View<'py> {
     /// Looks at an array.
+    #[inline]
     pub fn new(
         object: Bound<'py, PyAny>,
         takes: Takes,
@@ -589,7 +594,9 @@ pub fn plain_list<'py>(py: Python<'py>, tensors: &Bound<'py, PyAny>) -> PyResult
         };
         // SAFETY: see above.
         let own = unsafe { Bound::from_owned_ptr_or_err(py, own)? }.cast_into::<PyList>()?;
-        let plain = own.iter().all(|entry| is_plain_entry(&entry));
+        // SAFETY: a new list that nobody else has: its entries stay.
+        let entry = |at| unsafe { Borrowed::from_ptr(py, ffi::PyList_GetItem(own.as_ptr(), at)) };
+        let plain = (0..own.len().cast_signed()).all(|at| is_plain_entry(&entry(at)));
         Ok(plain.then_some(own))
     })
 }
