@@ -1,0 +1,557 @@
+"""Calls of every public function, for tests in which memory is out.
+
+Each case makes its arrays anew and gives a call, and what must not change when the call raises.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+import fastclip
+from fastclip import IndexedSlices
+from training_cases import VARIANTS, build
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+#: Above this many float32 a call takes more than one thread.
+LARGE = 400_000
+
+
+@dataclass
+class Prepared:
+    """A call, and everything of the caller's that it could change, as bytes."""
+
+    call: Callable[[], Any]
+    watched: Callable[[], list[bytes]]
+
+
+Case = Callable[[], Prepared]
+
+
+def fingerprint(value: Any) -> Any:
+    """What a result is, bit for bit."""
+    if isinstance(value, IndexedSlices):
+        return ("slices", fingerprint(value.values), fingerprint(value.indices), value.shape)
+    if isinstance(value, (np.ndarray, np.generic)):
+        return (type(value).__name__, str(value.dtype), value.shape, value.tobytes())
+    if isinstance(value, dict):
+        return [(key, fingerprint(part)) for key, part in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [type(value).__name__, *(fingerprint(part) for part in value)]
+    return repr(value)
+
+
+def memory(*values: Any) -> list[bytes]:
+    """The bytes of all arrays in nested lists, dicts and slices."""
+    found: list[bytes] = []
+    for value in values:
+        if isinstance(value, np.ndarray):
+            found.append(f"{value.dtype} {value.shape}".encode() + value.tobytes())
+        elif isinstance(value, IndexedSlices):
+            found += memory(value.values, value.indices)
+        elif isinstance(value, dict):
+            found += memory(*value.values())
+        elif isinstance(value, (list, tuple)):
+            found += memory(*value)
+    return found
+
+
+# --- tensors ------------------------------------------------------------------------------------
+
+_KEPT: dict[int, Any] = {}
+
+
+def numbers(size: int, dtype: Any = np.float32) -> Any:
+    """Some numbers, the same each time, in an array of the caller's own."""
+    if size not in _KEPT:
+        _KEPT[size] = np.random.default_rng(size).standard_normal(size)
+    dtype = np.dtype(dtype)
+    found = _KEPT[size].astype(dtype)
+    if dtype.kind == "c":
+        found += found[::-1] * dtype.type(1j)
+    return found
+
+
+def matrix(rows: int, columns: int, dtype: Any = np.float32) -> Any:
+    return numbers(rows * columns, dtype).reshape(rows, columns)
+
+
+TENSORS: dict[str, Callable[[], Any]] = {
+    "small": lambda: [numbers(10), numbers(3)],
+    "medium": lambda: [numbers(3000)],
+    "large": lambda: [numbers(LARGE)],
+    "large_and_small": lambda: [numbers(LARGE), None, numbers(5), numbers(LARGE + 7)],
+    "many": lambda: [numbers(7 + i % 3) for i in range(300)],
+    "strided": lambda: [numbers(6000)[::2], numbers(20)[::-1]],
+    "large_strided": lambda: [numbers(2 * LARGE)[::2]],
+    "transposed": lambda: [matrix(60, 50).T, matrix(8, 6)[1:, ::3]],
+    "large_transposed": lambda: [matrix(800, 500).T],
+    "holes": lambda: [matrix(900, 700)[:, 3:600]],
+    "float16": lambda: [numbers(3000, np.float16), numbers(10, np.float16)[::3]],
+    "bfloat16": lambda: [numbers(3000, BFLOAT16), matrix(5, 7, BFLOAT16).T],
+    "large_float16": lambda: [numbers(2 * LARGE, np.float16)],
+    "large_bfloat16": lambda: [numbers(4 * LARGE, BFLOAT16)[::2]],
+    "float64": lambda: [numbers(3000, np.float64), numbers(9)],
+    "extreme": lambda: [numbers(3000, np.float64) * 1e306, numbers(200_000, np.float64) * 1e306],
+    "complex64": lambda: [numbers(3000, np.complex64)],
+    "complex128": lambda: [matrix(30, 20, np.complex128).T],
+    "dict": lambda: {"w": matrix(30, 4), "none": None, "deep": [numbers(5), (numbers(6), None)]},
+    "slices": lambda: [IndexedSlices(matrix(10, 30), [3, 1, 3, 0, 2, 9, 9, 8, 7, 6], (12, 30)), numbers(4)],
+    "array_likes": lambda: [[1.0, 2.0, 3.0], numbers(30)],
+    "scalars": lambda: [np.array(3.0, np.float32), np.empty((0, 3), np.float32)],
+}
+
+
+class Sum:
+    """A communicator of one process."""
+
+    def allreduce(self, array: Any) -> Any:
+        return array.copy()
+
+
+def over(function: Callable[[Any], Any], kind: str) -> Case:
+    """A call on tensors, which stay as they are."""
+
+    def make() -> Prepared:
+        tensors = TENSORS[kind]()
+        return Prepared(lambda: function(tensors), lambda: memory(tensors))
+
+    return make
+
+
+def into(function: Callable[[Any, Any], Any], kind: str, apart: bool) -> Case:
+    """A call that writes to its inputs, or to other arrays."""
+
+    def make() -> Prepared:
+        tensors = TENSORS[kind]()
+        out = copy.deepcopy(tensors) if apart else tensors
+        return Prepared(lambda: function(tensors, out), lambda: memory(tensors, out))
+
+    return make
+
+
+WRITABLE = [kind for kind in TENSORS if kind != "array_likes"]
+LARGE_KINDS = [kind for kind in TENSORS if "large" in kind or kind in ("holes", "extreme")]
+A_FEW = ["small", "large", "many", "transposed", "dict", "slices"]
+
+
+def _norms() -> Iterator[tuple[str, Case]]:
+    for kind in TENSORS:
+        yield f"global_norm/{kind}", over(fastclip.global_norm, kind)
+        yield f"tensor_norms/{kind}", over(fastclip.tensor_norms, kind)
+    for kind in ("small", "large", "large_strided", "complex64", "complex128", "extreme"):
+        for order in (1, 3, np.inf):
+            call = lambda tensors, order=order: fastclip.global_norm(tensors, ord=order)  # noqa: E731
+            yield f"global_norm/{kind}/ord={order}", over(call, kind)
+    for kind in A_FEW:
+        yield f"global_norm/{kind}/comm", over(lambda tensors: fastclip.global_norm(tensors, comm=Sum()), kind)
+    yield "free_cached_memory", lambda: Prepared(lambda: fastclip.free_cached_memory() >= 0, lambda: [])
+
+
+def _global() -> Iterator[tuple[str, Case]]:
+    clip = fastclip.clip_by_global_norm
+    for kind in TENSORS:
+        yield f"fresh/{kind}", over(lambda tensors: clip(tensors, 1.0), kind)
+    for kind in WRITABLE:
+        yield f"in_place/{kind}", into(lambda tensors, out: clip(tensors, 1.0, out=out), kind, False)
+        yield f"out/{kind}", into(lambda tensors, out: clip(tensors, 1.0, out=out), kind, True)
+    for kind in A_FEW:
+        yield f"unclipped/{kind}", over(lambda tensors: clip(tensors, 1e9), kind)
+        yield f"use_norm/{kind}", over(lambda tensors: clip(tensors, 1.0, use_norm=np.float32(7)), kind)
+        yield f"comm/{kind}", into(
+            lambda tensors, out: clip(tensors, 1.0, comm=Sum(), out=out), kind, False
+        )
+        for order in (1, 2.5, np.inf):
+            call = lambda tensors, order=order: clip(tensors, 1.0, ord=order)  # noqa: E731
+            yield f"ord={order}/{kind}", over(call, kind)
+        yield f"norms/{kind}", _with_norms(kind, in_place=True, comm=False)
+        yield f"norms_and_comm/{kind}", _with_norms(kind, in_place=False, comm=True)
+        for policy in ("propagate", "raise", "zero"):
+            yield f"nonfinite={policy}/{kind}", _nonfinite(kind, policy)
+
+
+def _with_norms(kind: str, in_place: bool, comm: bool) -> Case:
+    def make() -> Prepared:
+        tensors = TENSORS[kind]()
+        norms = np.full(2 * len(memory_arrays(tensors)), -1.0)[::2]
+
+        def call() -> Any:
+            return fastclip.clip_by_global_norm(
+                tensors, 1.0, out=tensors if in_place else None, norms=norms, comm=Sum() if comm else None
+            )
+
+        return Prepared(call, lambda: memory(tensors, norms))
+
+    return make
+
+
+def memory_arrays(value: Any) -> list[Any]:
+    """The tensors in a container."""
+    if isinstance(value, dict):
+        return [leaf for part in value.values() for leaf in memory_arrays(part)]
+    if isinstance(value, (list, tuple)):
+        return [leaf for part in value for leaf in memory_arrays(part)]
+    return [] if value is None else [value]
+
+
+def _nonfinite(kind: str, policy: Any) -> Case:
+    def make() -> Prepared:
+        tensors = TENSORS[kind]()
+        first = memory_arrays(tensors)[0]
+        (first.values if isinstance(first, IndexedSlices) else first).flat[1] = np.nan
+        return Prepared(
+            lambda: fastclip.clip_by_global_norm(tensors, 1.0, out=tensors, on_nonfinite=policy),
+            lambda: memory(tensors),
+        )
+
+    return make
+
+
+ONE_TENSOR: dict[str, Callable[[], Any]] = {
+    "small": lambda: numbers(10),
+    "matrix": lambda: matrix(60, 50),
+    "transposed": lambda: matrix(60, 50).T,
+    "large": lambda: matrix(800, 500),
+    "large_transposed": lambda: matrix(800, 500).T,
+    "long_rows": lambda: matrix(3, 200_000),
+    "strided": lambda: matrix(60, 100)[:, ::2],
+    "float16": lambda: matrix(60, 50, np.float16),
+    "bfloat16": lambda: matrix(60, 50, BFLOAT16).T,
+    "float64": lambda: matrix(60, 50, np.float64),
+    "complex64": lambda: matrix(60, 50, np.complex64),
+    "slices": lambda: IndexedSlices(matrix(10, 30), list(range(10)), (12, 30)),
+    "three_axes": lambda: numbers(24_000).reshape(20, 30, 40).transpose(2, 0, 1),
+}
+
+
+def of_one(function: Callable[[Any, Any], Any], kind: str, where: str) -> Case:
+    """A call on one tensor, with its `out`: nothing, itself or another."""
+
+    def make() -> Prepared:
+        tensor = ONE_TENSOR[kind]()
+        out = {"fresh": None, "in_place": tensor, "out": copy.deepcopy(tensor)}[where]
+        return Prepared(lambda: function(tensor, out), lambda: memory(tensor, out))
+
+    return make
+
+
+PLACES = ("fresh", "in_place", "out")
+
+
+def _one() -> Iterator[tuple[str, Case]]:
+    clip = fastclip.clip_by_norm
+    for kind in ONE_TENSOR:
+        for where in PLACES:
+            yield f"norm/{kind}/{where}", of_one(lambda t, out: clip(t, 1.0, out=out), kind, where)
+            yield (
+                f"average/{kind}/{where}",
+                of_one(lambda t, out: fastclip.clip_by_average_norm(t, 1e-5, out=out), kind, where),
+            )
+        if kind == "small":
+            continue
+        for axes in ([0], [1], [0, 1]):
+            for where in PLACES:
+                call = lambda t, out, axes=axes: clip(t, 0.1, axes=axes, out=out)  # noqa: E731
+                yield f"axes={axes}/{kind}/{where}", of_one(call, kind, where)
+    for kind in ("matrix", "transposed", "bfloat16", "complex64", "float64"):
+        for where in PLACES:
+            shape = ONE_TENSOR[kind]().shape
+            bounds = np.linspace(0.0, 2.0, shape[0] * shape[1]).reshape(shape)
+            call = lambda t, out, bounds=bounds: clip(t, bounds, axes=[1], out=out)  # noqa: E731
+            yield f"bound_per_element/{kind}/{where}", of_one(call, kind, where)
+            rows = np.linspace(0.0, 2.0, shape[0]).reshape(-1, 1)
+            call = lambda t, out, rows=rows: clip(t, rows, axes=[1], out=out)  # noqa: E731
+            yield f"bound_per_row/{kind}/{where}", of_one(call, kind, where)
+    for order in (1, 3, np.inf):
+        call = lambda t, out, order=order: clip(t, 0.1, axes=[1], ord=order, out=out)  # noqa: E731
+        yield f"axes=[1]/ord={order}", of_one(call, "large", "in_place")
+
+
+def _value() -> Iterator[tuple[str, Case]]:
+    clip = fastclip.clip_by_value
+    for kind in ONE_TENSOR:
+        if kind == "complex64":
+            continue
+        for where in PLACES:
+            yield f"scalars/{kind}/{where}", of_one(lambda t, out: clip(t, -0.5, 0.5, out=out), kind, where)
+            yield (
+                f"arrays/{kind}/{where}",
+                of_one(
+                    lambda t, out: clip(t, np.full(t.shape[-1:], -0.5), np.float32(0.25), out=out)
+                    if not isinstance(t, IndexedSlices)
+                    else clip(t, -0.5, np.float32(0.25), out=out),
+                    kind,
+                    where,
+                ),
+            )
+            yield (
+                f"elements/{kind}/{where}",
+                of_one(
+                    lambda t, out: clip(t, -0.5, np.abs(t), out=out)
+                    if not isinstance(t, IndexedSlices)
+                    else clip(t, -0.5, np.abs(t.values), out=out),
+                    kind,
+                    where,
+                ),
+            )
+
+    def integers() -> Prepared:
+        tensor = np.arange(-3000, 3000, dtype=np.int16).reshape(60, 100)[:, ::-1]
+        return Prepared(lambda: clip(tensor, -5, np.int16(7), out=tensor), lambda: memory(tensor))
+
+    yield "integers", integers
+
+
+def _rules() -> Iterator[tuple[str, Case]]:
+    for kind in TENSORS:
+        yield f"block_rms/{kind}", over(lambda tensors: fastclip.clip_by_block_rms(tensors, 0.5), kind)
+        if kind in WRITABLE:
+            yield (
+                f"block_rms/{kind}/in_place",
+                into(lambda tensors, out: fastclip.clip_by_block_rms(tensors, 0.5, out=out), kind, False),
+            )
+    for kind in WRITABLE:
+        if kind == "slices":
+            continue
+        yield f"adaptive/{kind}", over(lambda tensors: fastclip.adaptive_clip(tensors, tensors, 0.01), kind)
+
+        def make(kind: str = kind) -> Prepared:
+            params, grads = TENSORS[kind](), TENSORS[kind]()
+            return Prepared(
+                lambda: fastclip.adaptive_clip(params, grads, 0.01, out=grads), lambda: memory(params, grads)
+            )
+
+        yield f"adaptive/{kind}/in_place", make
+
+
+# --- optimizers ---------------------------------------------------------------------------------
+
+
+class Steps:
+    """An optimizer and its pairs, and all that it may change."""
+
+    def __init__(
+        self,
+        variant: str,
+        gradients: list[Any],
+        variables: list[Any],
+        *,
+        copies: dict[int, Any] | None = None,
+        steps: int = 0,
+        **handling: Any,
+    ) -> None:
+        self.step = np.zeros((), np.int64)
+        self.optimizer = build(variant, self.step, **handling)
+        self.gradients, self.variables = gradients, variables
+        self.copies = copies or {}
+        for position, narrow in self.copies.items():
+            self.optimizer.set_low_precision_copy(variables[position], narrow)
+        self.pairs = list(zip(gradients, variables, strict=True))
+        for _ in range(steps):
+            self.apply()
+
+    def apply(self) -> None:
+        self.optimizer.apply_gradients(self.pairs, self.step)
+
+    def watched(self) -> list[bytes]:
+        optimizer = self.optimizer
+        names = optimizer._slot_names
+        slots = [[optimizer.get_slot(variable, name) for name in names] for variable in self.variables]
+        state = optimizer.state_dict()
+        return [
+            *memory(self.gradients, self.variables, list(self.copies.values()), self.step),
+            repr([[slot is not None for slot in each] for each in slots]).encode(),
+            *memory(slots),
+            *(f"{key} ".encode() + value.tobytes() for key, value in state.items()),
+            f"{optimizer.last_norm!r} {optimizer.skipped_steps} {optimizer.get_slot_names()}".encode(),
+        ]
+
+
+def step(variant: str, make_pairs: Callable[[], tuple[list[Any], list[Any]]], **more: Any) -> Case:
+    def make() -> Prepared:
+        gradients, variables = make_pairs()
+        arguments = {**more, "copies": more["copies"](variables)} if "copies" in more else more
+        taken = Steps(variant, gradients, variables, **arguments)
+        return Prepared(taken.apply, taken.watched)
+
+    return make
+
+
+def _rows(values: Any, indices: list[int]) -> IndexedSlices:
+    return IndexedSlices(values, indices)
+
+
+PAIRS: dict[str, Callable[[], tuple[list[Any], list[Any]]]] = {
+    "small": lambda: ([numbers(10), None, numbers(3)], [numbers(10), numbers(5), numbers(3)]),
+    "mixed": lambda: (
+        [numbers(3000, np.float16), matrix(50, 60, BFLOAT16), numbers(6000, np.float64)[::2]],
+        [numbers(3000), matrix(60, 50).T, numbers(3000, np.float64)],
+    ),
+    "large": lambda: ([numbers(LARGE)], [numbers(LARGE)]),
+    "large_strided": lambda: ([matrix(800, 500).T], [matrix(500, 1000)[:, ::-1][:, :800]]),
+    "many": lambda: ([numbers(7) for _ in range(300)], [numbers(7) for _ in range(300)]),
+    "rows": lambda: ([_rows(matrix(4, 30), [0, 3, 5, 6])], [matrix(20, 30)]),
+    "repeated_rows": lambda: ([_rows(matrix(4, 30, np.float16), [5, 0, 5, 6])], [matrix(20, 30)]),
+    "rows_of_strided": lambda: ([_rows(matrix(4, 30), [5, 0, 5, 6]), numbers(3)], [matrix(30, 20).T, numbers(3)]),
+    "overlapping": lambda: _overlapping(),
+}
+
+
+def _overlapping() -> tuple[list[Any], list[Any]]:
+    whole = numbers(3000)
+    return [whole[:-1], numbers(5)], [whole[1:], numbers(5)]
+
+
+def _optimizers(part: int, parts: int) -> Iterator[tuple[str, Case]]:
+    for number, variant in enumerate(VARIANTS):
+        if number % parts != part:
+            continue
+        for kind in ("small", "large_strided", "repeated_rows"):
+            for steps in (0, 1):
+                yield f"{variant}/{kind}/step {steps + 1}", step(variant, PAIRS[kind], steps=steps)
+
+
+def _handling() -> Iterator[tuple[str, Case]]:
+    for variant in ("Adam", "Nesterov", "GradientDescent"):
+        for kind in PAIRS:
+            for steps in (0, 1):
+                label = f"{variant}/{kind}/step {steps + 1}"
+                yield label, step(variant, PAIRS[kind], steps=steps, global_clipnorm=0.5, loss_scale=4.0)
+        yield f"{variant}/value", step(variant, PAIRS["rows_of_strided"], clipvalue=0.1)
+        yield f"{variant}/norm", step(variant, PAIRS["mixed"], steps=1, clipnorm=0.1)
+        for policy in ("skip", "raise"):
+            yield f"{variant}/{policy}", step(variant, _with_nan, steps=0, on_nonfinite=policy)
+        copies = lambda variables: {  # noqa: E731
+            0: np.zeros(variables[0].shape, np.float16),
+            2: np.zeros(variables[2].shape, np.float32)[::-1],
+        }
+        yield f"{variant}/copies", step(variant, PAIRS["mixed"], copies=copies, steps=1)
+        yield f"{variant}/copies of rows", step(
+            variant, PAIRS["rows"], copies=lambda v: {0: np.zeros(v[0].shape, BFLOAT16)}
+        )
+
+
+def _with_nan() -> tuple[list[Any], list[Any]]:
+    gradients, variables = PAIRS["mixed"]()
+    gradients[1][0, 0] = np.nan
+    return gradients, variables
+
+
+def _state() -> Iterator[tuple[str, Case]]:
+    def asked(variant: str, what: str, kind: str) -> Case:
+        def make() -> Prepared:
+            taken = Steps(variant, *PAIRS[kind](), steps=1, global_clipnorm=1.0)
+            optimizer, variable = taken.optimizer, taken.variables[0]
+            state = optimizer.state_dict()
+            for key, value in state.items():
+                if key.endswith(".0") and value.dtype.kind == "f":
+                    value += 1
+            names = optimizer.get_slot_names()
+            narrow = np.zeros(variable.shape, np.float16)
+            calls: dict[str, Callable[[], Any]] = {
+                "state_dict": optimizer.state_dict,
+                "get_slot": lambda: [optimizer.get_slot(variable, name) for name in names],
+                "variables": optimizer.variables,
+                "load_state_dict": lambda: optimizer.load_state_dict(state),
+                "load_state_dict, variables": lambda: optimizer.load_state_dict(state, taken.variables),
+                "set_low_precision_copy": lambda: optimizer.set_low_precision_copy(variable, narrow),
+            }
+            return Prepared(calls[what], lambda: [*taken.watched(), *memory(narrow, state)])
+
+        return make
+
+    for variant in ("Adam", "Nesterov", "RMSProp-centered", "AdagradDA"):
+        for kind in ("small", "large", "many"):
+            for what in (
+                "state_dict",
+                "get_slot",
+                "variables",
+                "load_state_dict",
+                "load_state_dict, variables",
+                "set_low_precision_copy",
+            ):
+                yield f"{variant}/{kind}/{what}", asked(variant, what, kind)
+
+
+# --- calls that raise ---------------------------------------------------------------------------
+
+
+def _errors() -> Iterator[tuple[str, Case]]:
+    def refused(call: Callable[[], Any], *watched: Any) -> Prepared:
+        return Prepared(call, lambda: memory(*watched))
+
+    def of(tensors: Any, **arguments: Any) -> Prepared:
+        call = lambda: fastclip.clip_by_global_norm(tensors, 1.0, **arguments)  # noqa: E731
+        return refused(call, tensors, arguments)
+
+    def read_only() -> Prepared:
+        array = numbers(30)
+        array.flags.writeable = False
+        return of([array], out=[array])
+
+    def overlap(strided: bool) -> Prepared:
+        whole = matrix(60, 50)
+        if strided:
+            return of([whole[:, :30], numbers(3)], out=[whole[:, 10:40], numbers(3)])
+        return of([whole[1:], numbers(3)], out=[whole[:-1], numbers(3)])
+
+    def step_error(gradients: list[Any], variables: list[Any]) -> Prepared:
+        taken = Steps("Adam", gradients, variables)
+        return Prepared(taken.apply, taken.watched)
+
+    yield "integers", lambda: of([np.arange(5), numbers(3)])
+    yield "integers in many", lambda: of([*(numbers(3) for _ in range(300)), np.arange(5)])
+    yield "no container", lambda: of(numbers(30))
+    yield "objects", lambda: of([np.array([object()]), numbers(3)])
+    yield "shape", lambda: of([numbers(30)], out=[numbers(31)])
+    yield "type", lambda: of([numbers(30)], out=[numbers(30, np.float64)])
+    yield "structure", lambda: of({"a": numbers(3)}, out={"b": numbers(3)})
+    yield "read-only", read_only
+    yield "overlap", lambda: overlap(False)
+    yield "overlap, strided", lambda: overlap(True)
+    yield "norms", lambda: of([numbers(3)], norms=np.zeros(2))
+    yield "nonfinite", lambda: of({"a": numbers(3) * np.nan, "b": [numbers(3)]}, on_nonfinite="raise")
+    yield (
+        "nonfinite, many",
+        lambda: of([numbers(3) * np.nan for _ in range(300)], on_nonfinite="raise"),
+    )
+    yield "bound", lambda: refused(lambda: fastclip.clip_by_norm(numbers(3), float("nan")))
+    yield "axes", lambda: refused(lambda: fastclip.clip_by_norm(numbers(3), 1.0, axes=[7]))
+    yield "value of complex", lambda: refused(lambda: fastclip.clip_by_value(numbers(3, np.complex64), 0, 1))
+    yield "gradient's shape", lambda: step_error([numbers(3)], [numbers(4)])
+    yield "gradient's type", lambda: step_error([np.arange(3)], [numbers(3)])
+    yield "variable's type", lambda: step_error([numbers(3)], [numbers(3, np.float16)])
+
+    def twice() -> Prepared:
+        variable = numbers(30)
+        return step_error([numbers(30), numbers(30)], [variable, variable])
+
+    yield "variable twice", twice
+    yield "row outside", lambda: step_error([_rows(matrix(2, 3), [0, 9])], [matrix(5, 3)])
+    yield "no gradient", lambda: step_error([None], [matrix(5, 3)])
+
+    def wrong_state() -> Prepared:
+        taken = Steps("Adam", *PAIRS["small"](), steps=1)
+        state = taken.optimizer.state_dict()
+        del state["v.2"]
+        return Prepared(lambda: taken.optimizer.load_state_dict(state), taken.watched)
+
+    yield "incomplete state", wrong_state
+
+
+GROUPS: dict[str, dict[str, Case]] = {
+    "norms": dict(_norms()),
+    "global": dict(_global()),
+    "one": dict(_one()),
+    "value": dict(_value()),
+    "rules": dict(_rules()),
+    "optimizers": dict(_optimizers(0, 1)),
+    "handling": dict(_handling()),
+    "state": dict(_state()),
+    "errors": dict(_errors()),
+}
