@@ -1,11 +1,14 @@
 """Calls functions while allocations fail: run by itself, with `fail_allocation.c` loaded before it.
 
-``python allocation_driver.py LIBRARY GROUP MODE`` writes a line of JSON for each trial that goes wrong, and one
-with what was tried. Trials run in child processes, so that one that dies is told from the others.
+``python allocation_driver.py LIBRARY GROUP MODE MOST`` writes a line of JSON for each trial that goes
+wrong, and one with what was tried; MOST is how many allocations of a case fail in turn. Trials run in child
+processes, so that one that dies is told from the others.
 
-Modes: ``one``, only the n-th allocation fails; ``all``, all from the n-th on; ``anywhere``, the n-th of all threads
-together; ``cold``, as ``one``, but each in a process that has called nothing yet. "strict" is about what an exception
-leaves behind: nothing may have changed. Otherwise it may be as if the call had succeeded.
+Modes: ``one``, only the n-th allocation fails; ``all``, all from the n-th on; ``anywhere``, the n-th of all
+threads together; ``cold``, as ``one``, but each in a process that has no helper threads yet; ``objects``,
+as ``one``, where Python's objects come from malloc too. In that mode the interpreter itself needs memory to
+raise an exception, so what it raises may come when everything is written, and may be its SystemError that
+an exception got lost.
 """
 
 from __future__ import annotations
@@ -15,30 +18,45 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path[:0] = [str(Path(__file__).parents[number]) for number in (0, 1)]
 
 #: So many seconds for the trials of a case in one mode.
 LIMIT = 40
+#: What the interpreter says when it had no memory for an exception.
+LOST = ("error return without exception set", "returned NULL without setting an exception")
 #: Deaths after which no more of a case is tried.
 DEATHS = 3
+#: Deaths after which no more is tried at all.
+ALL_DEATHS = 60
 
 
-def armed_calls(library: str) -> tuple[Callable[..., Any], Callable[[], int]]:
-    """The functions of the library that is loaded: one that calls, and one that tells how many failed."""
+def armed_calls(library: str) -> tuple[Callable[..., Any], Callable[[], int], Callable[[], int]]:
+    """What calls a function, and what tells how many allocations failed then, and of how many."""
     loaded = ctypes.PyDLL(library)
     call = loaded.call_armed
     call.restype = ctypes.py_object
     call.argtypes = [ctypes.py_object, ctypes.c_long, ctypes.c_int, ctypes.c_int]
     failures = loaded.failures
     failures.restype = ctypes.c_long
-    return call, failures
+    count = loaded.count
+    count.restype = ctypes.c_long
+    return call, failures, count
 
 
-def outcome(call: Callable[[], Any]) -> tuple[str, Any]:
+def chosen(total: int, most: int) -> list[int]:
+    """Which of so many allocations fail: the first, the last, some between, and a few besides."""
+    if total <= most:
+        return list(range(total + 3))
+    third = most // 3
+    step = (total - 2 * third) // third + 1
+    return [*range(third), *range(third, total - third, step), *range(total - third, total + 3)]
+
+
+def outcome(call: Callable[[], Any], tolerant: bool = False) -> tuple[str, Any]:
     """What a call comes to: its result, or its exception."""
     from allocation_cases import fingerprint
 
@@ -46,27 +64,44 @@ def outcome(call: Callable[[], Any]) -> tuple[str, Any]:
         result = call()
     except MemoryError:
         return ("MemoryError", None)
+    except SystemError as error:
+        if tolerant and any(text in str(error) for text in LOST):
+            return ("MemoryError", None)
+        return ("SystemError", str(error) + _where(error))
     except BaseException as error:
-        return (type(error).__name__, None)
+        return (type(error).__name__, f"{error}"[:300] + _where(error))
     return ("result", fingerprint(result))
+
+
+def _where(error: BaseException) -> str:
+    """The last line of Python that an exception came from."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return "" if last is None else f" ({Path(last.tb_frame.f_code.co_filename).name}:{last.tb_lineno})"
 
 
 class Trials:
     """The trials of one case in one mode."""
 
-    def __init__(self, library: str, case: Callable[[], Any], mode: str, strict: bool) -> None:
-        self.call_armed, self.failures = armed_calls(library)
-        self.case, self.mode, self.strict = case, mode, strict
+    def __init__(self, library: str, case: Callable[[], Any], mode: str) -> None:
+        self.call_armed, self.failures, count = armed_calls(library)
+        self.case, self.mode, self.strict = case, mode, mode != "objects"
         prepared = case()
         self.expected = outcome(prepared.call)
         self.after = prepared.watched()
+        prepared = case()
+        # Not to be disturbed by memory that is kept for the next call, as in the first trial.
+        outcome(lambda: self.call_armed(prepared.call, -1, 0, mode == "anywhere"))
+        self.total = count()
 
     def run(self, n: int) -> tuple[list[str], bool]:
         """What went wrong when allocation `n` failed, and whether one failed at all."""
         prepared = self.case()
         before = prepared.watched()
         everywhere, all_after = self.mode == "anywhere", self.mode == "all"
-        kind, result = outcome(lambda: self.call_armed(prepared.call, n, all_after, everywhere))
+        call = lambda: self.call_armed(prepared.call, n, all_after, everywhere)  # noqa: E731
+        kind, result = outcome(call, tolerant=not self.strict)
         any_failed = self.failures() > 0
         left = prepared.watched()
         wrong: list[str] = []
@@ -77,14 +112,14 @@ class Trials:
                 wrong.append("something was written" if left == self.after else "a part was written")
             if left == before:
                 again = outcome(prepared.call)
-                if again != self.expected:
+                if again[0] != self.expected[0] or (again[0] == "result" and again != self.expected):
                     wrong.append(f"the call after it gives {again[0]}, not the {self.expected[0]} it should")
                 elif prepared.watched() != self.after:
                     wrong.append("the call after it leaves something else behind")
         elif kind != self.expected[0]:
-            wrong.append(f"{kind} where {self.expected[0]} or MemoryError is due")
+            wrong.append(f"{kind} where {self.expected[0]} or MemoryError is due: {result}")
         else:
-            if result != self.expected[1]:
+            if kind == "result" and result != self.expected[1]:
                 wrong.append("another result")
             if left != self.after:
                 wrong.append("it leaves something else behind")
@@ -110,64 +145,67 @@ def in_child(work: Callable[[Callable[[str], None]], None]) -> tuple[list[str], 
     return lines, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def main(library: str, group: str, mode: str) -> None:
+def main(library: str, group: str, mode: str, most: str) -> None:
     from allocation_cases import GROUPS, LARGE_KINDS
 
     import fastclip
 
-    strict = os.environ.get("PYTHONMALLOC", "") != "malloc"
     # Small objects have room in memory that Python has already.
     spare: list[Any] = [bytes(size) for size in range(0, 480, 16) for _ in range(1000)]
     del spare[::2]
-    tried = failed = 0
-    for name, case in GROUPS[group].items():
-        large = any(kind in name for kind in LARGE_KINDS)
-        if mode in ("anywhere", "cold") and not large:
-            continue
-        if mode == "cold":
-            fastclip.set_num_threads(1)
-        numbers: Iterable[int] = range(1000)
-        if not strict:
-            numbers = [*range(0, 40), *range(40, 400, 9), *range(400, 20_000, 97)]
-        left, deaths = list(numbers), 0
-        # Everything lazy is imported, and for cold calls the expected result is known, before a child starts.
-        known = Trials(library, case, mode, strict) if mode == "cold" else None
-        if known is None:
-            case().call  # noqa: B018
-        while left and deaths < DEATHS:
+    tried = failed = all_deaths = 0
 
-            def work(say: Callable[[str], None], left: list[int] = left, known: Any = known) -> None:
-                fastclip.set_num_threads(2)
-                trials = known or Trials(library, case, mode, strict)  # noqa: B023
-                for n in left[:1] if mode == "cold" else left:
-                    say(f"{n}")
-                    wrong, any_failed = trials.run(n)
-                    if wrong:
-                        say(f"{n} {'; '.join(wrong)}")
-                    if not any_failed:
-                        say("end")
-                        return
+    def report(case: str, n: int, wrong: str) -> None:
+        nonlocal failed
+        failed += 1
+        print(json.dumps({"case": case, "n": n, "wrong": wrong}), flush=True)
 
+    def try_all(name: str, case: Callable[[], Any]) -> None:
+        nonlocal tried, all_deaths
+        # What a call finds out once for all is found out here; a cold call may not even have had helpers yet.
+        fastclip.set_num_threads(1)
+        known = Trials(library, case, mode)
+        numbers = chosen(known.total, int(most))
+        reached, deaths = -1, 0
+
+        def work(say: Callable[[str], None]) -> None:
+            fastclip.set_num_threads(2)
+            trials = known if mode == "cold" else Trials(library, case, mode)
+            for n in numbers:
+                if n <= reached:
+                    continue
+                say(f"{n}")
+                wrong, any_failed = trials.run(n)
+                if wrong:
+                    say(f"{n} {'; '.join(wrong)}")
+                if not any_failed and mode != "anywhere":
+                    break
+                if mode == "cold":
+                    return
+            say("end")
+
+        while deaths < DEATHS:
             lines, code = in_child(work)
-            last = -1
             for line in lines:
                 number, _, wrong = line.partition(" ")
-                if line == "end":
-                    left = []
-                elif not wrong:
-                    last, tried = int(number), tried + 1
-                else:
-                    failed += 1
-                    print(json.dumps({"case": name, "n": int(number), "wrong": wrong}), flush=True)
+                if wrong:
+                    report(name, int(number), wrong)
+                elif line != "end":
+                    reached, tried = int(number), tried + 1
             if code:
-                deaths, failed = deaths + 1, failed + 1
                 how = f"died by signal {-code}" if code < 0 else f"ended with status {code}"
-                print(json.dumps({"case": name, "n": last, "wrong": how}), flush=True)
-                if last < 0:
-                    break
-            left = [n for n in left if n > last]
+                report(name, reached, how)
+                deaths, all_deaths = deaths + 1, all_deaths + 1
+            if not lines or lines[-1] == "end":
+                break
+
+    for name, case in GROUPS[group].items():
+        if mode in ("anywhere", "cold") and not any(kind in name for kind in LARGE_KINDS):
+            continue
+        if all_deaths < ALL_DEATHS:
+            try_all(name, case)
     print(json.dumps({"tried": tried, "failed": failed}), flush=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4])
+    main(*sys.argv[1:5])

@@ -1,0 +1,90 @@
+"""Calls for which there is no memory: MemoryError, with nothing changed, and the next call works.
+
+`fail_allocation.c` makes single allocations fail, wherever they are made: in the compiled part, in its helper
+threads, in NumPy or in the interpreter. Each public function is called again and again, with the first
+allocation failing, then the second, until none is left that could. `allocation_driver.py` does it in
+processes of their own, because what is not handled ends the process.
+
+FASTCLIP_THOROUGH=1 in the environment lets every single allocation fail in every call; otherwise, where a
+call makes many, it is some of the first, of the last and of those between.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fresh_python
+
+HERE = Path(__file__).parent
+THOROUGH = os.environ.get("FASTCLIP_THOROUGH", "0") != "0"
+GROUPS = ("norms", "global", "one", "value", "rules", "optimizers", "handling", "state", "errors")
+#: For each mode, how many allocations of a call fail in turn.
+MODES = {"one": 18, "all": 9, "anywhere": 6, "cold": 6, "objects": 18}
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="loads a library before the C library, as Linux does"),
+    pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler"),
+    pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer has its own malloc"),
+    pytest.mark.timeout(1800 if THOROUGH else 300),
+]
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("library") / "fail_allocation.so"
+    flags = ["-shared", "-fPIC", "-O1", "-ftls-model=initial-exec"]
+    subprocess.run(["cc", *flags, "-o", path, HERE / "fail_allocation.c", "-ldl", "-pthread"], check=True)
+    return str(path)
+
+
+def run(library: str, *arguments: str, **env: str) -> str:
+    env |= {"LD_PRELOAD": library, "RUST_BACKTRACE": "0", "PYTHONWARNINGS": "ignore"}
+    driver = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    return fresh_python.run(driver, *arguments, env=env, timeout=1700 if THOROUGH else 280).stdout
+
+
+def test_an_array_is_refused_by_numpy_when_its_allocation_fails(library: str) -> None:
+    """A test of the tool."""
+    script = f"""
+import sys
+sys.path.insert(0, {str(HERE)!r})
+import numpy as np
+from allocation_driver import armed_calls
+call, failures, count = armed_calls({library!r})
+assert call(lambda: np.ones(1000), -1, 0, 0).sum() == 1000
+assert failures() == 0
+assert count() == 1
+for all_after in (0, 1):
+    try:
+        call(lambda: np.ones(1000), 0, all_after, 0)
+    except MemoryError:
+        assert failures() >= 1
+    else:
+        raise SystemExit("it was allocated")
+assert np.ones(1000).sum() == 1000
+print("done")
+"""
+    assert fresh_python.run(script, env={"LD_PRELOAD": library}).stdout == "done\n"
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("group", GROUPS)
+def test_without_memory_a_call_raises_memory_error_and_changes_nothing(
+    library: str, group: str, mode: str
+) -> None:
+    if mode in ("anywhere", "cold") and group == "errors":
+        pytest.skip("none of these calls takes more than one thread")
+    more = {"PYTHONMALLOC": "malloc"} if mode == "objects" else {}
+    most = 2000 if THOROUGH else MODES[mode]
+    output = run(library, str(HERE / "allocation_driver.py"), library, group, mode, str(most), **more)
+    *failures, summary = [json.loads(line) for line in output.splitlines()]
+    shown = "\n".join(f"{f['case']}, allocation {f['n']}: {f['wrong']}" for f in failures[:25])
+    assert not failures, f"{summary['failed']} of {summary['tried']} trials went wrong\n{shown}"
+    assert summary["tried"] > 0
