@@ -1,0 +1,214 @@
+"""What is found out when memory is looked at for overlaps, and what comes out of it when that is cut short.
+
+Where the address ranges of two arrays meet, NumPy may be asked whether they have an element in common. What
+is raised meanwhile comes out as itself; a question too hard counts as an overlap; many arrays take no time
+to speak of.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastclip
+import fresh_python
+from fastclip.train import AdamOptimizer
+
+SETUP = """
+import sys
+import numpy as np
+import fastclip
+from fastclip import IndexedSlices
+from fastclip.train import AdamOptimizer
+
+class Own(Exception):
+    pass
+
+class OwnBase(BaseException):
+    pass
+
+kinds = [KeyboardInterrupt, MemoryError, Own, OwnBase, SystemExit, ValueError, TypeError, RecursionError]
+kind = next(kind for kind in kinds if kind.__name__ == sys.argv[1])
+
+def arrays():
+    # Columns that interleave: no element is in both.
+    whole = np.linspace(1, 2, 100 * 64, dtype=np.float32).reshape(100, 64)
+    return whole, whole[:, :30], whole[:, 32:62]
+
+def clip(whole, left, right):
+    fastclip.clip_by_global_norm([left], 1.0, out=[right])
+
+def check_parameters(whole, left, right):
+    fastclip.adaptive_clip([left], [np.ones_like(left)], out=[right])
+
+def step(whole, left, right):
+    optimizer.apply_gradients([(np.ones_like(left), left), (np.ones_like(right), right)])
+
+def step_with_gradient(whole, left, right):
+    optimizer.apply_gradients([(left, right)])
+
+def copy(whole, left, right):
+    optimizer.set_low_precision_copy(left, right.view(np.float16)[:, ::2])
+
+def bounds(whole, left, right):
+    fastclip.clip_by_value(left, left, 2.0, out=right)
+
+def load(whole, left, right):
+    optimizer.load_state_dict(AdamOptimizer().state_dict() | {
+        "variables": np.array(2), "has_slots": np.zeros(2, np.uint8),
+        "shape.0": np.array(left.shape), "shape.1": np.array(right.shape),
+    }, [left, right])
+
+calls = [clip, check_parameters, step, step_with_gradient, copy, bounds, load]
+"""
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "KeyboardInterrupt",
+        "MemoryError",
+        "Own",
+        "OwnBase",
+        "SystemExit",
+        "ValueError",
+        "TypeError",
+        "RecursionError",
+    ],
+)
+@pytest.mark.parametrize("how", ["profile", "replaced"])
+def test_what_is_raised_during_the_check_comes_out_as_itself(how: str, kind: str) -> None:
+    """As by the handler of a signal, or Ctrl-C: it runs where NumPy's function in Python is entered."""
+    fresh_python.run(
+        SETUP
+        + f"""
+real = np.shares_memory
+for call in calls:
+    optimizer = AdamOptimizer()
+    whole, left, right = arrays()
+    before, raised = whole.copy(), []
+
+    def refuse(*_, **__):
+        raised.append(True)
+        raise kind("as itself")
+
+    def hook(frame, event, argument):
+        if event == "call" and frame.f_code.co_name in ("shares_memory", "may_share_memory"):
+            sys.setprofile(None)
+            refuse()
+
+    try:
+        if {how!r} == "profile":
+            sys.setprofile(hook)
+        else:
+            np.shares_memory = refuse
+        call(whole, left, right)
+    except BaseException as error:
+        assert raised and type(error) is kind and str(error) == "as itself", (call, repr(error))
+        assert whole.tobytes() == before.tobytes(), call
+    else:
+        assert not raised, f"{{call}}: it was lost"
+    finally:
+        sys.setprofile(None)
+        np.shares_memory = real
+    assert len(optimizer.variables()) == 0 or not raised
+""",
+        kind,
+    )
+
+
+def test_question_that_is_too_hard_counts_as_an_overlap() -> None:
+    fresh_python.run(
+        SETUP
+        + """
+too_hard = getattr(np, "exceptions", np).TooHardError
+asked = []
+
+def refuse(*_, **__):
+    asked.append(True)
+    raise too_hard
+
+np.shares_memory = refuse
+for call in (clip, check_parameters, step):
+    optimizer = AdamOptimizer()
+    whole, left, right = arrays()
+    before = whole.copy()
+    asked.clear()
+    try:
+        call(whole, left, right)
+    except ValueError as error:
+        assert asked and "shares memory" in str(error)
+        assert whole.tobytes() == before.tobytes()
+    else:
+        assert not asked
+""",
+        "ValueError",
+    )
+
+
+def test_arrays_that_are_hard_to_tell_apart_are_refused_or_right() -> None:
+    """Elements of many axes with steps that divide nothing: an instance of NumPy's that takes it long."""
+    memory = np.zeros(2_000_000, np.float32)
+
+    def axes(start: int, steps: tuple[int, ...]) -> Any:
+        shape = (7,) * len(steps)
+        return np.lib.stride_tricks.as_strided(memory[start:], shape, [4 * step for step in steps])
+
+    left, right = axes(0, (2, 15, 107, 751, 5261)), axes(37, (2, 15, 107, 751, 5263))
+    left[...] = np.arange(7**5).reshape(left.shape)
+    before = memory.copy()
+    refused = False
+    start = time.perf_counter()
+    try:
+        fastclip.clip_by_global_norm([left], 1.0, out=[right])
+    except ValueError:
+        refused = True
+    assert time.perf_counter() - start < 10
+    if refused:
+        np.testing.assert_array_equal(memory, before)
+    else:
+        assert not np.shares_memory(left, right)
+
+
+def columns(count: int) -> Any:
+    whole = np.ones((400, count), np.float32)
+    return whole, [whole[:, i] for i in range(count)]
+
+
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer takes its time")
+def test_columns_of_one_matrix_are_told_apart_at_once() -> None:
+    whole, tensors = columns(1200)
+    times = []
+    for _ in range(5):
+        whole[...] = 1.0
+        start = time.perf_counter()
+        fastclip.clip_by_global_norm(tensors, 1.0, out=tensors)
+        times.append(time.perf_counter() - start)
+    np.testing.assert_array_equal(whole, np.float32(1.0 / np.sqrt(whole.size)))
+    assert min(times) < 0.1, times
+
+
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer takes its time")
+def test_variables_that_are_columns_of_one_matrix_are_told_apart_at_once() -> None:
+    _, variables = columns(1200)
+    pairs = [(np.ones(400, np.float32), variable) for variable in variables]
+    optimizer = AdamOptimizer()
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        optimizer.apply_gradients(pairs)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.2, times
+
+
+def test_columns_of_which_two_are_the_same_are_found() -> None:
+    whole, tensors = columns(300)
+    tensors[200] = whole[:, 17]
+    before = whole.copy()
+    with pytest.raises(ValueError, match="shares memory"):
+        fastclip.clip_by_global_norm(tensors, 1.0, out=tensors)
+    np.testing.assert_array_equal(whole, before)

@@ -1,0 +1,327 @@
+"""Subclasses of arrays that answer with something else: they are read by their own memory, or refused.
+
+A subclass may override `copy`, `view`, its attributes and ``__array_function__``. Nothing that it gives may
+be taken for memory of the size that the array itself has. The arrays are large, so that reading them out of
+an answer of one element ends the process: each test runs in one of its own.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+import fresh_python
+
+SETUP = """
+import sys, warnings
+import numpy as np
+import fastclip
+from fastclip import IndexedSlices, _core
+from fastclip.train import AdamOptimizer, GradientDescentOptimizer
+
+warnings.simplefilter("ignore")
+DOCUMENTED = (TypeError, ValueError, IndexError, RuntimeError)
+ROWS, COLUMNS = 1500, 400
+SHAPE = (ROWS, COLUMNS)
+ONE = np.float32([7.0])
+active = False
+
+class Copy(np.ndarray):
+    def copy(self, *_, **__):
+        return ONE
+    __copy__ = __deepcopy__ = astype = copy
+
+class View(np.ndarray):
+    def view(self, *_, **__):
+        return ONE
+    reshape = ravel = transpose = view
+
+class Nothing(np.ndarray):
+    def copy(self, *_, **__):
+        return None
+    view = copy
+
+class Function(np.ndarray):
+    def __array_function__(self, *_, **__):
+        return ONE if active else NotImplemented
+    def __array_ufunc__(self, *_, **__):
+        return ONE if active else NotImplemented
+
+class Overlap(np.ndarray):
+    def __array_function__(self, function, types, args, kwargs):
+        return False
+
+class Finalize(np.ndarray):
+    def __array_finalize__(self, parent):
+        if active and self.size > 1:
+            try:
+                self.shape = (1, self.size)
+            except (AttributeError, ValueError):
+                pass
+
+class Attributes(np.ndarray):
+    def __getattribute__(self, name):
+        if active and name in ("shape", "strides", "dtype", "size", "ndim", "flags", "base", "T", "real"):
+            return getattr(ONE, name)
+        return np.ndarray.__getattribute__(self, name)
+
+class Properties(np.ndarray):
+    shape = property(lambda self: (3,))
+    dtype = property(lambda self: np.dtype(np.float64))
+    size = property(lambda self: 10**9)
+    ndim = property(lambda self: 7)
+    flags = property(lambda self: None)
+
+class Convert(np.ndarray):
+    def __array__(self, *_, **__):
+        return ONE
+    def __array_wrap__(self, *_, **__):
+        return ONE
+    def __getitem__(self, _):
+        return ONE
+
+class Length(np.ndarray):
+    def __len__(self):
+        return 10**9
+    def __iter__(self):
+        raise KeyError
+    def __bool__(self):
+        raise KeyError
+    def __eq__(self, other):
+        raise KeyError
+    __hash__ = None
+
+kinds = [Copy, View, Nothing, Function, Overlap, Finalize, Attributes, Properties, Convert, Length]
+kind = next(kind for kind in kinds if kind.__name__ == sys.argv[1])
+
+def numbers(dtype=np.float32, offset=0.0):
+    return np.linspace(offset - 1, offset + 1, ROWS * COLUMNS).astype(dtype).reshape(SHAPE)
+
+def odd(array):
+    return np.ndarray.view(array, kind)
+
+def plain(array):
+    return np.ndarray.view(array, np.ndarray)
+
+def attempt(call):
+    global active
+    active = True
+    try:
+        return call()
+    except DOCUMENTED:
+        return None
+    finally:
+        active = False
+
+def same(result, expected):
+    result = plain(result) if isinstance(result, np.ndarray) else result
+    assert result.dtype == expected.dtype and np.ndarray.tobytes(result) == expected.tobytes()
+
+def untouched(array, expected):
+    assert np.ndarray.tobytes(plain(array)) == expected.tobytes(), "it was changed"
+"""
+
+CLIPS = (
+    SETUP
+    + """
+for layout in (lambda a: a, lambda a: a.T, lambda a: a[:, ::2], lambda a: a[::-1]):
+    x = layout(numbers())
+    flat = [x.copy(order="K")]
+    expected = {
+        "global": fastclip.clip_by_global_norm([x], 1.0)[0][0],
+        "norm": fastclip.clip_by_norm(x, 1.0),
+        "rows": fastclip.clip_by_norm(x, 0.1, axes=[1]),
+        "average": fastclip.clip_by_average_norm(x, 1e-6),
+        "value": fastclip.clip_by_value(x, -0.5, 0.5),
+        "rms": fastclip.clip_by_block_rms([x], 0.5)[0],
+        "adaptive": fastclip.adaptive_clip([x], [x], 0.01)[0],
+    }
+    calls = {
+        "global": lambda t, out: fastclip.clip_by_global_norm([t], 1.0, out=out)[0][0],
+        "norm": lambda t, out: fastclip.clip_by_norm(t, 1.0, out=out and out[0]),
+        "rows": lambda t, out: fastclip.clip_by_norm(t, 0.1, axes=[1], out=out and out[0]),
+        "average": lambda t, out: fastclip.clip_by_average_norm(t, 1e-6, out=out and out[0]),
+        "value": lambda t, out: fastclip.clip_by_value(t, -0.5, 0.5, out=out and out[0]),
+        "rms": lambda t, out: fastclip.clip_by_block_rms([t], 0.5, out=out)[0],
+        "adaptive": lambda t, out: fastclip.adaptive_clip([t], [t], 0.01, out=out)[0],
+    }
+    for name, call in calls.items():
+        t = odd(layout(numbers()))
+        result = attempt(lambda: call(t, None))
+        if result is not None:
+            same(result, expected[name])
+        untouched(t, x)
+        out = odd(layout(np.zeros(SHAPE, np.float32)))
+        zeros = plain(out).copy()
+        if attempt(lambda: call(t, [out])) is not None:
+            same(out, expected[name])
+        else:
+            untouched(out, zeros)
+        if name == "adaptive":
+            continue
+        if attempt(lambda: call(t, [t])) is not None:
+            same(t, expected[name])
+        else:
+            untouched(t, x)
+    norm = attempt(lambda: fastclip.global_norm([odd(layout(numbers()))]))
+    assert norm is None or norm == fastclip.global_norm([x])
+    rows = odd(layout(numbers()))
+    slices = lambda: IndexedSlices(rows, np.arange(x.shape[0]))
+    result = attempt(lambda: fastclip.clip_by_global_norm([slices()], 1.0)[0][0])
+    if result is not None:
+        same(result.values, expected["global"])
+    # Bounds, and the array that takes norms.
+    bound = layout(numbers(offset=1.5))
+    want = fastclip.clip_by_value(x, -bound, bound)
+    result = attempt(lambda: fastclip.clip_by_value(x, odd(-bound), odd(bound.copy())))
+    if result is not None:
+        same(result, want)
+    want = fastclip.clip_by_norm(x, bound, axes=[1])
+    result = attempt(lambda: fastclip.clip_by_norm(x, odd(bound.copy()), axes=[1]))
+    if result is not None:
+        same(result, want)
+    guarded = np.full(300, -1.0)
+    attempt(lambda: fastclip.clip_by_global_norm([x] * 100, 1e9, norms=odd(guarded[100:200])))
+    assert (guarded[:100] == -1).all() and (guarded[200:] == -1).all()
+print("done")
+"""
+)
+
+CORE = (
+    SETUP
+    + """
+names = ("t", ["t"], "out", ["out"])
+x, zeros = numbers(), np.zeros(SHAPE, np.float32)
+want = fastclip.clip_by_global_norm([x], 1.0)[0][0]
+t = odd(numbers())
+result = attempt(lambda: _core.clip_by_global_norm([t], 1.0, None, 2.0, None, "propagate", None, names))
+if result is not None:
+    same(result[0][0], want)
+out = odd(zeros.copy())
+result = attempt(lambda: _core.clip_by_global_norm([t], 1.0, None, 2.0, [out], "propagate", None, names))
+same(out, want) if result is not None else untouched(out, zeros)
+guarded = np.full(300, -1.0)
+norms = odd(guarded[100:200])
+attempt(lambda: _core.clip_by_global_norm([t] * 100, 1e9, None, 2.0, None, "propagate", norms, names))
+assert (guarded[:100] == -1).all() and (guarded[200:] == -1).all()
+result = attempt(lambda: _core.global_norm([t], 2.0, names))
+assert result is None or np.float32(result[0]) == fastclip.global_norm([x])
+attempt(lambda: _core.tensor_norms([t], 2.0, names))
+attempt(lambda: _core.partial_sums([t], 2.0, names))
+result = attempt(lambda: _core.clip_tensors([t], [1.0], "one", 2.0, None, names))
+if result is not None:
+    same(result[0], want)
+low, high = odd(np.full(SHAPE, -0.5, np.float32)), odd(np.full(SHAPE, 0.5, np.float32))
+result = attempt(lambda: _core.clip_by_value(t, low, high, None))
+if result is not None:
+    same(result, x.clip(-0.5, 0.5))
+attempt(lambda: _core.check_outputs([t], [out], names))
+attempt(lambda: _core.check_apart([t], [out], names))
+# Beside each other in memory, so that more than the ends has to be looked at.
+whole = numbers(offset=3.0)
+left, right = odd(whole[:, :150]), odd(whole[:, 200:350])
+before = whole.copy()
+result = attempt(lambda: _core.clip_tensors([left], [1.0], "one", 2.0, [right], names))
+same(right, fastclip.clip_by_norm(before[:, :150], 1.0)) if result is not None else untouched(whole, before)
+assert whole[:, :200].tobytes() == before[:, :200].tobytes()
+assert whole[:, 350:].tobytes() == before[:, 350:].tobytes()
+guarded = np.full(3 * ROWS, -1.0)
+norms = odd(guarded[ROWS : 2 * ROWS].reshape(ROWS, 1))
+attempt(lambda: _core.slice_norms([t], [[False, True]], 2.0, [norms], names))
+assert (guarded[:ROWS] == -1).all() and (guarded[2 * ROWS :] == -1).all()
+bounds = odd(np.full((ROWS, 1), 0.1))
+result = attempt(lambda: _core.clip_slices([t], [[False, True]], [bounds], 2.0, None, names))
+if result is not None:
+    same(result[0], fastclip.clip_by_norm(x, 0.1, axes=[1]))
+attempt(lambda: _core.check_variables([t], "variables"))
+for name in ("bandwidth_read", "bandwidth_scale", "bandwidth_copy"):
+    more = {"bandwidth_read": (), "bandwidth_scale": (1.0,), "bandwidth_copy": (out, 1.0)}[name]
+    attempt(lambda: getattr(_core, name)(t, *more))
+slots = _core.Slots("momentum")
+attempt(lambda: slots.set_copy(odd(numbers()), odd(np.zeros(SHAPE, np.float16))))
+attempt(lambda: slots.refresh_copy(t))
+met = attempt(lambda: slots.meet(t, [0.0]))
+assert met is None or [array.size for array in met] in ([ROWS * COLUMNS], [])
+attempt(lambda: slots.of(t))
+slots = _core.Slots("gradient_descent")
+for variable in (odd(numbers()), numbers(), whole[:, :150], odd(whole[:, :150])):
+    gradient = variable if variable is not t else odd(numbers())
+    start = plain(variable).copy()
+    result = attempt(
+        lambda: _core.take_step(
+            slots, [odd(gradient)], None, [variable], [0.5], [], ("none", np.inf, 1.0, "propagate"), False,
+            [], None
+        )
+    )
+    if result is not None:
+        np.testing.assert_array_equal(plain(variable), start * np.float32(0.5))
+    else:
+        untouched(variable, start)
+print("done")
+"""
+)
+
+STEPS = (
+    SETUP
+    + """
+half = lambda shape: np.zeros(shape, np.float16)
+for layout in (lambda a: a, lambda a: a.T, lambda a: a[:, ::2]):
+    for make in (lambda: GradientDescentOptimizer(0.5), lambda: AdamOptimizer(0.5, global_clipnorm=1.0)):
+        def trained(wrap_variable, wrap_gradient, wrap_copy, rows, shared):
+            variable = layout(numbers(offset=2.0))
+            narrow = half(variable.shape)
+            gradient = variable[::-1] if shared else layout(numbers())
+            if rows:
+                gradient = IndexedSlices(wrap_gradient(gradient[:3].copy()), [5, 0, 5])
+            else:
+                gradient = wrap_gradient(gradient)
+            optimizer = make()
+            start = variable.copy()
+            given = wrap_variable(variable)
+            if attempt(lambda: (optimizer.set_low_precision_copy(given, wrap_copy(narrow)), True)) is None:
+                optimizer = make()
+            for _ in range(2):
+                if attempt(lambda: (optimizer.apply_gradients([(gradient, given)]), True)) is None:
+                    return None
+            # What is asked of it, and what it keeps.
+            slots = [optimizer.get_slot(variable, name) for name in optimizer.get_slot_names()]
+            attempt(lambda: optimizer.get_slot(given, "m"))
+            state = optimizer.state_dict()
+            attempt(lambda: optimizer.load_state_dict(state, [given]))
+            return [variable.copy(), *(slot.copy() for slot in slots if slot is not None)]
+
+        same_as_plain = lambda a: a
+        for rows in (False, True):
+            for shared in (False, True):
+                if rows and shared:
+                    continue
+                expected = trained(*[same_as_plain] * 3, rows, shared)
+                for which in range(3):
+                    wraps = [same_as_plain] * 3
+                    wraps[which] = odd
+                    found = trained(*wraps, rows, shared)
+                    if found is not None:
+                        assert len(found) == len(expected)
+                        for a, b in zip(found, expected):
+                            same(a, b)
+print("done")
+"""
+)
+
+KINDS = [
+    "Copy",
+    "View",
+    "Nothing",
+    "Function",
+    "Overlap",
+    "Finalize",
+    "Attributes",
+    "Properties",
+    "Convert",
+    "Length",
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("script", [CLIPS, CORE, STEPS], ids=["clips", "core", "steps"])
+def test_subclass_is_read_by_its_own_memory_or_refused(script: str, kind: str) -> None:
+    assert fresh_python.run(script, kind, env={"RUST_BACKTRACE": "0"}).stdout == "done\n"
