@@ -146,9 +146,8 @@ def in_child(work: Callable[[Callable[[str], None]], None]) -> tuple[list[str], 
 
 
 def main(library: str, group: str, mode: str, most: str) -> None:
-    from allocation_cases import GROUPS, LARGE_KINDS
-
     import fastclip
+    from allocation_cases import GROUPS, LARGE_KINDS
 
     # Small objects have room in memory that Python has already.
     spare: list[Any] = [bytes(size) for size in range(0, 480, 16) for _ in range(1000)]
