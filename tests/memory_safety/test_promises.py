@@ -42,10 +42,10 @@ def test_counter_in_the_memory_of_a_slot_is_refused() -> None:
     pairs = [(np.ones(100, np.float32), variable)]
     optimizer.apply_gradients(pairs)
     counter = counter_in(optimizer.get_slot(variable, "momentum"), 16)
-    before = snapshot(optimizer, variable, counter)
+    before = snapshot(optimizer, variable)
     with pytest.raises(ValueError, match="global_step"):
         optimizer.apply_gradients(pairs, counter)
-    assert snapshot(optimizer, variable, counter) == before
+    assert snapshot(optimizer, variable) == before
 
 
 def test_counter_in_the_memory_of_a_low_precision_copy_is_refused() -> None:
@@ -116,9 +116,8 @@ def test_nothing_is_written_where_nothing_is_clipped(dtype: str, layout: str, bo
     whole = np.frombuffer(memory, dtype)
     whole[...] = (np.arange(whole.size) % 20).astype(dtype)
     if dtype.kind == "f" or dtype.name == "bfloat16":
-        whole[1000] = -0.0
         if "abs" not in {bounds!r}:
-            whole[5::1001] = np.nan
+            whole[1000], whole[5::1001] = -0.0, np.nan
     t = whole{layout}
     before = whole.tobytes()
     low, high = ({bounds})
@@ -129,7 +128,7 @@ def test_nothing_is_written_where_nothing_is_clipped(dtype: str, layout: str, bo
     assert libc.mprotect(address, ctypes.c_size_t(bytes_), mmap.PROT_READ | mmap.PROT_WRITE) == 0
     assert whole.tobytes() == before
     fastclip.clip_by_value(t, 3, 7, out=t)
-    assert ((t >= 3) & (t <= 7) | (t != t)).all() and (t == 7).any()
+    assert ((t >= 3) & (t <= 7) | (t != t)).all() and (t == 3).any()
     print("done")
     """
     assert fresh_python.run(script).stdout == "done\n"

@@ -1,0 +1,385 @@
+"""Calls functions while their arguments are changed behind their back: run by itself.
+
+``python hostile_driver.py SUBJECT VARIANT SECONDS`` calls what SUBJECTS has under that name over and over.
+With the variant ``thread`` another thread turns the arrays (their shape, strides and type, always over the
+memory that they have) and changes the lists; with ``signal`` the handler of a timer does; with ``both``
+both do. Arrays stand between guard zones. Every call has to succeed or raise what is documented, and the
+zones have to stay as they were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import fastclip
+from fastclip import IndexedSlices
+from training_cases import VARIANTS, build
+
+DOCUMENTED = (TypeError, ValueError, IndexError, OverflowError, fastclip.NonFiniteError)
+#: What the message of a RuntimeError of ours may say.
+OURS = ("in the middle of a step", "changed")
+GUARD = 4096
+LARGE, SMALL = 300_000, 24
+SHAPES = {
+    LARGE: [(500, 600), (600, 500), (LARGE,), (1, LARGE), (2, 3, 50_000), (LARGE // 2, 2)],
+    SMALL: [(4, 6), (6, 4), (24,), (1, 24), (2, 3, 4), (12, 2)],
+}
+
+
+class Field:
+    """Arrays between guard zones, lists of them, and somebody who changes both.
+
+    Parameters
+    ----------
+    seed : str
+        Of the changes.
+    """
+
+    def __init__(self, seed: str) -> None:
+        self.random = random.Random(seed)
+        self.memory: list[Any] = []
+        self.arrays: list[Any] = []
+        self.first: list[tuple[tuple[int, ...], Any]] = []
+        self.lists: list[tuple[list[Any], list[Any]]] = []
+
+    def array(self, size: int, dtype: Any = np.float32) -> Any:
+        """An array of the first shape of its size."""
+        dtype = np.dtype(dtype)
+        raw = np.full(size * dtype.itemsize + 2 * GUARD, 0xA5, np.uint8)
+        array = raw[GUARD:-GUARD].view(dtype).reshape(SHAPES[size][0])
+        array[...] = np.linspace(-1, 1, size).reshape(array.shape).astype(dtype)
+        self.memory.append(raw)
+        self.arrays.append(array)
+        self.first.append((array.shape, dtype))
+        return array
+
+    def listed(self, entries: list[Any]) -> list[Any]:
+        """A list that is changed, and now and then brought back to these entries."""
+        self.lists.append((entries, list(entries)))
+        return entries
+
+    def several(self) -> list[Any]:
+        """Large arrays and many small ones."""
+        return self.listed([self.array(LARGE), self.array(LARGE), *(self.array(SMALL) for _ in range(40))])
+
+    def check(self) -> None:
+        for raw, (shape, dtype) in zip(self.memory, self.first, strict=True):
+            ends = (raw[:GUARD], raw[-GUARD:])
+            intact = all((end == 0xA5).all() for end in ends)
+            assert intact, f"memory beside an array was written, of {dtype} and first {shape}"
+
+    def restore(self) -> None:
+        for array, (shape, dtype) in zip(self.arrays, self.first, strict=True):
+            if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
+                # Back to one run first.
+                size = int(np.prod(shape))
+                self._lay_out(array, np.dtype(f"u{array.dtype.itemsize}"), (array.size,))
+                self._lay_out(array, dtype, shape)
+                assert array.size == size
+        for changed, entries in self.lists:
+            changed[:] = entries
+
+    def _lay_out(self, array: Any, dtype: Any, shape: tuple[int, ...]) -> None:
+        if not array.flags.c_contiguous:
+            step = array.dtype.itemsize
+            steps = [step * int(np.prod(array.shape[axis + 1 :])) for axis in range(array.ndim)]
+            array.strides = tuple(steps)
+        if array.dtype.itemsize == dtype.itemsize:
+            array.dtype = dtype
+        array.shape = shape
+
+    def change(self) -> None:
+        """One change, at random."""
+        kind = self.random.randrange(12)
+        if kind == 0:
+            self.restore()
+        elif kind < 8:
+            self.turn(self.random.choice(self.arrays[: self.random.choice([2, len(self.arrays)])]))
+        elif kind == 8:
+            # All alike, so that outputs go on to fit their inputs.
+            number = self.random.randrange(6)
+            for array in self.arrays:
+                if array.size in SHAPES and array.flags.c_contiguous:
+                    array.shape = SHAPES[array.size][number]
+        elif self.lists:
+            self.shuffle(*self.random.choice(self.lists))
+
+    def turn(self, array: Any) -> None:
+        """Change the shape, the strides or the type of an array, over the same memory."""
+        kind = self.random.randrange(5)
+        if kind == 0 and array.ndim > 1:
+            # The same elements in another order of axes, or one element for all.
+            step, steps = array.dtype.itemsize, []
+            for n in array.shape:
+                steps.append(step)
+                step *= n
+            array.strides = tuple(steps) if self.random.randrange(2) else (0,) * array.ndim
+        elif kind == 1:
+            other = {4: ["f4", "i4", "u4"], 8: ["f8", "c8", "i8"], 2: ["f2", "u2"]}[array.dtype.itemsize]
+            array.dtype = np.dtype(self.random.choice(other))
+        elif array.size in SHAPES:
+            if not array.flags.c_contiguous:
+                self._lay_out(array, array.dtype, (array.size,))
+            array.shape = self.random.choice(SHAPES[array.size])
+
+    def shuffle(self, changed: list[Any], entries: list[Any]) -> None:
+        """Change a list."""
+        kind = self.random.randrange(7)
+        if kind == 0:
+            changed.clear()
+        elif kind == 1 and changed:
+            changed.pop()
+        elif kind == 2 and len(changed) < 500:
+            changed.extend(self.random.choices(entries, k=20))
+        elif kind == 3 and changed:
+            changed[self.random.randrange(len(changed))] = self.random.choice(entries)
+        elif kind == 4 and changed:
+            changed[self.random.randrange(len(changed))] = None
+        elif kind == 5:
+            self.random.shuffle(changed)
+        else:
+            changed[:] = entries
+
+
+# --- what is called -------------------------------------------------------------------------------
+
+Calls = list[Callable[[], Any]]
+
+
+def _norms(field: Field) -> Calls:
+    tensors = field.several()
+    tree = {"a": tensors, "b": (tensors[0], None)}
+    return [
+        lambda: fastclip.global_norm(tensors),
+        lambda: fastclip.tensor_norms(tensors),
+        lambda: fastclip.global_norm(tensors, ord=3),
+        lambda: fastclip.global_norm(tree),
+    ]
+
+
+class _Sum:
+    def allreduce(self, array: Any) -> Any:
+        return array.copy()
+
+
+def _global(field: Field) -> Calls:
+    tensors = field.several()
+    norms = field.array(SMALL, np.float64)
+    few = tensors[: norms.size]
+    clip = fastclip.clip_by_global_norm
+    return [
+        lambda: clip(tensors, 1.0),
+        lambda: clip(tensors, 1.0, use_norm=3.0),
+        lambda: clip(tensors, 1.0, comm=_Sum()),
+        lambda: clip(few, 1.0, norms=norms),
+        lambda: clip([few[0]] * norms.size, 1.0, norms=norms),
+        lambda: clip({"a": tensors}, 1.0),
+    ]
+
+
+def _global_out(field: Field) -> Calls:
+    tensors, outs = field.several(), field.several()
+    clip = fastclip.clip_by_global_norm
+    return [
+        lambda: clip(tensors, 1.0, out=tensors),
+        lambda: clip(tensors, 1.0, out=outs),
+        lambda: clip(tensors, 1.0, out=outs, on_nonfinite="zero"),
+        lambda: clip(tuple(tensors), 1.0, out=list(outs)),
+    ]
+
+
+def _one(field: Field) -> Calls:
+    t, small, out = field.array(LARGE), field.array(SMALL), field.array(LARGE)
+    bound = field.array(LARGE)
+    clip = fastclip.clip_by_norm
+    return [
+        lambda: clip(t, 1.0),
+        lambda: clip(t, 1.0, out=t),
+        lambda: clip(t, 0.1, axes=[0], out=out),
+        lambda: clip(t, 0.1, axes=[-1], out=t),
+        lambda: clip(small, 0.1, axes=[0]),
+        lambda: clip(t, bound, axes=[1]),
+        lambda: fastclip.clip_by_average_norm(t, 1e-6, out=out),
+    ]
+
+
+def _value(field: Field) -> Calls:
+    t, out, small = field.array(LARGE), field.array(LARGE), field.array(SMALL)
+    low, high = field.array(LARGE), field.array(LARGE)
+    clip = fastclip.clip_by_value
+    return [
+        lambda: clip(t, -0.5, 0.5),
+        lambda: clip(t, -0.5, 0.5, out=t),
+        lambda: clip(t, low, high, out=out),
+        lambda: clip(t, low, 0.5),
+        lambda: clip(small, -0.5, 0.5, out=small),
+    ]
+
+
+def _rules(field: Field) -> Calls:
+    params, grads = field.several(), field.several()
+    return [
+        lambda: fastclip.clip_by_block_rms(grads, 0.1),
+        lambda: fastclip.clip_by_block_rms(grads, 0.1, out=grads),
+        lambda: fastclip.adaptive_clip(params, grads),
+        lambda: fastclip.adaptive_clip(params, grads, out=grads),
+        lambda: fastclip.adaptive_clip(params, grads, axes=[0]),
+    ]
+
+
+def _slices(field: Field) -> Calls:
+    values, indices = field.array(LARGE), np.arange(500)
+    slices = IndexedSlices(values, indices, (700, 600))
+    return [
+        lambda: fastclip.clip_by_global_norm([slices], 1.0),
+        lambda: fastclip.clip_by_norm(slices, 1.0),
+        lambda: fastclip.clip_by_norm(slices, 1.0, out=slices),
+        lambda: slices.coalesce(),
+        lambda: slices.to_dense(),
+    ]
+
+
+def _optimizer(variant: str, rows: bool) -> Callable[[Field], Calls]:
+    def make(field: Field) -> Calls:
+        count = 12
+        variables = [field.array(LARGE), *(field.array(SMALL) for _ in range(count))]
+        gradients: list[Any] = [field.array(LARGE), *(field.array(SMALL) for _ in range(count))]
+        half = field.array(LARGE, np.float16)
+        if rows:
+            gradients[0] = IndexedSlices(gradients[0][:3], np.array([499, 0, 499]))
+            gradients[1] = IndexedSlices(gradients[1][:1], np.array([3]))
+        optimizer = build(variant, global_clipnorm=1.0)
+        pairs = field.listed(list(zip(gradients, variables, strict=True)))
+        shared = field.listed([(variables[0], variables[0]), (gradients[2], variables[2])])
+        counter = np.zeros((), np.int64)
+        kept = optimizer._slot_names
+
+        def load() -> None:
+            optimizer.load_state_dict(optimizer.state_dict())
+
+        def meddle() -> None:
+            for name in kept:
+                slot = optimizer.get_slot(variables[0], name)
+                if slot is not None and slot.base is not None and slot.base.size == LARGE:
+                    with contextlib.suppress(AttributeError, ValueError):
+                        slot.base.shape = field.random.choice(SHAPES[LARGE])
+
+        return [
+            lambda: optimizer.apply_gradients(pairs, counter),
+            lambda: optimizer.apply_gradients(pairs[:1]),
+            lambda: optimizer.apply_gradients(shared),
+            lambda: [optimizer.get_slot(variable, name) for variable in variables for name in kept],
+            lambda: optimizer.apply_gradients(pairs, counter),
+            lambda: optimizer.state_dict(),
+            load,
+            lambda: optimizer.load_state_dict(optimizer.state_dict(), variables),
+            lambda: optimizer.set_low_precision_copy(variables[0], half),
+            lambda: optimizer.apply_gradients(pairs, counter),
+            meddle,
+            lambda: optimizer.apply_gradients(pairs, counter),
+            lambda: optimizer.variables(),
+        ]
+
+    return make
+
+
+SUBJECTS: dict[str, Callable[[Field], Calls]] = {
+    "norms": _norms,
+    "global_norm": _global,
+    "global_norm_out": _global_out,
+    "one_tensor": _one,
+    "value": _value,
+    "rules": _rules,
+    "slices": _slices,
+    **{f"optimizer {variant}": _optimizer(variant, rows=False) for variant in VARIANTS},
+    **{
+        f"rows {variant}": _optimizer(variant, rows=True)
+        for variant in ("GradientDescent", "Nesterov", "Adam")
+    },
+}
+
+
+def main(subject: str, variant: str, seconds: str) -> None:
+    warnings.simplefilter("ignore")
+    np.seterr(all="ignore")
+    fastclip.set_num_threads(2)
+    field = Field(f"{subject} {variant}")
+    calls = SUBJECTS[subject](field)
+    lock, stop = threading.Lock(), threading.Event()
+
+    def change() -> None:
+        # Changes do not come between those of another: each is over the memory that an array has.
+        if lock.acquire(blocking=False):
+            try:
+                field.change()
+            except (ValueError, AttributeError, TypeError, IndexError):
+                # An array whose type or strides do not allow it, or a list that has changed.
+                pass
+            finally:
+                lock.release()
+
+    def always() -> None:
+        while not stop.is_set():
+            change()
+
+    def handler(*_: Any) -> None:
+        for _ in range(2):
+            change()
+
+    thread = threading.Thread(target=always) if variant != "signal" else None
+    sys.setswitchinterval(1e-5)
+    if thread is not None:
+        thread.start()
+    if variant != "thread":
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 7e-4, 7e-4)
+    succeeded = refused = 0
+    end = time.monotonic() + float(seconds)
+    try:
+        while time.monotonic() < end:
+            for call in calls:
+                try:
+                    call()
+                    succeeded += 1
+                except DOCUMENTED:
+                    refused += 1
+                except RuntimeError as error:
+                    if not any(text in str(error) for text in OURS):
+                        raise
+                    refused += 1
+            field.check()
+    finally:
+        stop.set()
+        if variant != "thread":
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        if thread is not None:
+            thread.join()
+    # What is left is in order.
+    field.restore()
+    for array in field.arrays:
+        array[...] = 0.5
+    for call in calls:
+        try:
+            call()
+        except DOCUMENTED:
+            # Some of these calls never fit.
+            refused += 1
+    field.check()
+    assert fastclip.global_norm([np.float32([3.0, 4.0])]) == 5
+    assert succeeded > 0
+    print(f"{succeeded} calls succeeded, {refused} were refused")
+    print("done")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4])
