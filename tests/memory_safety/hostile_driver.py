@@ -50,17 +50,20 @@ class Field:
         self.memory: list[Any] = []
         self.arrays: list[Any] = []
         self.first: list[tuple[tuple[int, ...], Any]] = []
+        self.shapes: dict[int, list[tuple[int, ...]]] = {}
         self.lists: list[tuple[list[Any], list[Any]]] = []
 
-    def array(self, size: int, dtype: Any = np.float32) -> Any:
-        """An array of the first shape of its size."""
+    def array(self, size: int, dtype: Any = np.float32, shapes: list[tuple[int, ...]] | None = None) -> Any:
+        """An array of the first of its shapes: those of its size, or these."""
         dtype = np.dtype(dtype)
+        shapes = shapes or SHAPES[size]
         raw = np.full(size * dtype.itemsize + 2 * GUARD, 0xA5, np.uint8)
-        array = raw[GUARD:-GUARD].view(dtype).reshape(SHAPES[size][0])
+        array = raw[GUARD:-GUARD].view(dtype).reshape(shapes[0])
         array[...] = np.linspace(-1, 1, size).reshape(array.shape).astype(dtype)
         self.memory.append(raw)
         self.arrays.append(array)
         self.first.append((array.shape, dtype))
+        self.shapes[id(array)] = shapes
         return array
 
     def listed(self, entries: list[Any]) -> list[Any]:
@@ -110,7 +113,8 @@ class Field:
             number = self.random.randrange(6)
             for array in self.arrays:
                 if array.size in SHAPES and array.flags.c_contiguous:
-                    array.shape = SHAPES[array.size][number]
+                    shapes = self.shapes[id(array)]
+                    array.shape = shapes[number % len(shapes)]
         elif self.lists:
             self.shuffle(*self.random.choice(self.lists))
 
@@ -130,7 +134,7 @@ class Field:
         elif array.size in SHAPES:
             if not array.flags.c_contiguous:
                 self._lay_out(array, array.dtype, (array.size,))
-            array.shape = self.random.choice(SHAPES[array.size])
+            array.shape = self.random.choice(self.shapes[id(array)])
 
     def shuffle(self, changed: list[Any], entries: list[Any]) -> None:
         """Change a list."""
@@ -174,16 +178,24 @@ class _Sum:
 
 def _global(field: Field) -> Calls:
     tensors = field.several()
-    norms = field.array(SMALL, np.float64)
-    few = tensors[: norms.size]
     clip = fastclip.clip_by_global_norm
     return [
         lambda: clip(tensors, 1.0),
         lambda: clip(tensors, 1.0, use_norm=3.0),
         lambda: clip(tensors, 1.0, comm=_Sum()),
-        lambda: clip(few, 1.0, norms=norms),
-        lambda: clip([few[0]] * norms.size, 1.0, norms=norms),
         lambda: clip({"a": tensors}, 1.0),
+    ]
+
+
+def _norms_array(field: Field) -> Calls:
+    norms = field.array(SMALL, np.float64, [(SMALL,), (1, SMALL), (SMALL,), (SMALL, 1)])
+    tensors = field.listed([field.array(LARGE) for _ in range(4)])
+    few = [tensors[i % 4] for i in range(SMALL)]
+    clip = fastclip.clip_by_global_norm
+    return [
+        lambda: clip(few, 1e9, norms=norms),
+        lambda: clip(few, 1e9, norms=norms, comm=_Sum()),
+        lambda: clip((tensors * SMALL)[:SMALL], 1.0, norms=norms),
     ]
 
 
@@ -200,7 +212,7 @@ def _global_out(field: Field) -> Calls:
 
 def _one(field: Field) -> Calls:
     t, small, out = field.array(LARGE), field.array(SMALL), field.array(LARGE)
-    bound = field.array(LARGE)
+    bound = field.array(SMALL)
     clip = fastclip.clip_by_norm
     return [
         lambda: clip(t, 1.0),
@@ -208,7 +220,8 @@ def _one(field: Field) -> Calls:
         lambda: clip(t, 0.1, axes=[0], out=out),
         lambda: clip(t, 0.1, axes=[-1], out=t),
         lambda: clip(small, 0.1, axes=[0]),
-        lambda: clip(t, bound, axes=[1]),
+        lambda: clip(small, bound, axes=[1]),
+        lambda: clip(small, bound, axes=[0], out=small),
         lambda: fastclip.clip_by_average_norm(t, 1e-6, out=out),
     ]
 
@@ -238,14 +251,14 @@ def _rules(field: Field) -> Calls:
 
 
 def _slices(field: Field) -> Calls:
-    values, indices = field.array(LARGE), np.arange(500)
-    slices = IndexedSlices(values, indices, (700, 600))
+    slices = IndexedSlices(field.array(LARGE), np.arange(500), (700, 600))
+    few = IndexedSlices(field.array(SMALL), np.array([3, 1, 3, 0]), (5, 6))
     return [
         lambda: fastclip.clip_by_global_norm([slices], 1.0),
         lambda: fastclip.clip_by_norm(slices, 1.0),
         lambda: fastclip.clip_by_norm(slices, 1.0, out=slices),
-        lambda: slices.coalesce(),
-        lambda: slices.to_dense(),
+        lambda: few.coalesce(),
+        lambda: few.to_dense(),
     ]
 
 
@@ -296,6 +309,7 @@ def _optimizer(variant: str, rows: bool) -> Callable[[Field], Calls]:
 SUBJECTS: dict[str, Callable[[Field], Calls]] = {
     "norms": _norms,
     "global_norm": _global,
+    "norms_array": _norms_array,
     "global_norm_out": _global_out,
     "one_tensor": _one,
     "value": _value,
@@ -366,8 +380,8 @@ def main(subject: str, variant: str, seconds: str) -> None:
             thread.join()
     # What is left is in order.
     field.restore()
-    for array in field.arrays:
-        array[...] = 0.5
+    for restored in field.arrays:
+        restored[...] = 0.5
     for call in calls:
         try:
             call()
@@ -375,7 +389,7 @@ def main(subject: str, variant: str, seconds: str) -> None:
             # Some of these calls never fit.
             refused += 1
     field.check()
-    assert fastclip.global_norm([np.float32([3.0, 4.0])]) == 5
+    assert fastclip.global_norm([np.array([3.0, 4.0])]) == 5
     assert succeeded > 0
     print(f"{succeeded} calls succeeded, {refused} were refused")
     print("done")

@@ -49,17 +49,23 @@ CHANGES = {
 }
 
 
+@pytest.mark.parametrize("fits", ["before", "after"])
 @pytest.mark.parametrize("where", ["fresh", "in_place", "out"])
 @pytest.mark.parametrize("change", CHANGES)
-def test_allreduce_that_changes_the_callers_list(change: str, where: str) -> None:
+def test_allreduce_that_changes_the_callers_list(change: str, where: str, fits: str) -> None:
+    """`norms` has a place for each tensor that there is before the change, or after it."""
     run(
         f"""
 originals = [np.arange(i + 1, i + 6, dtype=np.float32) for i in range(20)]
 expected, expected_norms = fastclip.clip_by_global_norm(originals, 1.0)[0], fastclip.tensor_norms(originals)
-guarded = np.full(6000, CANARY)
+guarded = np.full(12000, CANARY)
+tensors = list(originals)
+if {fits!r} == "after":
+    {CHANGES[change]}
+count = sum(tensor is not None for tensor in tensors)
 for trial in range(20):
     tensors = [original.copy() for original in originals]
-    arrays, norms = list(tensors), guarded[100:120]
+    arrays, norms = list(tensors), guarded[100 : 100 + count]
 
     class Comm:
         def allreduce(self, sums):
@@ -77,7 +83,7 @@ for trial in range(20):
         assert [a.tobytes() for a in written] == [a.tobytes() for a in expected]
         np.testing.assert_array_equal(norms.astype(np.float32), expected_norms)
     else:
-        assert (norms == CANARY).all()
+        assert (norms == CANARY).all(), "norms was written"
         assert [a.tobytes() for a in arrays] == [a.tobytes() for a in originals]
     norms[...] = CANARY
     assert (guarded == CANARY).all(), "memory beside norms was written"
