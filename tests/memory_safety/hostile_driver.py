@@ -347,8 +347,8 @@ def main(subject: str, variant: str, seconds: str) -> None:
             change()
 
     def handler(*_: Any) -> None:
-        for _ in range(2):
-            change()
+        change()
+        change()
 
     thread = threading.Thread(target=always) if variant != "signal" else None
     sys.setswitchinterval(1e-5)

@@ -5,8 +5,9 @@ threads, in NumPy or in the interpreter. Each public function is called again an
 allocation failing, then the second, until none is left that could. `allocation_driver.py` does it in
 processes of their own, because what is not handled ends the process.
 
-FASTCLIP_THOROUGH=1 in the environment lets every single allocation fail in every call. Otherwise, where a call
-makes many, it is some of the first, of the last and of those between, and most modes try a third of the calls.
+FASTCLIP_THOROUGH=1 in the environment lets every single allocation fail in every call. Otherwise, where a
+call makes many, it is some of the first, of the last and of those between, and most modes try a third of
+the calls.
 """
 
 from __future__ import annotations
