@@ -11,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fastclip import _core
+from fastclip._numpy_memory import raises_memory_error
 
 __all__ = ["clip_elements"]
 
 
+@raises_memory_error
 def clip_elements(
     t: npt.NDArray[Any],
     bounds: npt.NDArray[np.float64],

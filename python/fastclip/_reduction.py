@@ -46,8 +46,8 @@ def reduced_norm(
     Returns
     -------
     given : tuple of float, int, bool, list of float and list of int
-        The norm as a mantissa and an exponent of two, whether an input of any process was float64, the norms of
-        this process's tensors, and the positions of those that hold NaN or infinity.
+        The norm as a mantissa and an exponent of two, whether an input of any process was float64, the norms
+        of this process's tensors, and the positions of those that hold NaN or infinity.
     norm : float
         The norm.
 

@@ -78,8 +78,10 @@ class Tree:
         if out is None:
             return self.rebuild(results)
         # Everything is written: what is returned must not be able to fail, nor depend on what has become of
-        # the caller's list since it was read.
-        return list(out.entries) if out.flat else out.container
+        # the caller's list since it was read. Both lists are our own.
+        if out.labels is None:
+            return results
+        return out.entries if out.flat else out.container
 
     def names(self, out: Tree | None = None) -> Names:
         """What entries are called, for the compiled part."""

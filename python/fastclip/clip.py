@@ -12,6 +12,7 @@ import numpy.typing as npt
 from fastclip import _core
 from fastclip._arrays import as_array, as_bound, as_number, as_output, describe
 from fastclip._autodiff import holds_traced, is_traced
+from fastclip._numpy_memory import raises_memory_error
 from fastclip._order import parse_order
 from fastclip._reduction import KnownNorm, reduced_norm
 from fastclip._tree import Names, flatten, flatten_like
@@ -420,6 +421,7 @@ def _is_one_number(value: Any) -> bool:
     return says_so and not len(getattr(value, "shape", None) or ())
 
 
+@raises_memory_error
 def _bounds(clip_norm: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
     """The bounds of :func:`clip_by_norm` as float64, none below 0."""
     if _is_one_number(clip_norm):
@@ -453,17 +455,23 @@ def _rounded(bound: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         return np.asarray(bound, np.float64 if type(bound) is float else None).astype(dtype, copy=False)
 
 
+@raises_memory_error
+def _check_range(bound: npt.NDArray[Any], value: Any, t: npt.NDArray[Any], name: str) -> None:
+    """Refuse whole numbers that the integer type of `t` does not hold."""
+    info = np.iinfo(t.dtype)
+    if bound.size and not (info.min <= int(bound.min()) and int(bound.max()) <= info.max):
+        raise OverflowError(
+            f"{name} is {value!r}, out of the range of t's dtype {t.dtype}: {info.min} to {info.max}"
+        )
+
+
 def _value_bound(value: Any, t: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
     """A bound of :func:`clip_by_value` in the type of `t`: of one element, or of its shape."""
     if t.dtype.kind in "iu":
         bound = np.array(value, object) if type(value) is int else as_array(value, name)
         if bound.dtype.kind not in "iu" and type(value) is not int:
             raise TypeError(f"{name} is {value!r} where t has dtype {t.dtype}; it takes whole numbers")
-        info = np.iinfo(t.dtype)
-        if bound.size and not (info.min <= int(bound.min()) and int(bound.max()) <= info.max):
-            raise OverflowError(
-                f"{name} is {value!r}, out of the range of t's dtype {t.dtype}: {info.min} to {info.max}"
-            )
+        _check_range(bound, value, t, name)
         bound = bound.astype(t.dtype, copy=False)
     elif isinstance(value, (float, int)) and not isinstance(value, bool):
         try:

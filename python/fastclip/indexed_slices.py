@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastclip._numpy_memory import raises_memory_error
+
 __all__ = ["IndexedSlices"]
 
 
@@ -112,6 +114,7 @@ class IndexedSlices:
         other.values, other.indices, other.dense_shape = values, self.indices, self.dense_shape
         return other
 
+    @raises_memory_error
     def coalesce(self) -> IndexedSlices:
         """Sum repeated rows.
 
@@ -132,6 +135,7 @@ class IndexedSlices:
         values = self._summed(len(rows), position.reshape(-1))
         return IndexedSlices(values, rows, self.dense_shape)
 
+    @raises_memory_error
     def to_dense(self) -> npt.NDArray[Any]:
         """Return the larger tensor, with zeros where there are no rows.
 

@@ -86,7 +86,17 @@ pub fn views<'py>(
         Ok(())
     };
     if let Ok(list) = tensors.cast::<PyList>() {
-        list.iter().enumerate().try_for_each(&mut look)?;
+        for index in 0..list.len() {
+            // SAFETY: a list, whose entries are borrowed until the next line takes a reference.
+            let entry = unsafe { ffi::PyList_GetItem(list.as_ptr(), index.cast_signed()) };
+            if entry.is_null() {
+                // The list has become shorter while a type was looked at for the first time.
+                drop(PyErr::take(tensors.py()));
+                break;
+            }
+            // SAFETY: a live object.
+            look((index, unsafe { Bound::from_borrowed_ptr(tensors.py(), entry) }))?;
+        }
     } else if let Ok(tuple) = tensors.cast::<PyTuple>() {
         tuple.iter().enumerate().try_for_each(&mut look)?;
     } else {

@@ -308,8 +308,7 @@ pub fn partial_sums<'py>(
         let sums = objects::list(py, sums.len(), sums.iter().map(|sum| float(py, *sum)))?;
         let norms = found.iter().map(|magnitude| float(py, magnitude.norm(order)));
         let norms = objects::list(py, found.len(), norms)?;
-        let index = |at: usize| Ok(at.into_pyobject(py)?.into_any());
-        let bad = objects::list(py, bad().count(), bad().map(index))?;
+        let bad = objects::list(py, bad().count(), bad().map(|at| objects::position(py, at)))?;
         objects::tuple(py, [sums, norms, bad].map(Bound::into_any))
     })
 }
@@ -318,12 +317,17 @@ pub fn partial_sums<'py>(
 /// of two, and as a float64.
 #[pyfunction]
 #[pyo3(signature = (sums, p, /))]
-pub fn combine_sums<'py>(py: Python<'py>, sums: &Bound<'py, PyAny>, p: f64) -> PyResult<(f64, i32, f64)> {
+pub fn combine_sums<'py>(
+    py: Python<'py>,
+    sums: &Bound<'py, PyAny>,
+    p: f64,
+) -> PyResult<Bound<'py, PyTuple>> {
     entry_that_reads(py, || {
         let order = Order::new(p);
         let total = ranges::join(&extract(sums, number)?, order);
         let (root, exponent) = total.root(order);
-        Ok((root, exponent, total.norm(order)))
+        let parts = [float(py, root)?, objects::integer(py, exponent)?, float(py, total.norm(order))?];
+        objects::tuple(py, parts)
     })
 }
 

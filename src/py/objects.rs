@@ -14,6 +14,18 @@ pub fn float(py: Python<'_>, value: f64) -> PyResult<Bound<'_, PyAny>> {
     unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyFloat_FromDouble(value)) }
 }
 
+/// A whole number.
+pub fn integer(py: Python<'_>, value: i32) -> PyResult<Bound<'_, PyAny>> {
+    // SAFETY: the call gives a new reference, or null with an error set.
+    unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyLong_FromLong(value.into())) }
+}
+
+/// A position in a list.
+pub fn position(py: Python<'_>, value: usize) -> PyResult<Bound<'_, PyAny>> {
+    // SAFETY: the call gives a new reference, or null with an error set.
+    unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyLong_FromSize_t(value)) }
+}
+
 /// A list of `count` items.
 ///
 /// # Errors

@@ -68,8 +68,11 @@ pub fn check_memory(py: Python<'_>) -> PyResult<()> {
 /// The exception of a panic.
 fn failure(py: Python<'_>, panic: &(dyn std::any::Any + Send)) -> PyErr {
     // `PyO3` panics so where an object cannot be made.
-    let of_python = panic.downcast_ref::<&str>().is_some_and(|text| text.contains("Python API call failed"));
-    if of_python || reserve::was_used() {
+    let texts = ["Python API call failed", "PyObject pointer is null"];
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or_default();
+    if reserve::was_used() || texts.iter().any(|known| text.contains(known)) {
+        // The error that Python has set is replaced.
         return memory_error(py);
     }
     exception::<PyRuntimeError>(py, "fastclip failed internally (a defect: please report it)")

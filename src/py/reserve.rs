@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[global_allocator]
 static ALLOCATOR: Reserving = Reserving;
 
-/// The unit of the reserve, and its largest alignment.
-const UNIT: usize = 64;
+/// The unit of the reserve, and its largest alignment: that of what rayon keeps for each thread.
+const UNIT: usize = 128;
 /// How many units there are: 256 KiB.
-const UNITS: usize = 4096;
+const UNITS: usize = 2048;
 /// The largest allocation that is served: what is larger was asked for by code that handles failure.
 const LARGEST: usize = 16 << 10;
 
@@ -41,7 +41,7 @@ static RESERVE: Reserve = Reserve {
     memory: UnsafeCell::new(Memory([0; UNIT * UNITS])),
 };
 
-#[repr(align(64))]
+#[repr(align(128))]
 struct Memory(#[allow(dead_code, reason = "reached by pointers")] [u8; UNIT * UNITS]);
 
 struct Reserve {

@@ -112,12 +112,12 @@ pub fn look<'py>(
     }
     reserve(&mut written, copies.len())?;
     written.extend(copies);
-    if let Some(counter) = global_step {
-        check_counter(py, counter, &written, labels.variables)?;
-    }
-    if gradients.iter().chain(&written).flatten().any(View::has_base) {
+    if gradients.iter().chain(&written).flatten().chain(global_step).any(View::has_base) {
         // What owns its memory cannot be a part of a slot; what does not, may.
         add_slots(py, state, slots, &mut written, count)?;
+    }
+    if let Some(counter) = global_step {
+        check_counter(py, counter, &written, labels.variables)?;
     }
     apart(py, &mut gradients, &written, labels)?;
     check_memory(py)?;

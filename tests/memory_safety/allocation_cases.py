@@ -230,13 +230,16 @@ ONE_TENSOR: dict[str, Callable[[], Any]] = {
 }
 
 
-def of_one(function: Callable[[Any, Any], Any], kind: str, where: str) -> Case:
-    """A call on one tensor, with its `out`: nothing, itself or another."""
+def of_one(
+    function: Callable[..., Any], kind: str, where: str, before: Callable[[Any], Any] | None = None
+) -> Case:
+    """A call on one tensor, with its `out`: nothing, itself or another; and with what `before` makes of it."""
 
     def make() -> Prepared:
         tensor = ONE_TENSOR[kind]()
+        more = () if before is None else (before(tensor),)
         out = {"fresh": None, "in_place": tensor, "out": copy.deepcopy(tensor)}[where]
-        return Prepared(lambda: function(tensor, out), lambda: memory(tensor, out))
+        return Prepared(lambda: function(tensor, out, *more), lambda: memory(tensor, out))
 
     return make
 
@@ -295,13 +298,10 @@ def _value() -> Iterator[tuple[str, Case]]:
             yield (
                 f"elements/{kind}/{where}",
                 of_one(
-                    lambda t, out: (
-                        clip(t, -0.5, np.abs(t), out=out)
-                        if not isinstance(t, IndexedSlices)
-                        else clip(t, -0.5, np.abs(t.values), out=out)
-                    ),
+                    lambda t, out, upper: clip(t, -0.5, upper, out=out),
                     kind,
                     where,
+                    lambda t: np.abs(t.values if isinstance(t, IndexedSlices) else t),
                 ),
             )
 

@@ -198,11 +198,12 @@ def main(library: str, group: str, mode: str, most: str) -> None:
             if not lines or lines[-1] == "end":
                 break
 
-    for position, (name, case) in enumerate(GROUPS[group].items()):
-        if mode != "one" and int(most) < 100 and position % 3 != len(mode) % 3:
+    cases = list(GROUPS[group].items())
+    if mode in ("anywhere", "cold"):
+        cases = [(name, case) for name, case in cases if any(kind in name for kind in LARGE_KINDS)]
+    for position, (name, case) in enumerate(cases):
+        if mode != "one" and int(most) < 100 and position % 3 and len(cases) > 3:
             # Where not all is tried, two thirds of the cases are left to the other modes.
-            continue
-        if mode in ("anywhere", "cold") and not any(kind in name for kind in LARGE_KINDS):
             continue
         if all_deaths < ALL_DEATHS:
             try_all(name, case)

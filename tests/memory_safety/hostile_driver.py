@@ -283,9 +283,12 @@ def _optimizer(variant: str, rows: bool) -> Callable[[Field], Calls]:
         def meddle() -> None:
             for name in kept:
                 slot = optimizer.get_slot(variables[0], name)
-                if slot is not None and slot.base is not None and slot.base.size == LARGE:
-                    with contextlib.suppress(AttributeError, ValueError):
-                        slot.base.shape = field.random.choice(SHAPES[LARGE])
+                # The array over a slot, and whatever array that is a view of.
+                while isinstance(slot, np.ndarray):
+                    if slot.size == LARGE:
+                        with contextlib.suppress(AttributeError, ValueError):
+                            slot.shape = field.random.choice(SHAPES[LARGE])
+                    slot = slot.base
 
         return [
             lambda: optimizer.apply_gradients(pairs, counter),

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastclip import _core
+from fastclip._numpy_memory import raises_memory_error
 
 __all__ = ["LiveState", "loaded_counters"]
 
@@ -18,9 +19,9 @@ __all__ = ["LiveState", "loaded_counters"]
 class LiveState:
     """All that a step changes besides variables.
 
-    A step writes to these objects in the compiled part, in the call that updates the variables: an interrupt finds
-    either all of them as before the step or all as after it. Loading a state makes another object, which takes the place
-    of this one in one assignment.
+    A step writes to these objects in the compiled part, in the call that updates the variables: an interrupt
+    finds either all of them as before the step or all as after it. Loading a state makes another object,
+    which takes the place of this one in one assignment.
 
     Attributes
     ----------
@@ -57,6 +58,7 @@ class LiveState:
         return _core.norm_scalar(norm, bool(wide)) if measured else None
 
 
+@raises_memory_error
 def loaded_counters(
     names: Sequence[str], other: Mapping[str, npt.NDArray[Any]], begun: bool
 ) -> dict[str, npt.NDArray[np.float64]]:
@@ -82,6 +84,7 @@ def loaded_counters(
     for name, value in other.items():
         if value.ndim or value.dtype != np.float64 or not np.isfinite(value):
             raise ValueError(
-                f"state_dict[{name!r}] has dtype {value.dtype} and shape {value.shape}; it takes one finite float64"
+                f"state_dict[{name!r}] has dtype {value.dtype} and shape {value.shape}; "
+                "it takes one finite float64"
             )
     return {name: np.array(other.get(name, np.nan), np.float64) for name in names}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
@@ -128,9 +129,9 @@ class Optimizer:
 
     @property
     def _lock(self) -> threading.RLock:
-        """The lock of this process, which a hyper-parameter that uses the optimizer may take again.
+        """The lock of this process. A hyper-parameter that uses the optimizer may take it again.
 
-        A process that is forked while another thread is in a step would find the lock of its parent held for good.
+        A process that is forked while another thread is in a step would find its parent's lock held for good.
         """
         generation = _core.process_generation()
         lock = self._locks.get(generation)
@@ -149,6 +150,10 @@ class Optimizer:
     def skipped_steps(self) -> int:
         """How many steps were left out by ``on_nonfinite="skip"``."""
         return int(self._state.skipped_steps)
+
+    @skipped_steps.setter
+    def skipped_steps(self, count: int) -> None:
+        self._state.skipped_steps[...] = operator.index(count)
 
     # What an optimizer says of itself ----------------------------------------------------------
 

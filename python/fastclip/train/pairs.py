@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from fastclip import _core
 from fastclip._arrays import describe
+from fastclip._numpy_memory import raises_memory_error
 from fastclip.clip import clip_by_value
 from fastclip.indexed_slices import IndexedSlices
 from fastclip.train.arrays import as_gradient, as_rows, as_variable
@@ -125,6 +126,7 @@ class Pairs:
             self.constrained.append(variable)
 
 
+@raises_memory_error
 def _checked_values(slices: IndexedSlices, array: _Array, name: str) -> _Array:
     """The values of rows that fit their variable."""
     values = as_gradient(slices.values, f"{name}[0].values")
@@ -150,6 +152,7 @@ def _checked_values(slices: IndexedSlices, array: _Array, name: str) -> _Array:
     return values
 
 
+@raises_memory_error
 def _rows_once(indices: _Array, values: _Array, array: _Array, bound: float) -> tuple[_Array, _Array, bool]:
     """Each row once, in ascending order, which rows they are, and whether they have been clamped.
 

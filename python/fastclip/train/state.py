@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastclip._numpy_memory import raises_memory_error
+
 __all__ = ["Loaded", "saved"]
 
 #: Grows when what is kept changes its meaning.
@@ -16,6 +18,7 @@ VERSION = 1
 _Array = npt.NDArray[Any]
 
 
+@raises_memory_error
 def saved(
     rule: str,
     slot_names: Sequence[str],
@@ -125,6 +128,7 @@ class Loaded:
             raise _wrong(name, value, "text as bytes, of dtype uint8 and one dimension")
         return value.tobytes().decode(errors="replace")
 
+    @raises_memory_error
     def _flags(self, name: str, count: int) -> list[bool]:
         value = self._take(name)
         if value.shape != (count,) or value.dtype != np.uint8:
