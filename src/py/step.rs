@@ -79,7 +79,7 @@ pub fn take_step<'py>(
         }
         let plan = Plan::new(&segments)?;
 
-        let Prepared { mut items, after, fresh, kept } = prepare(py, kind, &state, &found, whole)?;
+        let Prepared { mut items, owners, after, fresh, kept } = prepare(py, kind, &state, &found, whole)?;
         let mut present: Vec<usize> = with_capacity(found.gradients.len())?;
         present.extend((0..found.gradients.len()).filter(|at| found.gradients[*at].is_some()));
         let clamped: Vec<bool> = collect(present.iter().map(|at| of_rows.get(*at) == Some(&true)))?;
@@ -94,7 +94,7 @@ pub fn take_step<'py>(
             let magnitudes = measure(&reading, &segments, &plan, Order::Two)?;
             let (incoming, total) = handling.decide(&magnitudes, present.len())?;
             let Some(incoming) = incoming else { return Ok((false, total, magnitudes)) };
-            for (owner, item) in &mut items {
+            for (owner, item) in owners.iter().zip(&mut items) {
                 item.incoming = incoming[*owner];
                 if clamped[*owner] {
                     item.incoming.clamp = None;
@@ -105,7 +105,6 @@ pub fn take_step<'py>(
                     fresh.iter().map(|(dtype, len, place)| (*dtype, *len, &after.entries[*place].slots[..]));
                 Slots::initialise(context, fresh, &initial)?;
             }
-            let items: Vec<Item> = collect(items.into_iter().map(|(_, item)| item))?;
             let sizes = items.iter().map(|item| (item.segment.len, moved(item, kind.slots())));
             let updating = Plan::cut(sizes, CHUNK)?;
             let workspace = Workspace::with_scratch(context, updating.bytes, 0)?;

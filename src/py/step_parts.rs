@@ -17,8 +17,10 @@ use std::ptr::null_mut;
 
 /// What a step works on.
 pub struct Prepared<'py> {
-    /// The parts of the step, each with the number of its gradient among those that are there.
-    pub items: Vec<(usize, Item)>,
+    /// The parts of the step.
+    pub items: Vec<Item>,
+    /// For each part the number of its gradient among those that are there.
+    pub owners: Vec<usize>,
     /// What the optimizer keeps from the step on, if it is taken and that is something else than before.
     pub after: Option<State>,
     /// Slots that did not exist before: the types and lengths of their variables, and where these are in `after`.
@@ -50,7 +52,7 @@ pub fn prepare<'py>(
     let after = if changes { Some(with_new(py, kind, state, found, &mut places, &mut fresh)?) } else { None };
     let now = after.as_ref().unwrap_or(state);
 
-    let (mut items, mut kept) = (with_capacity(count)?, Vec::new());
+    let (mut items, mut owners, mut kept) = (with_capacity(count)?, with_capacity(count)?, Vec::new());
     let mut owner = 0;
     for (position, variable) in variables() {
         let Some(gradient) = &found.gradients[position] else { continue };
@@ -59,7 +61,9 @@ pub fn prepare<'py>(
         let parts = Parts { variable, gradient, slots: own, copy };
         let mut push = |item| {
             reserve(&mut items, 1)?;
-            items.push((owner, item));
+            reserve(&mut owners, 1)?;
+            items.push(item);
+            owners.push(owner);
             Ok::<_, OutOfMemory>(())
         };
         match found.indices.get(position).and_then(Option::as_ref) {
@@ -76,7 +80,7 @@ pub fn prepare<'py>(
         owner += 1;
     }
     check_memory(py)?;
-    Ok(Prepared { items, after, fresh, kept })
+    Ok(Prepared { items, owners, after, fresh, kept })
 }
 
 /// What the optimizer keeps after a step that meets variables or makes slots. `places` then tells for every variable

@@ -64,25 +64,31 @@ struct Axes {
 }
 
 impl Axes {
-    #[inline]
+    #[inline(always)]
     fn new(shape: &[usize], strides: &[isize]) -> Result<Self, OutOfMemory> {
         let mut axes = Self { shape: [0; INLINE], strides: [0; INLINE], more: None, count: shape.len() as u8 };
-        if shape.len() > INLINE {
-            axes.more = Some(Box::new((copied(shape)?, copied(strides)?)));
-        } else {
-            // With lengths that the compiler knows, in place of a call for two numbers.
-            match shape.len() {
-                1 => axes.set::<1>(shape, strides),
-                2 => axes.set::<2>(shape, strides),
-                3 => axes.set::<3>(shape, strides),
-                4 => axes.set::<4>(shape, strides),
-                _ => {}
-            }
+        // With lengths that the compiler knows, in place of a call for two numbers.
+        match shape.len() {
+            0 => {}
+            1 => axes.set::<1>(shape, strides),
+            2 => axes.set::<2>(shape, strides),
+            3 => axes.set::<3>(shape, strides),
+            4 => axes.set::<4>(shape, strides),
+            _ => axes.more = Some(Self::long(shape, strides)?),
         }
         Ok(axes)
     }
 
-    #[inline]
+    #[cold]
+    #[allow(clippy::type_complexity, reason = "shape and strides, behind one pointer")]
+    fn long(
+        shape: &[usize],
+        strides: &[isize],
+    ) -> Result<Box<(Box<[usize]>, Box<[isize]>)>, OutOfMemory> {
+        Ok(Box::new((copied(shape)?, copied(strides)?)))
+    }
+
+    #[inline(always)]
     fn set<const N: usize>(&mut self, shape: &[usize], strides: &[isize]) {
         self.shape[..N].copy_from_slice(&shape[..N]);
         self.strides[..N].copy_from_slice(&strides[..N]);
@@ -227,7 +233,7 @@ impl<'py> Known<'py> {
 
 impl<'py> View<'py> {
     /// Looks at an array.
-    #[inline]
+    #[inline(always)]
     pub fn new(
         object: Bound<'py, PyAny>,
         takes: Takes,
@@ -236,20 +242,18 @@ impl<'py> View<'py> {
     ) -> Result<Self, Error> {
         let py = object.py();
         if !is_array(&object) {
-            return Err(Error::Type(format!(
-                "{} is a {}; it takes an array",
-                name(),
-                object.get_type().name().map_or_else(|_| "?".into(), |n| n.to_string())
-            )));
+            return Err(refuse_object(&object, &name()));
         }
         let array = object.as_ptr().cast::<PyArrayObject>();
         // The type first, because finding out what it is may run foreign code.
         // SAFETY: the object is an array, checked above.
         let descr = unsafe { (*array).fields.descr };
-        let found = known.find(py, descr).filter(|(dtype, _)| takes.accepts(*dtype));
-        let Some((dtype, number)) = found else {
-            return Err(Error::Type(format!("{} is {}; it takes {}", name(), describe(&object), takes.list())));
+        let Some((dtype, number)) = known.find(py, descr) else {
+            return Err(refuse_dtype(&object, takes, &name()));
         };
+        if !takes.accepts(dtype) {
+            return Err(refuse_dtype(&object, takes, &name()));
+        }
         // The snapshot: no foreign code runs from here to its end.
         // SAFETY: the object is an array, alive, and has `nd` dimensions, none negative, and as many strides.
         unsafe {
@@ -460,6 +464,19 @@ unsafe fn axes<'a, T>(first: *mut T, n: c_int) -> &'a [T] {
         }
         _ => &[],
     }
+}
+
+/// The error of an object that is no array.
+#[cold]
+fn refuse_object(object: &Bound<'_, PyAny>, name: &str) -> Error {
+    let kind = object.get_type().name().map_or_else(|_| "?".into(), |n| n.to_string());
+    Error::Type(format!("{name} is a {kind}; it takes an array"))
+}
+
+/// The error of an array of another type than is taken.
+#[cold]
+fn refuse_dtype(object: &Bound<'_, PyAny>, takes: Takes, name: &str) -> Error {
+    Error::Type(format!("{name} is {}; it takes {}", describe(object), takes.list()))
 }
 
 /// As [`View::describe`], of an array whose type is not taken: by its own attributes.

@@ -233,7 +233,7 @@ ONE_TENSOR: dict[str, Callable[[], Any]] = {
 def of_one(
     function: Callable[..., Any], kind: str, where: str, before: Callable[[Any], Any] | None = None
 ) -> Case:
-    """A call on one tensor, with its `out`: nothing, itself or another; and with what `before` makes of it."""
+    """A call on one tensor, with its `out` (nothing, itself or another) and what `before` makes of it."""
 
     def make() -> Prepared:
         tensor = ONE_TENSOR[kind]()
