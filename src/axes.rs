@@ -326,11 +326,7 @@ impl Slices {
     }
 
     /// Each operand's position at a column of the innermost kept axis.
-    fn at_column(
-        at: [*mut u8; OPERANDS],
-        strides: [isize; OPERANDS],
-        column: usize,
-    ) -> [*mut u8; OPERANDS] {
+    fn at_column(at: [*mut u8; OPERANDS], strides: [isize; OPERANDS], column: usize) -> [*mut u8; OPERANDS] {
         let mut position = at;
         for (pointer, stride) in position.iter_mut().zip(strides) {
             if !pointer.is_null() {

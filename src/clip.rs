@@ -7,8 +7,8 @@ use crate::kernels::clamp::{Clamp, Clamping, clamp_changed, clamp_each};
 use crate::kernels::operation::{Copying, Filling, Run, perform};
 use crate::kernels::scale::{Factor, Scaling};
 use crate::plan::Plan;
-use crate::segment::{LOWER, Scratch, Segment, UPPER};
 use crate::scalar::Element;
+use crate::segment::{LOWER, Scratch, Segment, UPPER};
 use crate::{with_float, with_scalar};
 use std::ops::Range;
 

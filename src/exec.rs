@@ -69,11 +69,7 @@ impl Workspace {
     }
 
     /// For passes over so many bytes, of which each thread gathers at most `scratch_bytes` at a time.
-    pub fn with_scratch(
-        context: Context,
-        bytes: usize,
-        scratch_bytes: usize,
-    ) -> Result<Self, OutOfMemory> {
+    pub fn with_scratch(context: Context, bytes: usize, scratch_bytes: usize) -> Result<Self, OutOfMemory> {
         let threads = context.threads_for(bytes);
         let mut scratch = Vec::new();
         if scratch_bytes > 0 {

@@ -45,10 +45,9 @@ pub fn measure<const N: usize>(
             true,
         ),
         Order::Two => sums(&|segment, range, scratch| squares(level, segment, range, scratch), false),
-        Order::One => sums(
-            &|segment, range, scratch| powers(level, segment, range, 1.0, [1.0, 1.0], scratch),
-            false,
-        ),
+        Order::One => {
+            sums(&|segment, range, scratch| powers(level, segment, range, 1.0, [1.0, 1.0], scratch), false)
+        }
         Order::Power(_) => {
             try_collect(segments.len(), segments.iter().map(|s| measure_scaled(workspace, s, order)))
         }

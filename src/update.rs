@@ -380,11 +380,7 @@ pub unsafe fn refresh(context: Context, segment: &Segment<2>, copy: Scalar) -> R
 /// # Safety
 ///
 /// The segments must be dense, of float32 or float64, and nothing else may use their memory.
-pub unsafe fn fill(
-    context: Context,
-    segments: &[Segment<1>],
-    values: &[f64],
-) -> Result<(), OutOfMemory> {
+pub unsafe fn fill(context: Context, segments: &[Segment<1>], values: &[f64]) -> Result<(), OutOfMemory> {
     let plan = Plan::new(segments)?;
     let workspace = Workspace::with_scratch(context, plan.bytes, 0)?;
     exec::for_each(&workspace, &plan, Direction::Forwards, |index, range, _| {

@@ -40,6 +40,10 @@ impl Factors {
     }
 
     /// One factor per column.
+    ///
+    /// # Errors
+    ///
+    /// If memory runs out.
     pub fn new(factors: &[Factor]) -> Result<Self, OutOfMemory> {
         Ok(Self {
             narrow: collect(factors.iter().map(|f| f.narrow))?,

@@ -9,9 +9,7 @@
 use super::batch::{Batch, Destination, check_given, fresh, segment, views};
 use super::objects::{self, Scalar, extract, float, number};
 use super::overlap;
-use super::raise::{
-    before_writing, check_memory, detached, entry, entry_that_reads, refuse_nonfinite,
-};
+use super::raise::{before_writing, check_memory, detached, entry, entry_that_reads, refuse_nonfinite};
 use super::view::{Known, Label, Takes, View};
 use crate::allocation::{collect, filled, with_capacity};
 use crate::axes::{BOUNDS, NORMS, Slices};
@@ -125,7 +123,7 @@ pub fn clip_by_global_norm<'py>(
         let known = given.as_ref().map(|given| Magnitude { value: given.root, exponent: given.exponent });
         let wide = given.as_ref().map_or_else(|| batch.is_wide(), |given| given.wide);
         // All that is returned is made now: after the writing pass nothing may fail.
-        let answer = Scalar::new(py, wide)?.paired_with(batch.results(py)?.into_any())?;
+        let answer = Scalar::new(py, wide)?.paired_with(batch.results(py)?.as_any())?;
 
         let (segments, plan) = (&batch.segments, &batch.plan);
         let workspace = Workspace::new(Context::current(), segments, plan)?;
@@ -159,13 +157,12 @@ pub fn clip_by_global_norm<'py>(
             Ok((norm, found, false))
         })?;
         if refused {
-            let bad = match &given {
-                Some(given) => extract(&given.nonfinite, |item| item.extract())?,
-                None => {
-                    let mut bad = with_capacity(found.len())?;
-                    bad.extend((0..found.len()).filter(|at| !found[*at].is_finite()));
-                    bad
-                }
+            let bad = if let Some(given) = &given {
+                extract(&given.nonfinite, |item| item.extract())?
+            } else {
+                let mut bad = with_capacity(found.len())?;
+                bad.extend((0..found.len()).filter(|at| !found[*at].is_finite()));
+                bad
             };
             let positions = with_positions(&batch)?;
             let bad = bad.into_iter().filter_map(|at: usize| positions.get(at).copied());
@@ -317,11 +314,7 @@ pub fn partial_sums<'py>(
 /// of two, and as a float64.
 #[pyfunction]
 #[pyo3(signature = (sums, p, /))]
-pub fn combine_sums<'py>(
-    py: Python<'py>,
-    sums: &Bound<'py, PyAny>,
-    p: f64,
-) -> PyResult<Bound<'py, PyTuple>> {
+pub fn combine_sums<'py>(py: Python<'py>, sums: &Bound<'py, PyAny>, p: f64) -> PyResult<Bound<'py, PyTuple>> {
     entry_that_reads(py, || {
         let order = Order::new(p);
         let total = ranges::join(&extract(sums, number)?, order);

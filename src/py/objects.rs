@@ -117,8 +117,7 @@ impl<'py> Scalar<'py> {
                 let descr = PY_ARRAY_API.PyArray_DescrFromType(py, number);
                 let descr = Bound::from_owned_ptr_or_err(py, descr.cast())?;
                 let data = (&raw mut zero).cast();
-                let made =
-                    PY_ARRAY_API.PyArray_Scalar(py, data, descr.as_ptr().cast(), std::ptr::null_mut());
+                let made = PY_ARRAY_API.PyArray_Scalar(py, data, descr.as_ptr().cast(), std::ptr::null_mut());
                 let made = Bound::from_owned_ptr_or_err(py, made)?;
                 assert!(ffi::Py_TYPE(made.as_ptr()) == get_type_object(py, expected));
                 Ok::<_, PyErr>(made)
@@ -135,11 +134,10 @@ impl<'py> Scalar<'py> {
     }
 
     /// The pair of `first` and a scalar that takes its value later.
-    pub fn paired_with(self, first: Bound<'py, PyAny>) -> PyResult<Pair<'py>> {
+    pub fn paired_with(self, first: &Bound<'py, PyAny>) -> PyResult<Pair<'py>> {
         let py = first.py();
-        let pair = |scalar: Bound<'py, PyAny>| {
-            Ok::<_, PyErr>((tuple(py, [first.clone(), scalar.clone()])?, scalar))
-        };
+        let pair =
+            |scalar: Bound<'py, PyAny>| Ok::<_, PyErr>((tuple(py, [first.clone(), scalar.clone()])?, scalar));
         Ok(Pair { narrow: self.narrow.map(pair).transpose()?, wide: pair(self.wide)? })
     }
 

@@ -2,8 +2,8 @@
 
 use super::raise::{detached, entry, entry_that_reads};
 use super::view::{Known, Takes, View};
-use crate::{bandwidth, isa, memory, pool};
 use crate::error::Error;
+use crate::{bandwidth, isa, memory, pool};
 use pyo3::prelude::*;
 
 /// Threads that a call made from this thread may use.

@@ -94,7 +94,12 @@ impl Key {
         let mut kept = with_capacity(view.shape().len())?;
         kept.extend(strides(view));
         let strides = kept.into_boxed_slice();
-        Ok(Self { address: view.pointer.expose_provenance(), dtype: view.dtype, shape: copied(view.shape())?, strides })
+        Ok(Self {
+            address: view.pointer.expose_provenance(),
+            dtype: view.dtype,
+            shape: copied(view.shape())?,
+            strides,
+        })
     }
 
     fn fits(&self, view: &View) -> bool {
@@ -478,13 +483,17 @@ fn write_copy(py: Python<'_>, view: &View, copy: &View) -> PyResult<()> {
     check_memory(py)?;
     detached(py, || {
         // SAFETY: as above.
-        Ok(unsafe { refresh(Context::current(), &segment, to)? })
+        unsafe { refresh(Context::current(), &segment, to)? };
+        Ok(())
     })
 }
 
 /// The error of a call that a step does not allow while it goes on.
 pub(super) fn in_the_middle(py: Python<'_>, what: &str) -> PyErr {
-    exception::<PyRuntimeError>(py, &format!("{what} was called in the middle of a step of the same optimizer"))
+    exception::<PyRuntimeError>(
+        py,
+        &format!("{what} was called in the middle of a step of the same optimizer"),
+    )
 }
 
 /// A low-precision copy, looked at and checked by itself.
@@ -493,9 +502,8 @@ fn copy_view<'py>(copy: Bound<'py, PyAny>, variable: &View<'py>) -> PyResult<Vie
     let copy = View::new(copy, Takes::Reals, &mut Known::default(), || "copy".into())?;
     check_copy(&copy, variable, || "copy".into())?;
     // SAFETY: the memory of the variable, as it was seen.
-    let variable = unsafe {
-        View::like(variable, variable.owner().clone(), variable.pointer, variable.strides())?
-    };
+    let variable =
+        unsafe { View::like(variable, variable.owner().clone(), variable.pointer, variable.strides())? };
     let (inputs, mut outputs) = ([Some(variable)], [Some(copy)]);
     overlap::check(py, &inputs, &outputs, false, Label::Single("variable"), Label::Single("copy"))?;
     outputs[0].take().ok_or_else(|| Error::Type("copy is None; it takes an array".into()).into())

@@ -84,7 +84,9 @@ pub fn take_step<'py>(
         present.extend((0..found.gradients.len()).filter(|at| found.gradients[*at].is_some()));
         let clamped: Vec<bool> = collect(present.iter().map(|at| of_rows.get(*at) == Some(&true)))?;
         if handling.measures() && segments.len() != present.len() {
-            return Err(Error::Value("fastclip._core: gradients and those given must be as many".into()).into());
+            return Err(
+                Error::Value("fastclip._core: gradients and those given must be as many".into()).into()
+            );
         }
         let after = after.map(Arc::new);
         let context = Context::current();

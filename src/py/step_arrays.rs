@@ -347,7 +347,7 @@ fn views_of_pairs<'py>(
         reserve(&mut gradients, 1)?;
         reserve(&mut variables, 1)?;
         let parts = pair.cast_exact::<PyTuple>().map(|pair| {
-            let mut parts = pair.iter_borrowed().map(|part| part.to_owned());
+            let mut parts = pair.iter_borrowed().map(pyo3::Borrowed::to_owned);
             (parts.next(), parts.next())
         });
         let Ok((Some(gradient), Some(variable))) = parts else {

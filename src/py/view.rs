@@ -27,8 +27,8 @@ use crate::scalar::{DType, Scalar};
 use crate::segment::{Strided, count};
 use numpy::npyffi::{self, NpyTypes, PyArrayObject};
 use pyo3::prelude::*;
-use pyo3::{Borrowed, ffi};
 use pyo3::types::{PyList, PyTuple};
+use pyo3::{Borrowed, ffi};
 use std::os::raw::c_int;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
@@ -54,19 +54,23 @@ pub struct View<'py> {
 /// The most axes that are kept without an allocation.
 const INLINE: usize = 4;
 
+/// Shape and strides of an array with many axes.
+type Long = (Box<[usize]>, Box<[isize]>);
+
 /// Shape and strides.
 struct Axes {
     shape: [usize; INLINE],
     strides: [isize; INLINE],
     /// Those of an array with more axes.
-    more: Option<Box<(Box<[usize]>, Box<[isize]>)>>,
+    more: Option<Box<Long>>,
     count: u8,
 }
 
 impl Axes {
     #[inline(always)]
     fn new(shape: &[usize], strides: &[isize]) -> Result<Self, OutOfMemory> {
-        let mut axes = Self { shape: [0; INLINE], strides: [0; INLINE], more: None, count: shape.len() as u8 };
+        let mut axes =
+            Self { shape: [0; INLINE], strides: [0; INLINE], more: None, count: shape.len() as u8 };
         // With lengths that the compiler knows, in place of a call for two numbers.
         match shape.len() {
             0 => {}
@@ -80,11 +84,7 @@ impl Axes {
     }
 
     #[cold]
-    #[allow(clippy::type_complexity, reason = "shape and strides, behind one pointer")]
-    fn long(
-        shape: &[usize],
-        strides: &[isize],
-    ) -> Result<Box<(Box<[usize]>, Box<[isize]>)>, OutOfMemory> {
+    fn long(shape: &[usize], strides: &[isize]) -> Result<Box<Long>, OutOfMemory> {
         Ok(Box::new((copied(shape)?, copied(strides)?)))
     }
 
