@@ -16,6 +16,9 @@
 //! A view keeps its array, and so its memory, alive. What it cannot do is keep the memory where `NumPy` itself lets it be
 //! taken away from under everybody (`ndarray.resize(refcheck=False)`, `ndarray.__setstate__`).
 //!
+//! Without the interpreter's lock (free-threaded builds) the copy itself races with a thread that sets a shape at that
+//! moment, as any use of that array in `NumPy` does: there, an array that changes its shape must not be shared.
+//!
 //! If another thread writes the elements of an array during a call, results are made of old and new elements, and a
 //! norm may be that of a tensor that never was. Nothing outside of the arrays is read or written.
 
