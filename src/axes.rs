@@ -27,6 +27,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub const NORMS: usize = LOWER;
 /// The operand that holds each slice's bound: float64.
 pub const BOUNDS: usize = UPPER;
+/// The operand that takes the exponent of each slice's norm, where [`NORMS`] takes the mantissa: float64.
+pub const EXPONENTS: usize = UPPER;
 
 /// A tensor seen as slices.
 pub struct Slices {
@@ -35,6 +37,8 @@ pub struct Slices {
     reduced: Vec<Dim>,
     base: [*mut u8; OPERANDS],
     order: Order,
+    /// Norms are written as mantissa and exponent, and there are no bounds.
+    is_split: bool,
 }
 
 // SAFETY: as for `Segment`.
@@ -82,7 +86,25 @@ impl Slices {
         }
         merge(&mut kept, present);
         merge(&mut reduced, [present[INPUT], present[OUTPUT], false, false]);
-        Ok(Self { dtype, kept, reduced, base, order })
+        Ok(Self { dtype, kept, reduced, base, order, is_split: false })
+    }
+
+    /// As [`Slices::new`], without an output, for norms that are wanted as mantissa and exponent of two: the operands
+    /// [`NORMS`] and [`EXPONENTS`].
+    ///
+    /// # Safety
+    ///
+    /// As [`Segment::new`]; both operands must be there, and are written.
+    pub unsafe fn split(
+        dtype: DType,
+        shape: &[usize],
+        is_reduced: &[bool],
+        operands: [Option<Strided>; OPERANDS],
+        order: Order,
+    ) -> Result<Self, OutOfMemory> {
+        // SAFETY: the caller's contract.
+        let slices = unsafe { Self::new(dtype, shape, is_reduced, operands, order)? };
+        Ok(Self { is_split: true, ..slices })
     }
 
     /// How many slices there are.
@@ -166,19 +188,21 @@ impl Slices {
     ///
     /// No other thread may write this slice's norm meanwhile.
     unsafe fn settle(&self, at: [*mut u8; OPERANDS], magnitude: Magnitude) -> Action {
-        // SAFETY: one float64 per slice, by the contract of `new`; unaligned perhaps.
+        // SAFETY: one float64 per slice, by the contracts of `new` and `split`; unaligned perhaps.
         unsafe {
+            if self.is_split {
+                let (root, exponent) = magnitude.root(self.order);
+                at[NORMS].cast::<f64>().write_unaligned(root);
+                at[EXPONENTS].cast::<f64>().write_unaligned(exponent.into());
+                return Action::Keep;
+            }
             if !at[NORMS].is_null() {
                 at[NORMS].cast::<f64>().write_unaligned(magnitude.norm(self.order));
             }
             if at[BOUNDS].is_null() {
                 return Action::Keep;
             }
-            let bound = at[BOUNDS].cast::<f64>().read_unaligned();
-            if !magnitude.is_finite() || bound.is_nan() {
-                return Action::FillNan;
-            }
-            magnitude.factor(self.order, 1.0, bound).map_or(Action::Keep, Action::Scale)
+            Action::bounding(magnitude, self.order, at[BOUNDS].cast::<f64>().read_unaligned())
         }
     }
 

@@ -6,6 +6,7 @@ use crate::kernels::Float;
 use crate::kernels::clamp::{Clamp, Clamping, clamp_changed, clamp_each};
 use crate::kernels::operation::{Copying, Filling, Run, perform};
 use crate::kernels::scale::{Factor, Scaling};
+use crate::magnitude::{Magnitude, Order};
 use crate::plan::Plan;
 use crate::scalar::Element;
 use crate::segment::{LOWER, Scratch, Segment, UPPER};
@@ -23,6 +24,18 @@ pub enum Action {
     FillNan,
     /// Every element becomes 0.
     FillZero,
+}
+
+impl Action {
+    /// What bounds a slice of this norm. A slice that holds NaN or infinity becomes NaN, and so does one whose bound is
+    /// NaN.
+    #[must_use]
+    pub fn bounding(magnitude: Magnitude, order: Order, bound: f64) -> Self {
+        if !magnitude.is_finite() || bound.is_nan() {
+            return Self::FillNan;
+        }
+        magnitude.factor(order, 1.0, bound).map_or(Self::Keep, Self::Scale)
+    }
 }
 
 /// Actions of a call's tensors: one for all, or one each.

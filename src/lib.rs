@@ -49,6 +49,7 @@ mod allocation;
 mod axes;
 mod bandwidth;
 mod clip;
+mod elements;
 mod error;
 mod exec;
 pub mod isa;

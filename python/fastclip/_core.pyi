@@ -14,10 +14,10 @@ __all__ = [
     "bandwidth_read",
     "bandwidth_scale",
     "check_apart",
-    "check_outputs",
     "check_variables",
     "clip_by_global_norm",
     "clip_by_value",
+    "clip_elements",
     "clip_slices",
     "clip_tensors",
     "combine_sums",
@@ -83,12 +83,20 @@ def clip_by_value(
     out: npt.NDArray[Any] | None,
     /,
 ) -> npt.NDArray[Any]: ...
-def check_outputs(tensors: _Arrays, out: _Arrays, names: _Names, /) -> None: ...
 def check_apart(tensors: _Arrays, out: _Arrays, names: _Names, /) -> None: ...
 def slice_norms(
     tensors: _Arrays, axes: list[list[bool]], p: float, norms: _Arrays, names: _Names, /
 ) -> None: ...
 def clip_slices(
+    tensors: _Arrays,
+    axes: list[list[bool]],
+    bounds: _Arrays,
+    p: float,
+    out: _Arrays | None,
+    names: _Names,
+    /,
+) -> list[Any]: ...
+def clip_elements(
     tensors: _Arrays,
     axes: list[list[bool]],
     bounds: _Arrays,

@@ -241,11 +241,10 @@ def clip_by_norm(
         results = _core.clip_tensors([array], [float(bound.reshape(()))], "one", order, target, _ONE)
     else:
         reduced = reduced or [True] * array.ndim
-        bound = bound.reshape((1,) * (array.ndim - bound.ndim) + bound.shape)
-        if any(n != 1 and is_reduced for n, is_reduced in zip(bound.shape, reduced, strict=True)):
-            from fastclip._elementwise import clip_elements
-
-            results = clip_elements(array, bound, reduced, order, target)
+        lengths: tuple[int, ...] = (1,) * (array.ndim - bound.ndim) + bound.shape
+        bound = bound.reshape(lengths)
+        if any(n != 1 and is_reduced for n, is_reduced in zip(lengths, reduced, strict=True)):
+            results = _core.clip_elements([array], [reduced], [bound], order, target, _ONE)
         else:
             shape = [1 if is_reduced else n for n, is_reduced in zip(array.shape, reduced, strict=True)]
             bounds = [np.broadcast_to(bound, shape)]

@@ -102,6 +102,9 @@ pub trait Scalable: Sized {
     fn scale<S: Simd>(simd: S, x: &mut [Self], factor: Factor);
     /// `out[i] ← x[i]·factor`, correctly rounded. The slices have the same length.
     fn scale_to<S: Simd>(simd: S, x: &[Self], out: &mut [Self], factor: Factor);
+    /// One element times the factor, with the bits that [`Scalable::scale`] gives it.
+    #[must_use]
+    fn product(self, factor: Factor) -> Self;
 }
 
 /// `x[i] ← x[i]·factor`.
@@ -174,6 +177,18 @@ macro_rules! scale_whole {
                     }
                 }
             }
+
+            #[inline(always)]
+            fn product(self, $factor: Factor) -> Self {
+                let $v = self;
+                if $factor.is_special() {
+                    settled($v, $factor.wide, $extreme)
+                } else if $factor.$rare() {
+                    $extreme
+                } else {
+                    $plain
+                }
+            }
         }
     )*};
 }
@@ -200,7 +215,7 @@ fn exactly(wide: &mut [f32], factor: Factor) {
 }
 
 macro_rules! scale_half {
-    ($($T:ty)*) => {$(
+    ($($T:ty, $widen:path, $narrow:path;)*) => {$(
         impl Scalable for $T {
             #[inline(always)]
             fn scale<S: Simd>(simd: S, x: &mut [Self], factor: Factor) {
@@ -234,11 +249,21 @@ macro_rules! scale_half {
                     }
                 }
             }
+
+            #[inline(always)]
+            fn product(self, factor: Factor) -> Self {
+                let mut wide = [$widen(self.to_bits())];
+                exactly(&mut wide, factor);
+                <$T>::from_bits($narrow(wide[0]))
+            }
         }
     )*};
 }
 
-scale_half! { f16 bf16 }
+scale_half! {
+    f16, half_precision::f16_to_f32, half_precision::f32_to_f16;
+    bf16, half_precision::bf16_to_f32, half_precision::f32_to_bf16;
+}
 
 #[cfg(test)]
 mod tests {
@@ -321,6 +346,33 @@ mod tests {
                 }
             }
         }
+    }
+
+    fn product_is_that_of_a_slice<T: Float>(values: &[T], bits: impl Fn(T) -> u64) {
+        let factors = [(0.3, 1.0, 0), (1e-10, 1e30, 0), (1.0, 1.0, 1030), (0.0, 3.0, 0), (1e-5, 1.0, 3)];
+        let factors = factors.map(|(bound, norm, exponent)| Factor::new(bound, norm, exponent));
+        for factor in factors.into_iter().chain([Factor::ONE, Factor::ZERO, Factor::NAN]) {
+            for level in isa::all() {
+                let mut want = values.to_vec();
+                scale(level, &mut want, factor);
+                for (x, want) in values.iter().zip(want) {
+                    assert_eq!(bits(x.product(factor)), bits(want), "{level:?} {x:?} {factor:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn one_product_has_the_bits_of_a_slice() {
+        let all: Vec<u16> = (0..=u16::MAX).collect();
+        let halves: Vec<f16> = all.iter().map(|b| f16::from_bits(*b)).collect();
+        product_is_that_of_a_slice(&halves, |v| v.to_bits().into());
+        let brains: Vec<bf16> = all.iter().map(|b| bf16::from_bits(*b)).collect();
+        product_is_that_of_a_slice(&brains, |v| v.to_bits().into());
+        let floats: Vec<f32> = all.iter().map(|b| f32::from_bits(u32::from(*b) << 16 | 0x1234)).collect();
+        product_is_that_of_a_slice(&floats, |v| v.to_bits().into());
+        let doubles: Vec<f64> = all.iter().map(|b| f64::from_bits(u64::from(*b) << 48 | 0x1234)).collect();
+        product_is_that_of_a_slice(&doubles, f64::to_bits);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::view::{Known, Label, Takes, View};
 use crate::allocation::{collect, filled, with_capacity};
 use crate::axes::{BOUNDS, NORMS, Slices};
 use crate::clip::{self, Action, Actions, Bounds};
+use crate::elements::{self, Elements};
 use crate::error::Error;
 use crate::exec::{Context, Workspace};
 use crate::kernels::scale::Factor;
@@ -453,21 +454,6 @@ pub fn clip_by_value<'py>(
     })
 }
 
-/// Refuses outputs that do not fit their inputs, as every call that is given some does.
-#[pyfunction]
-#[pyo3(signature = (tensors, out, names, /))]
-pub fn check_outputs<'py>(
-    py: Python<'py>,
-    tensors: &Bound<'py, PyAny>,
-    out: Bound<'py, PyAny>,
-    names: Names<'py>,
-) -> PyResult<()> {
-    entry_that_reads(py, || {
-        let destination = Destination::Given(out);
-        Batch::new(py, tensors, &destination, Takes::Floats, names.input(), names.output()).map(drop)
-    })
-}
-
 /// Refuses outputs that share memory with other arrays that a call reads.
 #[pyfunction]
 #[pyo3(signature = (tensors, out, names, /))]
@@ -536,6 +522,82 @@ pub fn clip_slices<'py>(
     })
 }
 
+/// Clips each element of each array by its own bound and the norm of its slice. `bounds` are float64 arrays with as many
+/// axes as the arrays, each of length 1 or that of the array's axis.
+#[pyfunction]
+#[pyo3(signature = (tensors, axes, bounds, p, out, names, /))]
+pub fn clip_elements<'py>(
+    py: Python<'py>,
+    tensors: &Bound<'py, PyAny>,
+    axes: &Bound<'py, PyAny>,
+    bounds: &Bound<'py, PyAny>,
+    p: f64,
+    out: Option<Bound<'py, PyAny>>,
+    names: Names<'py>,
+) -> PyResult<Bound<'py, PyList>> {
+    entry(py, || {
+        let axes = reduced_axes(axes)?;
+        let destination = Destination::from(out);
+        let batch = Batch::new(py, tensors, &destination, Takes::Floats, names.input(), names.output())?;
+        let bounds = views(bounds, Takes::Floats, names.output())?;
+        let mut found = by_element(&batch, &axes, &bounds, Order::new(p))?;
+        let results = batch.results(py)?;
+        check_memory(py)?;
+        detached(py, || {
+            let context = Context::current();
+            for tensor in &mut found {
+                tensor.measure(context)?;
+            }
+            let (plan, workspace) = elements::prepare(context, &found)?;
+            before_writing(plan.bytes)?;
+            // SAFETY: outputs were checked, and bounds that overlap one were copied by the caller.
+            unsafe { elements::clip(&workspace, &found, &plan) };
+            Ok(())
+        })?;
+        Ok(results)
+    })
+}
+
+/// The arrays of a batch with bounds for their elements.
+fn by_element(
+    batch: &Batch,
+    axes: &[Vec<bool>],
+    bounds: &[Option<View>],
+    order: Order,
+) -> PyResult<Vec<Elements>> {
+    let mut found = with_capacity(batch.segments.len())?;
+    for (index, input) in batch.inputs.iter().enumerate() {
+        let Some(input) = input else { continue };
+        let shape = input.shape();
+        let reduced = axes.get(index).filter(|reduced| reduced.len() == shape.len());
+        let Some(reduced) = reduced else { return Err(misfit("axes")) };
+        let fits = |view: &&View| {
+            view.dtype.name() == "float64"
+                && view.shape().len() == shape.len()
+                && view.shape().iter().zip(shape).all(|(n, of)| *n == 1 || n == of)
+        };
+        let Some(bound) = bounds.get(index).and_then(Option::as_ref).filter(fits) else {
+            return Err(misfit("bounds"));
+        };
+        let Some(output) = batch.outputs().get(index).and_then(Option::as_ref) else {
+            return Err(misfit("outputs"));
+        };
+        let mut strides: Vec<isize> = with_capacity(shape.len())?;
+        let steps = bound.shape().iter().zip(bound.strides());
+        strides.extend(steps.map(|(n, stride)| if *n == 1 { 0 } else { *stride }));
+        let bound = Strided { pointer: bound.pointer, strides: &strides };
+        let operands = [input.strided(), output.strided(), bound];
+        // SAFETY: the arrays are alive; outputs were checked; the bounds reach as far as the array, checked above.
+        found.push(unsafe { Elements::new(input.dtype, shape, reduced, operands, order)? });
+    }
+    Ok(found)
+}
+
+/// The error of a call from `fastclip` that is not as it has to be.
+fn misfit(what: &str) -> PyErr {
+    Error::Value(format!("fastclip._core: {what} do not fit the arrays")).into()
+}
+
 /// Measures slices, and clips them where they have an output. All that may fail comes before the first output is
 /// written.
 fn run(slices: &[Slices]) -> PyResult<()> {
@@ -560,10 +622,8 @@ fn sliced(
     bounds: &[Option<View>],
     order: Order,
 ) -> PyResult<Vec<Slices>> {
-    let refuse =
-        |what: &str| PyErr::from(Error::Value(format!("fastclip._core: {what} do not fit the arrays")));
     if axes.len() != batch.inputs.len() {
-        return Err(refuse("axes"));
+        return Err(misfit("axes"));
     }
     let mut found = with_capacity(batch.segments.len())?;
     for (index, input) in batch.inputs.iter().enumerate() {
@@ -581,14 +641,14 @@ fn sliced(
                     .all(|((n, of), r)| *n == if *r { 1 } else { *of })
         };
         let float64 = |views: &'_ [Option<View>], what| match views.get(index) {
-            Some(Some(view)) if reduced.len() != shape.len() || !fits(view) => Err(refuse(what)),
+            Some(Some(view)) if reduced.len() != shape.len() || !fits(view) => Err(misfit(what)),
             _ => Ok(()),
         };
         float64(norms, "norms")?;
         float64(bounds, "bounds")?;
         let operand = |views: &'_ [Option<View>]| views.get(index).is_some_and(Option::is_some);
         if !operand(norms) && !operand(bounds) {
-            return Err(refuse("norms and bounds"));
+            return Err(misfit("norms and bounds"));
         }
         let mut operands: [Option<Strided>; OPERANDS] = [None; OPERANDS];
         operands[INPUT] = Some(input.strided());
@@ -596,7 +656,7 @@ fn sliced(
         operands[NORMS] = norms.get(index).and_then(Option::as_ref).map(View::strided);
         operands[BOUNDS] = bounds.get(index).and_then(Option::as_ref).map(View::strided);
         if norms.get(index).is_some_and(|view| view.as_ref().is_some_and(|view| !view.is_writable())) {
-            return Err(refuse("read-only norms"));
+            return Err(misfit("read-only norms"));
         }
         // SAFETY: the arrays are alive; outputs were checked; norms and bounds have one float64 per
         // slice, checked above.

@@ -27,7 +27,7 @@ use pyo3::pymodule;
 mod _core {
     #[pymodule_export]
     use super::clipping::{
-        check_apart, check_outputs, clip_by_global_norm, clip_by_value, clip_slices, clip_tensors,
+        check_apart, clip_by_global_norm, clip_by_value, clip_elements, clip_slices, clip_tensors,
         combine_sums, global_norm, norm_scalar, partial_sums, slice_norms, tensor_norms,
     };
     #[pymodule_export]

@@ -214,7 +214,6 @@ low, high = odd(np.full(SHAPE, -0.5, np.float32)), odd(np.full(SHAPE, 0.5, np.fl
 result = attempt(lambda: _core.clip_by_value(t, low, high, None))
 if result is not None:
     same(result, x.clip(-0.5, 0.5))
-attempt(lambda: _core.check_outputs([t], [out], names))
 attempt(lambda: _core.check_apart([t], [out], names))
 # Beside each other in memory, so that more than the ends has to be looked at.
 whole = numbers(offset=3.0)
@@ -232,6 +231,13 @@ bounds = odd(np.full((ROWS, 1), 0.1))
 result = attempt(lambda: _core.clip_slices([t], [[False, True]], [bounds], 2.0, None, names))
 if result is not None:
     same(result[0], fastclip.clip_by_norm(x, 0.1, axes=[1]))
+bounds = odd(np.full((1, x.shape[1]), 0.1))
+result = attempt(lambda: _core.clip_elements([t], [[False, True]], [bounds], 2.0, None, names))
+if result is not None:
+    same(result[0], fastclip.clip_by_norm(x, 0.1, axes=[1]))
+out = odd(zeros.copy())
+result = attempt(lambda: _core.clip_elements([t], [[False, True]], [bounds], 2.0, [out], names))
+same(out, fastclip.clip_by_norm(x, 0.1, axes=[1])) if result is not None else untouched(out, zeros)
 attempt(lambda: _core.check_variables([t], "variables"))
 for name in ("bandwidth_read", "bandwidth_scale", "bandwidth_copy"):
     more = {"bandwidth_read": (), "bandwidth_scale": (1.0,), "bandwidth_copy": (out, 1.0)}[name]

@@ -1,0 +1,351 @@
+//! Clipping where elements of one slice have different bounds: each element is scaled by its own bound and the norm of
+//! its slice.
+//!
+//! The slices are measured first (`axes`), into memory of our own: a norm is kept as mantissa and exponent, because it
+//! may be beyond float64 where all elements are finite. A second pass walks the tensor with norms and bounds beside it.
+
+use crate::allocation::{OutOfMemory, filled, with_capacity};
+use crate::axes::{EXPONENTS, NORMS, Slices};
+use crate::clip::Action;
+use crate::exec::{self, Context, Direction, Workspace};
+use crate::kernels::Float;
+use crate::kernels::operation::Run;
+use crate::magnitude::{Magnitude, Order};
+use crate::plan::{CHUNK, Plan};
+use crate::scalar::DType;
+use crate::segment::{self, INPUT, Scratch, Segment, Strided, count};
+use crate::with_float;
+use std::ops::Range;
+
+/// How many arrays are walked side by side: input, output and these.
+const OPERANDS: usize = 5;
+/// The mantissa of the norm of an element's slice: float64.
+const ROOT: usize = 2;
+/// Its exponent of two: float64.
+const EXPONENT: usize = 3;
+/// An element's bound: float64.
+const BOUND: usize = 4;
+
+/// A tensor, the norms of its slices, and a bound for each of its elements.
+pub struct Elements {
+    /// None if there are no elements.
+    slices: Option<Slices>,
+    segment: Segment<OPERANDS>,
+    /// The memory of the norms, which the others point to.
+    _norms: [Vec<f64>; 2],
+}
+
+/// Items and one more if there is one.
+fn extended<T: Copy>(items: &[T], last: Option<T>) -> Result<Vec<T>, OutOfMemory> {
+    let mut found = with_capacity(items.len() + 1)?;
+    found.extend_from_slice(items);
+    found.extend(last);
+    Ok(found)
+}
+
+impl Elements {
+    /// Describes a tensor of this shape whose axes with `is_reduced[axis]` make up a slice, and allocates its norms.
+    /// `bounds` are float64, with stride 0 along axes on which they do not differ.
+    ///
+    /// # Safety
+    ///
+    /// As [`Segment::new`], for the input, the output and the bounds.
+    pub unsafe fn new(
+        dtype: DType,
+        shape: &[usize],
+        is_reduced: &[bool],
+        [input, output, bounds]: [Strided; 3],
+        order: Order,
+    ) -> Result<Self, OutOfMemory> {
+        // Without elements nothing is measured, and the other axes may be beyond the machine's numbers.
+        let is_empty = count(shape) == 0;
+        let mut strides = filled(0, shape.len())?;
+        let mut slices = usize::from(!is_empty);
+        for axis in (0..shape.len()).rev().filter(|axis| !is_empty && !is_reduced[*axis]) {
+            strides[axis] = slices.wrapping_mul(size_of::<f64>()).cast_signed();
+            slices *= shape[axis];
+        }
+        let mut norms = [filled(0.0_f64, slices)?, filled(0.0_f64, slices)?];
+        let [roots, exponents] =
+            norms.each_mut().map(|norms| Strided { pointer: norms.as_mut_ptr().cast(), strides: &strides });
+
+        let mut operands = [None; segment::OPERANDS];
+        operands[INPUT] = Some(input);
+        operands[NORMS] = Some(roots);
+        operands[EXPONENTS] = Some(exponents);
+        // SAFETY: the caller's contract; one mantissa and one exponent per slice, in memory that lives as long.
+        let split = || unsafe { Slices::split(dtype, shape, is_reduced, operands, order) };
+        let slices = if is_empty { None } else { Some(split()?) };
+
+        // Complex numbers as reals along one more axis, on which neither norms nor bounds differ.
+        let size = dtype.scalar.size();
+        let reals = DType { scalar: dtype.scalar, complex: false };
+        let shape = extended(shape, dtype.complex.then_some(2))?;
+        let walked = |operand: Strided, step: usize| {
+            Ok((operand.pointer, extended(operand.strides, dtype.complex.then_some(step.cast_signed()))?))
+        };
+        let operands = [
+            walked(input, size)?,
+            walked(output, size)?,
+            walked(roots, 0)?,
+            walked(exponents, 0)?,
+            walked(bounds, 0)?,
+        ];
+        let operands =
+            operands.each_ref().map(|(pointer, strides)| Some(Strided { pointer: *pointer, strides }));
+        // SAFETY: the caller's contract, and as above.
+        let segment = unsafe { Segment::mixed(reals, &shape, operands, [size, size, 8, 8, 8])? };
+        Ok(Self { slices, segment, _norms: norms })
+    }
+
+    /// Measures every slice. Writes nothing but their norms.
+    pub fn measure(&mut self, context: Context) -> Result<(), OutOfMemory> {
+        if let Some(slices) = &self.slices {
+            // SAFETY: the norms are our own, there is no output, and `self` is ours alone.
+            unsafe { slices.finish(&slices.prepare(context)?) };
+        }
+        Ok(())
+    }
+}
+
+/// What a pass over measured tensors needs: it is made before the pass, which cannot fail.
+pub fn prepare(context: Context, tensors: &[Elements]) -> Result<(Plan, Workspace), OutOfMemory> {
+    let plan = Plan::cut(tensors.iter().map(|t| (t.segment.len, t.segment.scalar.size())), CHUNK)?;
+    let scratch = tensors.iter().map(|tensor| tensor.segment.scratch_bytes(CHUNK)).max().unwrap_or(0);
+    let workspace = Workspace::with_scratch(context, plan.bytes, scratch)?;
+    Ok((plan, workspace))
+}
+
+/// Clips every element of measured tensors. In place, what is within its bound is not written. Cannot fail.
+///
+/// # Safety
+///
+/// Outputs must overlap neither each other, nor bounds, nor the input of another tensor; `plan` and `workspace` must be
+/// of [`prepare`] for these tensors.
+pub unsafe fn clip(workspace: &Workspace, tensors: &[Elements], plan: &Plan) {
+    exec::for_each(workspace, plan, Direction::Backwards, |index, range, scratch| {
+        let segment = &tensors[index].segment;
+        with_float!(segment.scalar, T => {
+            // SAFETY: chunks are disjoint ranges, and no output overlaps another's memory.
+            unsafe { clip_range::<T>(segment, range, scratch) };
+        }, else unreachable!("integers are refused at the edge"));
+    });
+}
+
+/// How many elements get their norms and bounds at a time: they stay in the first-level cache.
+const BLOCK: usize = 512;
+
+/// # Safety
+///
+/// As [`clip`], for a range that no other thread works on.
+unsafe fn clip_range<T: Float>(segment: &Segment<OPERANDS>, range: Range<usize>, scratch: &mut Scratch) {
+    let mut buffers = [[0.0_f64; BLOCK]; 3];
+    // Clips a block, and tells whether that changed it.
+    let mut clip_block = |x: &mut [T], at: usize| {
+        let [roots, exponents, bounds] = buffers.each_mut().map(|buffer| &mut buffer[..x.len()]);
+        segment.gather(ROOT, at..at + x.len(), roots);
+        segment.gather(EXPONENT, at..at + x.len(), exponents);
+        segment.gather(BOUND, at..at + x.len(), bounds);
+        let mut changed = false;
+        for (((x, root), exponent), bound) in x.iter_mut().zip(roots).zip(exponents).zip(bounds) {
+            // The norm itself, as the one of order ∞ is kept.
+            let norm = Magnitude { value: *root, exponent: *exponent as i32 };
+            *x = match Action::bounding(norm, Order::Max, *bound) {
+                Action::Keep => continue,
+                Action::Scale(factor) => x.product(factor),
+                Action::FillNan => T::NAN,
+                Action::FillZero => T::ZERO,
+            };
+            changed = true;
+        }
+        changed
+    };
+    // SAFETY: the caller's contract.
+    unsafe {
+        segment.update(range, false, scratch, |run: Run<T>, start| {
+            let x = match run {
+                Run::InPlace(x) => x,
+                Run::Apart(from, to) | Run::Streamed(from, to) => {
+                    to.copy_from_slice(from);
+                    to
+                }
+            };
+            let blocks = x.chunks_mut(BLOCK).enumerate();
+            blocks.fold(false, |changed, (part, block)| clip_block(block, start + part * BLOCK) | changed)
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::axes::BOUNDS;
+    use crate::isa;
+    use crate::kernels::oracle::samples;
+    use crate::scalar::Scalar;
+    use crate::segment::OUTPUT;
+    use half::f16;
+
+    /// A tensor of the tests: a type, a shape, strides in elements and the axes that are reduced.
+    #[derive(Clone, Copy, Debug)]
+    struct Case<'a> {
+        dtype: DType,
+        shape: &'a [usize],
+        strides: &'a [isize],
+        reduced: &'a [bool],
+        order: Order,
+    }
+
+    const F64: DType = DType { scalar: Scalar::F64, complex: false };
+
+    fn bytes(strides: &[isize], size: usize) -> Vec<isize> {
+        strides.iter().map(|stride| stride * size as isize).collect()
+    }
+
+    fn strided<'a, T>(data: &mut [T], strides: &'a [isize]) -> Strided<'a> {
+        Strided { pointer: data.as_mut_ptr().cast(), strides }
+    }
+
+    /// What `input` becomes with these bounds, in place or apart. Without strides one bound is for all.
+    fn clip_by_element<T: Float>(
+        case: Case,
+        input: &[T],
+        (bounds, bound_strides): (&[f64], Option<&[isize]>),
+        in_place: bool,
+        threads: usize,
+    ) -> Vec<T> {
+        let (mut input, mut bounds) = (input.to_vec(), bounds.to_vec());
+        let mut output = if in_place { input.clone() } else { vec![T::NAN; input.len()] };
+        let strides = bytes(case.strides, case.dtype.size());
+        let none = vec![0; case.shape.len()];
+        let bound_strides = bound_strides.map_or(none, |strides| bytes(strides, 8));
+        let context = Context { level: isa::detected(), threads };
+        let result = strided(&mut output, &strides);
+        let operands = [
+            if in_place { result } else { strided(&mut input, &strides) },
+            result,
+            strided(&mut bounds, &bound_strides),
+        ];
+        // SAFETY: everything outlives the call, and the strides stay inside.
+        unsafe {
+            let tensor = Elements::new(case.dtype, case.shape, case.reduced, operands, case.order).unwrap();
+            let mut tensors = [tensor];
+            tensors[0].measure(context).unwrap();
+            let (plan, workspace) = prepare(context, &tensors).unwrap();
+            clip(&workspace, &tensors, &plan);
+        }
+        output
+    }
+
+    /// What `input` becomes with one bound, by the pass over whole slices.
+    fn clip_by_slice<T: Float>(case: Case, input: &[T], bound: f64) -> Vec<T> {
+        let (mut input, mut bound) = (input.to_vec(), [bound]);
+        let mut output = vec![T::NAN; input.len()];
+        let (strides, none) = (bytes(case.strides, case.dtype.size()), vec![0; case.shape.len()]);
+        let mut operands = [None; segment::OPERANDS];
+        operands[INPUT] = Some(strided(&mut input, &strides));
+        operands[OUTPUT] = Some(strided(&mut output, &strides));
+        operands[BOUNDS] = Some(strided(&mut bound, &none));
+        // SAFETY: as above.
+        unsafe {
+            let slices = Slices::new(case.dtype, case.shape, case.reduced, operands, case.order).unwrap();
+            slices.finish(&slices.prepare(Context { level: isa::detected(), threads: 1 }).unwrap());
+        }
+        output
+    }
+
+    fn assert_same<T: Float>(got: &[T], want: &[T], what: Case) {
+        assert_eq!(got.len(), want.len());
+        assert!(!got.iter().zip(want).any(|(a, b)| a.differs(*b)), "{what:?}");
+    }
+
+    const ORDERS: [Order; 4] = [Order::Two, Order::One, Order::Max, Order::Power(3.0)];
+
+    fn agrees_with_slices<T: Float>(scalar: Scalar, make: impl Fn(f64) -> T) {
+        for (shape, strides) in [
+            (vec![5, 33, 40], vec![33 * 40, 40, 1]),
+            (vec![5, 33, 40], vec![1, 5, 5 * 33]),
+            (vec![300, 700], vec![700, 1]),
+        ] {
+            for complex in [false, true] {
+                let parts = if complex { 2 } else { 1 };
+                let input: Vec<T> =
+                    samples(shape.iter().product::<usize>() * parts).into_iter().map(&make).collect();
+                for mask in 1..1_usize << shape.len() {
+                    let reduced: Vec<bool> = (0..shape.len()).map(|axis| mask >> axis & 1 == 1).collect();
+                    let dtype = DType { scalar, complex };
+                    let order = ORDERS[mask % 4];
+                    let case = Case { dtype, shape: &shape, strides: &strides, reduced: &reduced, order };
+                    let want = clip_by_slice(case, &input, 3.0);
+                    for (in_place, threads) in [(false, 1), (true, 3)] {
+                        let got = clip_by_element(case, &input, (&[3.0], None), in_place, threads);
+                        assert_same(&got, &want, case);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn one_bound_for_all_elements_gives_the_bits_of_whole_slices() {
+        agrees_with_slices(Scalar::F32, |v| v as f32);
+        agrees_with_slices(Scalar::F64, |v| v);
+        agrees_with_slices(Scalar::F16, f16::from_f64);
+    }
+
+    #[test]
+    fn each_element_has_its_own_bound() {
+        let (rows, columns) = (700, 900);
+        let case = Case {
+            dtype: DType { scalar: Scalar::F32, complex: false },
+            shape: &[rows, columns],
+            strides: &[columns as isize, 1],
+            reduced: &[false, true],
+            order: Order::Two,
+        };
+        let input: Vec<f32> = samples(rows * columns).into_iter().map(|v| v as f32).collect();
+        // One bound for each column, the same for every row.
+        let bounds: Vec<f64> = (0..columns).map(|j| j as f64).collect();
+        for (in_place, threads) in [(false, 1), (false, 3), (true, 1), (true, 3)] {
+            let got = clip_by_element(case, &input, (&bounds, Some(&[0, 1])), in_place, threads);
+            for (row, got) in input.chunks(columns).zip(got.chunks(columns)) {
+                let norm = row.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+                for ((x, bound), got) in row.iter().zip(&bounds).zip(got) {
+                    if norm < bound * (1.0 - 1e-12) {
+                        assert_eq!(got.to_bits(), x.to_bits());
+                    } else {
+                        let want = f64::from(*x) * (bound / norm.max(*bound));
+                        assert!((f64::from(*got) - want).abs() <= 2e-7 * want.abs());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn norms_beyond_float64_and_values_that_are_none() {
+        let case =
+            Case { dtype: F64, shape: &[4, 2], strides: &[2, 1], reduced: &[false, true], order: Order::One };
+        let input = [1e308, -1e308, f64::INFINITY, 1.0, 3.0, 4.0, f64::NAN, 0.0];
+        let bounds = [1e307, f64::INFINITY, f64::INFINITY, 0.0, 7.0, f64::NAN, 1.0, 9.0];
+        let got = clip_by_element(case, &input, (&bounds, Some(&[2, 1])), false, 1);
+        assert!((got[0] / 5e306 - 1.0).abs() < 1e-15);
+        assert_eq!([got[1], got[4]], [-1e308, 3.0]);
+        for at in [2, 3, 5, 6, 7] {
+            assert_eq!(got[at].to_bits(), f64::NAN.to_bits());
+        }
+    }
+
+    #[test]
+    fn tensors_of_one_or_no_element() {
+        let reduced = [true, true];
+        let one = Case { dtype: F64, shape: &[1, 1], strides: &[1, 1], reduced: &reduced, order: Order::Two };
+        assert_eq!(clip_by_element(one, &[-4.0], (&[1.0], None), false, 1), [-1.0]);
+        assert_eq!(clip_by_element(one, &[-4.0], (&[5.0], None), true, 1), [-4.0]);
+        let scalar = Case { shape: &[], strides: &[], reduced: &[], ..one };
+        assert_eq!(clip_by_element(scalar, &[-4.0], (&[1.0], None), false, 1), [-1.0]);
+        let huge = 1 << 40;
+        let none = Case { shape: &[huge, 0, huge], strides: &[0; 3], reduced: &[false, true, false], ..one };
+        assert!(clip_by_element::<f64>(none, &[], (&[1.0], None), false, 1).is_empty());
+    }
+}
