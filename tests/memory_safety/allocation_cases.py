@@ -262,7 +262,7 @@ def _one() -> Iterator[tuple[str, Case]]:
             for where in PLACES:
                 call = lambda t, out, axes=axes: clip(t, 0.1, axes=axes, out=out)  # noqa: E731
                 yield f"axes={axes}/{kind}/{where}", of_one(call, kind, where)
-    for kind in ("matrix", "transposed", "bfloat16", "complex64", "float64"):
+    for kind in ("matrix", "large", "transposed", "bfloat16", "complex64", "float64"):
         for where in PLACES:
             shape = ONE_TENSOR[kind]().shape
             bounds = np.linspace(0.0, 2.0, shape[0] * shape[1]).reshape(shape)
