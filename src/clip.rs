@@ -157,20 +157,12 @@ unsafe fn clamp_range<T: Clamp + Element>(
         }
         Bounds::Each => {
             let (mut lower, mut upper) = ([T::default(); CLAMP_BLOCK], [T::default(); CLAMP_BLOCK]);
-            let mut clamped = [T::default(); CLAMP_BLOCK];
             // Clamps a block, and tells whether that changed it.
             let mut clamp_block = |x: &mut [T], at: usize| {
                 let (lower, upper) = (&mut lower[..x.len()], &mut upper[..x.len()]);
                 segment.gather(LOWER, at..at + x.len(), lower);
                 segment.gather(UPPER, at..at + x.len(), upper);
-                let clamped = &mut clamped[..x.len()];
-                clamped.copy_from_slice(x);
-                clamp_each(level, clamped, lower, upper);
-                let changed = clamped.iter().zip(&*x).any(|(new, old)| new.differs(*old));
-                if changed {
-                    x.copy_from_slice(clamped);
-                }
-                changed
+                clamp_each(level, x, lower, upper)
             };
             // SAFETY: the caller's contract.
             unsafe {

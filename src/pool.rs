@@ -6,7 +6,7 @@
 //! tell: a child in a namespace of its own may have that of its parent, and ids are used again.
 
 use crate::allocation;
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuilder};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -172,6 +172,52 @@ pub fn override_threads(n: usize) -> usize {
     OVERRIDE.replace(n)
 }
 
+/// Starts a thread of the pool. The standard library's own way aborts the process where memory runs out.
+#[cfg(unix)]
+fn start(thread: ThreadBuilder) -> std::io::Result<()> {
+    extern "C" fn run(thread: *mut libc::c_void) -> *mut libc::c_void {
+        // SAFETY: the box that was given to this thread alone.
+        let thread = unsafe { Box::from_raw(thread.cast::<ThreadBuilder>()) };
+        #[cfg(target_os = "linux")]
+        // SAFETY: the name of the calling thread, for debuggers, of less than 16 bytes.
+        unsafe {
+            libc::pthread_setname_np(libc::pthread_self(), c"fastclip".as_ptr());
+        }
+        // Nothing may unwind into the system's code. rayon itself catches what tasks panic with.
+        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| thread.run()));
+        std::ptr::null_mut()
+    }
+    let thread = Box::into_raw(Box::new(thread));
+    // SAFETY: all zeros are a value of the handle; the attributes are initialised before they are used, and destroyed once.
+    // The thread takes over the box if it starts.
+    let status = unsafe {
+        let mut attributes = std::mem::zeroed();
+        let mut handle = std::mem::zeroed();
+        let mut status = libc::pthread_attr_init(&raw mut attributes);
+        if status == 0 {
+            libc::pthread_attr_setdetachstate(&raw mut attributes, libc::PTHREAD_CREATE_DETACHED);
+            libc::pthread_attr_setstacksize(&raw mut attributes, STACK_BYTES);
+            status = libc::pthread_create(&raw mut handle, &raw const attributes, run, thread.cast());
+            libc::pthread_attr_destroy(&raw mut attributes);
+        }
+        status
+    };
+    if status == 0 {
+        return Ok(());
+    }
+    // SAFETY: no thread has it.
+    drop(unsafe { Box::from_raw(thread) });
+    Err(std::io::Error::from_raw_os_error(status))
+}
+
+#[cfg(not(unix))]
+fn start(thread: ThreadBuilder) -> std::io::Result<()> {
+    std::thread::Builder::new().stack_size(STACK_BYTES).spawn(|| thread.run()).map(drop)
+}
+
+/// The stack of a thread of the pool: as large as the standard library's.
+const STACK_BYTES: usize = 2 << 20;
+
 /// More than the pool takes for each thread, besides its stack.
 const BYTES_PER_HELPER: usize = 16 << 10;
 
@@ -186,8 +232,7 @@ fn pool(helpers: usize) -> Option<Arc<ThreadPool>> {
     }
     // rayon aborts where memory runs out. Where there is too little for it, the caller works alone.
     drop(allocation::with_capacity::<u8>(helpers.checked_mul(BYTES_PER_HELPER)?).ok()?);
-    let built =
-        ThreadPoolBuilder::new().num_threads(helpers).thread_name(|i| format!("fastclip-{i}")).build();
+    let built = ThreadPoolBuilder::new().num_threads(helpers).spawn_handler(start).build();
     let pool = Arc::new(built.ok()?);
     *slot = Some(Arc::clone(&pool));
     Some(pool)

@@ -594,3 +594,66 @@ def test_list_that_another_thread_changes_is_read_once() -> None:
     finally:
         stop.set()
         thread.join()
+
+
+class AttributeDict(dict[str, Any]):
+    """Its entries are its attributes."""
+
+    def __init__(self, *args: Any, **keywords: Any) -> None:
+        super().__init__(*args, **keywords)
+        self.__dict__ = self
+
+
+class MirroredDict(dict[str, Any]):
+    """It keeps each entry as an attribute as well."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        super().__setattr__(key, value)
+
+
+class Slotted(list[Any]):
+    __slots__ = ("first", "itself")
+
+
+class Caching(tuple[Any, ...]):
+    first: Any
+
+    def __new__(cls, *entries: Any) -> Caching:
+        made = super().__new__(cls, entries)
+        made.first = made[0]
+        return made
+
+
+def _mirrored() -> Any:
+    made = MirroredDict()
+    made["w"], made["b"] = np.float32([3.0, 4.0]), np.float32([12.0])
+    return made
+
+
+def _slotted() -> Any:
+    made = Slotted([np.float32([3.0, 4.0]), [np.float32([12.0])]])
+    made.first, made.itself = made[0], made
+    return made
+
+
+def test_attributes_that_are_entries_are_those_of_the_result() -> None:
+    for make in (lambda: AttributeDict(w=np.float32([3.0, 4.0]), b=np.float32([12.0])), _mirrored):
+        given = make()
+        clipped, _ = fastclip.clip_by_global_norm(given, 6.5)
+        np.testing.assert_array_equal(clipped["w"], [1.5, 2.0])
+        assert clipped.w is clipped["w"]
+        assert clipped.b is clipped["b"]
+        assert type(clipped) is type(given)
+        assert given.w is given["w"]
+        np.testing.assert_array_equal(given.w, [3.0, 4.0])
+    given = _slotted()
+    clipped, _ = fastclip.clip_by_global_norm(given, 6.5)
+    assert clipped.first is clipped[0]
+    assert clipped.itself is clipped
+    assert given.first is given[0]
+    assert given.itself is given
+    caching = Caching(np.float32([3.0, 4.0]), [np.float32([12.0])])
+    clipped, _ = fastclip.clip_by_global_norm(caching, 6.5)
+    assert clipped.first is clipped[0]
+    np.testing.assert_array_equal(clipped.first, [1.5, 2.0])

@@ -3,7 +3,7 @@
 The functions are those of ``tf.clip_by_value``, ``tf.clip_by_norm``, ``tf.clip_by_global_norm`` and
 ``tf.linalg.global_norm``, on NumPy arrays and nested containers of them. Norms are exact to the last
 digit of the type returned and never overflow, results have the same bits for any number of threads,
-and a call that raises has written nothing.
+and a call that fails has written nothing.
 
 Examples
 --------

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -124,14 +124,19 @@ def take_step(
     gradients: list[Any],
     rows: tuple[_Arrays, _Arrays, list[bool]] | None,
     arrays: list[npt.NDArray[Any]] | None,
-    hyper: Sequence[float],
+    numbers: Callable[
+        [],
+        tuple[
+            Sequence[float],
+            list[tuple[npt.NDArray[np.float64], float]],
+            npt.NDArray[np.int64],
+            npt.NDArray[np.float64],
+        ],
+    ],
     initial: Sequence[float],
     handling: tuple[str, float, float, str],
     whole: bool,
-    after: list[tuple[npt.NDArray[np.float64], float]],
     global_step: npt.NDArray[np.integer[Any]] | None,
-    skipped: npt.NDArray[np.int64],
-    report: npt.NDArray[np.float64],
     /,
 ) -> bool: ...
 
@@ -141,10 +146,12 @@ class Slots:
     def entries(self) -> list[tuple[npt.NDArray[Any], list[npt.NDArray[Any]]]]: ...
     def of(self, array: npt.NDArray[Any]) -> list[npt.NDArray[Any]] | None: ...
     def has_slots(self) -> bool: ...
+    def steps(self) -> int: ...
+    def take_copies(self, other: Slots) -> None: ...
     def load(
         self, arrays: Sequence[npt.NDArray[Any]], with_slots: Sequence[bool]
     ) -> list[list[npt.NDArray[Any]]]: ...
     def copies(self) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]: ...
     def refuse_while_stepping(self, what: str) -> None: ...
     def refresh_copy(self, array: npt.NDArray[Any]) -> None: ...
-    def set_copy(self, array: npt.NDArray[Any], copy: npt.NDArray[Any] | None, write: bool) -> None: ...
+    def set_copy(self, array: npt.NDArray[Any], copy: npt.NDArray[Any] | None) -> None: ...

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from types import MemberDescriptorType
 from typing import Any
@@ -60,20 +60,59 @@ def _differ(found: Sequence[Any], expected: Sequence[Any]) -> bool:
     return len(found) != len(expected) or any(a is not b for a, b in zip(found, expected, strict=True))
 
 
-def _copy_attributes(old: Any, new: Any) -> None:
-    """Give an object the attributes of another of its type, those in slots included."""
-    for base in type(old).__mro__:
+def _slot_members(kind: type) -> Iterator[Any]:
+    """The descriptors of the attributes that a class and its bases keep in slots."""
+    for base in kind.__mro__:
         for member in vars(base).values():
             if type(member) is MemberDescriptorType:
-                try:
-                    attribute = member.__get__(old)
-                except AttributeError:
-                    # It is not set.
-                    continue
-                member.__set__(new, attribute)
+                yield member
+
+
+def _copy_attributes(old: Any, new: Any) -> None:
+    """Give an object the attributes of another of its type, those in slots included."""
+    for member in _slot_members(type(old)):
+        try:
+            attribute = member.__get__(old)
+        except AttributeError:
+            # It is not set.
+            continue
+        member.__set__(new, attribute)
     attributes = getattr(old, "__dict__", None)
-    if attributes:
+    if attributes is old:
+        # A dict whose entries are its attributes.
+        new.__dict__ = new
+    elif attributes:
         new.__dict__.update(attributes)
+
+
+def _relink_attributes(old: Any, new: Any, entries: Sequence[Any], replaced_by: Sequence[Any]) -> None:
+    """Let attributes that are entries, or the container itself, be the new ones.
+
+    Some types keep their entries as attributes as well: left alone, these would show the old tensors.
+    """
+    links = {
+        id(entry): other
+        for entry, other in zip(entries, replaced_by, strict=True)
+        if not isinstance(entry, (int, float, complex, str, bytes, type(None)))
+    }
+    links[id(old)] = new
+    for member in _slot_members(type(old)):
+        try:
+            attribute = member.__get__(old)
+        except AttributeError:
+            continue
+        if id(attribute) in links:
+            member.__set__(new, links[id(attribute)])
+    attributes, others = getattr(old, "__dict__", None), getattr(new, "__dict__", None)
+    if (
+        isinstance(attributes, dict)
+        and isinstance(others, dict)
+        and attributes is not old
+        and others is not new
+    ):
+        for name, attribute in attributes.items():
+            if id(attribute) in links:
+                others[name] = links[id(attribute)]
 
 
 class Maker:
@@ -115,8 +154,11 @@ class Maker:
 
     def make(self, entries: list[Any]) -> Any:
         """Return a container of the same type with other entries, which :meth:`check` is yet to look at."""
-        self._made, self._put = self._attempt(self._filled, entries), entries
-        return self._made
+        made = self._attempt(self._filled, entries)
+        if type(made) is type(self.original) and made is not self.original:
+            _relink_attributes(self.original, made, self.entries, entries)
+        self._made, self._put = made, entries
+        return made
 
     def check(self) -> None:
         """Raise CannotRebuild if what was made last does not give the very entries that were put into it."""
@@ -145,7 +187,7 @@ class Maker:
         """Call what may run code of the container's type."""
         try:
             return action(argument)
-        except (CannotRebuild, RecursionError):
+        except (CannotRebuild, RecursionError, MemoryError):
             raise
         except Exception as error:
             raise self.refusal(f"{type(error).__name__}: {error}") from error

@@ -90,7 +90,8 @@ def clip_by_global_norm(
     If the norm is within the bound, the results equal the inputs bit for bit. Else each element is the
     correctly rounded product of the input and the scale; the scale is computed in float64 and rounded once
     to float32 for everything but float64 and complex128. The bits depend neither on the number of threads
-    nor on the SIMD level. A call that raises has written nothing.
+    nor on the SIMD level. A call that fails has written nothing; an interrupt that comes during the writing
+    pass is raised when everything is written.
 
     References
     ----------

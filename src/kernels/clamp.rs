@@ -15,12 +15,11 @@ pub trait Clamp: Sized + Copy + Default {
     fn clamp_all<S: Simd>(simd: S, x: &mut [Self], lo: Self, hi: Self);
     /// Clamps each element to the same two bounds, and writes it to `out`. The slices have the same length.
     fn clamp_all_to<S: Simd>(simd: S, x: &[Self], out: &mut [Self], lo: Self, hi: Self);
-    /// Clamps each element to its own bounds. The slices have the same length.
-    fn clamp_each<S: Simd>(simd: S, x: &mut [Self], lo: &[Self], hi: &[Self]);
+    /// Clamps each element to its own bounds, and writes only where that changes something. Returns whether it does. The
+    /// slices have the same length.
+    fn clamp_each<S: Simd>(simd: S, x: &mut [Self], lo: &[Self], hi: &[Self]) -> bool;
     /// Clamps each element to the same two bounds, and writes only where that changes something. Returns whether it does.
     fn clamp_changed<S: Simd>(simd: S, x: &mut [Self], lo: Self, hi: Self) -> bool;
-    /// Whether the bits of two values differ.
-    fn differs(self, other: Self) -> bool;
 }
 
 /// Clamps each element to the same two bounds.
@@ -37,19 +36,21 @@ pub fn clamp_changed<T: Clamp>(level: Level, x: &mut [T], lo: T, hi: T) -> bool 
 /// Elements that are written together: a few registers.
 const GROUP: usize = 64;
 
-/// Writes the groups of `x` that `one` changes. `difference` is 0 for the same bits.
+/// Writes the groups of `x` that `one` changes, which is told where an element is. `difference` is 0 for the same bits.
 #[inline(always)]
-fn change_groups<T, D>(x: &mut [T], one: impl Fn(T) -> T, difference: impl Fn(T, T) -> D) -> bool
+fn change_groups<T, D>(x: &mut [T], one: impl Fn(T, usize) -> T, difference: impl Fn(T, T) -> D) -> bool
 where
     T: Copy + Default,
     D: Copy + Default + PartialEq + BitOr<Output = D>,
 {
     let mut changed = D::default();
     let (groups, rest) = x.as_chunks_mut::<GROUP>();
-    for group in groups {
-        let clamped = group.map(&one);
+    let whole = groups.len() * GROUP;
+    for (number, group) in groups.iter_mut().enumerate() {
+        let mut clamped = [T::default(); GROUP];
         let mut differs = D::default();
         for i in 0..GROUP {
+            clamped[i] = one(group[i], number * GROUP + i);
             differs = differs | difference(group[i], clamped[i]);
         }
         if differs != D::default() {
@@ -57,8 +58,8 @@ where
         }
         changed = changed | differs;
     }
-    for v in rest {
-        let clamped = one(*v);
+    for (i, v) in rest.iter_mut().enumerate() {
+        let clamped = one(*v, whole + i);
         let differs = difference(*v, clamped);
         if differs != D::default() {
             *v = clamped;
@@ -89,9 +90,13 @@ impl<T: Clamp> Operation<T> for Clamping<T> {
     }
 }
 
-/// Clamps each element to its own bounds.
-pub fn clamp_each<T: Clamp>(level: Level, x: &mut [T], lo: &[T], hi: &[T]) {
-    dispatch!(level, simd => T::clamp_each(simd, x, lo, hi));
+/// Clamps each element to its own bounds, and writes only where that changes something. Returns whether it does.
+///
+/// # Panics
+///
+/// If there are fewer bounds than elements.
+pub fn clamp_each<T: Clamp>(level: Level, x: &mut [T], lo: &[T], hi: &[T]) -> bool {
+    dispatch!(level, simd => T::clamp_each(simd, x, lo, hi))
 }
 
 macro_rules! clamp_float {
@@ -121,20 +126,14 @@ macro_rules! clamp_float {
             }
 
             #[inline(always)]
-            fn clamp_each<S: Simd>(_simd: S, x: &mut [Self], lo: &[Self], hi: &[Self]) {
-                for ((v, lo), hi) in x.iter_mut().zip(lo).zip(hi) {
-                    *v = $name(*v, *lo, *hi);
-                }
+            fn clamp_each<S: Simd>(_simd: S, x: &mut [Self], lo: &[Self], hi: &[Self]) -> bool {
+                let (lo, hi) = (&lo[..x.len()], &hi[..x.len()]);
+                change_groups(x, |v, i| $name(v, lo[i], hi[i]), |a, b| a.to_bits() ^ b.to_bits())
             }
 
             #[inline(always)]
             fn clamp_changed<S: Simd>(_simd: S, x: &mut [Self], lo: Self, hi: Self) -> bool {
-                change_groups(x, |v| $name(v, lo, hi), |a, b| a.to_bits() ^ b.to_bits())
-            }
-
-            #[inline(always)]
-            fn differs(self, other: Self) -> bool {
-                self.to_bits() != other.to_bits()
+                change_groups(x, |v, _| $name(v, lo, hi), |a, b| a.to_bits() ^ b.to_bits())
             }
         }
     )*};
@@ -163,20 +162,14 @@ macro_rules! clamp_int {
             }
 
             #[inline(always)]
-            fn clamp_each<S: Simd>(_simd: S, x: &mut [Self], lo: &[Self], hi: &[Self]) {
-                for ((v, lo), hi) in x.iter_mut().zip(lo).zip(hi) {
-                    *v = (*v).min(*hi).max(*lo);
-                }
+            fn clamp_each<S: Simd>(_simd: S, x: &mut [Self], lo: &[Self], hi: &[Self]) -> bool {
+                let (lo, hi) = (&lo[..x.len()], &hi[..x.len()]);
+                change_groups(x, |v, i| v.min(hi[i]).max(lo[i]), |a, b| a ^ b)
             }
 
             #[inline(always)]
             fn clamp_changed<S: Simd>(_simd: S, x: &mut [Self], lo: Self, hi: Self) -> bool {
-                change_groups(x, |v| v.min(hi).max(lo), |a, b| a ^ b)
-            }
-
-            #[inline(always)]
-            fn differs(self, other: Self) -> bool {
-                self != other
+                change_groups(x, |v, _| v.min(hi).max(lo), |a, b| a ^ b)
             }
         }
     )*};
@@ -225,23 +218,17 @@ macro_rules! clamp_half {
             }
 
             #[inline(always)]
-            fn clamp_each<S: Simd>(_simd: S, x: &mut [Self], lo: &[Self], hi: &[Self]) {
-                let infinity = Self::INFINITY.to_bits();
-                for ((v, lo), hi) in x.iter_mut().zip(lo).zip(hi) {
-                    *v = Self::from_bits(clamp_bits(v.to_bits(), lo.to_bits(), hi.to_bits(), infinity));
-                }
+            fn clamp_each<S: Simd>(_simd: S, x: &mut [Self], lo: &[Self], hi: &[Self]) -> bool {
+                let (lo, hi, infinity) = (&lo[..x.len()], &hi[..x.len()], Self::INFINITY.to_bits());
+                let bits = |v: Self, i: usize| clamp_bits(v.to_bits(), lo[i].to_bits(), hi[i].to_bits(), infinity);
+                change_groups(x, |v, i| Self::from_bits(bits(v, i)), |a, b| a.to_bits() ^ b.to_bits())
             }
 
             #[inline(always)]
             fn clamp_changed<S: Simd>(_simd: S, x: &mut [Self], lo: Self, hi: Self) -> bool {
                 let (lo, hi, infinity) = (lo.to_bits(), hi.to_bits(), Self::INFINITY.to_bits());
-                let one = |v: Self| Self::from_bits(clamp_bits(v.to_bits(), lo, hi, infinity));
+                let one = |v: Self, _| Self::from_bits(clamp_bits(v.to_bits(), lo, hi, infinity));
                 change_groups(x, one, |a, b| a.to_bits() ^ b.to_bits())
-            }
-
-            #[inline(always)]
-            fn differs(self, other: Self) -> bool {
-                self.to_bits() != other.to_bits()
             }
         }
     )*};
@@ -273,11 +260,14 @@ mod tests {
                 let mut apart = vec![T::NAN; x.len()];
                 dispatch!(level, simd => T::clamp_all_to(simd, x, &mut apart, lo, hi));
                 let mut each = x.to_vec();
-                clamp_each(level, &mut each, &vec![lo; x.len()], &vec![hi; x.len()]);
+                let bounds = [vec![lo; x.len()], vec![hi; x.len()]];
+                let bits = |x: &[T]| x.iter().map(|v| v.to_f64().to_bits()).collect::<Vec<_>>();
+                let changed = clamp_each(level, &mut each, &bounds[0], &bounds[1]);
+                assert_eq!(changed, bits(x) != bits(&all), "{level:?} {}", x.len());
                 let mut groups = x.to_vec();
-                let changed = x.iter().zip(&all).any(|(old, new)| new.differs(*old));
+                let changed = bits(x) != bits(&all);
                 assert_eq!(clamp_changed(level, &mut groups, lo, hi), changed, "{level:?} {}", x.len());
-                assert!(groups.iter().zip(&all).all(|(a, b)| !a.differs(*b)), "{level:?} {}", x.len());
+                assert!(bits(&groups) == bits(&all), "{level:?} {}", x.len());
                 assert!(!clamp_changed(level, &mut groups, lo, hi));
                 for i in 0..x.len() {
                     let want = want(&x[i]);

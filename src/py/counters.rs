@@ -54,6 +54,18 @@ impl<'py> Counters<'py> {
             )
             .into());
         }
+        if let Some(counter) = &global_step {
+            let own = counter.extent();
+            let touches = |other: &View| {
+                let (Some((low, high)), Some((first, last))) = (own, other.extent()) else { return false };
+                low < last && first < high
+            };
+            if numbers.iter().map(|(view, _)| view).chain([&skipped, &report]).any(touches) {
+                let message =
+                    "global_step shares memory with what the optimizer keeps; it takes a counter of its own";
+                return Err(Error::Value(message.into()).into());
+            }
+        }
         Ok(Self { numbers, global_step, skipped, report })
     }
 

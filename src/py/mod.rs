@@ -47,16 +47,23 @@ mod _core {
     #[pymodule_export]
     use super::view::{is_plain, plain_list};
 
-    use super::{overlap, view};
+    use super::{output, overlap, raise, view};
     use crate::{isa, pool};
     use pyo3::exceptions::PyMemoryError;
     use pyo3::prelude::{Bound, PyErr, PyModule, PyModuleMethods, PyResult};
+    use pyo3::type_object::PyTypeInfo;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        // NumPy's own tables are looked up now: later, a signal could come in the middle of it.
-        view::load_numpy(module.py());
+        // NumPy's own tables are looked up now: later, a signal could come in the middle of it. The first of these
+        // imports NumPy, and says so if that fails.
         overlap::load_numpy(module.py())?;
+        view::load_numpy(module.py());
+        // So are the types of our own: later, memory could have run out.
+        output::Buffer::type_object(module.py());
+        raise::NonFiniteError::type_object(module.py());
+        // The main thread's handle is made now, for the same reason: waiting for helpers needs it.
+        drop(std::thread::current());
         // The environment is read now: later, another thread could be changing it.
         let _ = (isa::current(), pool::from_environment());
         if !pool::count_forks() {

@@ -81,8 +81,11 @@ fn failure(py: Python<'_>, panic: &(dyn std::any::Any + Send)) -> PyErr {
 /// Runs a call from Python. A panic in it, which would be a defect, becomes a `RuntimeError` and not an exception that
 /// `except Exception` lets through; if memory ran out, a `MemoryError`.
 pub fn entry<R>(py: Python<'_>, call: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
-    reserve::forget();
-    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| Err(failure(py, &*panic)))
+    // A handler of a signal may make a call in the middle of another.
+    let outer = reserve::mark(false);
+    let result = catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| Err(failure(py, &*panic)));
+    reserve::mark(outer);
+    result
 }
 
 /// As [`entry`], of a call that writes nothing but its result.

@@ -2,7 +2,7 @@
 //!
 //! fastclip's own allocations report failure (`allocation.rs`). Those that the standard library, rayon and `PyO3` make
 //! for themselves cannot: they abort the process where memory runs out. They are small, and are served from a reserve
-//! instead. The thread that was served is marked, and the call it is in raises a `MemoryError` before it writes
+//! instead. (Some do not come here: glibc's own, and the handle of a thread that the standard library starts.) The thread that was served is marked, and the call it is in raises a `MemoryError` before it writes
 //! anything. See `raise::entry`.
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -23,14 +23,14 @@ thread_local! {
     static SERVED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether this thread was served from the reserve since [`forget`].
+/// Whether this thread was served from the reserve since the mark was taken away.
 pub fn was_used() -> bool {
     SERVED.get()
 }
 
-/// Takes the mark of this thread away.
-pub fn forget() {
-    SERVED.set(false);
+/// Takes the mark of this thread away, or puts it back. Returns whether it was there.
+pub fn mark(served: bool) -> bool {
+    SERVED.replace(served)
 }
 
 struct Reserving;

@@ -8,7 +8,7 @@ use super::output::{Buffer, Outputs, array_over, dense_strides};
 use super::overlap;
 use super::raise::{check_memory, detached, entry, entry_that_reads, exception};
 use super::view::{Known, Label, Takes, View, tuple};
-use crate::allocation::{copied, filled, reserve, try_collect, with_capacity};
+use crate::allocation::{OutOfMemory, copied, filled, reserve, try_collect, with_capacity};
 use crate::error::Error;
 use crate::exec::Context;
 use crate::pool;
@@ -35,6 +35,8 @@ pub struct Slots {
     /// One more than the generation of the process that is taking a step, or 0: a signal's handler may want another,
     /// and a process that is forked in the middle of one is in none.
     stepping: AtomicU64,
+    /// How many steps were taken.
+    steps: AtomicU64,
 }
 
 /// The variables met, and their low-precision copies.
@@ -61,6 +63,12 @@ pub(super) struct Entry {
 struct Copy {
     variable: Py<PyAny>,
     copy: Py<PyAny>,
+}
+
+impl Copy {
+    fn clone_ref(&self, py: Python<'_>) -> Self {
+        Self { variable: self.variable.clone_ref(py), copy: self.copy.clone_ref(py) }
+    }
 }
 
 /// Memory of our own.
@@ -180,16 +188,21 @@ impl State {
         let count = self.entries.len().saturating_add(additional);
         copy.entries = with_capacity(count)?;
         let bytes = count.saturating_mul(size_of::<(Arc<Key>, usize)>());
-        let out_of_memory = |_| crate::allocation::OutOfMemory { bytes };
+        let out_of_memory = |_| OutOfMemory { bytes };
         copy.known.try_reserve(count).map_err(out_of_memory)?;
-        copy.copies.try_reserve(self.copies.len() + 1).map_err(out_of_memory)?;
+        copy.reserve_copies(self.copies.len())?;
         copy.entries.extend(self.entries.iter().map(|entry| entry.clone_ref(py)));
         copy.known.extend(self.known.iter().map(|(key, at)| (Arc::clone(key), *at)));
         for (key, found) in &self.copies {
-            let (variable, copy_of) = (found.variable.clone_ref(py), found.copy.clone_ref(py));
-            copy.copies.insert(Arc::clone(key), Copy { variable, copy: copy_of });
+            copy.copies.insert(Arc::clone(key), found.clone_ref(py));
         }
         Ok(copy)
+    }
+
+    /// Makes room for so many more low-precision copies.
+    fn reserve_copies(&mut self, additional: usize) -> Result<(), Error> {
+        let bytes = additional.saturating_mul(size_of::<(Arc<Key>, Copy)>());
+        Ok(self.copies.try_reserve(additional).map_err(|_| OutOfMemory { bytes })?)
     }
 
     /// Remembers a variable. There must be room for it, see [`State::copy`].
@@ -219,6 +232,21 @@ impl Slots {
     /// What is kept now.
     pub(super) fn state(&self) -> Arc<State> {
         Arc::clone(&self.lock())
+    }
+
+    /// Changes what is kept: in place if nobody is looking at it, else in a copy. What `change` takes out is returned, so
+    /// that it is dropped when the lock is free: dropping an array may run foreign code.
+    fn change<R>(&self, py: Python<'_>, change: impl FnOnce(&mut State) -> Result<R, Error>) -> PyResult<R> {
+        let mut kept = self.lock();
+        if let Some(state) = Arc::get_mut(&mut kept) {
+            return Ok(change(state)?);
+        }
+        let mut copy = kept.copy(py, 0)?;
+        let result = change(&mut copy)?;
+        let before = std::mem::replace(&mut *kept, Arc::new(copy));
+        drop(kept);
+        drop(before);
+        Ok(result)
     }
 
     /// Keeps something else from now on. Cannot fail.
@@ -264,6 +292,11 @@ impl Slots {
         // SAFETY: the slots are new: nobody else has them.
         unsafe { fill(context, &segments, &values)? };
         Ok(())
+    }
+
+    /// Counts a step that was taken.
+    pub(super) fn count_step(&self) {
+        self.steps.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Whether a step is being taken in this process.
@@ -339,7 +372,7 @@ impl Slots {
     #[new]
     fn new(rule: &str) -> PyResult<Self> {
         let kind = Kind::from_name(rule).ok_or_else(|| Error::Value(format!("there is no rule {rule:?}")))?;
-        Ok(Self { kind, state: Mutex::default(), stepping: AtomicU64::new(0) })
+        Ok(Self { kind, state: Mutex::default(), stepping: AtomicU64::new(0), steps: AtomicU64::new(0) })
     }
 
     /// Every variable met, with its slots: none if it never had a gradient.
@@ -352,6 +385,11 @@ impl Slots {
             };
             objects::list(py, state.entries.len(), state.entries.iter().map(pair))
         })
+    }
+
+    /// How many steps were taken: whoever copies slots looks whether one came in between.
+    fn steps(&self) -> u64 {
+        self.steps.load(Ordering::Relaxed)
     }
 
     /// Whether a variable has slots.
@@ -438,37 +476,53 @@ impl Slots {
         })
     }
 
-    /// Sets the low-precision copy of a variable, or takes it away. With `write` the copy is written as well.
-    #[pyo3(signature = (array, copy, write))]
+    /// Sets the low-precision copy of a variable and writes it, or takes it away.
     fn set_copy<'py>(
         &self,
         py: Python<'py>,
         array: &Bound<'py, PyAny>,
         copy: Option<Bound<'py, PyAny>>,
-        write: bool,
     ) -> PyResult<()> {
         entry(py, || {
             let view = variable(array)?;
-            let mut state = self.state().copy(py, 0)?;
             let key = Arc::new(Key::of(&view)?);
-            let mut written = None;
-            match copy {
-                Some(array) => {
-                    let copy = copy_view(array, &view)?;
+            // All that may run foreign code, which may change what is kept, comes before what is kept is looked at.
+            let copy = copy.map(|copy| copy_view(copy, &view)).transpose()?;
+            let kept = match &copy {
+                Some(copy) => {
                     let variable = view.array()?.unbind();
-                    let kept = Copy { variable, copy: copy.owner().clone().unbind() };
-                    state.copies.insert(key, kept);
-                    written = Some(copy);
+                    Some(Copy { variable, copy: copy.owner().clone().unbind() })
                 }
-                None => drop(state.copies.remove(&key)),
-            }
-            let state = Arc::new(state);
+                None => None,
+            };
+            self.change(py, |state| state.reserve_copies(1))?;
             check_memory(py)?;
-            if let Some(copy) = written.filter(|_| write) {
-                write_copy(py, &view, &copy)?;
+            if let Some(copy) = &copy {
+                write_copy(py, &view, copy)?;
             }
-            self.replace(state);
+            let before = self.change(py, |state| {
+                state.reserve_copies(1)?;
+                Ok(match kept {
+                    Some(kept) => state.copies.insert(key, kept),
+                    None => state.copies.remove(&key),
+                })
+            })?;
+            drop(before);
             Ok(())
+        })
+    }
+
+    /// Takes over the low-precision copies that another optimizer keeps. They are not written.
+    fn take_copies(&self, py: Python<'_>, other: &Bound<'_, Slots>) -> PyResult<()> {
+        entry(py, || {
+            let from = other.get().state();
+            self.change(py, |state| {
+                state.reserve_copies(from.copies.len())?;
+                for (key, found) in &from.copies {
+                    state.copies.insert(Arc::clone(key), found.clone_ref(py));
+                }
+                Ok(())
+            })
         })
     }
 }

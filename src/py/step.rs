@@ -22,13 +22,27 @@ use pyo3::prelude::*;
 use pyo3::types::PyList;
 use std::sync::Arc;
 
+/// The numbers of a step.
+#[derive(FromPyObject)]
+struct Numbers<'py> {
+    #[pyo3(item(0))]
+    hyper: Vec<f64>,
+    #[pyo3(item(1))]
+    after: Vec<(Bound<'py, PyAny>, f64)>,
+    #[pyo3(item(2))]
+    skipped: Bound<'py, PyAny>,
+    #[pyo3(item(3))]
+    report: Bound<'py, PyAny>,
+}
+
 /// Takes a step: updates the arrays by their gradients.
 ///
 /// `gradients` and `arrays` have one entry for each pair; without `arrays`, `gradients` are plain pairs. `whole` tells that rows are of a rule that changes all of a
-/// variable. When the step is taken, the arrays `after` get their numbers and `global_step` grows by one; when it is
-/// left out, `skipped` does. `report` tells of the norm, see [`Counters`]. Returns whether the step was taken.
+/// variable. `numbers` is called when the step has begun, and gives the hyper-parameters, and what moves on with the
+/// step: arrays and the numbers that they get, the count of steps that are left out, and the array that tells of
+/// the norm, see [`Counters`]. `global_step` grows by one. Returns whether the step was taken.
 #[pyfunction]
-#[pyo3(signature = (slots, gradients, rows, arrays, hyper, initial, handling, whole, after, global_step, skipped, report, /))]
+#[pyo3(signature = (slots, gradients, rows, arrays, numbers, initial, handling, whole, global_step, /))]
 #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value, reason = "from one caller in `fastclip`")]
 pub fn take_step<'py>(
     py: Python<'py>,
@@ -36,19 +50,17 @@ pub fn take_step<'py>(
     gradients: &Bound<'py, PyList>,
     rows: Option<Sliced<'py>>,
     arrays: Option<&Bound<'py, PyList>>,
-    hyper: Vec<f64>,
+    numbers: &Bound<'py, PyAny>,
     initial: Vec<f64>,
     handling: Handling,
     whole: bool,
-    after: Vec<(Bound<'py, PyAny>, f64)>,
     global_step: Option<Bound<'py, PyAny>>,
-    skipped: Bound<'py, PyAny>,
-    report: Bound<'py, PyAny>,
 ) -> PyResult<bool> {
     entry(py, || {
         let slots = slots.get();
         let _stepping = Stepping::begin(py, slots)?;
         let kind = slots.kind;
+        let Numbers { hyper, after, skipped, report } = numbers.call0()?.extract()?;
         if hyper.len() != kind.hyper().len() || initial.len() != kind.slots() {
             let message = format!("this rule takes {:?} and {} slots", kind.hyper(), kind.slots());
             return Err(Error::Value(message).into());
@@ -120,6 +132,7 @@ pub fn take_step<'py>(
         drop(kept);
         if taken {
             counters.advance();
+            slots.count_step();
             if let Some(after) = after {
                 slots.replace(after);
             }

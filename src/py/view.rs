@@ -11,7 +11,7 @@
 //! - Whatever may run foreign code comes before the snapshot that is used, or works on arrays of our own over the memory
 //!   of one ([`View::array`]), which nobody else can reach.
 //! - Arrays of subclasses are looked at in the same way. No method of an array is called, because a subclass may have
-//!   replaced it.
+//!   replaced it; but the message that refuses an array's type asks it for its dtype and shape.
 //!
 //! A view keeps its array, and so its memory, alive. What it cannot do is keep the memory where `NumPy` itself lets it be
 //! taken away from under everybody (`ndarray.resize(refcheck=False)`, `ndarray.__setstate__`).
@@ -385,10 +385,15 @@ impl<'py> View<'py> {
 
     /// Whether the other is the same elements in the same places.
     pub fn is_same_memory(&self, other: &View) -> bool {
+        // Along an axis of one element no step is made, whatever its stride.
+        let same_steps = || {
+            let strides = self.strides().iter().zip(other.strides());
+            strides.zip(self.shape()).all(|((own, its), len)| own == its || *len <= 1)
+        };
         self.pointer == other.pointer
             && self.dtype == other.dtype
             && self.shape() == other.shape()
-            && (self.is_c_order() && other.is_c_order() || self.strides() == other.strides())
+            && (self.is_c_order() && other.is_c_order() || same_steps())
     }
 
     /// The addresses from its first byte to the one after its last; `None` if it has no elements.

@@ -243,7 +243,7 @@ for name in ("bandwidth_read", "bandwidth_scale", "bandwidth_copy"):
     more = {"bandwidth_read": (), "bandwidth_scale": (1.0,), "bandwidth_copy": (out, 1.0)}[name]
     attempt(lambda: getattr(_core, name)(t, *more))
 slots = _core.Slots("momentum")
-attempt(lambda: slots.set_copy(odd(numbers()), odd(np.zeros(SHAPE, np.float16)), True))
+attempt(lambda: slots.set_copy(odd(numbers()), odd(np.zeros(SHAPE, np.float16))))
 attempt(lambda: slots.refresh_copy(t))
 slots = _core.Slots("momentum")
 met = attempt(lambda: slots.load([t], [True]))
@@ -255,8 +255,8 @@ for variable in (odd(numbers()), numbers(), whole[:, :150], odd(whole[:, :150]))
     start = plain(variable).copy()
     result = attempt(
         lambda: _core.take_step(
-            slots, [odd(gradient)], None, [variable], [0.5], [], ("none", np.inf, 1.0, "propagate"), False,
-            [], None, np.array(0), np.zeros(3)
+            slots, [odd(gradient)], None, [variable], lambda: ([0.5], [], np.array(0), np.zeros(3)), [],
+            ("none", np.inf, 1.0, "propagate"), False, None
         )
     )
     if result is not None:

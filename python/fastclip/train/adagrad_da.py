@@ -105,8 +105,12 @@ class AdagradDAOptimizer(Optimizer):
             current(self._learning_rate, "learning_rate"),
             current(self._l1_regularization_strength, "l1_regularization_strength"),
             current(self._l2_regularization_strength, "l2_regularization_strength"),
-            float(self._global_step) + 1.0,
+            # The number of the step comes when it begins.
+            np.nan,
         )
+
+    def _at_this_step(self, hyper: tuple[float, ...]) -> tuple[float, ...]:
+        return (*hyper[:-1], float(self._global_step) + 1.0)
 
     def _initial(self) -> tuple[float, ...]:
         return (0.0, self._initial_value)

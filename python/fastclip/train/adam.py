@@ -95,17 +95,16 @@ class AdamOptimizer(Optimizer):
             current(self._epsilon, "epsilon"),
         )
         beta1, beta2 = current(self._beta1, "beta1"), current(self._beta2, "beta2")
-        # After the functions, which may take a step themselves.
+        # The powers of the betas come when the step begins.
+        return (learning_rate, beta1, beta2, epsilon, np.nan, np.nan)
+
+    def _at_this_step(self, hyper: tuple[float, ...]) -> tuple[float, ...]:
+        learning_rate, beta1, beta2, epsilon, _, _, *more = hyper
         powers = self._state.counters
         begun = not np.isnan(powers["beta1_power"])
-        return (
-            learning_rate,
-            beta1,
-            beta2,
-            epsilon,
-            float(powers["beta1_power"]) if begun else beta1,
-            float(powers["beta2_power"]) if begun else beta2,
-        )
+        power1 = float(powers["beta1_power"]) if begun else beta1
+        power2 = float(powers["beta2_power"]) if begun else beta2
+        return (learning_rate, beta1, beta2, epsilon, power1, power2, *more)
 
     def _after(self, hyper: tuple[float, ...]) -> list[tuple[npt.NDArray[np.float64], float]]:
         _, beta1, beta2, _, power1, power2 = hyper[:6]

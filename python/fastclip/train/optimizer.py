@@ -26,6 +26,12 @@ from fastclip.variable import Variable
 __all__ = ["Optimizer"]
 
 _Array = npt.NDArray[Any]
+_Numbers = tuple[
+    tuple[float, ...],
+    list[tuple[npt.NDArray[np.float64], float]],
+    npt.NDArray[np.int64],
+    npt.NDArray[np.float64],
+]
 
 
 class Optimizer:
@@ -153,13 +159,20 @@ class Optimizer:
 
     @skipped_steps.setter
     def skipped_steps(self, count: int) -> None:
-        self._state.skipped_steps[...] = operator.index(count)
+        number = operator.index(count)
+        if number < 0:
+            raise ValueError(f"skipped_steps is {number}; it takes 0 or more")
+        self._state.skipped_steps[...] = number
 
     # What an optimizer says of itself ----------------------------------------------------------
 
     def _hyper(self) -> tuple[float, ...]:
         """The rule's hyper-parameters at this step, in its order."""
         raise NotImplementedError
+
+    def _at_this_step(self, hyper: tuple[float, ...]) -> tuple[float, ...]:
+        """The hyper-parameters with the counters of this step in their places."""
+        return hyper
 
     def _initial(self) -> tuple[float, ...]:
         """The first value of each slot."""
@@ -268,24 +281,29 @@ class Optimizer:
             raise ValueError(f"No gradients provided for any variable: {names}.")
         with self._lock:
             hyper = self._hyper()
-            live = self._state
+            slots = self._slots
             taken = _core.take_step(
-                live.slots,
+                slots,
                 pairs.gradients,
                 pairs.rows(),
                 pairs.arrays,
-                hyper,
+                # Called when handlers of signals may neither step nor load a state any more.
+                lambda: self._numbers(hyper, slots),
                 self._initial(),
                 handling,
                 self._changes_all_rows,
-                # Counters move on with the variables: Ctrl-C cannot come in between.
-                self._after(hyper),
                 counter,
-                live.skipped_steps,
-                live.report,
             )
             for variable in pairs.constrained if taken else ():
                 self._constrain(variable)
+
+    def _numbers(self, hyper: tuple[float, ...], slots: _core.Slots) -> _Numbers:
+        """The numbers of a step, and those that it changes."""
+        live = self._state
+        if live.slots is not slots:
+            raise RuntimeError("load_state_dict was called in the middle of apply_gradients")
+        hyper = self._at_this_step(hyper)
+        return hyper, self._after(hyper), live.skipped_steps, live.report
 
     def _constrain(self, variable: Any) -> None:
         variable.assign(variable.constraint(variable))
@@ -418,7 +436,7 @@ class Optimizer:
             copy = foreign_array(copy, "copy", to_write=True) if is_torch else as_output(copy, "copy")
         with self._lock:
             self._slots.refuse_while_stepping("set_low_precision_copy")
-            self._slots.set_copy(array, copy, True)
+            self._slots.set_copy(array, copy)
 
     # Resuming ------------------------------------------------------------------------------------
 
@@ -451,12 +469,18 @@ class Optimizer:
         True
         """
         with self._lock:
-            return state.saved(
-                self._rule,
-                self._slot_names,
-                self._slots.entries(),
-                {**self._state.other(), "skipped_steps": self._state.skipped_steps},
-            )
+            while True:
+                live = self._state
+                steps = live.slots.steps()
+                saved = state.saved(
+                    self._rule,
+                    self._slot_names,
+                    live.slots.entries(),
+                    {**live.other(), "skipped_steps": live.skipped_steps},
+                )
+                # The handler of a signal may have stepped while slots were copied.
+                if live is self._state and live.slots.steps() == steps:
+                    return saved
 
     def load_state_dict(self, state_dict: Mapping[str, Any], var_list: Iterable[Any] | None = None) -> None:
         """Go on from a state that :meth:`state_dict` gave.
@@ -492,8 +516,7 @@ class Optimizer:
             for own, values in zip(made, loaded.slots, strict=True):
                 for slot, value in zip(own, values or (), strict=True):
                     np.copyto(slot, value)
-            for array, copy in self._slots.copies():
-                slots.set_copy(array, copy, False)
+            slots.take_copies(self._slots)
             skipped_steps = np.array(loaded.skipped_steps, np.int64)
             # All at once: an interrupt finds the state as it was, or the one that was loaded.
             self._state = LiveState(slots, counters, skipped_steps, self._state.report)

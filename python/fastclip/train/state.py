@@ -174,6 +174,8 @@ def _array(value: Any, name: str) -> _Array:
         raise ValueError(f"state_dict[{name!r}] is a masked array; it takes an array")
     try:
         return np.asarray(value)
+    except MemoryError:
+        raise
     except Exception as error:
         raise ValueError(
             f"state_dict[{name!r}] is a {type(value).__name__}, which NumPy makes no array of: {error}"
