@@ -36,21 +36,27 @@ pub fn clamp_changed<T: Clamp>(level: Level, x: &mut [T], lo: T, hi: T) -> bool 
 /// Elements that are written together: a few registers.
 const GROUP: usize = 64;
 
-/// Writes the groups of `x` that `one` changes, which is told where an element is. `difference` is 0 for the same bits.
+/// Writes the groups of `x` that `one` changes, which is given an element and its bounds. `difference` is 0 for the same
+/// bits. The slices have the same length.
 #[inline(always)]
-fn change_groups<T, D>(x: &mut [T], one: impl Fn(T, usize) -> T, difference: impl Fn(T, T) -> D) -> bool
+fn change_groups<T, D>(
+    x: &mut [T],
+    bounds: [&[T]; 2],
+    one: impl Fn(T, T, T) -> T,
+    difference: impl Fn(T, T) -> D,
+) -> bool
 where
     T: Copy + Default,
     D: Copy + Default + PartialEq + BitOr<Output = D>,
 {
     let mut changed = D::default();
+    let [(low, rest_low), (high, rest_high)] = bounds.map(|bounds| bounds.as_chunks::<GROUP>());
     let (groups, rest) = x.as_chunks_mut::<GROUP>();
-    let whole = groups.len() * GROUP;
-    for (number, group) in groups.iter_mut().enumerate() {
+    for ((group, low), high) in groups.iter_mut().zip(low).zip(high) {
         let mut clamped = [T::default(); GROUP];
         let mut differs = D::default();
         for i in 0..GROUP {
-            clamped[i] = one(group[i], number * GROUP + i);
+            clamped[i] = one(group[i], low[i], high[i]);
             differs = differs | difference(group[i], clamped[i]);
         }
         if differs != D::default() {
@@ -58,8 +64,8 @@ where
         }
         changed = changed | differs;
     }
-    for (i, v) in rest.iter_mut().enumerate() {
-        let clamped = one(*v, whole + i);
+    for ((v, low), high) in rest.iter_mut().zip(rest_low).zip(rest_high) {
+        let clamped = one(*v, *low, *high);
         let differs = difference(*v, clamped);
         if differs != D::default() {
             *v = clamped;
@@ -67,6 +73,20 @@ where
         changed = changed | differs;
     }
     changed != D::default()
+}
+
+/// As [`change_groups`], where all elements have the same bounds.
+#[inline(always)]
+fn change_groups_alike<T, D>(x: &mut [T], one: impl Fn(T) -> T, difference: impl Fn(T, T) -> D) -> bool
+where
+    T: Copy + Default,
+    D: Copy + Default + PartialEq + BitOr<Output = D>,
+{
+    let bounds = [T::default(); GROUP];
+    x.chunks_mut(GROUP).fold(false, |changed, group| {
+        let bounds = &bounds[..group.len()];
+        change_groups(group, [bounds, bounds], |v, _, _| one(v), &difference) | changed
+    })
 }
 
 /// Clamping to the same two bounds as an [`Operation`].
@@ -91,10 +111,7 @@ impl<T: Clamp> Operation<T> for Clamping<T> {
 }
 
 /// Clamps each element to its own bounds, and writes only where that changes something. Returns whether it does.
-///
-/// # Panics
-///
-/// If there are fewer bounds than elements.
+/// The slices have the same length.
 pub fn clamp_each<T: Clamp>(level: Level, x: &mut [T], lo: &[T], hi: &[T]) -> bool {
     dispatch!(level, simd => T::clamp_each(simd, x, lo, hi))
 }
@@ -127,13 +144,12 @@ macro_rules! clamp_float {
 
             #[inline(always)]
             fn clamp_each<S: Simd>(_simd: S, x: &mut [Self], lo: &[Self], hi: &[Self]) -> bool {
-                let (lo, hi) = (&lo[..x.len()], &hi[..x.len()]);
-                change_groups(x, |v, i| $name(v, lo[i], hi[i]), |a, b| a.to_bits() ^ b.to_bits())
+                change_groups(x, [lo, hi], $name, |a, b| a.to_bits() ^ b.to_bits())
             }
 
             #[inline(always)]
             fn clamp_changed<S: Simd>(_simd: S, x: &mut [Self], lo: Self, hi: Self) -> bool {
-                change_groups(x, |v, _| $name(v, lo, hi), |a, b| a.to_bits() ^ b.to_bits())
+                change_groups_alike(x, |v| $name(v, lo, hi), |a, b| a.to_bits() ^ b.to_bits())
             }
         }
     )*};
@@ -163,13 +179,12 @@ macro_rules! clamp_int {
 
             #[inline(always)]
             fn clamp_each<S: Simd>(_simd: S, x: &mut [Self], lo: &[Self], hi: &[Self]) -> bool {
-                let (lo, hi) = (&lo[..x.len()], &hi[..x.len()]);
-                change_groups(x, |v, i| v.min(hi[i]).max(lo[i]), |a, b| a ^ b)
+                change_groups(x, [lo, hi], |v, lo, hi| v.min(hi).max(lo), |a, b| a ^ b)
             }
 
             #[inline(always)]
             fn clamp_changed<S: Simd>(_simd: S, x: &mut [Self], lo: Self, hi: Self) -> bool {
-                change_groups(x, |v, _| v.min(hi).max(lo), |a, b| a ^ b)
+                change_groups_alike(x, |v| v.min(hi).max(lo), |a, b| a ^ b)
             }
         }
     )*};
@@ -219,16 +234,19 @@ macro_rules! clamp_half {
 
             #[inline(always)]
             fn clamp_each<S: Simd>(_simd: S, x: &mut [Self], lo: &[Self], hi: &[Self]) -> bool {
-                let (lo, hi, infinity) = (&lo[..x.len()], &hi[..x.len()], Self::INFINITY.to_bits());
-                let bits = |v: Self, i: usize| clamp_bits(v.to_bits(), lo[i].to_bits(), hi[i].to_bits(), infinity);
-                change_groups(x, |v, i| Self::from_bits(bits(v, i)), |a, b| a.to_bits() ^ b.to_bits())
+                let infinity = Self::INFINITY.to_bits();
+                let bits = |v: Self, lo: Self, hi: Self| {
+                    clamp_bits(v.to_bits(), lo.to_bits(), hi.to_bits(), infinity)
+                };
+                let one = |v, lo, hi| Self::from_bits(bits(v, lo, hi));
+                change_groups(x, [lo, hi], one, |a, b| a.to_bits() ^ b.to_bits())
             }
 
             #[inline(always)]
             fn clamp_changed<S: Simd>(_simd: S, x: &mut [Self], lo: Self, hi: Self) -> bool {
                 let (lo, hi, infinity) = (lo.to_bits(), hi.to_bits(), Self::INFINITY.to_bits());
-                let one = |v: Self, _| Self::from_bits(clamp_bits(v.to_bits(), lo, hi, infinity));
-                change_groups(x, one, |a, b| a.to_bits() ^ b.to_bits())
+                let one = |v: Self| Self::from_bits(clamp_bits(v.to_bits(), lo, hi, infinity));
+                change_groups_alike(x, one, |a, b| a.to_bits() ^ b.to_bits())
             }
         }
     )*};

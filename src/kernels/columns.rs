@@ -132,12 +132,21 @@ macro_rules! half_columns {
 
             #[inline(always)]
             fn scale_each<S: Simd>(_simd: S, x: &mut [Self], factors: &Factors) {
-                for (j, v) in x.iter_mut().enumerate() {
+                let factor = |j: usize| {
                     let wide = factors.lift[j] * factors.wide[j];
-                    let s = if factors.is_wide[j] == 0 { f64::from(factors.narrow[j]) } else { wide };
-                    let x = $widen(v.to_bits());
-                    let product = f64_to_f32_odd(f64::from(x) * s);
-                    *v = <$T>::from_bits($narrow(settled(x, factors.wide[j], product)));
+                    if factors.is_wide[j] == 0 { f64::from(factors.narrow[j]) } else { wide }
+                };
+                if factors.any_special {
+                    for (j, v) in x.iter_mut().enumerate() {
+                        let x = $widen(v.to_bits());
+                        let product = f64_to_f32_odd(f64::from(x) * factor(j));
+                        *v = <$T>::from_bits($narrow(settled(x, factors.wide[j], product)));
+                    }
+                } else {
+                    for (j, v) in x.iter_mut().enumerate() {
+                        let product = f64::from($widen(v.to_bits())) * factor(j);
+                        *v = <$T>::from_bits($narrow(f64_to_f32_odd(product)));
+                    }
                 }
             }
         }

@@ -1,8 +1,9 @@
 //! Σ|x·f/u|ᵖ in float64, for norms of other orders than 2 and infinity.
 //!
 //! The input is widened to float64 a block at a time. For p ≠ 1 the caller passes a power of two f that brings the
-//! largest element into [1, 2), and as u what it becomes there. It is divided by u, not multiplied by 1/u: the ratio of
-//! the largest element is then exactly 1, and so is its power, however large p is. For p < 1 the powers of elements far
+//! largest element into [1, 2), and as u what it becomes there. The ratio of the largest element is set to exactly 1, and
+//! so is its power, however large p is; the others are products with 1/u, which a division would be more exact than, but
+//! not more than the bound asks for (order 3 of float32: 16 % slower), and no ratio is above 1. For p < 1 the powers of elements far
 //! below the largest count: those whose product with f is subnormal or near it are raised in two parts.
 
 use super::Float;
@@ -48,8 +49,10 @@ fn sum_over<T: Float, U>(
             *to = size(item, f);
         }
         if u != 1.0 {
+            let inverse = 1.0 / u;
             for ratio in &mut *ratios {
-                *ratio /= u;
+                let product = *ratio * inverse;
+                *ratio = if *ratio >= u || product > 1.0 { 1.0 } else { product };
             }
         }
         raise(ratios, p);

@@ -164,7 +164,8 @@ def main(library: str, group: str, mode: str, most: str) -> None:
         # What a call finds out once for all is found out here; a cold call may not even have had helpers yet.
         fastclip.set_num_threads(1)
         known = Trials(library, case, mode)
-        numbers = chosen(known.total, int(most))
+        # Helpers are started in a cold call: that takes allocations of its own.
+        numbers = chosen(known.total + (64 if mode == "cold" else 0), int(most))
         reached, deaths = -1, 0
 
         def work(say: Callable[[str], None]) -> None:
