@@ -3,7 +3,7 @@
 use super::batch::views;
 use super::counters::Counters;
 use super::handling::{Handling, Policy};
-use super::objects;
+use super::objects::{extract, number};
 use super::raise::{before_writing, check_memory, detached, entry, refuse_nonfinite};
 use super::slots::{Slots, Stepping};
 use super::step_arrays::{Labels, Sliced, look};
@@ -23,22 +23,35 @@ use pyo3::types::PyList;
 use std::sync::Arc;
 
 /// The numbers of a step.
-#[derive(FromPyObject)]
 struct Numbers<'py> {
-    #[pyo3(item(0))]
     hyper: Vec<f64>,
-    #[pyo3(item(1))]
     after: Vec<(Bound<'py, PyAny>, f64)>,
-    #[pyo3(item(2))]
     skipped: Bound<'py, PyAny>,
-    #[pyo3(item(3))]
     report: Bound<'py, PyAny>,
+}
+
+impl<'py> Numbers<'py> {
+    /// Takes the parts of a tuple: a failing allocation stays a `MemoryError`.
+    fn new(parts: &Bound<'py, PyAny>) -> PyResult<Self> {
+        let moved = |pair: &Bound<'py, PyAny>| {
+            let [array, value] = items(pair)?;
+            Ok((array, number(&value)?))
+        };
+        let [hyper, after, skipped, report] = items(parts)?;
+        Ok(Self { hyper: extract(&hyper, number)?, after: extract(&after, moved)?, skipped, report })
+    }
+}
+
+/// The items of a tuple that has so many.
+fn items<'py, const N: usize>(tuple: &Bound<'py, PyAny>) -> PyResult<[Bound<'py, PyAny>; N]> {
+    let items = extract(tuple, |item| Ok(item.clone()))?;
+    items.try_into().map_err(|_| Error::Value(format!("fastclip._core: a tuple has not {N} items")).into())
 }
 
 /// Takes a step: updates the arrays by their gradients.
 ///
-/// `gradients` and `arrays` have one entry for each pair; without `arrays`, `gradients` are plain pairs. `whole` tells that rows are of a rule that changes all of a
-/// variable. `numbers` is called when the step has begun, and gives the hyper-parameters, and what moves on with the
+/// `gradients` and `arrays` have one entry for each pair; without `arrays`, `gradients` are plain pairs. `whole` tells
+/// that the rule changes all rows of a variable, also those without a gradient. `numbers` is called when the step has begun, and gives the hyper-parameters, and what moves on with the
 /// step: arrays and the numbers that they get, the count of steps that are left out, and the array that tells of
 /// the norm, see [`Counters`]. `global_step` grows by one. Returns whether the step was taken.
 #[pyfunction]
@@ -60,7 +73,7 @@ pub fn take_step<'py>(
         let slots = slots.get();
         let _stepping = Stepping::begin(py, slots)?;
         let kind = slots.kind;
-        let Numbers { hyper, after, skipped, report } = numbers.call0()?.extract()?;
+        let Numbers { hyper, after, skipped, report } = Numbers::new(&numbers.call0()?)?;
         if hyper.len() != kind.hyper().len() || initial.len() != kind.slots() {
             let message = format!("this rule takes {:?} and {} slots", kind.hyper(), kind.slots());
             return Err(Error::Value(message).into());
@@ -69,7 +82,7 @@ pub fn take_step<'py>(
         let state = slots.state();
         let counters = Counters::new(after, global_step, skipped, report)?;
         let of_rows = match &rows {
-            Some(rows) => objects::extract(&rows.of_rows, |flag| flag.extract::<bool>())?,
+            Some(rows) => extract(&rows.of_rows, |flag| flag.extract::<bool>())?,
             None => Vec::new(),
         };
         // What may run foreign code comes first: afterwards only what was seen is used.
