@@ -157,28 +157,13 @@ unsafe fn clamp_range<T: Clamp + Element>(
         }
         Bounds::Each => {
             let (mut lower, mut upper) = ([T::default(); CLAMP_BLOCK], [T::default(); CLAMP_BLOCK]);
-            // Clamps a block, and tells whether that changed it.
-            let mut clamp_block = |x: &mut [T], at: usize| {
-                let (lower, upper) = (&mut lower[..x.len()], &mut upper[..x.len()]);
-                segment.gather(LOWER, at..at + x.len(), lower);
-                segment.gather(UPPER, at..at + x.len(), upper);
-                clamp_each(level, x, lower, upper)
-            };
             // SAFETY: the caller's contract.
             unsafe {
-                segment.update(range, false, scratch, |run: Run<T>, start| {
-                    let x = match run {
-                        Run::InPlace(x) => x,
-                        Run::Apart(from, to) | Run::Streamed(from, to) => {
-                            to.copy_from_slice(from);
-                            to
-                        }
-                    };
-                    // In place a block is a whole chunk: its bounds are gathered in parts.
-                    let blocks = x.chunks_mut(CLAMP_BLOCK).enumerate();
-                    blocks.fold(false, |changed, (part, block)| {
-                        clamp_block(block, start + part * CLAMP_BLOCK) | changed
-                    })
+                segment.update_blocks(range, CLAMP_BLOCK, scratch, |x: &mut [T], at| {
+                    let (lower, upper) = (&mut lower[..x.len()], &mut upper[..x.len()]);
+                    segment.gather(LOWER, at..at + x.len(), lower);
+                    segment.gather(UPPER, at..at + x.len(), upper);
+                    clamp_each(level, x, lower, upper)
                 });
             }
         }

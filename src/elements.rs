@@ -9,7 +9,6 @@ use crate::axes::{EXPONENTS, NORMS, Slices};
 use crate::clip::Action;
 use crate::exec::{self, Context, Direction, Workspace};
 use crate::kernels::Float;
-use crate::kernels::operation::Run;
 use crate::magnitude::{Magnitude, Order};
 use crate::plan::{CHUNK, Plan};
 use crate::scalar::DType;
@@ -141,7 +140,7 @@ const BLOCK: usize = 512;
 unsafe fn clip_range<T: Float>(segment: &Segment<OPERANDS>, range: Range<usize>, scratch: &mut Scratch) {
     let mut buffers = [[0.0_f64; BLOCK]; 3];
     // Clips a block, and tells whether that changed it.
-    let mut clip_block = |x: &mut [T], at: usize| {
+    let clip_block = |x: &mut [T], at: usize| {
         let [roots, exponents, bounds] = buffers.each_mut().map(|buffer| &mut buffer[..x.len()]);
         segment.gather(ROOT, at..at + x.len(), roots);
         segment.gather(EXPONENT, at..at + x.len(), exponents);
@@ -161,19 +160,7 @@ unsafe fn clip_range<T: Float>(segment: &Segment<OPERANDS>, range: Range<usize>,
         changed
     };
     // SAFETY: the caller's contract.
-    unsafe {
-        segment.update(range, false, scratch, |run: Run<T>, start| {
-            let x = match run {
-                Run::InPlace(x) => x,
-                Run::Apart(from, to) | Run::Streamed(from, to) => {
-                    to.copy_from_slice(from);
-                    to
-                }
-            };
-            let blocks = x.chunks_mut(BLOCK).enumerate();
-            blocks.fold(false, |changed, (part, block)| clip_block(block, start + part * BLOCK) | changed)
-        });
-    }
+    unsafe { segment.update_blocks(range, BLOCK, scratch, clip_block) };
 }
 
 #[cfg(test)]

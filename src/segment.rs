@@ -280,6 +280,36 @@ impl<const N: usize> Segment<N> {
         }
     }
 
+    /// As [`Segment::update`], for work that wants other operands of the same reals beside it: `f` changes blocks of at
+    /// most `most` reals where they are, told their position, and tells whether it did.
+    ///
+    /// # Safety
+    ///
+    /// As [`Segment::update`].
+    pub unsafe fn update_blocks<T: Element>(
+        &self,
+        range: Range<usize>,
+        most: usize,
+        scratch: &mut Scratch,
+        mut f: impl FnMut(&mut [T], usize) -> bool,
+    ) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            self.update(range, false, scratch, |run: Run<T>, start| {
+                let x = match run {
+                    Run::InPlace(x) => x,
+                    Run::Apart(from, to) | Run::Streamed(from, to) => {
+                        to.copy_from_slice(from);
+                        to
+                    }
+                };
+                // A dense run is a whole chunk: it is handed out in parts.
+                let blocks = x.chunks_mut(most).enumerate();
+                blocks.fold(false, |changed, (part, block)| f(block, start + part * most) | changed)
+            });
+        }
+    }
+
     /// Whether each real of the output is that of the input.
     fn is_walked_in_place(&self) -> bool {
         match &self.layout {

@@ -48,25 +48,6 @@ enum Targets<'py> {
     Arrays(Vec<Option<View<'py>>>),
 }
 
-/// A list or tuple as a list of its own.
-fn listed<'py>(tensors: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyList>> {
-    let known = tensors.is_instance_of::<PyList>() || tensors.is_instance_of::<PyTuple>();
-    if !known {
-        return Err(Error::Type("tensors must be a list or a tuple of arrays".into()).into());
-    }
-    // SAFETY: the calls give a new list, or null with an error set; the first reads a list, and a tuple's own entries
-    // come by the second.
-    let list = unsafe {
-        let list = if tensors.is_instance_of::<PyList>() {
-            ffi::PyList_GetSlice(tensors.as_ptr(), 0, isize::MAX)
-        } else {
-            ffi::PySequence_List(tensors.as_ptr())
-        };
-        Bound::from_owned_ptr_or_err(tensors.py(), list)?
-    };
-    Ok(list.cast_into::<PyList>()?)
-}
-
 /// Looks at every entry of a list or tuple.
 pub fn views<'py>(
     tensors: &Bound<'py, PyAny>,
@@ -117,7 +98,7 @@ impl<'py> Batch<'py> {
     ) -> PyResult<Self> {
         let in_place = matches!(destination, Destination::Given(out) if out.is(tensors));
         // The list may be changed by another thread while we work: what is looked at is what is returned.
-        let own = if in_place { Some(listed(tensors)?) } else { None };
+        let own = if in_place { Some(objects::list_of(tensors)?) } else { None };
         let inputs = views(own.as_ref().map_or(tensors, |list| list.as_any()), takes, input_label)?;
         let targets = match destination {
             Destination::Nothing => Targets::Nowhere,

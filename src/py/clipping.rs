@@ -201,14 +201,7 @@ fn norms_array<'py>(
         ))
         .into());
     }
-    let own = view.extent();
-    let touches = |other: &View| {
-        let (Some((low, high)), Some((other_low, other_high))) = (own, other.extent()) else {
-            return false;
-        };
-        low < other_high && other_low < high
-    };
-    if batch.inputs.iter().chain(batch.outputs()).flatten().any(touches) {
+    if batch.inputs.iter().chain(batch.outputs()).flatten().any(|other| view.meets(other)) {
         return Err(Error::Value("norms shares memory with an input or an output".into()).into());
     }
     check_memory(py)?;

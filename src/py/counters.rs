@@ -55,12 +55,8 @@ impl<'py> Counters<'py> {
             .into());
         }
         if let Some(counter) = &global_step {
-            let own = counter.extent();
-            let touches = |other: &View| {
-                let (Some((low, high)), Some((first, last))) = (own, other.extent()) else { return false };
-                low < last && first < high
-            };
-            if numbers.iter().map(|(view, _)| view).chain([&skipped, &report]).any(touches) {
+            let mut own = numbers.iter().map(|(view, _)| view).chain([&skipped, &report]);
+            if own.any(|other| counter.meets(other)) {
                 let message =
                     "global_step shares memory with what the optimizer keeps; it takes a counter of its own";
                 return Err(Error::Value(message.into()).into());

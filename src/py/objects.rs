@@ -53,6 +53,27 @@ pub fn list<'py>(
     Ok(made.cast_into::<PyList>()?)
 }
 
+/// What a list or tuple holds, as a list of our own.
+///
+/// # Errors
+///
+/// If it is neither.
+pub fn list_of<'py>(items: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyList>> {
+    // SAFETY: both calls give a new list, or null with an error set; the objects are what they take. A list's entries
+    // are taken as they are stored, whatever a subclass makes of them.
+    let list = unsafe {
+        let list = if items.is_instance_of::<PyList>() {
+            ffi::PyList_GetSlice(items.as_ptr(), 0, isize::MAX)
+        } else if items.is_instance_of::<PyTuple>() {
+            ffi::PySequence_List(items.as_ptr())
+        } else {
+            return Err(Error::Type("tensors must be a list or a tuple of arrays".into()).into());
+        };
+        Bound::from_owned_ptr_or_err(items.py(), list)?
+    };
+    Ok(list.cast_into::<PyList>()?)
+}
+
 /// A tuple of these items.
 pub fn tuple<'py, const N: usize>(
     py: Python<'py>,

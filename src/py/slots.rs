@@ -8,7 +8,7 @@ use super::output::{Buffer, Outputs, array_over, dense_strides};
 use super::overlap;
 use super::raise::{check_memory, detached, entry, entry_that_reads, exception};
 use super::view::{Known, Label, Takes, View, tuple};
-use crate::allocation::{OutOfMemory, copied, filled, reserve, try_collect, with_capacity};
+use crate::allocation::{OutOfMemory, copied, reserve, try_collect, with_capacity};
 use crate::error::Error;
 use crate::exec::Context;
 use crate::pool;
@@ -435,12 +435,6 @@ impl Slots {
                 } else {
                     Vec::new()
                 };
-                let zeros = filled(0.0, slots.len())?;
-                Self::initialise(
-                    Context::current(),
-                    [(view.dtype, view.size, &slots[..])].into_iter(),
-                    &zeros,
-                )?;
                 state.add(Entry::new(view, slots)?);
                 check_memory(py)?;
             }
@@ -555,10 +549,7 @@ fn copy_view<'py>(copy: Bound<'py, PyAny>, variable: &View<'py>) -> PyResult<Vie
     let py = copy.py();
     let copy = View::new(copy, Takes::Reals, &mut Known::default(), || "copy".into())?;
     check_copy(&copy, variable, || "copy".into())?;
-    // SAFETY: the memory of the variable, as it was seen.
-    let variable =
-        unsafe { View::like(variable, variable.owner().clone(), variable.pointer, variable.strides())? };
-    let (inputs, mut outputs) = ([Some(variable)], [Some(copy)]);
+    let (inputs, mut outputs) = ([Some(variable.try_clone()?)], [Some(copy)]);
     overlap::check(py, &inputs, &outputs, false, Label::Single("variable"), Label::Single("copy"))?;
     outputs[0].take().ok_or_else(|| Error::Type("copy is None; it takes an array".into()).into())
 }

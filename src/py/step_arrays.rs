@@ -7,7 +7,7 @@ use super::overlap::{self, Clash};
 use super::raise::{check_memory, detached, entry_that_reads};
 use super::slots::{State, check_copy, check_variable};
 use super::view::{Known, Label, Takes, View, is_plain_array};
-use crate::allocation::{reserve, with_capacity};
+use crate::allocation::{filled, reserve, with_capacity};
 use crate::clip::{Action, Actions, apply};
 use crate::error::Error;
 use crate::exec::{Context, Workspace};
@@ -131,10 +131,7 @@ fn check_counter(
     written: &[Option<View>],
     variables: Label<'_, '_>,
 ) -> PyResult<()> {
-    // SAFETY: the memory of the counter, as it was seen.
-    let counter =
-        unsafe { View::like(counter, counter.owner().clone(), counter.pointer, counter.strides())? };
-    let found = overlap::sweep(py, written, &[Some(counter)], false, |clash| match clash {
+    let found = overlap::sweep(py, written, &[Some(counter.try_clone()?)], false, |clash| match clash {
         Clash::Between(_, other) => ControlFlow::Break(other.index),
         Clash::Within(_) => ControlFlow::Continue(()),
     })?;
@@ -281,12 +278,10 @@ fn apart<'py>(
     written: &[Option<View<'py>>],
     labels: Labels,
 ) -> PyResult<()> {
-    let mut shared = with_capacity(gradients.len())?;
+    let mut shared = filled(false, gradients.len())?;
     let found = overlap::sweep(py, gradients, written, false, |clash| match clash {
         Clash::Between(_, gradient) if !gradient.is_output => {
-            if !shared.contains(&gradient.index) {
-                shared.push(gradient.index);
-            }
+            shared[gradient.index] = true;
             ControlFlow::Continue(())
         }
         clash => ControlFlow::Break(clash),
@@ -294,9 +289,9 @@ fn apart<'py>(
     if let ControlFlow::Break(clash) = found {
         return Err(refuse_clash(&clash, labels.variables).into());
     }
-    for index in shared {
-        if let Some(view) = &gradients[index] {
-            gradients[index] = Some(copied(py, view)?);
+    for (gradient, is_shared) in gradients.iter_mut().zip(shared) {
+        if let Some(view) = gradient.as_ref().filter(|_| is_shared) {
+            *gradient = Some(copied(py, view)?);
         }
     }
     Ok(())

@@ -43,12 +43,9 @@ pub fn prepare<'py>(
     for (position, variable) in variables() {
         places.push(state.position(variable, position)?);
     }
-    let needs_slots = |position: usize, places: &[Option<usize>]| {
-        let kept = places[position].map_or(0, |place| state.entries[place].slots.len());
-        found.gradients[position].is_some() && kept < kind.slots()
-    };
     let mut fresh = Vec::new();
-    let changes = places.iter().any(Option::is_none) || (0..count).any(|at| needs_slots(at, &places));
+    let changes = places.iter().any(Option::is_none)
+        || (0..count).any(|at| lacks_slots(kind, state, found, at, places[at]));
     let after = if changes { Some(with_new(py, kind, state, found, &mut places, &mut fresh)?) } else { None };
     let now = after.as_ref().unwrap_or(state);
 
@@ -83,6 +80,12 @@ pub fn prepare<'py>(
     Ok(Prepared { items, owners, after, fresh, kept })
 }
 
+/// Whether a variable, of which `place` tells where it is kept, has a gradient and not yet the slots that it takes.
+fn lacks_slots(kind: Kind, state: &State, found: &Arrays, position: usize, place: Option<usize>) -> bool {
+    let kept = place.map_or(0, |place| state.entries[place].slots.len());
+    found.gradients[position].is_some() && kept < kind.slots()
+}
+
 /// What the optimizer keeps after a step that meets variables or makes slots. `places` then tells for every variable
 /// where it is, and `fresh` which slots are to be given first values.
 fn with_new(
@@ -97,18 +100,16 @@ fn with_new(
     let mut after = state.copy(py, count)?;
     let variables = || found.written[..count].iter().flatten().enumerate();
     let mut without: Vec<&View> = with_capacity(count)?;
-    let lacks = |position: usize, places: &[Option<usize>]| {
-        let kept = places[position].map_or(0, |place| state.entries[place].slots.len());
-        found.gradients[position].is_some() && kept < kind.slots()
-    };
-    without.extend(variables().filter(|(at, _)| lacks(*at, places)).map(|(_, view)| view));
+    without.extend(
+        variables().filter(|(at, _)| lacks_slots(kind, state, found, *at, places[*at])).map(|(_, view)| view),
+    );
     reserve(fresh, without.len())?;
     let mut made = Slots::allocate(py, kind, &without)?.into_iter();
     for (position, variable) in variables() {
-        let lacks_slots = lacks(position, places);
-        let slots = if lacks_slots { made.next().unwrap_or_default() } else { Vec::new() };
+        let is_fresh = lacks_slots(kind, state, found, position, places[position]);
+        let slots = if is_fresh { made.next().unwrap_or_default() } else { Vec::new() };
         let place = if let Some(place) = places[position] {
-            if lacks_slots {
+            if is_fresh {
                 after.entries[place].slots = slots.into();
             }
             place
@@ -116,7 +117,7 @@ fn with_new(
             after.add(Entry::new(variable, slots)?);
             after.entries.len() - 1
         };
-        if lacks_slots {
+        if is_fresh {
             fresh.push((variable.dtype, variable.size, place));
         }
         places[position] = Some(place);

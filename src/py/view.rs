@@ -22,6 +22,7 @@
 //! If another thread writes the elements of an array during a call, results are made of old and new elements, and a
 //! norm may be that of a tensor that never was. Nothing outside of the arrays is read or written.
 
+use super::objects;
 use super::output::array_over;
 use super::raise::entry_that_reads;
 use crate::allocation::{OutOfMemory, copied, with_capacity};
@@ -278,19 +279,18 @@ impl<'py> View<'py> {
         }
     }
 
-    /// A view of memory of our own.
-    ///
-    /// # Safety
-    ///
-    /// `owner` must keep memory alive that holds elements of `model`'s type and shape at these strides.
-    pub unsafe fn like(
-        model: &View<'py>,
-        owner: Bound<'py, PyAny>,
-        pointer: *mut u8,
-        strides: &[isize],
-    ) -> Result<Self, OutOfMemory> {
-        // SAFETY: the caller's contract.
-        unsafe { Self::over(owner, pointer, (model.dtype, model.number), model.shape(), strides) }
+    /// The same snapshot once more: the array is not looked at again.
+    pub fn try_clone(&self) -> Result<Self, OutOfMemory> {
+        Ok(Self {
+            owner: self.owner.clone(),
+            axes: Axes::new(self.shape(), self.strides())?,
+            pointer: self.pointer,
+            size: self.size,
+            number: self.number,
+            flags: self.flags,
+            dtype: self.dtype,
+            has_base: self.has_base,
+        })
     }
 
     /// A view of memory of our own.
@@ -415,6 +415,14 @@ impl<'py> View<'py> {
             }
         }
         Some((low, high + self.dtype.size()))
+    }
+
+    /// Whether the address ranges of two arrays meet.
+    pub fn meets(&self, other: &View) -> bool {
+        match (self.extent(), other.extent()) {
+            (Some((low, high)), Some((first, last))) => low < last && first < high,
+            _ => false,
+        }
     }
 
     /// Whether two of its elements may share memory.
@@ -607,18 +615,10 @@ pub fn is_plain(tensors: &Bound<'_, PyAny>) -> bool {
 #[pyo3(signature = (tensors, /))]
 pub fn plain_list<'py>(py: Python<'py>, tensors: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyList>>> {
     entry_that_reads(py, || {
-        // SAFETY: both calls give a new list, or null with an error set; the objects are what they take.
-        let own = unsafe {
-            if tensors.is_exact_instance_of::<PyList>() {
-                ffi::PyList_GetSlice(tensors.as_ptr(), 0, isize::MAX)
-            } else if tensors.is_exact_instance_of::<PyTuple>() {
-                ffi::PySequence_List(tensors.as_ptr())
-            } else {
-                return Ok(None);
-            }
-        };
-        // SAFETY: see above.
-        let own = unsafe { Bound::from_owned_ptr_or_err(py, own)? }.cast_into::<PyList>()?;
+        if !tensors.is_exact_instance_of::<PyList>() && !tensors.is_exact_instance_of::<PyTuple>() {
+            return Ok(None);
+        }
+        let own = objects::list_of(tensors)?;
         // SAFETY: a new list that nobody else has: its entries stay.
         let entry = |at| unsafe { Borrowed::from_ptr(py, ffi::PyList_GetItem(own.as_ptr(), at)) };
         let plain = (0..own.len().cast_signed()).all(|at| is_plain_entry(&entry(at)));
