@@ -11,16 +11,16 @@
 //! read or write memory of others:
 //!
 //! ```compile_fail,E0603
-//! use fastclip::segment::Segment;
+//! use fastclip::engine::segment::Segment;
 //! ```
 //! ```compile_fail,E0603
-//! use fastclip::segment::Scratch;
+//! use fastclip::engine::segment::Scratch;
 //! ```
 //! ```compile_fail,E0603
-//! use fastclip::plan::Plan;
+//! use fastclip::engine::plan::Plan;
 //! ```
 //! ```compile_fail,E0603
-//! use fastclip::clip::apply;
+//! use fastclip::operations::clip::apply;
 //! ```
 #![deny(clippy::all)]
 #![warn(clippy::pedantic)]
@@ -46,23 +46,14 @@
 )]
 
 mod allocation;
-mod axes;
-mod bandwidth;
-mod clip;
-mod elements;
+mod engine;
 mod error;
-mod exec;
-pub mod isa;
 pub mod kernels;
-mod magnitude;
-mod memory;
-mod norms;
-mod plan;
-mod pool;
-pub mod rules;
+mod operations;
 pub mod scalar;
-mod segment;
-mod update;
+
+pub use engine::isa;
+pub use operations::rules;
 
 #[cfg(feature = "python")]
 mod py;

@@ -257,7 +257,7 @@ clamp_half! { f16 bf16 }
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::isa;
+    use crate::engine::isa;
     use crate::kernels::Float;
     use crate::kernels::oracle::{for_every_length_and_offset, samples};
 

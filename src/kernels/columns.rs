@@ -161,7 +161,7 @@ half_columns! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::isa;
+    use crate::engine::isa;
     use crate::kernels::Float;
     use crate::kernels::oracle::samples;
     use crate::kernels::scale::scale;

@@ -86,7 +86,7 @@ convert_half! { f16 bf16 }
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::isa;
+    use crate::engine::isa;
     use crate::kernels::oracle::samples;
 
     #[test]

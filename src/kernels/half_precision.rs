@@ -402,7 +402,7 @@ impl Half for bf16 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::isa;
+    use crate::engine::isa;
     use fearless_simd::dispatch;
 
     /// Every float16 and bfloat16 there is.

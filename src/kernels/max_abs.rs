@@ -51,7 +51,7 @@ max_abs! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::isa;
+    use crate::engine::isa;
     use crate::kernels::Float;
     use crate::kernels::oracle::{for_every_length_and_offset, samples};
 

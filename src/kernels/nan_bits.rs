@@ -7,10 +7,10 @@ use super::convert::{Convert, convert};
 use super::lanes::Real;
 use super::scale::{Factor, scale};
 use super::update::update;
-use crate::isa;
+use crate::engine::isa;
 use crate::kernels::oracle::samples;
-use crate::magnitude::{Magnitude, Order, combine, ranges};
-use crate::rules::{Carrier, Kind, Rule};
+use crate::operations::magnitude::{Magnitude, Order, combine, ranges};
+use crate::operations::rules::{Carrier, Kind, Rule};
 use fearless_simd::dispatch;
 use half::{bf16, f16};
 

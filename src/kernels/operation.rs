@@ -81,7 +81,7 @@ impl<T: Copy> Operation<T> for Filling<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::isa;
+    use crate::engine::isa;
     use crate::kernels::scale::{Factor, Scaling};
 
     #[test]

@@ -17,9 +17,9 @@ use super::scale::{Factor, scale};
 use super::sum_squares::sum_squares;
 use super::update::update;
 use super::{Clamp, Float};
-use crate::isa::{self, Level};
-use crate::magnitude::{Magnitude, Order, combine};
-use crate::rules::{Carrier, Kind, Rule};
+use crate::engine::isa::{self, Level};
+use crate::operations::magnitude::{Magnitude, Order, combine};
+use crate::operations::rules::{Carrier, Kind, Rule};
 use half::{bf16, f16};
 
 /// A float type, its bytes, and its elements that are not ordinary numbers.

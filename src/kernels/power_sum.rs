@@ -119,7 +119,7 @@ fn sum<S: Simd>(_simd: S, x: &[f64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::isa;
+    use crate::engine::isa;
     use crate::kernels::oracle::{exact_sum, for_every_length_and_offset, samples};
     use half::{bf16, f16};
 

@@ -268,7 +268,7 @@ scale_half! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::isa;
+    use crate::engine::isa;
     use crate::kernels::oracle::{for_every_length_and_offset, samples};
 
     fn bits<T: Float>(x: &[T]) -> Vec<u64> {

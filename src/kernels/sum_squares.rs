@@ -183,7 +183,7 @@ impl SumSquares for bf16 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::isa;
+    use crate::engine::isa;
     use crate::kernels::Float;
     use crate::kernels::oracle::{exact_sum, for_every_length_and_offset, samples};
 

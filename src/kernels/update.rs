@@ -4,7 +4,7 @@
 //! the sign of that of ∞ − ∞, depend on the processor and on how operands are arranged.
 
 use super::lanes::{Lanes, Real};
-use crate::rules::Rule;
+use crate::operations::rules::Rule;
 use fearless_simd::{Level, Simd, dispatch};
 
 /// `w[i], slots[i] ← rule(g[i]·factor, w[i], slots[i])`. All slices have the same length.

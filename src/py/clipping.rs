@@ -6,22 +6,22 @@
     reason = "arguments come from Python: extracted by value, and positional from one caller each"
 )]
 
-use super::batch::{Batch, Destination, check_given, fresh, segment, views};
+use super::arrays::batch::{Batch, Destination, check_given, fresh, segment, views};
+use super::arrays::overlap;
+use super::arrays::view::{Known, Label, Takes, View};
 use super::objects::{self, Scalar, extract, float, number};
-use super::overlap;
 use super::raise::{before_writing, check_memory, detached, entry, entry_that_reads, refuse_nonfinite};
-use super::view::{Known, Label, Takes, View};
 use crate::allocation::{collect, filled, with_capacity};
-use crate::axes::{BOUNDS, NORMS, Slices};
-use crate::clip::{self, Action, Actions, Bounds};
-use crate::elements::{self, Elements};
+use crate::engine::exec::{Context, Workspace};
+use crate::engine::plan::Plan;
+use crate::engine::segment::{INPUT, LOWER, OPERANDS, OUTPUT, Segment, Strided, UPPER};
 use crate::error::Error;
-use crate::exec::{Context, Workspace};
 use crate::kernels::scale::Factor;
-use crate::magnitude::{Magnitude, Order, combine, ranges};
-use crate::norms::measure;
-use crate::plan::Plan;
-use crate::segment::{INPUT, LOWER, OPERANDS, OUTPUT, Segment, Strided, UPPER};
+use crate::operations::axes::elements::{self, Elements};
+use crate::operations::axes::{BOUNDS, NORMS, Slices};
+use crate::operations::clip::{self, Action, Actions, Bounds};
+use crate::operations::magnitude::{Magnitude, Order, combine, ranges};
+use crate::operations::norms::measure;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 

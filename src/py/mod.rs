@@ -4,27 +4,21 @@
 //! a whole, and then runs with the interpreter detached. After the checks nothing can fail, so
 //! nothing is ever half-written.
 
-mod batch;
+mod arrays;
 mod clipping;
-mod counters;
-mod handling;
 mod objects;
-mod output;
-mod overlap;
 mod raise;
 mod reserve;
 mod settings;
-mod slots;
 mod step;
-mod step_arrays;
-mod step_parts;
-mod view;
 
 use pyo3::pymodule;
 
 /// fastclip's compiled part. Its functions take flat lists of arrays; the public ones are in `fastclip`.
 #[pymodule(gil_used = false)]
 mod _core {
+    #[pymodule_export]
+    use super::arrays::view::{is_plain, plain_list};
     #[pymodule_export]
     use super::clipping::{
         check_apart, clip_by_global_norm, clip_by_value, clip_elements, clip_slices, clip_tensors,
@@ -39,16 +33,15 @@ mod _core {
         settings_complaints,
     };
     #[pymodule_export]
-    use super::slots::Slots;
+    use super::step::arrays::{are_plain_pairs, check_variables};
+    #[pymodule_export]
+    use super::step::slots::Slots;
     #[pymodule_export]
     use super::step::take_step;
-    #[pymodule_export]
-    use super::step_arrays::{are_plain_pairs, check_variables};
-    #[pymodule_export]
-    use super::view::{is_plain, plain_list};
 
-    use super::{output, overlap, raise, view};
-    use crate::{isa, pool};
+    use super::arrays::{output, overlap, view};
+    use super::raise;
+    use crate::engine::{isa, pool};
     use pyo3::exceptions::PyMemoryError;
     use pyo3::prelude::{Bound, PyErr, PyModule, PyModuleMethods, PyResult};
     use pyo3::type_object::PyTypeInfo;

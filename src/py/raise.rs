@@ -1,7 +1,7 @@
 //! Errors on their way to Python: the one place that chooses exception types, and where a call is entered.
 
+use super::arrays::view::Label;
 use super::reserve;
-use super::view::Label;
 use crate::allocation::OutOfMemory;
 use crate::error::Error;
 use pyo3::exceptions::{

@@ -1,9 +1,9 @@
 //! Threads, SIMD level, cached memory, and the plain loops of the benchmark.
 
+use super::arrays::view::{Known, Takes, View};
 use super::raise::{detached, entry, entry_that_reads};
-use super::view::{Known, Takes, View};
+use crate::engine::{bandwidth, isa, memory, pool};
 use crate::error::Error;
-use crate::{bandwidth, isa, memory, pool};
 use pyo3::prelude::*;
 
 /// Threads that a call made from this thread may use.

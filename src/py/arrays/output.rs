@@ -2,7 +2,7 @@
 
 use super::view::{Known, Takes, View};
 use crate::allocation::{OutOfMemory, filled, with_capacity};
-use crate::memory::{ALIGNMENT, Block, MAPPED_BYTES};
+use crate::engine::memory::{ALIGNMENT, Block, MAPPED_BYTES};
 use numpy::npyffi::{self, NpyTypes, PY_ARRAY_API, PyArrayObject};
 use pyo3::prelude::*;
 use std::os::raw::c_int;

@@ -1,16 +1,16 @@
 //! Norms of many tensors in one pass.
 
 use crate::allocation::{OutOfMemory, collect, try_collect};
-use crate::exec::{self, Workspace};
-use crate::isa::Level;
+use crate::engine::exec::{self, Workspace};
+use crate::engine::isa::Level;
+use crate::engine::plan::Plan;
+use crate::engine::segment::{Scratch, Segment};
 use crate::kernels::Float;
 use crate::kernels::max_abs::max_abs;
 use crate::kernels::power_sum::{max_abs_complex, power_sum, power_sum_complex};
 use crate::kernels::sum_squares::{sum_squares, sum_squares_scaled};
-use crate::magnitude::{Magnitude, Order, SMALL, pairwise};
-use crate::plan::Plan;
+use crate::operations::magnitude::{Magnitude, Order, SMALL, pairwise};
 use crate::scalar::Scalar;
-use crate::segment::{Scratch, Segment};
 use crate::with_float;
 use std::ops::Range;
 
@@ -240,10 +240,10 @@ fn powers<const N: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exec::Context;
-    use crate::isa;
+    use crate::engine::exec::Context;
+    use crate::engine::isa;
     use crate::kernels::oracle::{exact_sum, fnv1a};
-    use crate::magnitude::{combine, times_power_of_two};
+    use crate::operations::magnitude::{combine, times_power_of_two};
     use crate::scalar::DType;
 
     fn segments<T>(scalar: Scalar, complex: bool, tensors: &mut [Vec<T>]) -> Vec<Segment> {
@@ -264,7 +264,9 @@ mod tests {
         let context = Context { level: isa::detected(), threads };
         let workspace = Workspace::new(context, segments, &plan).unwrap();
         let found = measure(&workspace, segments, &plan, order).unwrap();
-        for (segment, magnitude) in segments.iter().zip(&found).filter(|(s, _)| s.len <= crate::plan::CHUNK) {
+        for (segment, magnitude) in
+            segments.iter().zip(&found).filter(|(s, _)| s.len <= crate::engine::plan::CHUNK)
+        {
             let alone = measure_chunk(workspace.level, segment, order, &mut Scratch::default());
             assert!(alone == *magnitude || alone.value.is_nan() && magnitude.value.is_nan());
         }

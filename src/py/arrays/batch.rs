@@ -1,14 +1,14 @@
 //! The arrays of one call: looked at, checked against each other, and described to the executor.
 
-use super::objects;
 use super::output::Outputs;
 use super::overlap;
-use super::raise::check_memory;
 use super::view::{Known, Label, Takes, View};
 use crate::allocation::{OutOfMemory, reserve, try_collect, with_capacity};
+use crate::engine::plan::Plan;
+use crate::engine::segment::{INPUT, OUTPUT, Segment};
 use crate::error::Error;
-use crate::plan::Plan;
-use crate::segment::{INPUT, OUTPUT, Segment};
+use crate::py::objects;
+use crate::py::raise::check_memory;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
@@ -235,7 +235,7 @@ pub fn segment(input: &View, output: Option<&View>) -> Result<Segment, OutOfMemo
     // everything else, or are fresh.
     unsafe {
         if run(input) && output.is_none_or(run) {
-            let mut base = [std::ptr::null_mut(); crate::segment::OPERANDS];
+            let mut base = [std::ptr::null_mut(); crate::engine::segment::OPERANDS];
             base[INPUT] = input.pointer;
             base[OUTPUT] = output.map_or(std::ptr::null_mut(), |view| view.pointer);
             return Ok(Segment::dense(input.dtype, input.size * input.dtype.parts(), base));

@@ -1,17 +1,17 @@
 //! The gradients and variables of a step: looked at, and checked against each other.
 
-use super::batch::{segment, views};
-use super::objects;
-use super::output::Outputs;
-use super::overlap::{self, Clash};
-use super::raise::{check_memory, detached, entry_that_reads};
 use super::slots::{State, check_copy, check_variable};
-use super::view::{Known, Label, Takes, View, is_plain_array};
 use crate::allocation::{filled, reserve, with_capacity};
-use crate::clip::{Action, Actions, apply};
+use crate::engine::exec::{Context, Workspace};
+use crate::engine::plan::Plan;
 use crate::error::Error;
-use crate::exec::{Context, Workspace};
-use crate::plan::Plan;
+use crate::operations::clip::{Action, Actions, apply};
+use crate::py::arrays::batch::{segment, views};
+use crate::py::arrays::output::Outputs;
+use crate::py::arrays::overlap::{self, Clash};
+use crate::py::arrays::view::{Known, Label, Takes, View, is_plain_array};
+use crate::py::objects;
+use crate::py::raise::{check_memory, detached, entry_that_reads};
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 use std::ops::ControlFlow;

@@ -1,9 +1,9 @@
 //! Passes over all chunks of a plan, on as many threads as are worth waking.
 
 use crate::allocation::{OutOfMemory, collect, with_capacity};
-use crate::plan::{CHUNK, Chunk, Plan};
-use crate::pool;
-use crate::segment::{Scratch, Segment};
+use crate::engine::plan::{CHUNK, Chunk, Plan};
+use crate::engine::pool;
+use crate::engine::segment::{Scratch, Segment};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -20,7 +20,7 @@ pub const STREAM_BYTES: usize = 16 << 20;
 #[derive(Clone, Copy, Debug)]
 pub struct Context {
     /// SIMD level of the kernels.
-    pub level: crate::isa::Level,
+    pub level: crate::engine::isa::Level,
     /// How many threads may be used.
     pub threads: usize,
 }
@@ -29,7 +29,7 @@ impl Context {
     /// What the settings of this process and thread say.
     #[must_use]
     pub fn current() -> Self {
-        Self { level: crate::isa::current(), threads: usize::MAX }
+        Self { level: crate::engine::isa::current(), threads: usize::MAX }
     }
 
     /// The number of threads worth using on that many bytes.
@@ -51,7 +51,7 @@ impl Context {
 #[derive(Debug)]
 pub struct Workspace {
     /// SIMD level of the kernels.
-    pub level: crate::isa::Level,
+    pub level: crate::engine::isa::Level,
     threads: usize,
     /// One for each thread, none if nothing has to be gathered.
     scratch: Vec<Mutex<Scratch>>,

@@ -1,25 +1,31 @@
 //! A step of an optimizer: everything is looked at and checked, then measured, then updated.
 
-use super::batch::views;
-use super::counters::Counters;
-use super::handling::{Handling, Policy};
-use super::objects::{extract, number};
-use super::raise::{before_writing, check_memory, detached, entry, refuse_nonfinite};
-use super::slots::{Slots, Stepping};
-use super::step_arrays::{Labels, Sliced, look};
-use super::step_parts::{Prepared, prepare};
-use super::view::{Takes, View};
+pub mod arrays;
+mod counters;
+mod handling;
+mod parts;
+pub mod slots;
+
 use crate::allocation::{OutOfMemory, collect, try_collect, with_capacity};
+use crate::engine::exec::{Context, Workspace};
+use crate::engine::plan::{CHUNK, Plan};
+use crate::engine::segment::Segment;
 use crate::error::Error;
-use crate::exec::{Context, Workspace};
-use crate::magnitude::Order;
-use crate::norms::measure;
-use crate::plan::{CHUNK, Plan};
+use crate::operations::magnitude::Order;
+use crate::operations::norms::measure;
+use crate::operations::update::{Item, step};
+use crate::py::arrays::batch::views;
+use crate::py::arrays::view::{Takes, View};
+use crate::py::objects::{extract, number};
+use crate::py::raise::{before_writing, check_memory, detached, entry, refuse_nonfinite};
 use crate::scalar::Scalar;
-use crate::segment::Segment;
-use crate::update::{Item, step};
+use arrays::{Labels, Sliced, look};
+use counters::Counters;
+use handling::{Handling, Policy};
+use parts::{Prepared, prepare};
 use pyo3::prelude::*;
 use pyo3::types::PyList;
+use slots::{Slots, Stepping};
 use std::sync::Arc;
 
 /// The numbers of a step.

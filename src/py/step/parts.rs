@@ -1,17 +1,17 @@
 //! The parts of a step: each variable with its gradient, slots and copy, described to the driver.
 
-use super::output::{Outputs, c_strides};
-use super::raise::check_memory;
+use super::arrays::{Arrays, is_run};
 use super::slots::{Entry, Slot, Slots, State};
-use super::step_arrays::{Arrays, is_run};
-use super::view::View;
 use crate::allocation::{OutOfMemory, copied, reserve, with_capacity};
+use crate::engine::segment::{Segment, Strided, count};
 use crate::error::Error;
 use crate::kernels::scale::Factor;
-use crate::rules::Kind;
+use crate::operations::rules::Kind;
+use crate::operations::update::{COPY, GRADIENT, Incoming, Item, OPERANDS, Rows, SLOTS, VARIABLE};
+use crate::py::arrays::output::{Outputs, c_strides};
+use crate::py::arrays::view::View;
+use crate::py::raise::check_memory;
 use crate::scalar::DType;
-use crate::segment::{Segment, Strided, count};
-use crate::update::{COPY, GRADIENT, Incoming, Item, OPERANDS, Rows, SLOTS, VARIABLE};
 use pyo3::prelude::*;
 use std::ptr::null_mut;
 

@@ -5,21 +5,23 @@
 //! memory is reduced, a thread measures a slice and scales it while it is in the cache; where it is
 //! kept, neighbouring slices are summed side by side (`kernels::columns`).
 
+pub mod elements;
+
 use crate::allocation::{OutOfMemory, collect, filled, try_collect, with_capacity};
-use crate::clip::{Action, Actions, act, apply};
-use crate::exec::{Context, STREAM_BYTES, Workspace};
+use crate::engine::exec::{Context, STREAM_BYTES, Workspace};
+use crate::engine::plan::{BATCH_BYTES, CHUNK, Plan};
+use crate::engine::pool;
+use crate::engine::segment::{
+    Dim, INPUT, LOWER, Layout, OPERANDS, OUTPUT, Scratch, Segment, Strided, UPPER, forwards, merge, sort,
+};
 use crate::kernels::Float;
 use crate::kernels::columns::{Factors, TILE, accumulate, scale_each};
 use crate::kernels::operation::Run;
 use crate::kernels::scale::Factor;
-use crate::magnitude::{Magnitude, Order, SMALL, pairwise};
-use crate::norms;
-use crate::plan::{BATCH_BYTES, CHUNK, Plan};
-use crate::pool;
+use crate::operations::clip::{Action, Actions, act, apply};
+use crate::operations::magnitude::{Magnitude, Order, SMALL, pairwise};
+use crate::operations::norms;
 use crate::scalar::{DType, Scalar};
-use crate::segment::{
-    Dim, INPUT, LOWER, Layout, OPERANDS, OUTPUT, Scratch, Segment, Strided, UPPER, forwards, merge, sort,
-};
 use crate::with_float;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -477,7 +479,7 @@ impl Slices {
     /// A column's sum of squares, measured again with scaling if it left the range of float64.
     fn checked(
         &self,
-        level: crate::isa::Level,
+        level: crate::engine::isa::Level,
         sum: f64,
         at: [*mut u8; OPERANDS],
     ) -> Result<Magnitude, OutOfMemory> {
@@ -610,7 +612,7 @@ impl Partial {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::isa;
+    use crate::engine::isa;
 
     /// Clips `data` of this shape and memory order along `axes`; returns what it became and the norms.
     fn clip(

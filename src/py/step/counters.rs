@@ -1,8 +1,8 @@
 //! What moves on when a step is taken, besides variables and slots.
 
-use super::view::{Known, Takes, View};
 use crate::allocation::with_capacity;
 use crate::error::Error;
+use crate::py::arrays::view::{Known, Takes, View};
 use pyo3::prelude::*;
 
 /// The counters of a step, looked at.

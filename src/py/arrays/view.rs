@@ -22,13 +22,13 @@
 //! If another thread writes the elements of an array during a call, results are made of old and new elements, and a
 //! norm may be that of a tensor that never was. Nothing outside of the arrays is read or written.
 
-use super::objects;
 use super::output::array_over;
-use super::raise::entry_that_reads;
 use crate::allocation::{OutOfMemory, copied, with_capacity};
+use crate::engine::segment::{Strided, count};
 use crate::error::Error;
+use crate::py::objects;
+use crate::py::raise::entry_that_reads;
 use crate::scalar::{DType, Scalar};
-use crate::segment::{Strided, count};
 use numpy::npyffi::{self, NpyTypes, PyArrayObject};
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};

@@ -3,8 +3,8 @@
 //! No norm, no plan, no checks: each thread takes the next 1 MiB and reads, scales or copies it.
 
 use crate::allocation::{OutOfMemory, collect};
+use crate::engine::pool;
 use crate::kernels::stream;
-use crate::pool;
 use fearless_simd::{Simd, dispatch};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -35,7 +35,7 @@ pub fn read(x: &[f32], threads: usize) -> Result<f32, OutOfMemory> {
         }
         lanes.iter().sum()
     }
-    let level = crate::isa::current();
+    let level = crate::engine::isa::current();
     let pieces: Vec<&[f32]> = collect(x.chunks(PIECE))?;
     let sums: Vec<AtomicU32> = collect(pieces.iter().map(|_| AtomicU32::new(0)))?;
     pool::run(threads, pieces.len(), &|i, _| {
@@ -47,7 +47,7 @@ pub fn read(x: &[f32], threads: usize) -> Result<f32, OutOfMemory> {
 
 /// x ← x·factor.
 pub fn scale(x: &mut [f32], factor: f32, threads: usize) {
-    let level = crate::isa::current();
+    let level = crate::engine::isa::current();
     let (len, base) = (x.len(), Shared(x.as_mut_ptr()));
     pool::run(threads, len.div_ceil(PIECE), &|i, _| {
         let start = i * PIECE;
@@ -70,7 +70,7 @@ pub fn scale(x: &mut [f32], factor: f32, threads: usize) {
 /// If the lengths differ.
 pub fn copy(x: &[f32], out: &mut [f32], factor: f32, threads: usize) {
     assert_eq!(x.len(), out.len());
-    let level = crate::isa::current();
+    let level = crate::engine::isa::current();
     let base = Shared(out.as_mut_ptr());
     pool::run(threads, x.len().div_ceil(PIECE), &|i, _| {
         let start = i * PIECE;

@@ -5,14 +5,14 @@
 //! may be beyond float64 where all elements are finite. A second pass walks the tensor with norms and bounds beside it.
 
 use crate::allocation::{OutOfMemory, filled, with_capacity};
-use crate::axes::{EXPONENTS, NORMS, Slices};
-use crate::clip::Action;
-use crate::exec::{self, Context, Direction, Workspace};
+use crate::engine::exec::{self, Context, Direction, Workspace};
+use crate::engine::plan::{CHUNK, Plan};
+use crate::engine::segment::{self, INPUT, Scratch, Segment, Strided, count};
 use crate::kernels::Float;
-use crate::magnitude::{Magnitude, Order};
-use crate::plan::{CHUNK, Plan};
+use crate::operations::axes::{EXPONENTS, NORMS, Slices};
+use crate::operations::clip::Action;
+use crate::operations::magnitude::{Magnitude, Order};
 use crate::scalar::DType;
-use crate::segment::{self, INPUT, Scratch, Segment, Strided, count};
 use crate::with_float;
 use std::ops::Range;
 
@@ -166,11 +166,11 @@ unsafe fn clip_range<T: Float>(segment: &Segment<OPERANDS>, range: Range<usize>,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::axes::BOUNDS;
-    use crate::isa;
+    use crate::engine::isa;
+    use crate::engine::segment::OUTPUT;
     use crate::kernels::oracle::samples;
+    use crate::operations::axes::BOUNDS;
     use crate::scalar::Scalar;
-    use crate::segment::OUTPUT;
     use half::f16;
 
     /// A tensor of the tests: a type, a shape, strides in elements and the axes that are reduced.

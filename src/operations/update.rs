@@ -5,8 +5,10 @@
 //! nor a copy goes through a whole chunk at once, scaled in the registers.
 
 use crate::allocation::OutOfMemory;
-use crate::exec::{self, Context, Direction, Workspace};
-use crate::isa::Level;
+use crate::engine::exec::{self, Context, Direction, Workspace};
+use crate::engine::isa::Level;
+use crate::engine::plan::Plan;
+use crate::engine::segment::{Layout, Segment};
 use crate::kernels::Float;
 use crate::kernels::clamp::Clamping;
 use crate::kernels::convert::{Convert, convert};
@@ -14,10 +16,8 @@ use crate::kernels::lanes::Real;
 use crate::kernels::operation::{Run, perform};
 use crate::kernels::scale::{Factor, Scaling};
 use crate::kernels::update::update;
-use crate::plan::Plan;
-use crate::rules::{Carrier, Kind, MAX_SLOTS, Rule};
+use crate::operations::rules::{Carrier, Kind, MAX_SLOTS, Rule};
 use crate::scalar::Scalar;
-use crate::segment::{Layout, Segment};
 use half::{bf16, f16};
 use std::ops::Range;
 
@@ -400,11 +400,11 @@ pub unsafe fn fill(context: Context, segments: &[Segment<1>], values: &[f64]) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::isa;
+    use crate::engine::isa;
+    use crate::engine::segment::Strided;
     use crate::kernels::lanes::Lanes;
     use crate::kernels::oracle::samples;
     use crate::scalar::DType;
-    use crate::segment::Strided;
 
     const F32: DType = DType { scalar: Scalar::F32, complex: false };
 

@@ -1,15 +1,15 @@
 //! What a clip does to each tensor once its norm is known, and doing it.
 
-use crate::exec::{self, Direction, STREAM_BYTES, Workspace};
-use crate::isa::Level;
+use crate::engine::exec::{self, Direction, STREAM_BYTES, Workspace};
+use crate::engine::isa::Level;
+use crate::engine::plan::Plan;
+use crate::engine::segment::{LOWER, Scratch, Segment, UPPER};
 use crate::kernels::Float;
 use crate::kernels::clamp::{Clamp, Clamping, clamp_changed, clamp_each};
 use crate::kernels::operation::{Copying, Filling, Run, perform};
 use crate::kernels::scale::{Factor, Scaling};
-use crate::magnitude::{Magnitude, Order};
-use crate::plan::Plan;
+use crate::operations::magnitude::{Magnitude, Order};
 use crate::scalar::Element;
-use crate::segment::{LOWER, Scratch, Segment, UPPER};
 use crate::{with_float, with_scalar};
 use std::ops::Range;
 
@@ -173,8 +173,8 @@ unsafe fn clamp_range<T: Clamp + Element>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exec::Context;
-    use crate::isa;
+    use crate::engine::exec::Context;
+    use crate::engine::isa;
     use crate::scalar::{DType, Scalar};
 
     const F32: DType = DType { scalar: Scalar::F32, complex: false };

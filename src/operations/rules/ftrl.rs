@@ -46,7 +46,7 @@ impl<R: Real> Rule<R, 2> for Ftrl<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::isa;
+    use crate::engine::isa;
     use crate::kernels::Float;
     use crate::kernels::update::update;
 

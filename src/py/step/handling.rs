@@ -2,8 +2,8 @@
 
 use crate::allocation::{OutOfMemory, collect, filled};
 use crate::kernels::scale::Factor;
-use crate::magnitude::{Magnitude, Order, combine};
-use crate::update::Incoming;
+use crate::operations::magnitude::{Magnitude, Order, combine};
+use crate::operations::update::Incoming;
 use pyo3::prelude::*;
 
 /// How gradients are clipped.

@@ -4,7 +4,7 @@
 //! and the order in which they are added, are the same for any number of them.
 
 use crate::allocation::{OutOfMemory, reserve, with_capacity};
-use crate::segment::Segment;
+use crate::engine::segment::Segment;
 use std::ops::Range;
 
 /// Reals in a chunk: 256 KiB of float32. A partial sum is kept per chunk.

@@ -4,10 +4,10 @@
 //! for arrays of the same strides (columns of one matrix, blocks of one), then by NumPy's `shares_memory`, which works
 //! on arrays of our own: it runs Python code.
 
-use super::raise::check_memory;
 use super::view::{Label, View};
 use crate::allocation::{OutOfMemory, reserve, with_capacity};
 use crate::error::Error;
+use crate::py::raise::check_memory;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use std::ops::ControlFlow;

@@ -3,19 +3,19 @@
 //! Slots stand on memory of our own, laid out as their variable. A caller sees them through arrays that are made anew
 //! each time, so that nothing done to such an array changes where a slot is, or frees it.
 
-use super::objects;
-use super::output::{Buffer, Outputs, array_over, dense_strides};
-use super::overlap;
-use super::raise::{check_memory, detached, entry, entry_that_reads, exception};
-use super::view::{Known, Label, Takes, View, tuple};
 use crate::allocation::{OutOfMemory, copied, reserve, try_collect, with_capacity};
+use crate::engine::exec::Context;
+use crate::engine::pool;
+use crate::engine::segment::Segment;
 use crate::error::Error;
-use crate::exec::Context;
-use crate::pool;
-use crate::rules::Kind;
+use crate::operations::rules::Kind;
+use crate::operations::update::{fill, refresh};
+use crate::py::arrays::output::{Buffer, Outputs, array_over, dense_strides};
+use crate::py::arrays::overlap;
+use crate::py::arrays::view::{Known, Label, Takes, View, tuple};
+use crate::py::objects;
+use crate::py::raise::{check_memory, detached, entry, entry_that_reads, exception};
 use crate::scalar::DType;
-use crate::segment::Segment;
-use crate::update::{fill, refresh};
 use numpy::npyffi;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// What an optimizer keeps.
 #[pyclass(frozen, module = "fastclip._core")]
 pub struct Slots {
-    pub(super) kind: Kind,
+    pub(in crate::py) kind: Kind,
     /// Replaced as a whole, and locked only while it is: a process that is forked while another thread is in a step
     /// finds it whole and free.
     state: Mutex<Arc<State>>,
@@ -41,22 +41,22 @@ pub struct Slots {
 
 /// The variables met, and their low-precision copies.
 #[derive(Default)]
-pub(super) struct State {
-    pub(super) entries: Vec<Entry>,
+pub(in crate::py) struct State {
+    pub(in crate::py) entries: Vec<Entry>,
     known: HashMap<Arc<Key>, usize>,
     /// The low-precision copies of variables, which may be set before the variables are met.
     copies: HashMap<Arc<Key>, Copy>,
 }
 
 /// A variable, and what is kept for it.
-pub(super) struct Entry {
+pub(in crate::py) struct Entry {
     key: Arc<Key>,
     /// NumPy's number of the variable's type.
     number: c_int,
     /// An array over the variable's memory: it keeps it alive, and the address from being given away.
     array: Py<PyAny>,
     /// Its slots, none before its first gradient.
-    pub(super) slots: Arc<[Slot]>,
+    pub(in crate::py) slots: Arc<[Slot]>,
 }
 
 /// A variable's array and that of its low-precision copy.
@@ -72,25 +72,25 @@ impl Copy {
 }
 
 /// Memory of our own.
-pub(super) struct Slot {
+pub(in crate::py) struct Slot {
     /// It keeps the memory alive.
     buffer: Py<Buffer>,
     /// Atomic for the sake of `Send` and `Sync` alone: it never changes.
     pointer: AtomicPtr<u8>,
     /// Bytes per step of each axis of the variable.
-    pub(super) strides: Box<[isize]>,
+    pub(in crate::py) strides: Box<[isize]>,
 }
 
 impl Slot {
     /// Its first element.
-    pub(super) fn pointer(&self) -> *mut u8 {
+    pub(in crate::py) fn pointer(&self) -> *mut u8 {
         self.pointer.load(Ordering::Relaxed)
     }
 }
 
 /// What makes a variable the one that was seen before: its memory, and how it lies.
 #[derive(PartialEq, Eq, Hash)]
-pub(super) struct Key {
+pub(in crate::py) struct Key {
     address: usize,
     dtype: DType,
     shape: Box<[usize]>,
@@ -98,7 +98,7 @@ pub(super) struct Key {
 }
 
 impl Key {
-    pub(super) fn of(view: &View) -> Result<Self, Error> {
+    pub(in crate::py) fn of(view: &View) -> Result<Self, Error> {
         let mut kept = with_capacity(view.shape().len())?;
         kept.extend(strides(view));
         let strides = kept.into_boxed_slice();
@@ -126,7 +126,7 @@ fn strides(view: &View) -> impl ExactSizeIterator<Item = isize> {
 
 impl Entry {
     /// A variable that was not met before, with these slots.
-    pub(super) fn new(variable: &View, slots: Vec<Slot>) -> PyResult<Self> {
+    pub(in crate::py) fn new(variable: &View, slots: Vec<Slot>) -> PyResult<Self> {
         let (_, number) = variable.number();
         let array = variable.array()?.unbind();
         Ok(Self { key: Arc::new(Key::of(variable)?), number, array, slots: slots.into() })
@@ -165,7 +165,7 @@ impl Entry {
     }
 
     /// A slot, for the check whether arrays overlap.
-    pub(super) fn view_of_slot<'py>(&self, py: Python<'py>, slot: &Slot) -> Result<View<'py>, Error> {
+    pub(in crate::py) fn view_of_slot<'py>(&self, py: Python<'py>, slot: &Slot) -> Result<View<'py>, Error> {
         let owner = slot.buffer.bind(py).clone().into_any();
         let number = (self.key.dtype, self.number);
         // SAFETY: memory of the variable's type and shape at these strides, which the buffer keeps alive.
@@ -175,7 +175,7 @@ impl Entry {
 
 impl State {
     /// The entry of a variable, if it was seen before. It is mostly where it was the last time.
-    pub(super) fn position(&self, view: &View, hint: usize) -> Result<Option<usize>, Error> {
+    pub(in crate::py) fn position(&self, view: &View, hint: usize) -> Result<Option<usize>, Error> {
         if self.entries.get(hint).is_some_and(|entry| entry.key.fits(view)) {
             return Ok(Some(hint));
         }
@@ -183,7 +183,7 @@ impl State {
     }
 
     /// The same variables once more, with room for so many others.
-    pub(super) fn copy(&self, py: Python<'_>, additional: usize) -> Result<Self, Error> {
+    pub(in crate::py) fn copy(&self, py: Python<'_>, additional: usize) -> Result<Self, Error> {
         let mut copy = Self::default();
         let count = self.entries.len().saturating_add(additional);
         copy.entries = with_capacity(count)?;
@@ -206,13 +206,13 @@ impl State {
     }
 
     /// Remembers a variable. There must be room for it, see [`State::copy`].
-    pub(super) fn add(&mut self, entry: Entry) {
+    pub(in crate::py) fn add(&mut self, entry: Entry) {
         self.known.insert(Arc::clone(&entry.key), self.entries.len());
         self.entries.push(entry);
     }
 
     /// The low-precision copy of a variable, if it has one.
-    pub(super) fn low_precision_copy<'py>(
+    pub(in crate::py) fn low_precision_copy<'py>(
         &self,
         py: Python<'py>,
         view: &View,
@@ -230,7 +230,7 @@ impl Slots {
     }
 
     /// What is kept now.
-    pub(super) fn state(&self) -> Arc<State> {
+    pub(in crate::py) fn state(&self) -> Arc<State> {
         Arc::clone(&self.lock())
     }
 
@@ -250,13 +250,13 @@ impl Slots {
     }
 
     /// Keeps something else from now on. Cannot fail.
-    pub(super) fn replace(&self, state: Arc<State>) {
+    pub(in crate::py) fn replace(&self, state: Arc<State>) {
         // What was kept is dropped when the lock is free again.
         let _before = std::mem::replace(&mut *self.lock(), state);
     }
 
     /// Slots for variables, uninitialised: as many for each as the rule has.
-    pub(super) fn allocate<'py>(
+    pub(in crate::py) fn allocate<'py>(
         py: Python<'py>,
         kind: Kind,
         variables: &[&View<'py>],
@@ -274,7 +274,7 @@ impl Slots {
     }
 
     /// Gives new slots their first values: those of the rule's slots, in their order.
-    pub(super) fn initialise<'a>(
+    pub(in crate::py) fn initialise<'a>(
         context: Context,
         fresh: impl Iterator<Item = (DType, usize, &'a [Slot])>,
         initial: &[f64],
@@ -295,7 +295,7 @@ impl Slots {
     }
 
     /// Counts a step that was taken.
-    pub(super) fn count_step(&self) {
+    pub(in crate::py) fn count_step(&self) {
         self.steps.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -306,11 +306,11 @@ impl Slots {
 }
 
 /// That a step is being taken, for as long as this is there.
-pub(super) struct Stepping<'a>(&'a Slots);
+pub(in crate::py) struct Stepping<'a>(&'a Slots);
 
 impl<'a> Stepping<'a> {
     /// Refuses a step in the middle of another, which the handler of a signal may ask for.
-    pub(super) fn begin(py: Python<'_>, slots: &'a Slots) -> PyResult<Self> {
+    pub(in crate::py) fn begin(py: Python<'_>, slots: &'a Slots) -> PyResult<Self> {
         let now = pool::generation() + 1;
         if slots.stepping.swap(now, Ordering::Relaxed) == now {
             return Err(in_the_middle(py, "apply_gradients"));
@@ -333,7 +333,7 @@ fn variable<'py>(array: &Bound<'py, PyAny>) -> PyResult<View<'py>> {
 }
 
 /// Refuses what cannot be updated.
-pub(super) fn check_variable(view: &View, name: impl Fn() -> String) -> Result<(), Error> {
+pub(in crate::py) fn check_variable(view: &View, name: impl Fn() -> String) -> Result<(), Error> {
     if !view.is_writable() {
         return Err(Error::Value(format!(
             "{} ({}) is read-only: a variable is updated in place",
@@ -345,7 +345,11 @@ pub(super) fn check_variable(view: &View, name: impl Fn() -> String) -> Result<(
 }
 
 /// Refuses what cannot be a variable's low-precision copy.
-pub(super) fn check_copy(copy: &View, variable: &View, name: impl Fn() -> String) -> Result<(), Error> {
+pub(in crate::py) fn check_copy(
+    copy: &View,
+    variable: &View,
+    name: impl Fn() -> String,
+) -> Result<(), Error> {
     if copy.dtype.size() >= variable.dtype.size() {
         return Err(Error::Type(format!(
             "{} is {}; it takes a float type narrower than the variable's {}",
@@ -537,7 +541,7 @@ fn write_copy(py: Python<'_>, view: &View, copy: &View) -> PyResult<()> {
 }
 
 /// The error of a call that a step does not allow while it goes on.
-pub(super) fn in_the_middle(py: Python<'_>, what: &str) -> PyErr {
+pub(in crate::py) fn in_the_middle(py: Python<'_>, what: &str) -> PyErr {
     exception::<PyRuntimeError>(
         py,
         &format!("{what} was called in the middle of a step of the same optimizer"),
