@@ -24,13 +24,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 from fastclip import _core
-from fastclip.clip import (
-    clip_by_average_norm,
-    clip_by_global_norm,
-    clip_by_norm,
-    clip_by_value,
-)
-from fastclip.config import (
+from fastclip._config import (
     config,
     free_cached_memory,
     get_num_threads,
@@ -38,12 +32,18 @@ from fastclip.config import (
     show_config,
     threads,
 )
-from fastclip.errors import NonFiniteError
-from fastclip.graph_keys import GraphKeys, get_collection, trainable_variables
-from fastclip.indexed_slices import IndexedSlices
-from fastclip.norms import global_norm, tensor_norms
-from fastclip.unitwise import adaptive_clip, clip_by_block_rms
-from fastclip.variable import Variable
+from fastclip._errors import NonFiniteError
+from fastclip._functions.clip import (
+    clip_by_average_norm,
+    clip_by_global_norm,
+    clip_by_norm,
+    clip_by_value,
+)
+from fastclip._functions.norms import global_norm, tensor_norms
+from fastclip._functions.unitwise import adaptive_clip, clip_by_block_rms
+from fastclip._indexed_slices import IndexedSlices
+from fastclip._variables.collections import GraphKeys, get_collection, trainable_variables
+from fastclip._variables.variable import Variable
 
 __version__: str = _core.__version__
 

@@ -21,8 +21,8 @@ __all__ = ["main"]
 _COMMANDS = {
     "info": ("fastclip.cli.info", "print version, SIMD level, threads and GPU adapters"),
     "clip": ("fastclip.cli.clip_file", "clip the tensors of a npz or safetensors file"),
-    "bench": ("fastclip.cli.bench", "time fastclip beside NumPy, torch, TensorFlow and JAX"),
-    "demo": ("fastclip.cli.demo", "see clipping at work in a small training run"),
+    "bench": ("fastclip.cli.bench.command", "time fastclip beside NumPy, torch, TensorFlow and JAX"),
+    "demo": ("fastclip.cli.demo.command", "see clipping at work in a small training run"),
 }
 
 _EXIT_CODES = """\

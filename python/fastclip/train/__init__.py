@@ -15,19 +15,19 @@ array([-0.1,  0. , -0.1], dtype=float32)
 
 from __future__ import annotations
 
-from fastclip.train.adadelta import AdadeltaOptimizer
-from fastclip.train.adagrad import AdagradOptimizer
-from fastclip.train.adagrad_da import AdagradDAOptimizer
-from fastclip.train.adam import AdamOptimizer
-from fastclip.train.adamw import AdamWOptimizer
-from fastclip.train.ftrl import FtrlOptimizer
-from fastclip.train.gradient_descent import GradientDescentOptimizer
-from fastclip.train.gradients import compute_gradients
-from fastclip.train.momentum import MomentumOptimizer
-from fastclip.train.optimizer import Optimizer
-from fastclip.train.proximal_adagrad import ProximalAdagradOptimizer
-from fastclip.train.proximal_gradient_descent import ProximalGradientDescentOptimizer
-from fastclip.train.rms_prop import RMSPropOptimizer
+from fastclip._autodiff.gradients import compute_gradients
+from fastclip.train._optimizer import Optimizer
+from fastclip.train._optimizers.adadelta import AdadeltaOptimizer
+from fastclip.train._optimizers.adagrad import AdagradOptimizer
+from fastclip.train._optimizers.adagrad_da import AdagradDAOptimizer
+from fastclip.train._optimizers.adam import AdamOptimizer
+from fastclip.train._optimizers.adamw import AdamWOptimizer
+from fastclip.train._optimizers.ftrl import FtrlOptimizer
+from fastclip.train._optimizers.gradient_descent import GradientDescentOptimizer
+from fastclip.train._optimizers.momentum import MomentumOptimizer
+from fastclip.train._optimizers.proximal_adagrad import ProximalAdagradOptimizer
+from fastclip.train._optimizers.proximal_gradient_descent import ProximalGradientDescentOptimizer
+from fastclip.train._optimizers.rms_prop import RMSPropOptimizer
 
 __all__ = [
     "AdadeltaOptimizer",

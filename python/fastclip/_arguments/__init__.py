@@ -1,0 +1,1 @@
+"""How arguments become arrays that the compiled part takes."""

@@ -1,0 +1,1 @@
+"""What the public functions do when nothing is differentiated: one call of the compiled part each."""

@@ -1,0 +1,197 @@
+"""Clipping rules that look at each tensor, or each unit of it, by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastclip import _core
+from fastclip._arguments.arrays import as_bound
+from fastclip._arguments.tree import check_same_structure, flatten, flatten_like
+from fastclip._autodiff.traced import holds_traced
+from fastclip._indexed_slices import IndexedSlices
+
+__all__ = ["adaptive_clip", "clip_by_block_rms"]
+
+
+def clip_by_block_rms(t_list: Any, threshold: float, *, out: Any = None) -> Any:
+    """Scale each tensor so that its root mean square is at most `threshold`.
+
+    Each becomes ``t / max(1, rms / threshold)`` with ``rms = sqrt(mean(abs(t)**2))``, as
+    ``optax.clip_by_block_rms`` [1]_.
+
+    Parameters
+    ----------
+    t_list : list, tuple, dict or nested container
+        As for :func:`clip_by_global_norm`.
+    threshold : float
+        The bound, 0 or more.
+    out : container, optional
+        As for :func:`clip_by_global_norm`.
+
+    Returns
+    -------
+    list or container
+        As the first result of :func:`clip_by_global_norm`. A tensor with a NaN or an infinity is all NaN.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`clip_by_global_norm`.
+
+    References
+    ----------
+    .. [1] https://optax.readthedocs.io/en/latest/api/transformations.html#optax.clip_by_block_rms
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastclip
+    >>> fastclip.clip_by_block_rms([np.array([3.0, 3.0]), np.array([0.5])], 1.0)
+    [array([1., 1.]), array([0.5])]
+    """
+    if holds_traced(t_list, threshold):
+        from fastclip._autodiff import rules
+
+        return rules.clip_by_block_rms(t_list, threshold, out)
+    bound = as_bound(threshold, "threshold")
+    if bound < 0:
+        raise ValueError(f"threshold is {bound}; it takes a number, 0 or more")
+    tree = flatten(t_list, "t_list")
+    target = None if out is None else flatten_like(out, tree)
+    bounds = [bound] * sum(leaf is not None for leaf in tree.leaves)
+    outputs = None if target is None else target.leaves
+    results = _core.clip_tensors(tree.leaves, bounds, "root", 2.0, outputs, tree.names(target))
+    return tree.finished(results, target)
+
+
+def adaptive_clip(
+    params: Any,
+    grads: Any,
+    clipping: float = 0.01,
+    eps: float = 1e-3,
+    *,
+    axes: Sequence[int] | int | None = None,
+    out: Any = None,
+) -> Any:
+    """Bound each unit's gradient by a fraction of the norm of the unit's parameters.
+
+    Adaptive gradient clipping [1]_, with the units of ``optax.adaptive_grad_clip`` [2]_: a unit's gradient
+    is scaled so that its norm is at most ``clipping * max(norm of its parameters, eps)``.
+
+    Parameters
+    ----------
+    params : list, tuple, dict or nested container
+        The parameters, arrays as for :func:`clip_by_global_norm`.
+    grads : container
+        Their gradients: the structure of `params`, each of the shape of its parameter; None where there is
+        no gradient.
+    clipping : float, optional
+        The largest ratio of the two norms.
+    eps : float, optional
+        What a parameter norm counts for at least, so that parameters that are 0 can grow.
+    axes : int or sequence of int, optional
+        The axes that a unit spans, for every tensor. None takes optax's: all of a scalar or vector, axis 0
+        of two and three dimensions (weights as input by output), all but the last of four and five (kernels
+        as height by width by input by output).
+    out : container, optional
+        As for :func:`clip_by_global_norm`; ``out=grads`` clips in place.
+
+    Returns
+    -------
+    list or container
+        The clipped gradients, as the first result of :func:`clip_by_global_norm`. A unit with a NaN or an
+        infinity in its gradient, or a NaN in its parameters, is all NaN.
+
+    Raises
+    ------
+    TypeError
+        If an entry is no array, or a gradient is sparse.
+    ValueError
+        If structures or shapes differ, a tensor has more than five dimensions and `axes` is None, or
+        `clipping` or `eps` is negative.
+
+    References
+    ----------
+    .. [1] A. Brock, S. De, S. L. Smith, K. Simonyan, "High-performance large-scale image recognition
+       without normalization", 2021.
+    .. [2] https://optax.readthedocs.io/en/latest/api/transformations.html#optax.adaptive_grad_clip
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastclip
+    >>> w = np.array([[3.0, 0.0], [4.0, 0.0]])
+    >>> g = np.array([[0.3, 0.3], [0.4, 0.4]])
+    >>> fastclip.adaptive_clip([w], [g], clipping=0.01)
+    [array([[3.e-02, 6.e-06],
+           [4.e-02, 8.e-06]])]
+    """
+    if holds_traced(grads, clipping, eps) or holds_traced(params):
+        from fastclip._autodiff import rules
+
+        return rules.adaptive_clip(params, grads, clipping, eps, axes, out)
+    clipping, eps = as_bound(clipping, "clipping"), as_bound(eps, "eps")
+    for value, name in ((clipping, "clipping"), (eps, "eps")):
+        if value < 0:
+            raise ValueError(f"{name} is {value}; it takes a number, 0 or more")
+    tree = flatten(grads, "grads")
+    weights = flatten(params, "params")
+    target = None if out is None else flatten_like(out, tree)
+    check_same_structure(weights, tree)
+    if target is not None:
+        _core.check_apart(weights.leaves, target.leaves, weights.names(target))
+
+    chosen: list[npt.NDArray[Any] | None] = []
+    units: list[list[bool]] = []
+    norms: list[npt.NDArray[np.float64] | None] = []
+    for i, (weight, grad) in enumerate(zip(weights.leaves, tree.leaves, strict=True)):
+        label = f"grads[{i}]" if tree.labels is None else tree.labels[i]
+        if isinstance(tree.entries[i], IndexedSlices):
+            raise TypeError(
+                f"{label} is an IndexedSlices, whose rows are not those of its parameter; use to_dense()"
+            )
+        if grad is None:
+            chosen.append(None)
+            units.append([])
+            norms.append(None)
+            continue
+        if weight is None or weight.shape != grad.shape:
+            what = "None" if weight is None else f"of shape {weight.shape}"
+            raise ValueError(f"{label} has shape {grad.shape}, its parameter in params is {what}")
+        unit = _unit_axes(grad.shape, axes, label)
+        chosen.append(weight)
+        units.append(unit)
+        norms.append(np.empty([1 if r else n for n, r in zip(grad.shape, unit, strict=True)]))
+
+    # Parameters without a gradient are not looked at.
+    _core.slice_norms(chosen, units, 2.0, norms, weights.names())
+    bounds = [None if n is None else _unit_bounds(n, clipping, eps) for n in norms]
+    outputs = None if target is None else target.leaves
+    results = _core.clip_slices(tree.leaves, units, bounds, 2.0, outputs, tree.names(target))
+    return tree.finished(results, target)
+
+
+def _unit_bounds(norms: npt.NDArray[np.float64], clipping: float, eps: float) -> npt.NDArray[np.float64]:
+    if clipping == np.inf:
+        # It bounds nothing, whatever the norm; NaN parameters stay NaN.
+        return np.asarray(norms + np.inf)
+    return np.asarray(np.maximum(norms, eps) * clipping)
+
+
+def _unit_axes(shape: tuple[int, ...], axes: Sequence[int] | int | None, label: str) -> list[bool]:
+    from fastclip._functions.clip import _reduced_axes
+
+    ndim = len(shape)
+    if axes is not None:
+        return _reduced_axes(axes, ndim) or [False] * ndim
+    if sum(n != 1 for n in shape) <= 1:
+        return [True] * ndim
+    if ndim in (2, 3):
+        return [True] + [False] * (ndim - 1)
+    if ndim in (4, 5):
+        return [True] * (ndim - 1) + [False]
+    raise ValueError(f"{label} has {ndim} dimensions; with more than 5, axes= must say what a unit is")

@@ -1,0 +1,496 @@
+"""A variable: an array that training updates in place."""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastclip._arguments.arrays import as_array, describe
+from fastclip._arguments.foreign import foreign_array, framework
+from fastclip._autodiff.tracing import Trace, current_trace
+from fastclip._variables.collections import add_trainable
+
+__all__ = ["Variable"]
+
+# An ndarray on the left asks the ufunc, and tensors of other libraries know no ufuncs.
+_OPERATORS: dict[Any, Callable[..., Any]] = {
+    np.add: operator.add,
+    np.subtract: operator.sub,
+    np.multiply: operator.mul,
+    np.true_divide: operator.truediv,
+    np.floor_divide: operator.floordiv,
+    np.remainder: operator.mod,
+    np.power: operator.pow,
+    np.matmul: operator.matmul,
+    np.less: operator.lt,
+    np.less_equal: operator.le,
+    np.greater: operator.gt,
+    np.greater_equal: operator.ge,
+}
+
+_WRITE_INSTEAD = {
+    "autograd": "use autograd.numpy in place of numpy in the loss",
+    "jax": "use jax.numpy in place of numpy in the loss",
+    "torch": "use torch's functions in the loss",
+}
+
+# Below every trace that autograd numbers itself, and below the one that stands for none.
+_NO_TRACE = -2
+
+
+class Variable:
+    """An array that training updates in place, as ``tf.Variable``.
+
+    A loss reads it as an array: with operators, indices, and the functions of NumPy, or of autograd, JAX or
+    torch while one of these differentiates the loss.
+
+    Parameters
+    ----------
+    initial_value : array_like or callable
+        What it holds at first, which is copied; or a callable without parameters that returns it. Python's
+        floats become float32 and its integers int32, as in TensorFlow; arrays keep their type.
+    trainable : bool, optional
+        Whether it joins ``GraphKeys.TRAINABLE_VARIABLES``, which ``compute_gradients`` uses where it is
+        given no variables. The collection does not keep it alive.
+    name : str, optional
+        What it is called.
+    constraint : callable, optional
+        A function that projects the value after an optimizer's update, as TensorFlow's.
+    dtype : dtype, optional
+        The type of the array, instead of that of `initial_value`.
+
+    Attributes
+    ----------
+    name : str
+    trainable : bool
+    constraint : callable or None
+
+    Raises
+    ------
+    TypeError
+        If `initial_value` becomes no array of numbers, or `name` is no string.
+    ValueError
+        If `constraint` is not callable.
+
+    Notes
+    -----
+    Variables are equal only to themselves among variables, and can be keys; beside an array they compare
+    element by element. While a loss is differentiated, the variables
+    it is differentiated by read as values that the engine traces. A function that would take such a one for
+    a constant, as NumPy's own functions do, raises TypeError; :meth:`numpy` is the way to read the numbers.
+
+    References
+    ----------
+    .. [1] https://www.tensorflow.org/api_docs/python/tf/Variable
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastclip
+    >>> w = fastclip.Variable([1.0, 2.0], name="w")
+    >>> w
+    <Variable 'w' shape=(2,) dtype=float32, value=array([1., 2.], dtype=float32)>
+    >>> np.float32([[1, 1]]) @ w
+    array([3.], dtype=float32)
+    >>> w.assign_sub([0.5, 0.5]).numpy()
+    array([0.5, 1.5], dtype=float32)
+    """
+
+    __slots__ = ("__weakref__", "_data", "constraint", "name", "trainable")
+
+    #: NumPy's arrays and scalars leave operators to a variable.
+    __array_priority__ = 200.0
+
+    def __init__(
+        self,
+        initial_value: Any,
+        trainable: bool = True,
+        name: str | None = None,
+        constraint: Callable[[Any], Any] | None = None,
+        *,
+        dtype: npt.DTypeLike | None = None,
+    ) -> None:
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name is {name!r}; it takes a string")
+        if constraint is not None and not callable(constraint):
+            raise ValueError(f"constraint is {describe(constraint)}; it takes a callable")
+        if callable(initial_value) and not isinstance(initial_value, Variable):
+            initial_value = initial_value()
+        array = _initial(initial_value)
+        if dtype is not None:
+            array = array.astype(dtype, order="C", copy=True)
+        if array.dtype.kind not in "fciub" and array.dtype.name != "bfloat16":
+            raise TypeError(f"initial_value is {describe(array)}; it takes numbers")
+        self._data: npt.NDArray[Any] = np.array(array, order="C", copy=True)
+        self.trainable = bool(trainable)
+        self.name = "Variable" if name is None else name
+        self.constraint = constraint
+        if self.trainable:
+            add_trainable(self)
+
+    # The array ---------------------------------------------------------------------------------
+
+    @property
+    def value(self) -> Any:
+        """The array itself, which assignments and updates write to; or the traced value.
+
+        It is the same array for the life of the variable. While a loss is differentiated by this variable,
+        it is the value that the engine traces.
+        """
+        trace = current_trace()
+        if trace is None:
+            return self._data
+        tracing = trace.find(self)
+        return trace.constant(self._data) if tracing is None else tracing.values[self]
+
+    def numpy(self) -> npt.NDArray[Any]:
+        """Return a copy of the array; where a loss is differentiated, a constant, as in TensorFlow."""
+        return self._data.copy()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the array."""
+        return self._data.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the elements."""
+        return self._data.dtype
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions."""
+        return self._data.ndim
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return self._data.size
+
+    def __repr__(self) -> str:
+        return f"<Variable {self.name!r} shape={self.shape} dtype={self.dtype}, value={self._data!r}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Variable, (self._data, self.trainable, self.name, self.constraint))
+
+    # Assignment --------------------------------------------------------------------------------
+
+    def assign(self, value: Any) -> Variable:
+        """Write a new value into the array.
+
+        Parameters
+        ----------
+        value : array_like
+            Of the variable's shape, and of its kind of type: floats of another width are rounded.
+
+        Returns
+        -------
+        Variable
+            This one.
+
+        Raises
+        ------
+        TypeError
+            If the type is of another kind: floats for an integer variable, or no numbers.
+        ValueError
+            If the shape is another.
+        RuntimeError
+            If a loss is being differentiated by this variable.
+        """
+        np.copyto(self._data, self._assignable(value, "value"), casting="unsafe")
+        return self
+
+    def assign_add(self, delta: Any) -> Variable:
+        """Add to the array in place; otherwise as :meth:`assign`."""
+        np.add(self._data, self._assignable(delta, "delta"), out=self._data, casting="unsafe")
+        return self
+
+    def assign_sub(self, delta: Any) -> Variable:
+        """Subtract from the array in place; otherwise as :meth:`assign`."""
+        np.subtract(self._data, self._assignable(delta, "delta"), out=self._data, casting="unsafe")
+        return self
+
+    def _memory(self) -> npt.NDArray[Any]:
+        """The array itself, which the caller is going to write to."""
+        if self._traced() is not None:
+            raise RuntimeError(
+                f"the variable {self.name!r} was assigned to inside the loss that is differentiated by it"
+            )
+        return self._data
+
+    def _assignable(self, value: Any, name: str) -> npt.NDArray[Any]:
+        self._memory()
+        array = value._data if isinstance(value, Variable) else as_array(value, name)
+        floats = self.dtype.kind == "f" or self.dtype.name == "bfloat16"
+        narrow = array.dtype.name == "bfloat16"
+        fits = floats and (array.dtype.kind in "fiub" or narrow)
+        if not fits and not (
+            array.dtype.kind in "fciub" and np.can_cast(array.dtype, self.dtype, "same_kind")
+        ):
+            raise TypeError(
+                f"{name} is {describe(array)}; the variable {self.name!r} has dtype {self.dtype} and "
+                "takes numbers of that kind"
+            )
+        if array.shape != self.shape:
+            raise ValueError(f"{name} has shape {array.shape}; the variable {self.name!r} has {self.shape}")
+        if self.dtype.kind in "iu" and array.size and array.dtype != self.dtype:
+            info = np.iinfo(self.dtype)
+            if int(array.min()) < info.min or int(array.max()) > info.max:
+                raise OverflowError(
+                    f"{name} is outside of {info.min} to {info.max}, which the variable {self.name!r} of "
+                    f"dtype {self.dtype} holds"
+                )
+        return array
+
+    def _no_rebinding(self, other: Any) -> Any:
+        # `w += g` would bind the name to a new array, and leave the variable as it was.
+        raise RuntimeError(
+            f"the variable {self.name!r} takes no augmented assignment; use assign_add or assign_sub, "
+            "or write w = w + x for a new array"
+        )
+
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = __ifloordiv__ = _no_rebinding
+    __imod__ = __ipow__ = __imatmul__ = _no_rebinding
+
+    # Reading it, traced or not -----------------------------------------------------------------
+
+    def _traced(self) -> Trace | None:
+        """The differentiation that this variable is traced by, if one is going on."""
+        trace = current_trace()
+        return None if trace is None else trace.find(self)
+
+    def _untraced(self, reader: str) -> npt.NDArray[Any]:
+        trace = self._traced()
+        if trace is not None:
+            raise TypeError(
+                f"{reader} would take the variable {self.name!r} for a constant, where the loss is "
+                f"differentiated by it with {trace.engine}: {_WRITE_INSTEAD[trace.engine]} (numpy() of the "
+                "variable reads it as a constant)"
+            )
+        return self._data
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        array = self._untraced("numpy")
+        converted = array if dtype is None else array.astype(dtype, copy=False)
+        if copy is False and converted is not array:
+            raise ValueError(f"an array of dtype {dtype} is a copy of the variable {self.name!r}")
+        return converted.copy() if copy and converted is array else converted
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        out = kwargs.get("out")
+        if out is not None:
+            kwargs["out"] = tuple(_written(entry, ufunc) for entry in out)
+        values = [_operand(entry) for entry in inputs]
+        traced = next((t for t in map(_tracing_of, inputs) if t is not None), None)
+        if traced is None or traced.engine == "autograd":
+            return getattr(ufunc, method)(*values, **kwargs)
+        if ufunc in _OPERATORS and method == "__call__" and not kwargs:
+            return _OPERATORS[ufunc](*values)
+        return self._untraced(f"numpy.{ufunc.__name__}")
+
+    def __getattr__(self, name: str) -> Any:
+        # Methods of arrays, and of what an engine has in their place: w.sum(), w.T, w.reshape(...).
+        if name.startswith("_"):
+            raise AttributeError(f"a Variable has no attribute {name!r}")
+        return getattr(self.value, name)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.value[index]
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.value)
+
+    def __bool__(self) -> bool:
+        return bool(self.value)
+
+    def __float__(self) -> float:
+        return float(self._untraced("float()"))
+
+    def __int__(self) -> int:
+        return int(self._untraced("int()"))
+
+    def __index__(self) -> int:
+        return operator.index(self._untraced("an index"))
+
+    def __neg__(self) -> Any:
+        return -self.value
+
+    def __pos__(self) -> Any:
+        value = self.value
+        # autograd's boxes have no unary plus; they are immutable, so they need none.
+        return +value if hasattr(value, "__pos__") else value
+
+    def __abs__(self) -> Any:
+        return abs(self.value)
+
+    def __add__(self, other: Any) -> Any:
+        return operator.add(self.value, _operand(other))
+
+    def __radd__(self, other: Any) -> Any:
+        return operator.add(_operand(other), self.value)
+
+    def __sub__(self, other: Any) -> Any:
+        return operator.sub(self.value, _operand(other))
+
+    def __rsub__(self, other: Any) -> Any:
+        return operator.sub(_operand(other), self.value)
+
+    def __mul__(self, other: Any) -> Any:
+        return operator.mul(self.value, _operand(other))
+
+    def __rmul__(self, other: Any) -> Any:
+        return operator.mul(_operand(other), self.value)
+
+    def __truediv__(self, other: Any) -> Any:
+        return operator.truediv(self.value, _operand(other))
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return operator.truediv(_operand(other), self.value)
+
+    def __floordiv__(self, other: Any) -> Any:
+        return operator.floordiv(self.value, _operand(other))
+
+    def __rfloordiv__(self, other: Any) -> Any:
+        return operator.floordiv(_operand(other), self.value)
+
+    def __mod__(self, other: Any) -> Any:
+        return operator.mod(self.value, _operand(other))
+
+    def __rmod__(self, other: Any) -> Any:
+        return operator.mod(_operand(other), self.value)
+
+    def __pow__(self, other: Any) -> Any:
+        return operator.pow(self.value, _operand(other))
+
+    def __rpow__(self, other: Any) -> Any:
+        return operator.pow(_operand(other), self.value)
+
+    def __matmul__(self, other: Any) -> Any:
+        return operator.matmul(self.value, _operand(other))
+
+    def __rmatmul__(self, other: Any) -> Any:
+        return operator.matmul(_operand(other), self.value)
+
+    def __lt__(self, other: Any) -> Any:
+        return operator.lt(self.value, _operand(other))
+
+    def __le__(self, other: Any) -> Any:
+        return operator.le(self.value, _operand(other))
+
+    def __gt__(self, other: Any) -> Any:
+        return operator.gt(self.value, _operand(other))
+
+    def __ge__(self, other: Any) -> Any:
+        return operator.ge(self.value, _operand(other))
+
+    # autograd ----------------------------------------------------------------------------------
+    #
+    # Its functions find what they trace by the type of their arguments. The engine registers this type
+    # with it, and a variable then answers with the parts of the box that stands in its place.
+
+    @property
+    def _trace(self) -> Any:
+        box = self._box()
+        return _NO_TRACE if box is None else box._trace
+
+    @property
+    def _node(self) -> Any:
+        box = self._box()
+        return None if box is None else box._node
+
+    @property
+    def _value(self) -> Any:
+        box = self._box()
+        return self._data if box is None else box._value
+
+    def _box(self) -> Any:
+        trace = self._traced()
+        return trace.values[self] if trace is not None and trace.engine == "autograd" else None
+
+    # JAX ---------------------------------------------------------------------------------------
+
+    def __jax_array__(self) -> Any:
+        trace = self._traced()
+        if trace is not None and trace.engine == "jax":
+            return trace.values[self]
+        # A copy: JAX may share the memory of an array, and takes it for immutable.
+        return sys.modules["jax"].numpy.array(self._untraced("jax"))
+
+    # torch -------------------------------------------------------------------------------------
+
+    @property
+    def __cuda_array_interface__(self) -> Any:
+        # torch.tensor and torch.as_tensor ask no __torch_function__: they would go on to read the elements
+        # as constants. What is no dict here makes them raise TypeError.
+        trace = self._traced()
+        if trace is not None and trace.engine == "torch":
+            return "a Variable is a tensor already where torch differentiates by it: use its value"
+        raise AttributeError("a Variable is no CUDA array")
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        torch = sys.modules["torch"]
+
+        def tensor(entry: Any) -> Any:
+            if isinstance(entry, Variable):
+                trace = entry._traced()
+                if trace is not None and trace.engine == "torch":
+                    return trace.values[entry]
+                return torch.from_numpy(entry._untraced("torch"))
+            if type(entry) in (list, tuple):
+                return type(entry)(tensor(part) for part in entry)
+            if type(entry) is dict:
+                return {key: tensor(part) for key, part in entry.items()}
+            return entry
+
+        return func(*tensor(args), **tensor(kwargs or {}))
+
+
+def _operand(value: Any) -> Any:
+    """The other side of an operator, as the engine that is at work computes with it."""
+    if isinstance(value, Variable):
+        return value.value
+    trace = current_trace()
+    return trace.constant(value) if trace is not None and isinstance(value, np.ndarray) else value
+
+
+def _tracing_of(value: Any) -> Trace | None:
+    return value._traced() if isinstance(value, Variable) else None
+
+
+def _written(value: Any, ufunc: np.ufunc) -> Any:
+    return value._untraced(f"numpy.{ufunc.__name__}(out=)") if isinstance(value, Variable) else value
+
+
+def _initial(value: Any) -> npt.NDArray[Any]:
+    """An array of an initial value, with the types that TensorFlow gives Python's numbers."""
+    if isinstance(value, Variable):
+        return value._data
+    if framework(value) is not None:
+        return foreign_array(value, "initial_value")
+    array = as_array(value, "initial_value")
+    if not _is_python(value):
+        return array
+    if array.dtype == np.float64:
+        return array.astype(np.float32)
+    info = np.iinfo(np.int32)
+    if array.dtype.kind == "i" and (not array.size or (info.min <= array.min() and array.max() <= info.max)):
+        return array.astype(np.int32)
+    return array
+
+
+def _is_python(value: Any) -> bool:
+    """Whether a value is made of Python's numbers alone, whose type NumPy chose."""
+    if isinstance(value, (list, tuple)):
+        return all(_is_python(entry) for entry in value)
+    return isinstance(value, (int, float)) and not isinstance(value, np.generic)

@@ -1,0 +1,1 @@
+"""``fastclip bench``: fastclip beside other libraries, and beside the bandwidth of the machine."""

@@ -1,0 +1,1 @@
+"""``fastclip demo``: training with and without clipping."""

@@ -1,0 +1,212 @@
+"""``fastclip demo``: a training run that needs its gradients clipped."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import io
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import fastclip
+from fastclip.cli.demo import training
+from fastclip.cli.errors import CommandError
+from fastclip.cli.json_output import to_json
+from fastclip.cli.progress import steps_progress
+
+_DESCRIPTION = f"""\
+Train a small recurrent network on scikit-learn's handwritten digits: by Adam without
+clipping, with clipvalue={training.VALUE_BOUND:g}, and with global_clipnorm={training.GLOBAL_NORM_BOUND:g};
+then by plain SGD without clipping, and with global_clipnorm={training.GLOBAL_NORM_BOUND:g}.
+Data, first weights and batches are the same, and so is the learning rate of all runs of
+an optimizer. Shows what became of each, draws losses and gradient norms, then runs
+'fastclip bench --quick'.
+"""
+
+_INTRODUCTION = f"""\
+A small recurrent network reads handwritten digits, 16 time steps each. Its recurrent
+weights start at {training.GAIN:g} times an orthogonal matrix, on purpose so large that gradients
+explode. (From 1.7 times, Adam trains as well without clipping.) All runs start from the
+same weights and see the same batches; those of an optimizer differ in clipping alone.
+"""
+
+# What is imported, and the distribution it comes from.
+_NEEDED = {
+    "sklearn": "scikit-learn",
+    "autograd.numpy": "autograd",
+    "matplotlib": "matplotlib",
+    "rich": "rich",
+}
+_FORMATS = (".png", ".svg", ".pdf")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``fastclip demo``."""
+    parser.description = _DESCRIPTION
+    parser.add_argument(
+        "--steps", type=int, default=800, metavar="N", help="steps of each run (default: 800)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all random choices (default: 0)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("fastclip-demo.png"),
+        metavar="PATH",
+        help="the picture to write (default: fastclip-demo.png)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--no-bench", action="store_true", help="leave out 'fastclip bench --quick'")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train with and without clipping, show what was found, and run the short benchmark."""
+    _check_usage(args)
+    _need_packages()
+    if not args.json:
+        print(_INTRODUCTION, flush=True)
+    runs = _train(args)
+    _write_picture(runs, args.out)
+    if args.json:
+        return _print_json(runs, args)
+    _print_table(runs, args)
+    if args.no_bench:
+        return 0
+    print("\nfastclip bench --quick", flush=True)
+    return _bench()
+
+
+def _check_usage(args: argparse.Namespace) -> None:
+    """Find what is wrong with the arguments before the work."""
+    for name, least in (("steps", 1), ("seed", 0)):
+        value = getattr(args, name)
+        if value < least:
+            raise CommandError(f"--{name} has to be at least {least}, and is {value}")
+    if args.out.suffix.lower() not in _FORMATS:
+        raise CommandError(f"--out: {args.out} has to end in {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}")
+    if not args.out.absolute().parent.is_dir():
+        raise CommandError(f"--out: there is no directory {args.out.parent}")
+
+
+def _need_packages() -> None:
+    missing = []
+    for module, distribution in _NEEDED.items():
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            missing.append(distribution)
+    if missing:
+        names = " and ".join(missing)
+        raise CommandError(f"the demo needs {names}, not installed here: pip install 'fastclip[demo]'")
+
+
+def _train(args: argparse.Namespace) -> list[training.Run]:
+    task = training.digits_task(steps=args.steps, seed=args.seed)
+    runs = []
+    with steps_progress(len(training.METHODS) * args.steps) as (describe, advance):
+        for method in training.METHODS:
+            describe(method.name)
+            runs.append(training.train(task, method, advance))
+            advance(args.steps - runs[-1].steps)
+    return runs
+
+
+def _write_picture(runs: Sequence[training.Run], path: Path) -> None:
+    from fastclip.cli.demo.training_plot import plot_runs
+
+    try:
+        plot_runs(runs, path)
+    except OSError as error:
+        raise CommandError(f"--out: {path} cannot be written: {error.strerror}") from None
+
+
+def _print_table(runs: Sequence[training.Run], args: argparse.Namespace) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from fastclip.cli.bench.table import seconds_text
+
+    rates = {run.method.rule: run.method.learning_rate for run in runs}
+    table = Table(
+        title=f"batches of {training.BATCH}, learning rates up to "
+        + " and ".join(f"{rate:g} ({rule})" for rule, rate in rates.items()),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+    )
+    columns: dict[str, Callable[[training.Run], str]] = {
+        "final\nloss": lambda run: "NaN" if run.diverged else f"{run.final_loss:.4f}",
+        "test\naccuracy": lambda run: f"{run.test_accuracy:.1%}",
+        "largest\nnorm": lambda run: f"{run.largest_norm:.3g}",
+        "steps\nclipped": lambda run: "-" if run.method.clipping == "none" else f"{run.clipped_share:.0%}",
+        "time for\na step": lambda run: seconds_text(run.step_seconds / run.steps),
+        "of that,\nupdate": lambda run: seconds_text(run.update_seconds / run.steps),
+    }
+    table.add_column("", no_wrap=True)
+    for heading in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for run in runs:
+        cells = [cell(run) for cell in columns.values()]
+        table.add_row(run.method.name, *cells, style="red" if run.diverged else "")
+    console = Console()
+    console.print(table)
+    lines = [
+        "norm: the global norm of the gradients before clipping; update: apply_gradients, with clipping",
+        f"a guess has a loss of {math.log(training.CLASSES):.4f} and is right {1 / training.CLASSES:.0%} "
+        "of the time",
+    ]
+    for run in runs:
+        if run.diverged:
+            lines.append(f"{run.method.name}: the weights became NaN or infinite at step {run.steps}")
+    for line in [*lines, f"picture: {args.out}"]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_json(runs: Sequence[training.Run], args: argparse.Namespace) -> int:
+    """Print all that was found as one object, the benchmark's with it."""
+    report: dict[str, Any] = {
+        "fastclip": fastclip.config(),
+        "settings": {
+            "steps": args.steps,
+            "seed": args.seed,
+            "batch": training.BATCH,
+            "hidden": training.HIDDEN,
+            "gain": training.GAIN,
+        },
+        "runs": [_run_to_dict(run) for run in runs],
+        "picture": str(args.out),
+    }
+    code = 0
+    if not args.no_bench:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            code = _bench("--json")
+        report["bench"] = json.loads(printed.getvalue() or "null")
+    print(to_json(report))
+    return code
+
+
+def _run_to_dict(run: training.Run) -> dict[str, Any]:
+    return {
+        "optimizer": run.method.rule,
+        "learning_rate": run.method.learning_rate,
+        "clipping": run.method.clipping,
+        "bound": run.method.bound,
+        "steps": run.steps,
+        "diverged": run.diverged,
+        "final_loss": run.final_loss,
+        "test_accuracy": run.test_accuracy,
+        "largest_norm": run.largest_norm,
+        "clipped_share": run.clipped_share,
+        "update_seconds": run.update_seconds,
+        "step_seconds": run.step_seconds,
+    }
+
+
+def _bench(*options: str) -> int:
+    from fastclip.cli import main
+
+    return main(["bench", "--quick", *options])

@@ -1,0 +1,84 @@
+"""Adagrad."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastclip.train._hyper_parameter import HyperParameter, current
+from fastclip.train._optimizer import Optimizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from fastclip.train._handling import GradientHandling
+
+__all__ = ["AdagradOptimizer"]
+
+
+class AdagradOptimizer(Optimizer):
+    r"""Adagrad.
+
+    Takes the arguments of ``tf.compat.v1.train.AdagradOptimizer``, and the keyword arguments of
+    :class:`Optimizer`.
+
+    Parameters
+    ----------
+    learning_rate : float, array of no dimensions, Variable or callable
+        The learning rate.
+    initial_accumulator_value : float
+        The first value of the accumulators, above 0.
+    use_locking, name
+        See :class:`Optimizer`.
+    **handling
+        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
+        :class:`Optimizer`.
+
+    Raises
+    ------
+    ValueError
+        If `initial_accumulator_value` is not above 0.
+
+    Notes
+    -----
+    :math:`a \leftarrow a + g^2`, :math:`w \leftarrow w - \mathit{lr} \cdot g / \sqrt a` [1]_ [2]_. The slot
+    ``accumulator`` holds :math:`a`.
+
+    References
+    ----------
+    .. [1] https://www.tensorflow.org/api_docs/python/tf/compat/v1/train/AdagradOptimizer
+    .. [2] Duchi, Hazan, Singer, "Adaptive subgradient methods for online learning and stochastic
+       optimization", JMLR 12, 2011. https://jmlr.org/papers/v12/duchi11a.html
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastclip.train import AdagradOptimizer
+    >>> w = np.array([1.0, 2.0])
+    >>> optimizer = AdagradOptimizer(0.5, initial_accumulator_value=3.0)
+    >>> optimizer.apply_gradients([(np.array([1.0, -1.0]), w)])
+    >>> w
+    array([0.75, 2.25])
+    """
+
+    _rule = "adagrad"
+    _slot_names = ("accumulator",)
+
+    def __init__(
+        self,
+        learning_rate: HyperParameter,
+        initial_accumulator_value: float = 0.1,
+        use_locking: bool = False,
+        name: str = "Adagrad",
+        **handling: Unpack[GradientHandling],
+    ) -> None:
+        super().__init__(use_locking, name, **handling)
+        self._initial_accumulator_value = current(initial_accumulator_value, "initial_accumulator_value")
+        if self._initial_accumulator_value <= 0.0:
+            raise ValueError(f"initial_accumulator_value must be positive: {initial_accumulator_value}")
+        self._learning_rate = learning_rate
+
+    def _hyper(self) -> tuple[float, ...]:
+        return (current(self._learning_rate, "learning_rate"),)
+
+    def _initial(self) -> tuple[float, ...]:
+        return (self._initial_accumulator_value,)

@@ -1,0 +1,116 @@
+"""Adagrad with dual averaging."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastclip._variables.variable import Variable
+from fastclip.train._hyper_parameter import HyperParameter, current
+from fastclip.train._optimizer import Optimizer
+from fastclip.train._step_counter import as_step_counter
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from fastclip.train._handling import GradientHandling
+
+__all__ = ["AdagradDAOptimizer"]
+
+
+class AdagradDAOptimizer(Optimizer):
+    r"""Adagrad with dual averaging, for sparse linear models.
+
+    Takes the arguments of ``tf.compat.v1.train.AdagradDAOptimizer``, and the keyword arguments of
+    :class:`Optimizer`.
+
+    Parameters
+    ----------
+    learning_rate : float, array of no dimensions, Variable or callable
+        The learning rate.
+    global_step : ndarray or Variable of an integer type, shape ()
+        The number of steps taken so far. It is read, and grows if it is passed to :meth:`apply_gradients` as
+        well.
+    initial_gradient_squared_accumulator_value : float
+        The first value of the accumulators of squares, above 0.
+    l1_regularization_strength, l2_regularization_strength : float
+        :math:`l_1` and :math:`l_2`.
+    use_locking, name
+        See :class:`Optimizer`.
+    **handling
+        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
+        :class:`Optimizer`.
+
+    Raises
+    ------
+    ValueError
+        If the initial value is not above 0, or `global_step` has dimensions.
+
+    Notes
+    -----
+    :math:`G \leftarrow G + g`, :math:`Q \leftarrow Q + g^2`, and with :math:`T` one more than `global_step`
+    :math:`w \leftarrow -\mathit{lr}\,\mathrm{sign}(G) \max(|G| - l_1 T, 0) / (l_2 T \mathit{lr} + \sqrt Q)`
+    [1]_ [2]_. What the variable was does not matter. The slots are ``gradient_accumulator``, at first 0, and
+    ``gradient_squared_accumulator``.
+
+    References
+    ----------
+    .. [1] https://www.tensorflow.org/api_docs/python/tf/compat/v1/train/AdagradDAOptimizer
+    .. [2] Duchi, Hazan, Singer, "Adaptive subgradient methods for online learning and stochastic
+       optimization", JMLR 12, 2011. https://jmlr.org/papers/v12/duchi11a.html
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastclip.train import AdagradDAOptimizer
+    >>> w, step = np.array([1.0, 2.0]), np.array(0)
+    >>> optimizer = AdagradDAOptimizer(0.5, step, 3.0, l1_regularization_strength=0.5)
+    >>> optimizer.apply_gradients([(np.array([1.0, -0.25]), w)], global_step=step)
+    >>> w, step
+    (array([-0.125,  0.   ]), array(1))
+    """
+
+    _rule = "adagrad_da"
+    _slot_names = ("gradient_accumulator", "gradient_squared_accumulator")
+
+    def __init__(
+        self,
+        learning_rate: HyperParameter,
+        global_step: npt.NDArray[np.integer[Any]] | Variable,
+        initial_gradient_squared_accumulator_value: float = 0.1,
+        l1_regularization_strength: float = 0.0,
+        l2_regularization_strength: float = 0.0,
+        use_locking: bool = False,
+        name: str = "AdagradDA",
+        **handling: Unpack[GradientHandling],
+    ) -> None:
+        super().__init__(use_locking, name, **handling)
+        self._initial_value = current(
+            initial_gradient_squared_accumulator_value, "initial_gradient_squared_accumulator_value"
+        )
+        if self._initial_value <= 0.0:
+            raise ValueError(
+                "initial_gradient_squared_accumulator_value must be positive: "
+                f"{initial_gradient_squared_accumulator_value}"
+            )
+        self._global_step = as_step_counter(global_step)
+        self._learning_rate = learning_rate
+        self._l1_regularization_strength = l1_regularization_strength
+        self._l2_regularization_strength = l2_regularization_strength
+
+    def _hyper(self) -> tuple[float, ...]:
+        return (
+            current(self._learning_rate, "learning_rate"),
+            current(self._l1_regularization_strength, "l1_regularization_strength"),
+            current(self._l2_regularization_strength, "l2_regularization_strength"),
+            # The number of the step comes when it begins.
+            np.nan,
+        )
+
+    def _at_this_step(self, hyper: tuple[float, ...]) -> tuple[float, ...]:
+        return (*hyper[:-1], float(self._global_step) + 1.0)
+
+    def _initial(self) -> tuple[float, ...]:
+        return (0.0, self._initial_value)

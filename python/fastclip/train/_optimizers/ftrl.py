@@ -1,0 +1,125 @@
+"""Follow the regularised leader."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastclip.train._hyper_parameter import HyperParameter, current
+from fastclip.train._optimizer import Optimizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from fastclip.train._handling import GradientHandling
+
+__all__ = ["FtrlOptimizer"]
+
+
+class FtrlOptimizer(Optimizer):
+    r"""FTRL-proximal: follow the regularised leader.
+
+    Takes the arguments of ``tf.compat.v1.train.FtrlOptimizer``, and the keyword arguments of
+    :class:`Optimizer`.
+
+    Parameters
+    ----------
+    learning_rate : float, array of no dimensions, Variable or callable
+        The learning rate.
+    learning_rate_power : float
+        How the learning rate falls: at most 0; with 0 it does not.
+    initial_accumulator_value : float
+        The first value of the accumulators, at least 0.
+    l1_regularization_strength, l2_regularization_strength : float
+        :math:`l_1` and :math:`l_2`, at least 0.
+    accum_name, linear_name : str, optional
+        Accepted for TensorFlow's sake, and not used.
+    l2_shrinkage_regularization_strength : float
+        A penalty on the size of the variable, at least 0; in a gradient of rows it acts on these alone.
+    beta : float, optional
+        :math:`\beta` of the paper; 0 if it is None.
+    use_locking, name
+        See :class:`Optimizer`.
+    **handling
+        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
+        :class:`Optimizer`.
+
+    Raises
+    ------
+    ValueError
+        If one of them is out of its range.
+
+    Notes
+    -----
+    With :math:`p` the negative of `learning_rate_power`, :math:`g' = g + 2 \cdot \mathit{shrinkage} \cdot w`,
+    :math:`n' = n + g^2`, :math:`z \leftarrow z + g' - (n'^p - n^p)/\mathit{lr} \cdot w`,
+    :math:`w \leftarrow -\mathrm{sign}(z) \max(|z| - l_1, 0) / (n'^p/\mathit{lr} + 2 l_2')`,
+    :math:`l_2' = l_2 + \beta / (2 \mathit{lr})` [1]_ [2]_. The slots ``accum`` and ``linear`` hold :math:`n`
+    and :math:`z` (at first 0).
+
+    References
+    ----------
+    .. [1] https://www.tensorflow.org/api_docs/python/tf/compat/v1/train/FtrlOptimizer
+    .. [2] McMahan and others, "Ad click prediction: a view from the trenches", KDD 2013.
+       https://dl.acm.org/doi/10.1145/2487575.2488200
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastclip.train import FtrlOptimizer
+    >>> w = np.array([0.0, 0.0])
+    >>> optimizer = FtrlOptimizer(1.0, initial_accumulator_value=3.0, l1_regularization_strength=0.5)
+    >>> optimizer.apply_gradients([(np.array([1.0, -0.25]), w)])
+    >>> w
+    array([-0.25,  0.  ])
+    """
+
+    _rule = "ftrl"
+    _slot_names = ("accum", "linear")
+
+    def __init__(
+        self,
+        learning_rate: HyperParameter,
+        learning_rate_power: float = -0.5,
+        initial_accumulator_value: float = 0.1,
+        l1_regularization_strength: float = 0.0,
+        l2_regularization_strength: float = 0.0,
+        use_locking: bool = False,
+        name: str = "Ftrl",
+        accum_name: str | None = None,
+        linear_name: str | None = None,
+        l2_shrinkage_regularization_strength: float = 0.0,
+        beta: float | None = None,
+        **handling: Unpack[GradientHandling],
+    ) -> None:
+        super().__init__(use_locking, name, **handling)
+        if current(learning_rate_power, "learning_rate_power") > 0.0:
+            raise ValueError(f"learning_rate_power {learning_rate_power} needs to be negative or zero")
+        at_least_zero = {
+            "initial_accumulator_value": initial_accumulator_value,
+            "l1_regularization_strength": l1_regularization_strength,
+            "l2_regularization_strength": l2_regularization_strength,
+            "l2_shrinkage_regularization_strength": l2_shrinkage_regularization_strength,
+        }
+        for argument, value in at_least_zero.items():
+            if current(value, argument) < 0.0:
+                raise ValueError(f"{argument} {value} needs to be positive or zero")
+        self._initial_accumulator_value = current(initial_accumulator_value, "initial_accumulator_value")
+        self._learning_rate = learning_rate
+        self._learning_rate_power = learning_rate_power
+        self._l1_regularization_strength = l1_regularization_strength
+        self._l2_regularization_strength = l2_regularization_strength
+        self._l2_shrinkage_regularization_strength = l2_shrinkage_regularization_strength
+        self._beta = 0.0 if beta is None else beta
+
+    def _hyper(self) -> tuple[float, ...]:
+        return (
+            current(self._learning_rate, "learning_rate"),
+            current(self._learning_rate_power, "learning_rate_power"),
+            current(self._l1_regularization_strength, "l1_regularization_strength"),
+            current(self._l2_regularization_strength, "l2_regularization_strength"),
+            current(self._l2_shrinkage_regularization_strength, "l2_shrinkage_regularization_strength"),
+            current(self._beta, "beta"),
+        )
+
+    def _initial(self) -> tuple[float, ...]:
+        return (self._initial_accumulator_value, 0.0)

@@ -1,0 +1,65 @@
+"""Gradient descent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastclip.train._hyper_parameter import HyperParameter, current
+from fastclip.train._optimizer import Optimizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from fastclip.train._handling import GradientHandling
+
+__all__ = ["GradientDescentOptimizer"]
+
+
+class GradientDescentOptimizer(Optimizer):
+    r"""Gradient descent.
+
+    Takes the arguments of ``tf.compat.v1.train.GradientDescentOptimizer``, and the keyword arguments of
+    :class:`Optimizer`.
+
+    Parameters
+    ----------
+    learning_rate : float, array of no dimensions, Variable or callable
+        The learning rate.
+    use_locking, name
+        See :class:`Optimizer`.
+    **handling
+        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
+        :class:`Optimizer`.
+
+    Notes
+    -----
+    For gradient :math:`g`: :math:`w \leftarrow w - \mathit{lr} \cdot g` [1]_.
+
+    References
+    ----------
+    .. [1] https://www.tensorflow.org/api_docs/python/tf/compat/v1/train/GradientDescentOptimizer
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastclip.train import GradientDescentOptimizer
+    >>> w = np.array([1.0, 2.0])
+    >>> GradientDescentOptimizer(0.5).apply_gradients([(np.array([1.0, -1.0]), w)])
+    >>> w
+    array([0.5, 2.5])
+    """
+
+    _rule = "gradient_descent"
+
+    def __init__(
+        self,
+        learning_rate: HyperParameter,
+        use_locking: bool = False,
+        name: str = "GradientDescent",
+        **handling: Unpack[GradientHandling],
+    ) -> None:
+        super().__init__(use_locking, name, **handling)
+        self._learning_rate = learning_rate
+
+    def _hyper(self) -> tuple[float, ...]:
+        return (current(self._learning_rate, "learning_rate"),)

@@ -1,0 +1,95 @@
+"""Proximal Adagrad."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastclip.train._hyper_parameter import HyperParameter, current
+from fastclip.train._optimizer import Optimizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from fastclip.train._handling import GradientHandling
+
+__all__ = ["ProximalAdagradOptimizer"]
+
+
+class ProximalAdagradOptimizer(Optimizer):
+    r"""Adagrad with l1 and l2 penalties that are not differentiated.
+
+    Takes the arguments of ``tf.compat.v1.train.ProximalAdagradOptimizer``, and the keyword arguments of
+    :class:`Optimizer`.
+
+    Parameters
+    ----------
+    learning_rate : float, array of no dimensions, Variable or callable
+        The learning rate.
+    initial_accumulator_value : float
+        The first value of the accumulators, above 0.
+    l1_regularization_strength, l2_regularization_strength : float
+        :math:`l_1` and :math:`l_2`.
+    use_locking, name
+        See :class:`Optimizer`.
+    **handling
+        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
+        :class:`Optimizer`.
+
+    Raises
+    ------
+    ValueError
+        If `initial_accumulator_value` is not above 0.
+
+    Notes
+    -----
+    :math:`a \leftarrow a + g^2`, :math:`\eta = \mathit{lr} / \sqrt a`, :math:`v = w - \eta g`,
+    :math:`w \leftarrow \mathrm{sign}(v) \max(|v| - \eta l_1, 0) / (1 + \eta l_2)` [1]_ [2]_. The slot
+    ``accumulator`` holds :math:`a`.
+
+    References
+    ----------
+    .. [1] https://www.tensorflow.org/api_docs/python/tf/compat/v1/train/ProximalAdagradOptimizer
+    .. [2] Duchi and Singer, "Efficient learning using forward-backward splitting", NeurIPS 2009.
+       https://papers.nips.cc/paper/3793-efficient-learning-using-forward-backward-splitting
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastclip.train import ProximalAdagradOptimizer
+    >>> w = np.array([1.0, 0.25])
+    >>> optimizer = ProximalAdagradOptimizer(1.0, 3.0, l1_regularization_strength=0.5)
+    >>> optimizer.apply_gradients([(np.array([1.0, 0.25]), w)])
+    >>> w
+    array([0.25, 0.  ])
+    """
+
+    _rule = "proximal_adagrad"
+    _slot_names = ("accumulator",)
+
+    def __init__(
+        self,
+        learning_rate: HyperParameter,
+        initial_accumulator_value: float = 0.1,
+        l1_regularization_strength: float = 0.0,
+        l2_regularization_strength: float = 0.0,
+        use_locking: bool = False,
+        name: str = "ProximalAdagrad",
+        **handling: Unpack[GradientHandling],
+    ) -> None:
+        super().__init__(use_locking, name, **handling)
+        self._initial_accumulator_value = current(initial_accumulator_value, "initial_accumulator_value")
+        if self._initial_accumulator_value <= 0.0:
+            raise ValueError(f"initial_accumulator_value must be positive: {initial_accumulator_value}")
+        self._learning_rate = learning_rate
+        self._l1_regularization_strength = l1_regularization_strength
+        self._l2_regularization_strength = l2_regularization_strength
+
+    def _hyper(self) -> tuple[float, ...]:
+        return (
+            current(self._learning_rate, "learning_rate"),
+            current(self._l1_regularization_strength, "l1_regularization_strength"),
+            current(self._l2_regularization_strength, "l2_regularization_strength"),
+        )
+
+    def _initial(self) -> tuple[float, ...]:
+        return (self._initial_accumulator_value,)
