@@ -114,11 +114,11 @@ asan-module: $(STAMPS)/test ## run the Python tests with an extension module und
 	    echo "asan-module: a read past the end was not caught"; exit 1; fi; \
 	echo "asan-module: a read past the end is caught, as it should be; now the tests"; \
 	rm -f target/asan/report.*; export ASAN_OPTIONS=$$ASAN_OPTIONS:log_path=$(CURDIR)/target/asan/report; \
-	$(BIN)/python -m pytest tests -m 'not interop' -p no:cacheprovider $(ASAN_LEAVES_OUT:%=--ignore tests/test_%.py) || \
+	$(BIN)/python -m pytest tests -m 'not interop' -p no:cacheprovider $(ASAN_LEAVES_OUT:%=--ignore tests/%) || \
 	    { cat target/asan/report.* 2>/dev/null; exit 1; }
 ASAN_CONTROL := 'import fastclip, numpy; \
     fastclip.global_norm([numpy.lib.stride_tricks.as_strided(numpy.ones(4096), shape=(4200,))])'
-ASAN_LEAVES_OUT := memory cli bench bench_training demo autodiff compute_gradients tensorflow_training
+ASAN_LEAVES_OUT := engine/test_memory.py cli autodiff train/test_tensorflow_training.py
 
 wheel: $(STAMPS)/python ## build the wheel into dist
 	@rm -rf dist
@@ -130,7 +130,7 @@ fresh-wheel-check: wheel ## install the wheel with NumPy alone, elsewhere, and c
 	fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
 	$(BIN)/python -m venv "$$fresh/venv"; \
 	"$$fresh/venv/bin/python" -m pip --disable-pip-version-check --quiet install dist/fastclip-*.whl; \
-	cp tests/wheel_smoke.py "$$fresh"; \
+	cp tests/package/wheel_smoke.py "$$fresh"; \
 	cd "$$fresh"; venv/bin/python -I wheel_smoke.py
 
 clean: ## remove everything that was built

@@ -15,7 +15,7 @@ import numpy as np
 
 import fastclip
 from fastclip import IndexedSlices
-from training_cases import VARIANTS, build
+from support.training_cases import VARIANTS, build
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 #: Above this many float32 a call takes more than one thread.

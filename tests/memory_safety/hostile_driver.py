@@ -23,7 +23,7 @@ import numpy as np
 
 import fastclip
 from fastclip import IndexedSlices
-from training_cases import VARIANTS, build
+from support.training_cases import VARIANTS, build
 
 DOCUMENTED = (TypeError, ValueError, IndexError, OverflowError, fastclip.NonFiniteError)
 #: What the message of a RuntimeError of ours may say.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-import fresh_python
+from support import fresh_python
 
 
 @pytest.mark.parametrize("name", ["FASTCLIP_NUM_THREADS", "RAYON_NUM_THREADS", "OMP_NUM_THREADS"])

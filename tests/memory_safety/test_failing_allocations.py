@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-import fresh_python
+from support import fresh_python
 
 HERE = Path(__file__).parent
 THOROUGH = os.environ.get("FASTCLIP_THOROUGH", "0") != "0"

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-import fresh_python
+from support import fresh_python
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-import fresh_python
 from hostile_driver import SUBJECTS
+from support import fresh_python
 
 SECONDS = os.environ.get("FASTCLIP_HOSTILE_SECONDS", "0.2")
 DRIVER = str(Path(__file__).with_name("hostile_driver.py"))

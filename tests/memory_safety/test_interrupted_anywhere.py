@@ -19,7 +19,7 @@ import pytest
 
 import fastclip
 from allocation_cases import PAIRS, Steps
-from training_cases import EVERY_OPTIMIZER, VARIANTS
+from support.training_cases import EVERY_OPTIMIZER, VARIANTS
 
 PACKAGE = str(Path(fastclip.__file__).parent) + os.sep
 

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-import fresh_python
+from support import fresh_python
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does"),

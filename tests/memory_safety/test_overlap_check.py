@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import fastclip
-import fresh_python
 from fastclip.train import AdamOptimizer
+from support import fresh_python
 
 SETUP = """
 import sys

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import fastclip
-import fresh_python
 from fastclip.train import AdagradDAOptimizer, AdamOptimizer, GradientDescentOptimizer, MomentumOptimizer
-from training_cases import snapshot
+from support import fresh_python
+from support.training_cases import snapshot
 
 # --- counters ---------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-import fresh_python
+from support import fresh_python
 
 SCRIPT = """
 import gc, sys, warnings

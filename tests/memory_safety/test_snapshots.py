@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-import fresh_python
+from support import fresh_python
 
 SETUP = """
 import signal, sys, threading, time, warnings

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-import fresh_python
+from support import fresh_python
 
 SETUP = """
 import sys, warnings

@@ -1,0 +1,286 @@
+"""What may hold the arrays, and that the same structure comes back."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+import fastclip
+from support import oracle
+from support.strategies import dtype_id
+
+
+class Layer(NamedTuple):
+    weight: Any
+    bias: Any
+
+
+def a(value: float = 3.0) -> Any:
+    return np.full(4, value, np.float32)
+
+
+def clip(structure: Any) -> Any:
+    return fastclip.clip_by_global_norm(structure, 1.0)[0]
+
+
+# --- structures ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flat", [[a(), a()], (a(), a())], ids=["list", "tuple"])
+def test_flat_list_or_tuple_gives_a_list(flat: Any) -> None:
+    got = clip(flat)
+    assert type(got) is list
+    assert len(got) == 2
+
+
+def test_dict_gives_a_dict_in_its_own_order() -> None:
+    got = clip({"z": a(), "a": a(1.0), 3: None, ("k",): a()})
+    assert type(got) is dict
+    assert list(got) == ["z", "a", 3, ("k",)]
+    assert got[3] is None
+    assert got["z"][0] > got["a"][0] > 0
+
+
+def test_named_tuple_gives_the_named_tuple() -> None:
+    got = clip(Layer(weight=a(), bias=None))
+    assert type(got) is Layer
+    assert got.bias is None
+    np.testing.assert_allclose(got.weight, 0.5)
+
+
+def test_nested_structures_come_back_as_they_are() -> None:
+    structure = {
+        "encoder": [Layer(a(), a()), Layer(a(), None)],
+        "decoder": (a(), [a(), {}], ()),
+        "none": None,
+    }
+    got, norm = fastclip.clip_by_global_norm(structure, 1.0)
+    assert norm == pytest.approx(np.sqrt(5 * 36), rel=1e-7)
+    assert list(got) == ["encoder", "decoder", "none"]
+    assert type(got["encoder"]) is list
+    assert type(got["encoder"][1]) is Layer
+    assert got["encoder"][1].bias is None
+    assert type(got["decoder"]) is tuple
+    assert type(got["decoder"][1]) is list
+    assert got["decoder"][1][1] == {}
+    assert got["decoder"][2] == ()
+    assert got["none"] is None
+    np.testing.assert_allclose(got["decoder"][1][0], 3 / np.sqrt(180), rtol=1e-6)
+
+
+def test_nested_list_and_tuple_at_the_top() -> None:
+    got = clip([(a(),), [a()]])
+    assert type(got) is list
+    assert type(got[0]) is tuple
+    assert type(got[1]) is list
+    got = clip((a(), [a()]))
+    assert type(got) is tuple
+    assert type(got[1]) is list
+
+
+def test_subclass_of_dict() -> None:
+    got = clip(OrderedDict([("b", a()), ("a", a())]))
+    assert isinstance(got, dict)
+    assert list(got) == ["b", "a"]
+
+
+def test_order_of_a_structure_is_its_own() -> None:
+    structure = {"b": [a(1), a(2)], "a": a(3)}
+    np.testing.assert_allclose(fastclip.tensor_norms(structure), [2, 4, 6])
+
+
+def test_the_structure_given_is_not_changed() -> None:
+    arrays = [a(), None, [a()]]
+    copy = list(arrays)
+    clip(arrays)
+    assert all(x is y for x, y in zip(arrays, copy, strict=True))
+
+
+def test_an_array_listed_twice_counts_twice_and_comes_back_twice() -> None:
+    array = a()
+    got, norm = fastclip.clip_by_global_norm([array, array], 1.0)
+    assert norm == pytest.approx(np.sqrt(72), rel=1e-7)
+    assert not np.shares_memory(got[0], got[1])
+
+
+# --- nothing ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nothing", [[], ()], ids=repr)
+def test_nothing(nothing: Any) -> None:
+    got, norm = fastclip.clip_by_global_norm(nothing, 1.0)
+    assert got == []
+    assert type(got) is list
+    assert type(norm) is np.float32
+    assert norm == 0
+    assert fastclip.clip_by_block_rms(nothing, 1.0) == []
+    assert fastclip.adaptive_clip(nothing, nothing) == []
+
+
+def test_nothing_but_none() -> None:
+    got, norm = fastclip.clip_by_global_norm([None, None], 1.0)
+    assert got == [None, None]
+    assert type(norm) is np.float32
+    assert norm == 0
+    got, norm = fastclip.clip_by_global_norm({"a": None}, 1.0)
+    assert got == {"a": None}
+    assert norm == 0
+    assert fastclip.clip_by_global_norm({}, 1.0)[0] == {}
+
+
+def test_none_stays_where_it_is_and_counts_for_nothing() -> None:
+    with_none, norm = fastclip.clip_by_global_norm([None, a(), None, a()], 1.0)
+    without, same_norm = fastclip.clip_by_global_norm([a(), a()], 1.0)
+    assert norm == same_norm
+    assert with_none[0] is None
+    assert with_none[2] is None
+    assert oracle.same_bits(with_none[1], without[0])
+    assert fastclip.clip_by_block_rms([None, a()], 1.0)[0] is None
+
+
+# --- what is no list ----------------------------------------------------------------------------
+
+CALLS = {
+    "clip_by_global_norm": lambda t: fastclip.clip_by_global_norm(t, 1.0),
+    "clip_by_global_norm(use_norm)": lambda t: fastclip.clip_by_global_norm(t, 1.0, 1.0),
+    "global_norm": fastclip.global_norm,
+    "tensor_norms": fastclip.tensor_norms,
+    "clip_by_block_rms": lambda t: fastclip.clip_by_block_rms(t, 1.0),
+}
+EVERY_CALL = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+
+
+@EVERY_CALL
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "abc",
+        "",
+        b"abc",
+        np.ones(3),
+        np.ones((2, 2)),
+        np.array(1.0),
+        np.float32(1),
+        1.0,
+        1,
+        None,
+        object(),
+        memoryview(b"12345678"),
+        fastclip.IndexedSlices(np.ones((1, 2)), np.array([0])),
+    ],
+    ids=lambda w: type(w).__name__,
+)
+def test_bare_things_are_type_errors(call: Any, wrong: Any) -> None:
+    with pytest.raises(TypeError, match="t_list"):
+        call(wrong)
+
+
+@EVERY_CALL
+@pytest.mark.parametrize(
+    "wrong", [(x for x in [np.ones(2)]), iter([np.ones(2)]), map(np.abs, [np.ones(2)])], ids=str
+)
+def test_generators_are_type_errors_that_say_pass_a_list(call: Any, wrong: Any) -> None:
+    with pytest.raises(TypeError, match="list"):
+        call(wrong)
+
+
+@EVERY_CALL
+@pytest.mark.parametrize("wrong", ["abc", object(), {1, 2}, b"x"], ids=repr)
+def test_nonsense_within_a_structure_is_named_by_its_place(call: Any, wrong: Any) -> None:
+    with pytest.raises(TypeError, match=r"t_list\[1\]"):
+        call([np.ones(2), wrong])
+    with pytest.raises(TypeError, match=r"t_list\['b'\]\[0\]"):
+        call({"a": np.ones(2), "b": [wrong]})
+
+
+def test_generator_within_a_structure() -> None:
+    with pytest.raises(TypeError, match=r"t_list\[1\]"):
+        clip([np.ones(2), (x for x in [np.ones(2)])])
+
+
+def test_adaptive_clip_names_its_own_arguments() -> None:
+    with pytest.raises(TypeError, match="params"):
+        fastclip.adaptive_clip(np.ones(2), [np.ones(2)])
+    with pytest.raises(TypeError, match="grads"):
+        fastclip.adaptive_clip([np.ones(2)], np.ones(2))
+
+
+def test_a_structure_that_contains_itself_is_an_error() -> None:
+    loop: list[Any] = [np.ones(2)]
+    loop.append(loop)
+    with pytest.raises((ValueError, RecursionError)):
+        clip(loop)
+
+
+def test_deep_nesting() -> None:
+    deep: Any = a()
+    for _ in range(60):
+        deep = [deep]
+    got = clip(deep)
+    for _ in range(60):
+        assert type(got) is list
+        got = got[0]
+    np.testing.assert_allclose(got, 0.5)
+
+
+def test_numbers_as_leaves() -> None:
+    assert fastclip.global_norm([3.0, 4.0]) == 5
+    assert fastclip.global_norm([[3.0], {"x": np.float32(4)}]) == 5
+    got, norm = fastclip.clip_by_global_norm([3.0, 4.0], 1.0)
+    assert type(norm) is np.float64
+    np.testing.assert_allclose([float(x) for x in got], [0.6, 0.8], rtol=1e-14)
+
+
+# --- registered containers ----------------------------------------------------------------------
+
+
+class Registered:
+    """A container that only optree knows how to open."""
+
+    def __init__(self, left: Any, right: Any) -> None:
+        self.left = left
+        self.right = right
+
+
+def test_pytrees_registered_with_optree() -> None:
+    optree = pytest.importorskip("optree")
+    everywhere = getattr(optree.registry, "__GLOBAL_NAMESPACE")
+    optree.register_pytree_node(
+        Registered,
+        lambda node: ((node.left, node.right), None),
+        lambda _, children: Registered(*children),
+        namespace=everywhere,
+    )
+    try:
+        tree = {"z": Registered(a(), None), "a": [Registered(a(), [a()])]}
+        got, norm = fastclip.clip_by_global_norm(tree, 1.0)
+        assert norm == pytest.approx(np.sqrt(3 * 36), rel=1e-7)
+        assert list(got) == ["z", "a"]
+        assert type(got["z"]) is Registered
+        assert got["z"].right is None
+        np.testing.assert_allclose(got["a"][0].right[0], 3 / np.sqrt(108), rtol=1e-6)
+        top = clip(Registered(a(), a()))
+        assert type(top) is Registered
+        out: Any = {"z": Registered(a(0), None), "a": [Registered(a(0), [a(0)])]}
+        fastclip.clip_by_global_norm(tree, 1.0, out=out)
+        assert oracle.same_bits(out["a"][0].left, got["a"][0].left)
+    finally:
+        optree.unregister_pytree_node(Registered, namespace=everywhere)
+
+
+def test_containers_that_optree_knows_by_itself() -> None:
+    pytest.importorskip("optree")
+    got = clip({"x": deque([a(), None, (a(),)])})
+    assert type(got["x"]) is deque
+    assert got["x"][1] is None
+    assert type(got["x"][2]) is tuple
+    np.testing.assert_allclose(got["x"][0], 3 / np.sqrt(72), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "c8"], ids=dtype_id)
+def test_each_output_has_the_dtype_of_its_input(dtype: str) -> None:
+    got = clip([np.ones(3, dtype), np.ones(3, np.float64), np.ones(2, np.float16)])
+    assert [x.dtype for x in got] == [np.dtype(dtype), np.float64, np.float16]

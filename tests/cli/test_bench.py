@@ -1,0 +1,370 @@
+"""``fastclip bench``, on toy shapes: that it measures what it says, not how fast anything is."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import math
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import fastclip
+from fastclip.cli import main
+from fastclip.cli.bench import limit, peers, targets, timing, workload
+from fastclip.cli.bench.import_time import ImportTime
+from fastclip.cli.bench.machine import describe_machine
+from fastclip.cli.bench.other_load import OtherLoad
+from fastclip.cli.bench.peak_memory import PeakMemory
+from fastclip.cli.bench.results import TimedRow
+from fastclip.cli.bench.shapes import SHAPES, Shapes, gpt2, resnet50
+from fastclip.cli.bench.table import print_rows
+from support.fresh_python import run as run_in_fresh_python
+
+SMALL = ["bench", "--size", "small", "--rounds", "2", "--peers", "numpy,expert"]
+
+
+def elements(shapes: Shapes) -> int:
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def test_the_models_have_the_sizes_they_are_known_for() -> None:
+    assert (len(gpt2()), elements(gpt2())) == (148, 124_439_808)
+    assert (len(resnet50()), elements(resnet50())) == (161, 25_557_032)
+    assert SHAPES["full"]["many"]() == ((512,),) * 2000
+    mlp = SHAPES["full"]["mlp"]()
+    assert (len(mlp), round(elements(mlp), -4)) == (6, 100_000)
+
+
+def test_small_models_have_the_structure_of_the_full_ones() -> None:
+    assert SHAPES["small"].keys() == SHAPES["full"].keys()
+    for case in ("gpt2", "resnet50", "mlp"):
+        small, full = SHAPES["small"][case](), SHAPES["full"][case]()
+        assert [len(shape) for shape in small] == [len(shape) for shape in full]
+        assert elements(small) < 50_000
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6, 7])
+def test_turns_give_everyone_each_place_and_each_predecessor_equally_often(count: int) -> None:
+    orders = [timing.turn_order(count, turn) for turn in range(2 * count)]
+    for order in orders:
+        assert sorted(order) == list(range(count))
+    for place in range(count):
+        assert set(Counter(order[place] for order in orders).values()) == {2}
+    pairs = Counter(pair for order in orders for pair in itertools.pairwise(order))
+    assert len(pairs) == count * (count - 1)
+    assert set(pairs.values()) <= {2}
+
+
+def test_timing_sums_up_its_rounds() -> None:
+    found = timing.Timing([4.0, 1.0, 3.0, 2.0, 5.0])
+    assert (found.median, found.minimum, found.quartiles) == (3.0, 1.0, (2.0, 4.0))
+    assert timing.Timing([2.0]).quartiles == (2.0, 2.0)
+
+
+def test_measuring_refreshes_before_each_call_and_keeps_one_result() -> None:
+    log: list[str] = []
+
+    def contender(name: str) -> timing.Contender:
+        return timing.Contender(
+            name,
+            name,
+            call=lambda: log.append(f"{name} call") or name,  # type: ignore[func-returns-value]
+            refresh=lambda: log.append(f"{name} refresh"),
+        )
+
+    both = [contender("a"), contender("b")]
+    rounds: list[int] = []
+    timings = timing.measure(both, seconds=0, rounds=3, pause=0, on_round=rounds.append)
+    assert rounds == [1, 2, 3]
+    assert {name: len(found.rounds) for name, found in timings.items()} == {"a": 3, "b": 3}
+    assert [both[0].result, both[1].result] == ["a", "b"]
+    for refresh, call in zip(log[::2], log[1::2], strict=True):
+        assert refresh.endswith("refresh")
+        assert call == refresh.replace("refresh", "call")
+
+
+def test_measuring_goes_on_for_the_time_given() -> None:
+    contender = timing.Contender("a", "a", call=lambda: None)
+    assert len(timing.measure([contender], seconds=0, min_rounds=4, pause=0)["a"].rounds) == 4
+    assert len(timing.measure([contender], seconds=60, max_rounds=6, pause=0)["a"].rounds) == 6
+
+
+@pytest.mark.parametrize("row", workload.rows("small", workload.DTYPES), ids=lambda row: row.name)
+@pytest.mark.parametrize("name", ["fastclip", "numpy", "expert"])
+def test_each_call_clips_what_the_row_says(name: str, row: workload.Row) -> None:
+    work = workload.Workload(row)
+    contender = peers.contender(name, work)
+    if contender is None:
+        assert name == "expert"
+        return
+    for _ in range(2):  # the second call finds the gradients as the first did
+        contender.refresh()
+        contender.result = contender.call()
+        peers.check_result(contender, work)
+
+
+def test_a_wrong_result_is_noticed() -> None:
+    (row,) = (row for row in workload.rows("small") if row.name == "mlp/f32/out-of-place/clipped")
+    work = workload.Workload(row)
+    idle = timing.Contender("idle", "does nothing", call=lambda: work.gradients)
+    idle.result = idle.call()
+    with pytest.raises(AssertionError, match="does nothing"):
+        peers.check_result(idle, work)
+
+
+@pytest.mark.parametrize("row", workload.rows("small", ["f32", "f16"]), ids=lambda row: row.name)
+def test_the_limit_makes_the_passes_that_a_row_needs(
+    row: workload.Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[str] = []
+
+    def moves(name: str, result: str | None) -> Any:
+        def move(source: Any, *others: Any) -> None:
+            passes.append(name)
+            assert abs(source.nbytes - row.nbytes) < 4
+
+        return move
+
+    for name in ("read", "scale", "copy"):
+        monkeypatch.setattr(fastclip._core, f"bandwidth_{name}", moves(name, None))
+    contender = limit.limit(workload.Workload(row))
+    contender.refresh()
+    contender.call()
+    assert " + ".join(passes) == contender.label == limit.limit_passes(row)
+
+
+def test_the_limit_moves_real_memory() -> None:
+    for row in workload.rows("small"):
+        contender = limit.limit(workload.Workload(row))
+        contender.refresh()
+        contender.call()
+
+
+def test_all_rows_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SMALL, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    names = [row.name for row in workload.rows("small")]
+    assert [row["row"] for row in report["rows"]][: len(names)] == names
+    assert report["machine"]["cpu"]
+    assert report["machine"]["versions"]["numpy"] == np.__version__
+    assert report["fastclip"]["version"] == fastclip.config()["version"]
+    timed = [row for row in report["rows"] if row["kind"] == "time"]
+    for row in timed:
+        assert row["absent"] == {}
+        assert {"fastclip", "limit", "numpy"} <= row["contenders"].keys()
+        own = row["contenders"]["fastclip"]
+        assert 0 < own["min_s"] <= own["first_quartile_s"] <= own["median_s"] <= own["third_quartile_s"]
+        for name, ratio in row["ratios"].items():
+            assert ratio == pytest.approx(own["median_s"] / row["contenders"][name]["median_s"])
+    kinds = {row["kind"] for row in report["rows"]}
+    assert kinds | {name for name in report["skipped"] if name == "memory"} == {"time", "memory", "import"}
+
+
+def test_tables_plot_and_json_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plot, report = tmp_path / "plot.png", tmp_path / "report.json"
+    command = [*SMALL, "--case", "mlp", "--case", "clip-by-*", "--plot", str(plot), "--json", str(report)]
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    for part in ("mlp f32 (6 tensors", "clip-by-norm f32", "in place", "out of place", "limit", "expert"):
+        assert part in text
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert len(json.loads(report.read_text())["rows"]) == 7
+
+
+def test_cases_rows_and_types_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    def listed(*options: str) -> list[str]:
+        assert main(["bench", "--list", *options]) == 0
+        return capsys.readouterr().out.split()
+
+    assert len(listed()) == 23
+    assert listed("--case", "25.6M") == ["25.6M/f16/in-place/clipped", "25.6M/bf16/in-place/clipped"]
+    assert listed("--case", "gpt2/*/in-place/clipped", "--case", "import") == [
+        "gpt2/f32/in-place/clipped",
+        "import",
+    ]
+    assert listed("--case", "many", "--dtype", "bf16") == [
+        "many/bf16/in-place/clipped",
+        "many/bf16/in-place/unclipped",
+        "many/bf16/out-of-place/clipped",
+        "many/bf16/out-of-place/unclipped",
+    ]
+    assert 3 <= len(listed("--quick")) <= 10
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--case", "gpt3"], "gpt3"),
+        (["--peers", "numpy,keras"], "keras"),
+        (["--threads", "0"], "--threads"),
+        (["--rounds", "0"], "--rounds"),
+        (["--seconds", "-1"], "--seconds"),
+        (["--size", "small", "--check"], "--check"),
+        (["--plot", "nowhere/plot.png"], "nowhere"),
+        (["--json", "nowhere/report.json"], "nowhere"),
+    ],
+)
+def test_bad_options(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *options]) == 2
+    message = capsys.readouterr().err
+    assert said in message
+    assert message.count("\n") == 1
+
+
+def test_threads_are_set_for_the_run_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    before = fastclip.get_num_threads()
+    assert main([*SMALL, "--case", "mlp/f32/in-place/clipped", "--threads", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["settings"]["threads"] == 1
+    assert fastclip.get_num_threads() == before
+
+
+@pytest.fixture
+def without_rich_and_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(sys.modules):
+        if name.split(".")[0] in ("rich", "matplotlib"):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "rich", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+
+
+@pytest.mark.usefixtures("without_rich_and_matplotlib")
+def test_without_the_extra_json_still_works(capsys: pytest.CaptureFixture[str]) -> None:
+    row = ["--case", "mlp/f32/in-place/clipped"]
+    assert main([*SMALL, *row]) == 2
+    assert "fastclip[cli]" in capsys.readouterr().err
+    assert main([*SMALL, *row, "--json", "--plot", "plot.png"]) == 2
+    assert "fastclip[cli]" in capsys.readouterr().err
+    assert main([*SMALL, *row, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"]
+
+
+def test_each_target_is_for_a_row_and_a_contender_that_exist() -> None:
+    rows = {row.name for row in workload.rows("full")} | {"memory/f32/out-of-place", "import"}
+    against = {*peers.PEERS, "limit", "inputs + outputs", "import numpy"}
+    for target in targets.TARGETS:
+        assert target.row in rows
+        assert target.against in against
+
+
+def test_outcomes_are_met_missed_or_not_measured() -> None:
+    first, second, third = targets.TARGETS[:3]
+    outcomes = targets.compare(
+        {(first.row, first.against): first.at_most, (second.row, second.against): second.at_most + 0.01}
+    )
+    assert [outcome.verdict for outcome in outcomes[:3]] == ["met", "missed", "not measured"]
+    assert len(outcomes) == len(targets.TARGETS)
+    assert outcomes[2].target is third
+
+
+@pytest.mark.parametrize(("at_most", "code", "verdict"), [(1e9, 0, "met"), (0.0, 1, "missed")])
+def test_check_exits_with_1_if_a_target_is_missed(
+    at_most: float,
+    code: int,
+    verdict: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(SHAPES, "full", SHAPES["small"])
+    row = "mlp/f32/in-place/clipped"
+    goals = (targets.Target(row, "numpy", at_most), targets.Target("import", "import numpy", 15.0, "ms"))
+    monkeypatch.setattr(targets, "TARGETS", goals)
+    command = ["bench", "--check", "--rounds", "1", "--peers", "numpy", "--case", row]
+    assert main([*command, "--json"]) == code
+    found = json.loads(capsys.readouterr().out)["targets"]
+    assert [target["verdict"] for target in found] == [verdict, "not measured"]
+    assert main(command) == code
+    assert verdict in capsys.readouterr().out
+
+
+def test_a_peer_that_fails_is_left_out_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(work: workload.Workload) -> None:
+        raise TypeError("no such type here")
+
+    monkeypatch.setitem(peers._CONTENDERS, ("numpy", "global-norm"), fail)
+    row = ["--case", "mlp/f32/in-place/clipped"]
+    assert main([*SMALL, *row]) == 0
+    assert "no such type here" in capsys.readouterr().out
+    monkeypatch.setitem(peers._CONTENDERS, ("fastclip", "global-norm"), fail)
+    assert main([*SMALL, *row]) == 1
+    assert "no such type here" in capsys.readouterr().err
+
+
+def test_numbers_of_the_rows_that_are_not_timed() -> None:
+    memory = PeakMemory(input_bytes=100, output_bytes=100, peak_bytes=230)
+    assert memory.excess_bytes == memory.to_dict()["excess_bytes"] == 30
+    imports = ImportTime(fastclip=[0.3, 0.2, 0.9], numpy=[0.1, 0.1, 0.5])
+    assert imports.difference == pytest.approx(0.2)
+
+
+def test_a_ratio_is_of_medians_and_none_without_the_peer() -> None:
+    row = workload.rows("small")[0]
+    timings = {"fastclip": timing.Timing([1.0, 3.0, 2.0]), "torch": timing.Timing([8.0, 9.0, 4.0])}
+    found = TimedRow(row, timings, {"fastclip": "", "torch": ""})
+    assert found.ratio("torch") == 0.25
+    assert found.ratio("jax") is None
+
+
+def test_the_machine_is_named() -> None:
+    machine = describe_machine()
+    assert machine["cpu"]
+    assert machine["cores_usable"] >= 1
+    assert "python" in machine["versions"]
+
+
+@pytest.mark.parametrize(
+    "peer",
+    [
+        pytest.param("torch", marks=pytest.mark.interop("torch")),
+        pytest.param("tf", marks=pytest.mark.interop("tensorflow")),
+        pytest.param("jax", marks=pytest.mark.interop("jax", "optax")),
+    ],
+)
+def test_frameworks_take_part_in_every_type(peer: str) -> None:
+    script = f"""
+        from fastclip.cli import main
+        types = [option for name in ("f32", "f16", "bf16") for option in ("--dtype", name)]
+        cases = [option for name in ("mlp", "25.6M", "clip-by-*") for option in ("--case", name)]
+        command = ["bench", "--size", "small", "--rounds", "1", "--peers", "{peer}", "--json"]
+        raise SystemExit(main([*command, *types, *cases]))
+    """
+    done = run_in_fresh_python(script)
+    assert done.stderr == ""
+    rows = json.loads(done.stdout)["rows"]
+    assert [row["absent"] for row in rows] == [{}] * len(rows)
+    assert {row["dtype"] for row in rows if peer in row["contenders"]} == {"f32", "f16", "bf16"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how busy the machine is")
+def test_the_load_of_other_processes_is_noticed() -> None:
+    idle, busy = OtherLoad(), OtherLoad()
+    script = "import time\nwhile time.process_time() < 0.5: pass"
+    worker = subprocess.Popen([sys.executable, "-c", script])
+    try:
+        time.sleep(0.4)  # the worker is not a child that has ended: its time counts as others'
+        found = busy.cores()
+    finally:
+        worker.wait()
+    assert found is not None
+    assert found > 0.2
+    assert idle.cores() is not None
+
+
+def test_a_disturbed_run_says_so() -> None:
+    row = workload.rows("small")[0]
+    times = {"fastclip": timing.Timing([1.0]), "limit": timing.Timing([1.0])}
+    labels = {"fastclip": "", "limit": ""}
+    for cores, warned in ((0.01, False), (1.5, True), (None, False)):
+        console = Console(record=True, width=100, file=io.StringIO())
+        print_rows(console, [TimedRow(row, times, labels, other_cores=cores)], [])
+        assert ("Not to be relied on" in console.export_text()) is warned

@@ -1,0 +1,221 @@
+"""NaN and infinities among the inputs: what each policy gives."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fastclip
+from support import oracle
+from support.strategies import (
+    FLOAT_DTYPES,
+    PROPERTY,
+    WRITABLE_LAYOUTS,
+    array_lists,
+    dtype_id,
+    finite_values,
+    laid_out,
+    nonfinite_arrays,
+)
+
+EVERY_FLOAT = pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=dtype_id)
+BAD = pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf], ids=repr)
+LIMITS = st.sampled_from([0.0, 1e-3, 1.0, 1e9])
+ORDERS = st.sampled_from([0.5, 1, 2, 3, math.inf])
+
+
+@PROPERTY
+@given(good=array_lists(kinds=["normal", "tiny"]), bad=nonfinite_arrays(), limit=LIMITS, ord=ORDERS)
+def test_propagate_fills_every_output_with_nan(good: list[Any], bad: Any, limit: float, ord: float) -> None:
+    arrays = [*good, bad, *good]
+    clipped, norm = fastclip.clip_by_global_norm(arrays, limit, ord=ord)
+    assert not np.isfinite(norm)
+    assert isinstance(norm, (np.float32, np.float64))
+    assert len(clipped) == len(arrays)
+    for got, array in zip(clipped, arrays, strict=True):
+        assert np.asarray(got).dtype == array.dtype
+        assert np.asarray(got).shape == array.shape
+        assert oracle.all_nan(got)
+
+
+@PROPERTY
+@given(good=array_lists(kinds=["normal", "tiny"]), bad=nonfinite_arrays(), limit=LIMITS, ord=ORDERS)
+def test_zero_gives_zeros(good: list[Any], bad: Any, limit: float, ord: float) -> None:
+    arrays = [bad, *good]
+    clipped, norm = fastclip.clip_by_global_norm(arrays, limit, ord=ord, on_nonfinite="zero")
+    assert not np.isfinite(norm)
+    for got, array in zip(clipped, arrays, strict=True):
+        assert np.asarray(got).dtype == array.dtype
+        assert np.asarray(got).shape == array.shape
+        assert not oracle.float64_parts(got).any()
+
+
+@PROPERTY
+@given(
+    good=array_lists(layouts=WRITABLE_LAYOUTS, kinds=["normal", "tiny"]),
+    bad=nonfinite_arrays(),
+    limit=LIMITS,
+    ord=ORDERS,
+)
+def test_raise_names_the_entry_and_writes_nothing(
+    good: list[Any], bad: Any, limit: float, ord: float
+) -> None:
+    arrays = [*good, bad]
+    before = [array.copy() for array in arrays]
+    with pytest.raises(fastclip.NonFiniteError, match=rf"t_list\[{len(good)}\]"):
+        fastclip.clip_by_global_norm(arrays, limit, ord=ord, on_nonfinite="raise", out=arrays)
+    for array, copy in zip(arrays, before, strict=True):
+        assert oracle.same_bits(array, copy)
+
+
+@pytest.mark.parametrize("policy", ["propagate", "raise", "zero"])
+@PROPERTY
+@given(arrays=array_lists(), factor=st.sampled_from([0.5, 2.0]))
+def test_finite_arrays_are_clipped_alike_by_every_policy(
+    policy: Any, arrays: list[Any], factor: float
+) -> None:
+    exact = oracle.norm(arrays)
+    limit = oracle.to_float(exact) * factor
+    clipped, norm = fastclip.clip_by_global_norm(arrays, limit, on_nonfinite=policy)
+    oracle.assert_norm(norm, arrays)
+    oracle.assert_clipped(clipped, arrays, exact, limit)
+
+
+@EVERY_FLOAT
+@BAD
+def test_one_bad_element_anywhere(dtype: np.dtype[Any], bad: float) -> None:
+    for place in range(0, 150):
+        array = np.ones(150, dtype)
+        array[place] = bad
+        clipped, norm = fastclip.clip_by_global_norm([array], 1.0)
+        assert not np.isfinite(norm)
+        assert oracle.all_nan(clipped[0])
+
+
+@EVERY_FLOAT
+@BAD
+def test_one_bad_element_in_a_large_array(dtype: np.dtype[Any], bad: float) -> None:
+    arrays = [np.ones(300_000, dtype), np.ones(7, dtype)]
+    for place in (0, 65_536, 299_999):
+        arrays[0][:] = 1
+        arrays[0][place] = bad
+        clipped, norm = fastclip.clip_by_global_norm(arrays, 1.0)
+        assert not np.isfinite(norm)
+        assert all(oracle.all_nan(got) for got in clipped)
+        with pytest.raises(fastclip.NonFiniteError, match=r"t_list\[0\]"):
+            fastclip.clip_by_global_norm(arrays, 1.0, on_nonfinite="raise")
+
+
+@EVERY_FLOAT
+def test_value_and_type_of_the_nonfinite_norm(dtype: np.dtype[Any]) -> None:
+    expected = np.float64 if dtype.name in ("float64", "complex128") else np.float32
+    for ord in (0.5, 1, 2, 3, math.inf):
+        norm = fastclip.global_norm([np.array([1, np.nan], dtype)], ord=ord)
+        assert type(norm) is expected
+        assert np.isnan(norm)
+        norm = fastclip.global_norm([np.array([1], dtype), np.array([-np.inf, 2], dtype)], ord=ord)
+        assert type(norm) is expected
+        assert norm == math.inf
+
+
+def test_tensor_norms_keep_the_good_apart_from_the_bad() -> None:
+    arrays = [np.array([3.0, 4.0]), np.array([np.nan]), np.array([np.inf]), np.zeros(2)]
+    np.testing.assert_array_equal(fastclip.tensor_norms(arrays), [5, np.nan, np.inf, 0])
+
+
+def test_error_names_every_bad_entry_by_its_place() -> None:
+    good, bad = np.ones(2, np.float32), np.array([1, np.nan], np.float32)
+    with pytest.raises(fastclip.NonFiniteError) as caught:
+        fastclip.clip_by_global_norm([good, bad, None, good, bad], 1.0, on_nonfinite="raise")
+    message = str(caught.value)
+    assert "t_list[1]" in message
+    assert "t_list[4]" in message
+    for place in (0, 2, 3):
+        assert f"t_list[{place}]" not in message
+    nested = {"w": [good, bad], "b": good}
+    with pytest.raises(fastclip.NonFiniteError) as caught:
+        fastclip.clip_by_global_norm(nested, 1.0, on_nonfinite="raise")
+    assert "t_list['w'][1]" in str(caught.value)
+    assert "'b'" not in str(caught.value)
+
+
+def test_message_stays_readable_for_thousands_of_bad_entries() -> None:
+    arrays = [np.array([np.nan])] * 5000
+    with pytest.raises(fastclip.NonFiniteError) as caught:
+        fastclip.clip_by_global_norm(arrays, 1.0, on_nonfinite="raise")
+    assert re.search(r"\b(5000|4\d{3})\b", str(caught.value)), "how many there are"
+    assert len(str(caught.value)) < 5000
+
+
+def test_error_is_an_arithmetic_error() -> None:
+    assert issubclass(fastclip.NonFiniteError, ArithmeticError)
+
+
+@pytest.mark.parametrize("limit", [0.0, 1.0, np.inf])
+def test_raise_checks_whatever_the_limit(limit: float) -> None:
+    arrays = [np.ones(3), np.array([np.inf])]
+    with pytest.raises(fastclip.NonFiniteError):
+        fastclip.clip_by_global_norm(arrays, limit, on_nonfinite="raise")
+
+
+def test_in_place() -> None:
+    arrays = [np.ones(3, np.float32), np.array([np.nan, 1], np.float32)]
+    fastclip.clip_by_global_norm(arrays, 100.0, out=arrays)
+    assert all(oracle.all_nan(array) for array in arrays)
+    fastclip.clip_by_global_norm(arrays, 100.0, out=arrays, on_nonfinite="zero")
+    assert not any(array.any() for array in arrays)
+
+
+def test_large_finite_elements_are_not_taken_for_infinite() -> None:
+    """A square that overflows, and a product of two, are no reason to propagate."""
+    for dtype, value in [("f2", 65504), ("f4", 3e38), ("f8", 1e308), ("c8", 3e38), ("c16", 1e308)]:
+        array = np.array([value, 0, -value / 4], dtype)
+        clipped, norm = fastclip.clip_by_global_norm([array], 1.0, on_nonfinite="raise")
+        assert np.isfinite(norm)
+        oracle.assert_clipped(clipped, [array], oracle.norm([array]), 1.0)
+
+
+# --- clip_by_norm and clip_by_average_norm ------------------------------------------------------
+
+
+@PROPERTY
+@given(bad=nonfinite_arrays(), limit=LIMITS)
+def test_single_array_functions_propagate(bad: Any, limit: float) -> None:
+    for function in (fastclip.clip_by_norm, fastclip.clip_by_average_norm):
+        got = np.asarray(function(bad, limit))
+        assert got.dtype == bad.dtype
+        assert got.shape == bad.shape
+        assert oracle.all_nan(got)
+
+
+@EVERY_FLOAT
+@BAD
+@pytest.mark.parametrize("axes", [0, 1, 2, (0, 1), (1, 2), (0, 2)], ids=repr)
+@pytest.mark.parametrize("layout", WRITABLE_LAYOUTS)
+def test_along_axes_each_slice_is_on_its_own(
+    dtype: np.dtype[Any], bad: float, axes: Any, layout: str
+) -> None:
+    values = finite_values(np.random.default_rng(1), (4, 5, 6), dtype)
+    values[1, 2, 3] = bad
+    array = laid_out(values, layout)
+    got = np.asarray(fastclip.clip_by_norm(array, 0.8, axes))
+    struck = 0
+    for index in oracle.slices_along(array.shape, axes):
+        if np.isfinite(oracle.float64_parts(array[index])).all():
+            oracle.assert_clipped([got[index]], [array[index]], oracle.norm([array[index]]), 0.8)
+        else:
+            assert oracle.all_nan(got[index])
+            struck += 1
+    assert struck == 1
+
+
+def test_no_axes_means_each_element_is_on_its_own() -> None:
+    array = np.array([3.0, np.nan, -0.5, np.inf])
+    got = fastclip.clip_by_norm(array, 1.0, axes=())
+    np.testing.assert_array_equal(got, [1.0, np.nan, -0.5, np.nan])

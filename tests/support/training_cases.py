@@ -1,0 +1,150 @@
+"""Optimizers, variables and gradients for tests that hold for every optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastclip
+import fastclip.train
+from support.reference_optimizers import ReferenceOptimizer
+
+#: An optimizer's name and arguments with which every part of its rule counts.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "GradientDescent": ("GradientDescent", {"learning_rate": 0.1}),
+    "Momentum": ("Momentum", {"learning_rate": 0.1, "momentum": 0.9}),
+    "Nesterov": ("Momentum", {"learning_rate": 0.1, "momentum": 0.9, "use_nesterov": True}),
+    "Adam": ("Adam", {"learning_rate": 0.02}),
+    "AdamW": ("AdamW", {"weight_decay": 0.1, "learning_rate": 0.02}),
+    "Adagrad": ("Adagrad", {"learning_rate": 0.1}),
+    "AdagradDA": (
+        "AdagradDA",
+        {"learning_rate": 0.2, "l1_regularization_strength": 0.02, "l2_regularization_strength": 0.3},
+    ),
+    "RMSProp": ("RMSProp", {"learning_rate": 0.05, "momentum": 0.5}),
+    "RMSProp-centered": ("RMSProp", {"learning_rate": 0.05, "momentum": 0.5, "centered": True}),
+    "Adadelta": ("Adadelta", {"learning_rate": 1.0, "epsilon": 1e-4}),
+    "Ftrl": (
+        "Ftrl",
+        {
+            "learning_rate": 0.2,
+            "l1_regularization_strength": 0.1,
+            "l2_regularization_strength": 0.05,
+            "l2_shrinkage_regularization_strength": 0.02,
+            "beta": 0.5,
+        },
+    ),
+    "Ftrl-power": ("Ftrl", {"learning_rate": 0.2, "learning_rate_power": -0.7}),
+    "ProximalGradientDescent": (
+        "ProximalGradientDescent",
+        {"learning_rate": 0.1, "l1_regularization_strength": 0.1, "l2_regularization_strength": 0.1},
+    ),
+    "ProximalAdagrad": (
+        "ProximalAdagrad",
+        {"learning_rate": 0.1, "l1_regularization_strength": 0.1, "l2_regularization_strength": 0.1},
+    ),
+}
+
+EVERY_OPTIMIZER = pytest.mark.parametrize("variant", VARIANTS)
+
+#: One without slots, one with a slot, one with more state than slots: enough for what all share.
+A_FEW_OPTIMIZERS = pytest.mark.parametrize("variant", ["GradientDescent", "Nesterov", "Adam", "Ftrl"])
+
+
+def optimizer_class(name: str) -> Any:
+    """The class of an optimizer's name, which goes without "Optimizer"."""
+    return getattr(fastclip.train, f"{name}Optimizer")
+
+
+def build(variant: str, global_step: Any = None, **more: Any) -> Any:
+    """An optimizer; `global_step` is that of AdagradDA's constructor."""
+    name, arguments = VARIANTS[variant]
+    if name == "AdagradDA":
+        arguments = {
+            **arguments,
+            "global_step": np.zeros((), np.int64) if global_step is None else global_step,
+        }
+    return optimizer_class(name)(**{**arguments, **more})
+
+
+class Training:
+    """An optimizer with variables and the number of steps, which it counts.
+
+    Parameters
+    ----------
+    variant : str
+        A key of `VARIANTS`.
+    variables : sequence
+        Updated in place.
+    **more
+        Constructor arguments over those of the variant.
+    """
+
+    def __init__(self, variant: str, variables: Sequence[Any], **more: Any) -> None:
+        self.global_step = np.zeros((), np.int64)
+        self.optimizer = build(variant, self.global_step, **more)
+        self.variables = list(variables)
+
+    def step(self, gradients: Iterable[Any]) -> None:
+        pairs = list(zip(gradients, self.variables, strict=True))
+        self.optimizer.apply_gradients(pairs, global_step=self.global_step)
+
+    def state(self) -> list[bytes]:
+        """Variables and everything the optimizer holds, bit for bit."""
+        return snapshot(self.optimizer, *self.variables, self.global_step)
+
+
+def reference(variant: str, variables: Sequence[Any], **more: Any) -> ReferenceOptimizer:
+    """The reference in float64 for the same arguments."""
+    name, arguments = VARIANTS[variant]
+    return ReferenceOptimizer(name, [value_of(v).astype(np.float64) for v in variables], **arguments, **more)
+
+
+def value_of(variable: Any) -> Any:
+    """The array of a variable."""
+    return variable.value if isinstance(variable, fastclip.Variable) else variable
+
+
+def whole_memory(array: Any) -> bytes:
+    """The bytes of the memory that an array is a view of, those between its elements too."""
+    array = value_of(array)
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    if array.base is not None:
+        return bytes(memoryview(array.base))
+    return bytes(array.tobytes(order="A"))
+
+
+def snapshot(optimizer: Any, *arrays: Any) -> list[bytes]:
+    """Everything that a refused call must leave as it was: memory of arrays, and the optimizer's state."""
+    state = optimizer.state_dict()
+    taken = [whole_memory(array) for array in arrays]
+    taken += [
+        f"{key} {value.dtype} {value.shape} ".encode() + value.tobytes()
+        for key, value in sorted(state.items())
+    ]
+    taken += [array.tobytes() for array in optimizer.variables()]
+    taken.append(f"{optimizer.get_slot_names()} {optimizer.last_norm!r} {optimizer.skipped_steps}".encode())
+    return taken
+
+
+def slots_of(optimizer: Any, variable: Any) -> dict[str, Any]:
+    """The slots of a variable, by name."""
+    return {name: optimizer.get_slot(variable, name) for name in optimizer.get_slot_names()}
+
+
+def assert_same_training(actual: Training, expected: Training) -> None:
+    """Check that variables and slots have the same bits, whatever their layout."""
+    assert actual.optimizer.get_slot_names() == expected.optimizer.get_slot_names()
+    assert int(actual.global_step) == int(expected.global_step)
+    for position, (a, b) in enumerate(zip(actual.variables, expected.variables, strict=True)):
+        assert value_of(a).dtype == value_of(b).dtype
+        assert value_of(a).tobytes() == value_of(b).tobytes(), f"variable {position} differs"
+        ours, theirs = slots_of(actual.optimizer, a), slots_of(expected.optimizer, b)
+        for name, slot in ours.items():
+            assert (slot is None) == (theirs[name] is None)
+            if slot is not None:
+                assert slot.tobytes() == theirs[name].tobytes(), f"{name} of variable {position} differs"
