@@ -14,7 +14,7 @@ use fastclip::kernels::power_sum::power_sum;
 use fastclip::kernels::scale::{Factor, scale};
 use fastclip::kernels::sum_squares::sum_squares;
 use fastclip::kernels::update::update;
-use fastclip::rules::{Carrier, Kind, Rule};
+use fastclip::rules::{Rule, RuleKind, RuleVisitor};
 use half::{bf16, f16};
 
 /// Elements in a slice: as many as fastclip gives a kernel at a time, see `plan::CHUNK`.
@@ -170,10 +170,10 @@ struct OnChunk<'a> {
     slots: &'a mut [Vec<f32>],
 }
 
-impl Carrier for OnChunk<'_> {
+impl RuleVisitor for OnChunk<'_> {
     type Result = ();
 
-    fn carry<A: Rule<f32, N>, B: Rule<f64, N>, const N: usize>(self, narrow: A, _: B) {
+    fn visit<A: Rule<f32, N>, B: Rule<f64, N>, const N: usize>(self, narrow: A, _: B) {
         let mut slots = self.slots.iter_mut();
         let slots = std::array::from_fn(|_| slots.next().expect("as many as the rule has").as_mut_slice());
         update(self.level, narrow, 0.5, self.g, self.w, slots);
@@ -183,7 +183,7 @@ impl Carrier for OnChunk<'_> {
 #[divan::bench(args = rules())]
 fn bench_update(bencher: Bencher, (level, rule): (&str, &str)) {
     let level = isa::by_name(level).expect("a level of this machine");
-    let kind = Kind::from_name(rule).expect("a rule");
+    let kind = RuleKind::from_name(rule).expect("a rule");
     let n = 1 << 14;
     let hyper = vec![0.1; kind.hyper().len()];
     let g = vec![0.01_f32; n];

@@ -13,7 +13,7 @@ __all__ = [
     "bandwidth_copy",
     "bandwidth_read",
     "bandwidth_scale",
-    "check_apart",
+    "check_no_overlap",
     "check_variables",
     "clip_by_global_norm",
     "clip_by_value",
@@ -83,7 +83,7 @@ def clip_by_value(
     out: npt.NDArray[Any] | None,
     /,
 ) -> npt.NDArray[Any]: ...
-def check_apart(tensors: _Arrays, out: _Arrays, names: _Names, /) -> None: ...
+def check_no_overlap(tensors: _Arrays, out: _Arrays, names: _Names, /) -> None: ...
 def slice_norms(
     tensors: _Arrays, axes: list[list[bool]], p: float, norms: _Arrays, names: _Names, /
 ) -> None: ...

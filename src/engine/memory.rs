@@ -128,7 +128,7 @@ impl Cache {
         None
     }
 
-    /// Takes the oldest block out, if the cache holds more than so many bytes.
+    /// AcceptedDTypes the oldest block out, if the cache holds more than so many bytes.
     fn evict(&mut self, limit: usize) -> Option<Block> {
         if self.bytes <= limit {
             return None;

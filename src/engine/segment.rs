@@ -261,7 +261,7 @@ impl<const N: usize> Segment<N> {
                     f(Run::InPlace(to), start);
                 } else {
                     let from = std::slice::from_raw_parts(self.base[INPUT].cast::<T>().add(start), count);
-                    f(if streaming { Run::Streamed(from, to) } else { Run::Apart(from, to) }, start);
+                    f(if streaming { Run::Streamed(from, to) } else { Run::OutOfPlace(from, to) }, start);
                 }
             }
             return;
@@ -298,7 +298,7 @@ impl<const N: usize> Segment<N> {
             self.update(range, false, scratch, |run: Run<T>, start| {
                 let x = match run {
                     Run::InPlace(x) => x,
-                    Run::Apart(from, to) | Run::Streamed(from, to) => {
+                    Run::OutOfPlace(from, to) | Run::Streamed(from, to) => {
                         to.copy_from_slice(from);
                         to
                     }

@@ -105,7 +105,7 @@ impl<T: Clamp> Operation<T> for Clamping<T> {
     }
 
     #[inline(always)]
-    fn apart<S: Simd>(self, simd: S, x: &[T], out: &mut [T]) {
+    fn out_of_place<S: Simd>(self, simd: S, x: &[T], out: &mut [T]) {
         T::clamp_all_to(simd, x, out, self.lo, self.hi);
     }
 }
@@ -275,8 +275,8 @@ mod tests {
             for level in isa::all() {
                 let mut all = x.to_vec();
                 clamp_all(level, &mut all, lo, hi);
-                let mut apart = vec![T::NAN; x.len()];
-                dispatch!(level, simd => T::clamp_all_to(simd, x, &mut apart, lo, hi));
+                let mut out_of_place = vec![T::NAN; x.len()];
+                dispatch!(level, simd => T::clamp_all_to(simd, x, &mut out_of_place, lo, hi));
                 let mut each = x.to_vec();
                 let bounds = [vec![lo; x.len()], vec![hi; x.len()]];
                 let bits = |x: &[T]| x.iter().map(|v| v.to_f64().to_bits()).collect::<Vec<_>>();
@@ -289,7 +289,7 @@ mod tests {
                 assert!(!clamp_changed(level, &mut groups, lo, hi));
                 for i in 0..x.len() {
                     let want = want(&x[i]);
-                    for got in [&all, &apart, &each].map(|got| got[i].to_f64()) {
+                    for got in [&all, &out_of_place, &each].map(|got| got[i].to_f64()) {
                         assert!(got == want || got.is_nan() && want.is_nan(), "{level:?} {i}");
                     }
                 }

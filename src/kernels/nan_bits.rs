@@ -10,7 +10,7 @@ use super::update::update;
 use crate::engine::isa;
 use crate::kernels::oracle::samples;
 use crate::operations::magnitude::{Magnitude, Order, combine, ranges};
-use crate::operations::rules::{Carrier, Kind, Rule};
+use crate::operations::rules::{Rule, RuleKind, RuleVisitor};
 use fearless_simd::dispatch;
 use half::{bf16, f16};
 
@@ -81,8 +81,8 @@ fn at_every_position<T: Bits>(odd: T, one: T, check: impl Fn(&[T], usize)) {
 fn scaled<T: Bits>(level: isa::Level, x: &[T], factor: Factor) -> Vec<Vec<u64>> {
     let mut in_place = x.to_vec();
     scale(level, &mut in_place, factor);
-    let mut apart = vec![T::ZERO; x.len()];
-    dispatch!(level, simd => T::scale_to(simd, x, &mut apart, factor));
+    let mut out_of_place = vec![T::ZERO; x.len()];
+    dispatch!(level, simd => T::scale_to(simd, x, &mut out_of_place, factor));
     let mut columns = x.to_vec();
     scale_each(level, &mut columns, &Factors::new(&vec![factor; x.len()]).unwrap());
     // The same factor beside one that is NaN.
@@ -95,7 +95,7 @@ fn scaled<T: Bits>(level: isa::Level, x: &[T], factor: Factor) -> Vec<Vec<u64>> 
         assert_eq!(mixed[last].bits(), T::NAN.bits(), "{level:?}");
     }
     mixed[last] = in_place[last];
-    [in_place, apart, columns, mixed].map(|x| x.into_iter().map(T::bits).collect()).to_vec()
+    [in_place, out_of_place, columns, mixed].map(|x| x.into_iter().map(T::bits).collect()).to_vec()
 }
 
 fn products<T: Bits>(one: T) {
@@ -152,11 +152,11 @@ fn clamps<T: Bits>(one: T) {
     let clamped = |level, x: &[T], lo: T, hi: T| {
         let mut all = x.to_vec();
         clamp_all(level, &mut all, lo, hi);
-        let mut apart = vec![T::ZERO; x.len()];
-        dispatch!(level, simd => T::clamp_all_to(simd, x, &mut apart, lo, hi));
+        let mut out_of_place = vec![T::ZERO; x.len()];
+        dispatch!(level, simd => T::clamp_all_to(simd, x, &mut out_of_place, lo, hi));
         let mut each = x.to_vec();
         clamp_each(level, &mut each, &vec![lo; x.len()], &vec![hi; x.len()]);
-        [all, apart, each].map(|x| x.into_iter().map(T::bits).collect::<Vec<_>>())
+        [all, out_of_place, each].map(|x| x.into_iter().map(T::bits).collect::<Vec<_>>())
     };
     for level in isa::all() {
         for nan in T::nans() {
@@ -274,10 +274,10 @@ impl Steps {
     }
 }
 
-impl Carrier for Steps {
+impl RuleVisitor for Steps {
     type Result = usize;
 
-    fn carry<A: Rule<f32, N>, B: Rule<f64, N>, const N: usize>(self, narrow: A, wide: B) -> usize {
+    fn visit<A: Rule<f32, N>, B: Rule<f64, N>, const N: usize>(self, narrow: A, wide: B) -> usize {
         Self::of(narrow).min(Self::of(wide))
     }
 }
@@ -285,7 +285,7 @@ impl Carrier for Steps {
 #[test]
 #[cfg_attr(miri, ignore = "too slow")]
 fn what_a_rule_makes_nan_is_the_canonical_one() {
-    for kind in Kind::ALL {
+    for kind in RuleKind::ALL {
         let hyper: Vec<f64> = kind
             .hyper()
             .iter()

@@ -10,7 +10,7 @@ pub trait Operation<T>: Copy {
     /// Changes the elements where they are.
     fn in_place<S: Simd>(self, simd: S, x: &mut [T]);
     /// Writes the changed elements to `out`. The slices have the same length.
-    fn apart<S: Simd>(self, simd: S, x: &[T], out: &mut [T]);
+    fn out_of_place<S: Simd>(self, simd: S, x: &[T], out: &mut [T]);
 }
 
 /// Elements and where their results go.
@@ -18,7 +18,7 @@ pub enum Run<'a, T> {
     /// To the same memory.
     InPlace(&'a mut [T]),
     /// To other memory.
-    Apart(&'a [T], &'a mut [T]),
+    OutOfPlace(&'a [T], &'a mut [T]),
     /// To other memory, past the cache.
     Streamed(&'a [T], &'a mut [T]),
 }
@@ -32,7 +32,7 @@ const STREAM_BLOCK_BYTES: usize = 1024;
 pub fn perform<T: Element, O: Operation<T>>(level: Level, operation: O, run: Run<T>) {
     match run {
         Run::InPlace(x) => dispatch!(level, simd => operation.in_place(simd, x)),
-        Run::Apart(x, out) => dispatch!(level, simd => operation.apart(simd, x, out)),
+        Run::OutOfPlace(x, out) => dispatch!(level, simd => operation.out_of_place(simd, x, out)),
         Run::Streamed(x, out) => dispatch!(level, simd => streamed(simd, operation, x, out)),
     }
 }
@@ -43,7 +43,7 @@ fn streamed<S: Simd, T: Element, O: Operation<T>>(simd: S, operation: O, x: &[T]
     let per_block = STREAM_BLOCK_BYTES / size_of::<T>();
     for (from, to) in x.chunks(per_block).zip(out.chunks_mut(per_block)) {
         let block = &mut buffer[..from.len()];
-        operation.apart(simd, from, block);
+        operation.out_of_place(simd, from, block);
         stream::copy(block, to);
     }
 }
@@ -57,7 +57,7 @@ impl<T: Copy> Operation<T> for Copying {
     fn in_place<S: Simd>(self, _simd: S, _x: &mut [T]) {}
 
     #[inline(always)]
-    fn apart<S: Simd>(self, _simd: S, x: &[T], out: &mut [T]) {
+    fn out_of_place<S: Simd>(self, _simd: S, x: &[T], out: &mut [T]) {
         out.copy_from_slice(x);
     }
 }
@@ -73,7 +73,7 @@ impl<T: Copy> Operation<T> for Filling<T> {
     }
 
     #[inline(always)]
-    fn apart<S: Simd>(self, _simd: S, _x: &[T], out: &mut [T]) {
+    fn out_of_place<S: Simd>(self, _simd: S, _x: &[T], out: &mut [T]) {
         out.fill(self.0);
     }
 }
@@ -95,7 +95,7 @@ mod tests {
                     let mut want = x.to_vec();
                     perform(level, operation, Run::InPlace(&mut want));
                     let mut out = vec![7.0; length + offset];
-                    perform(level, operation, Run::Apart(x, &mut out[offset..]));
+                    perform(level, operation, Run::OutOfPlace(x, &mut out[offset..]));
                     assert_eq!(out[offset..], want);
                     let mut out = vec![7.0; length + offset];
                     perform(level, operation, Run::Streamed(x, &mut out[offset..]));
@@ -103,7 +103,7 @@ mod tests {
                     assert_eq!(out[offset..], want);
                     perform(level, Copying, Run::Streamed(x, &mut out[offset..]));
                     assert_eq!(&out[offset..], x);
-                    perform(level, Filling(2.0), Run::Apart(x, &mut out[offset..]));
+                    perform(level, Filling(2.0), Run::OutOfPlace(x, &mut out[offset..]));
                     assert!(out[offset..].iter().all(|v| *v == 2.0));
                 }
             }

@@ -19,7 +19,7 @@ use super::update::update;
 use super::{Clamp, Float};
 use crate::engine::isa::{self, Level};
 use crate::operations::magnitude::{Magnitude, Order, combine};
-use crate::operations::rules::{Carrier, Kind, Rule};
+use crate::operations::rules::{Rule, RuleKind, RuleVisitor};
 use half::{bf16, f16};
 
 /// A float type, its bytes, and its elements that are not ordinary numbers.
@@ -190,10 +190,10 @@ impl Training {
     }
 }
 
-impl Carrier for &mut Training {
+impl RuleVisitor for &mut Training {
     type Result = ();
 
-    fn carry<A: Rule<f32, N>, B: Rule<f64, N>, const N: usize>(self, narrow: A, wide: B) {
+    fn visit<A: Rule<f32, N>, B: Rule<f64, N>, const N: usize>(self, narrow: A, wide: B) {
         let mut trained = std::mem::replace(&mut self.narrow, Trained { w: vec![], slots: vec![] });
         self.step(narrow, &mut trained);
         self.narrow = trained;
@@ -204,7 +204,7 @@ impl Carrier for &mut Training {
 }
 
 /// Hyper-parameters of a step, in the range of each.
-fn hyper(kind: Kind, step: usize) -> Vec<f64> {
+fn hyper(kind: RuleKind, step: usize) -> Vec<f64> {
     let power = |x: f64| (0..=step).fold(1.0, |product, _| product * x);
     let value = |name: &str| match name {
         "learning_rate" => 0.1,
@@ -224,7 +224,7 @@ fn hyper(kind: Kind, step: usize) -> Vec<f64> {
 }
 
 fn trained(level: Level, found: &mut Found) {
-    for kind in Kind::ALL {
+    for kind in RuleKind::ALL {
         for odd in [false, true] {
             let (narrow, wide) = (Trained::new(kind.slots(), odd), Trained::new(kind.slots(), odd));
             let mut training = Training { level, odd, step: 0, narrow, wide };

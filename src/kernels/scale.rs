@@ -123,7 +123,7 @@ impl<T: Scalable> Operation<T> for Scaling {
     }
 
     #[inline(always)]
-    fn apart<S: Simd>(self, simd: S, x: &[T], out: &mut [T]) {
+    fn out_of_place<S: Simd>(self, simd: S, x: &[T], out: &mut [T]) {
         T::scale_to(simd, x, out, self.0);
     }
 }

@@ -4,8 +4,16 @@
 //! the sign of that of ∞ − ∞, depend on the processor and on how operands are arranged.
 
 use super::lanes::{Lanes, Real};
-use crate::operations::rules::Rule;
 use fearless_simd::{Level, Simd, dispatch};
+
+/// The update rule of an optimizer, for one element of a variable that has `N` slots.
+pub trait Rule<R: Real, const N: usize>: Copy + Send + Sync {
+    /// The rule with these hyper-parameters, in the order in which the rule lists them.
+    fn new(hyper: &[f64]) -> Self;
+
+    /// Returns the variable and its slots after a step with gradient `g`.
+    fn update<V: Lanes<R>>(self, g: V, w: V, slots: [V; N]) -> (V, [V; N]);
+}
 
 /// `w[i], slots[i] ← rule(g[i]·factor, w[i], slots[i])`. All slices have the same length.
 pub fn update<R: Real, K: Rule<R, N>, const N: usize>(

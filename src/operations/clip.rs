@@ -148,8 +148,8 @@ unsafe fn clamp_range<T: Clamp + Element>(
             unsafe {
                 segment.update(range, streaming, scratch, |run, _| match run {
                     Run::InPlace(x) => clamp_changed(level, x, lo, hi),
-                    apart => {
-                        perform(level, Clamping { lo, hi }, apart);
+                    run => {
+                        perform(level, Clamping { lo, hi }, run);
                         true
                     }
                 });

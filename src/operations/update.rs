@@ -16,7 +16,7 @@ use crate::kernels::lanes::Real;
 use crate::kernels::operation::{Run, perform};
 use crate::kernels::scale::{Factor, Scaling};
 use crate::kernels::update::update;
-use crate::operations::rules::{Carrier, Kind, MAX_SLOTS, Rule};
+use crate::operations::rules::{MAX_SLOTS, Rule, RuleKind, RuleVisitor};
 use crate::scalar::Scalar;
 use half::{bf16, f16};
 use std::ops::Range;
@@ -34,7 +34,7 @@ pub const COPY: usize = 2 + MAX_SLOTS;
 
 /// What happens to a gradient on its way in.
 #[derive(Clone, Copy, Debug)]
-pub struct Incoming {
+pub struct GradientTransform {
     /// What it is multiplied by.
     pub factor: Factor,
     /// What its elements are then clamped to, from minus this to this.
@@ -43,7 +43,7 @@ pub struct Incoming {
 
 /// A variable's part in a step.
 #[derive(Debug)]
-pub struct Item {
+pub struct ParameterUpdate {
     /// Variable, gradient, slots and copy.
     pub segment: Segment<OPERANDS>,
     /// The type of the gradient.
@@ -53,7 +53,7 @@ pub struct Item {
     /// The gradient is made of rows of the variable: what lies between them is 0.
     pub rows: Option<Rows>,
     /// What happens to the gradient.
-    pub incoming: Incoming,
+    pub incoming: GradientTransform,
 }
 
 /// A gradient of few rows, for a rule that changes all of them. The gradient operand holds the rows, one after the
@@ -70,25 +70,31 @@ pub struct Rows {
 /// See ARCHITECTURE.md for the measurement.
 const BLOCK: usize = 256;
 
-/// Takes the step. Cannot fail.
+/// AcceptedDTypes the step. Cannot fail.
 ///
 /// # Safety
 ///
 /// Variables, slots and copies must not overlap each other or a gradient; indices must lie within their variables.
-pub unsafe fn step(workspace: &Workspace, kind: Kind, hyper: &[f64], items: &[Item], plan: &Plan) {
+pub unsafe fn step(
+    workspace: &Workspace,
+    kind: RuleKind,
+    hyper: &[f64],
+    items: &[ParameterUpdate],
+    plan: &Plan,
+) {
     kind.with(hyper, Pass { workspace, items, plan });
 }
 
 struct Pass<'a> {
     workspace: &'a Workspace,
-    items: &'a [Item],
+    items: &'a [ParameterUpdate],
     plan: &'a Plan,
 }
 
-impl Carrier for Pass<'_> {
+impl RuleVisitor for Pass<'_> {
     type Result = ();
 
-    fn carry<A: Rule<f32, N>, B: Rule<f64, N>, const N: usize>(self, narrow: A, wide: B) {
+    fn visit<A: Rule<f32, N>, B: Rule<f64, N>, const N: usize>(self, narrow: A, wide: B) {
         let level = self.workspace.level;
         exec::for_each(self.workspace, self.plan, Direction::Backwards, |index, range, _| {
             let item = &self.items[index];
@@ -107,8 +113,12 @@ impl Carrier for Pass<'_> {
 /// # Safety
 ///
 /// As [`step`], for a range that no other thread works on.
-unsafe fn update_range<R, K, const N: usize>(level: Level, rule: K, item: &Item, range: Range<usize>)
-where
+unsafe fn update_range<R, K, const N: usize>(
+    level: Level,
+    rule: K,
+    item: &ParameterUpdate,
+    range: Range<usize>,
+) where
     R: Variable,
     K: Rule<R, N>,
 {
@@ -145,7 +155,7 @@ where
 unsafe fn update_dense<R, K, const N: usize>(
     level: Level,
     rule: K,
-    item: &Item,
+    item: &ParameterUpdate,
     plain: Option<R>,
     block: Range<usize>,
 ) where
@@ -156,11 +166,11 @@ unsafe fn update_dense<R, K, const N: usize>(
     let g = &mut gradient[..block.len()];
     // SAFETY: the caller's contract.
     unsafe {
-        let factor = R::bring_in(level, item, plain, block.clone(), g);
+        let factor = R::load_gradient(level, item, plain, block.clone(), g);
         let w = item.segment.run_mut::<R>(VARIABLE, block.clone());
         let slots = std::array::from_fn(|k| item.segment.run_mut::<R>(SLOTS + k, block.clone()));
         update(level, rule, factor, g, w, slots);
-        R::put_out(level, item, block, w);
+        R::store_copy(level, item, block, w);
     }
 }
 
@@ -170,7 +180,7 @@ unsafe fn update_dense<R, K, const N: usize>(
 unsafe fn update_walked<R, K, const N: usize>(
     level: Level,
     rule: K,
-    item: &Item,
+    item: &ParameterUpdate,
     plain: Option<R>,
     block: Range<usize>,
 ) where
@@ -183,7 +193,7 @@ unsafe fn update_walked<R, K, const N: usize>(
     let w = &mut variable[..block.len()];
     // SAFETY: the caller's contract; gathered and scattered positions are those of this block.
     unsafe {
-        let factor = R::bring_in(level, item, plain, block.clone(), g);
+        let factor = R::load_gradient(level, item, plain, block.clone(), g);
         item.segment.gather(VARIABLE, block.clone(), w);
         let mut slots = state.each_mut().map(|slot| &mut slot[..block.len()]);
         for (k, slot) in slots.iter_mut().enumerate() {
@@ -194,7 +204,7 @@ unsafe fn update_walked<R, K, const N: usize>(
         for (k, slot) in state.iter().enumerate() {
             item.segment.scatter(SLOTS + k, block.clone(), &slot[..block.len()]);
         }
-        R::put_out(level, item, block, w);
+        R::store_copy(level, item, block, w);
     }
 }
 
@@ -205,9 +215,9 @@ trait Variable: Real {
     /// # Safety
     ///
     /// As [`update_range`].
-    unsafe fn bring_in(
+    unsafe fn load_gradient(
         level: Level,
-        item: &Item,
+        item: &ParameterUpdate,
         plain: Option<Self>,
         block: Range<usize>,
         to: &mut [Self],
@@ -218,7 +228,7 @@ trait Variable: Real {
     /// # Safety
     ///
     /// As [`update_range`].
-    unsafe fn put_out(level: Level, item: &Item, block: Range<usize>, w: &[Self]);
+    unsafe fn store_copy(level: Level, item: &ParameterUpdate, block: Range<usize>, w: &[Self]);
 }
 
 impl<R> Variable for R
@@ -229,8 +239,14 @@ where
     f32: Convert<R>,
     f64: Convert<R>,
 {
-    unsafe fn bring_in(level: Level, item: &Item, plain: Option<R>, block: Range<usize>, to: &mut [R]) -> R {
-        let Incoming { factor, clamp } = item.incoming;
+    unsafe fn load_gradient(
+        level: Level,
+        item: &ParameterUpdate,
+        plain: Option<R>,
+        block: Range<usize>,
+        to: &mut [R],
+    ) -> R {
+        let GradientTransform { factor, clamp } = item.incoming;
         // Rounding may take a float64 out of the range of the variable: it is scaled before.
         let first = item.gradient.size() > size_of::<R>();
         let early = if first { factor } else { Factor::ONE };
@@ -257,7 +273,7 @@ where
         R::from_f64(1.0)
     }
 
-    unsafe fn put_out(level: Level, item: &Item, block: Range<usize>, w: &[R]) {
+    unsafe fn store_copy(level: Level, item: &ParameterUpdate, block: Range<usize>, w: &[R]) {
         // SAFETY: the caller's contract.
         unsafe {
             match item.copy {
@@ -276,7 +292,7 @@ where
 /// As [`update_range`], where the gradient has this type.
 unsafe fn take<G: Convert<R> + Float, R: Real>(
     level: Level,
-    item: &Item,
+    item: &ParameterUpdate,
     block: Range<usize>,
     to: &mut [R],
     factor: Factor,
@@ -319,7 +335,7 @@ fn scale_and_convert<G: Convert<R> + Float, R>(level: Level, from: &mut [G], to:
 /// # Safety
 ///
 /// As [`update_range`], where the copy has this type.
-unsafe fn give<L: Float, R: Convert<L>>(level: Level, item: &Item, block: Range<usize>, w: &[R]) {
+unsafe fn give<L: Float, R: Convert<L>>(level: Level, item: &ParameterUpdate, block: Range<usize>, w: &[R]) {
     let segment = &item.segment;
     if segment.layout == Layout::Dense {
         // SAFETY: a dense operand of this type, ours alone in this block.
@@ -409,7 +425,7 @@ mod tests {
     const F32: DType = DType { scalar: Scalar::F32, complex: false };
 
     /// Hyper-parameters that are in the range of each.
-    fn hyper(kind: Kind) -> Vec<f64> {
+    fn hyper(kind: RuleKind) -> Vec<f64> {
         let value = |name: &str| match name {
             "learning_rate_power" => -0.5,
             "step" => 3.0,
@@ -427,10 +443,10 @@ mod tests {
         slots: &'a mut [Vec<f32>],
     }
 
-    impl Carrier for Plainly<'_> {
+    impl RuleVisitor for Plainly<'_> {
         type Result = ();
 
-        fn carry<A: Rule<f32, N>, B: Rule<f64, N>, const N: usize>(self, narrow: A, _: B) {
+        fn visit<A: Rule<f32, N>, B: Rule<f64, N>, const N: usize>(self, narrow: A, _: B) {
             for i in 0..self.w.len() {
                 let (w, slots) =
                     narrow.update(self.g[i], self.w[i], std::array::from_fn(|k| self.slots[k][i]));
@@ -476,7 +492,7 @@ mod tests {
         }
     }
 
-    fn take(kind: Kind, item: Item, level: Level, threads: usize) {
+    fn take(kind: RuleKind, item: ParameterUpdate, level: Level, threads: usize) {
         let items = [item];
         let plan = Plan::cut(items.iter().map(|item| (item.segment.len, 16)), 1000).unwrap();
         let workspace = Workspace::with_scratch(Context { level, threads }, plan.bytes, 0).unwrap();
@@ -484,18 +500,18 @@ mod tests {
         unsafe { step(&workspace, kind, &hyper(kind), &items, &plan) };
     }
 
-    const AS_IT_IS: Incoming = Incoming { factor: Factor::ONE, clamp: None };
+    const AS_IT_IS: GradientTransform = GradientTransform { factor: Factor::ONE, clamp: None };
 
     #[test]
     fn every_rule_has_the_same_bits_on_every_level_and_number_of_threads() {
-        for kind in Kind::ALL {
+        for kind in RuleKind::ALL {
             for n in [1, 15, 16, 17, 1023, 5000] {
                 let mut want = Case::new(n, kind.slots());
                 kind.with(&hyper(*kind), Plainly { g: &want.g, w: &mut want.w, slots: &mut want.slots });
                 for level in isa::all() {
                     for (threads, with_copy) in [(1, false), (3, false), (2, true)] {
                         let mut case = Case::new(n, kind.slots());
-                        let item = Item {
+                        let item = ParameterUpdate {
                             // SAFETY: vectors of this length.
                             segment: unsafe { Segment::dense(F32, n, case.base(with_copy)) },
                             gradient: Scalar::F32,
@@ -517,7 +533,7 @@ mod tests {
 
     #[test]
     fn walked_memory_is_updated_as_a_run_is_and_what_lies_between_stays() {
-        for kind in Kind::ALL {
+        for kind in RuleKind::ALL {
             let n = 3000;
             let mut want = Case::new(n, kind.slots());
             kind.with(&hyper(*kind), Plainly { g: &want.g, w: &mut want.w, slots: &mut want.slots });
@@ -538,7 +554,7 @@ mod tests {
             sizes[COPY] = 2;
             // SAFETY: vectors of this length, the variable's of twice that.
             let segment = unsafe { Segment::mixed(F32, &[n], operands, sizes) }.unwrap();
-            let item = Item {
+            let item = ParameterUpdate {
                 segment,
                 gradient: Scalar::F32,
                 copy: Some(Scalar::BF16),
@@ -556,7 +572,7 @@ mod tests {
     fn rows_are_a_gradient_that_is_zero_elsewhere() {
         let (rows, len) = (700, 3);
         let indices: Box<[usize]> = (0..rows).filter(|row| row % 5 == 2 || *row > 690).collect();
-        for kind in [Kind::Adam, Kind::AdamW] {
+        for kind in [RuleKind::Adam, RuleKind::AdamW] {
             let mut want = Case::new(rows * len, 2);
             for (i, g) in want.g.iter_mut().enumerate() {
                 *g = if indices.contains(&(i / len)) { *g } else { 0.0 };
@@ -564,7 +580,7 @@ mod tests {
             let mut case = Case::new(rows * len, 2);
             case.g = indices.iter().flat_map(|row| want.g[row * len..(row + 1) * len].to_vec()).collect();
             kind.with(&hyper(kind), Plainly { g: &want.g, w: &mut want.w, slots: &mut want.slots });
-            let item = Item {
+            let item = ParameterUpdate {
                 // SAFETY: vectors of this length; the gradient's rows are as many as the indices.
                 segment: unsafe { Segment::dense(F32, rows * len, case.base(false)) },
                 gradient: Scalar::F32,
@@ -587,16 +603,16 @@ mod tests {
                     let mut g: Vec<G> = case.g.iter().map(|v| make(*v)).collect();
                     let mut base = case.base(false);
                     base[GRADIENT] = g.as_mut_ptr().cast();
-                    let item = Item {
+                    let item = ParameterUpdate {
                         // SAFETY: vectors of this length.
                         segment: unsafe { Segment::dense(F32, n, base) },
                         gradient: scalar,
                         copy: None,
                         rows: None,
-                        incoming: Incoming { factor, clamp },
+                        incoming: GradientTransform { factor, clamp },
                     };
                     let before = case.w.clone();
-                    take(Kind::GradientDescent, item, isa::detected(), 2);
+                    take(RuleKind::GradientDescent, item, isa::detected(), 2);
                     let wide = factor.is_wide() || scalar == Scalar::F64;
                     let scale = if wide { factor.wide * factor.lift } else { f64::from(factor.narrow) };
                     for i in 0..n {

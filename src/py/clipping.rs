@@ -8,7 +8,7 @@
 
 use super::arrays::batch::{Batch, Destination, check_given, fresh, segment, views};
 use super::arrays::overlap;
-use super::arrays::view::{Known, Label, Takes, View};
+use super::arrays::view::{AcceptedDTypes, ArgumentName, DTypeCache, View};
 use super::objects::{self, Scalar, extract, float, number};
 use super::raise::{before_writing, check_memory, detached, entry, entry_that_reads, refuse_nonfinite};
 use crate::allocation::{collect, filled, with_capacity};
@@ -55,21 +55,21 @@ impl Policy {
 /// They are looked into only when there is something to say.
 #[derive(FromPyObject)]
 #[pyo3(transparent)]
-pub struct Names<'py>(Bound<'py, PyTuple>);
+pub struct ArgumentNames<'py>(Bound<'py, PyTuple>);
 
-impl<'py> Names<'py> {
-    fn input(&self) -> Label<'_, 'py> {
-        Label::Listed { names: &self.0, first: 0 }
+impl<'py> ArgumentNames<'py> {
+    fn input(&self) -> ArgumentName<'_, 'py> {
+        ArgumentName::Listed { names: &self.0, first: 0 }
     }
 
-    fn output(&self) -> Label<'_, 'py> {
-        Label::Listed { names: &self.0, first: 2 }
+    fn output(&self) -> ArgumentName<'_, 'py> {
+        ArgumentName::Listed { names: &self.0, first: 2 }
     }
 }
 
 /// A norm that is known already.
 #[derive(FromPyObject)]
-pub struct Given<'py> {
+pub struct KnownNorm<'py> {
     /// Its mantissa,
     #[pyo3(item(0))]
     root: f64,
@@ -96,21 +96,22 @@ pub fn clip_by_global_norm<'py>(
     py: Python<'py>,
     tensors: &Bound<'py, PyAny>,
     bound: f64,
-    given: Option<Given<'py>>,
+    given: Option<KnownNorm<'py>>,
     p: f64,
     out: Option<Bound<'py, PyAny>>,
     on_nonfinite: &str,
     norms: Option<Bound<'py, PyAny>>,
-    names: Names<'py>,
+    names: ArgumentNames<'py>,
 ) -> PyResult<Bound<'py, PyTuple>> {
     entry(py, || {
         let policy = Policy::from_name(on_nonfinite)?;
         let order = Order::new(p);
         let destination = Destination::from(out);
-        let batch = Batch::new(py, tensors, &destination, Takes::Floats, names.input(), names.output())?;
+        let batch =
+            Batch::new(py, tensors, &destination, AcceptedDTypes::Floats, names.input(), names.output())?;
         let norms = norms.map(|array| norms_array(py, &batch, array, names.input())).transpose()?;
         let mut own = match &given {
-            Some(Given { norms: Some(own), .. }) => Some(extract(own, number)?),
+            Some(KnownNorm { norms: Some(own), .. }) => Some(extract(own, number)?),
             _ => None,
         };
         if own.as_ref().is_some_and(|own| own.len() != batch.segments.len()) {
@@ -188,10 +189,10 @@ fn norms_array<'py>(
     py: Python<'py>,
     batch: &Batch<'py>,
     array: Bound<'py, PyAny>,
-    input: Label<'_, '_>,
+    input: ArgumentName<'_, '_>,
 ) -> PyResult<View<'py>> {
     let wanted = batch.segments.len();
-    let view = View::new(array, Takes::Floats, &mut Known::default(), || "norms".into())?;
+    let view = View::new(array, AcceptedDTypes::Floats, &mut DTypeCache::default(), || "norms".into())?;
     let fits = view.dtype.name() == "float64" && view.shape() == [wanted] && view.is_writable();
     if !fits || view.may_overlap_itself()? {
         return Err(Error::Value(format!(
@@ -224,7 +225,7 @@ pub fn global_norm<'py>(
     py: Python<'py>,
     tensors: &Bound<'py, PyAny>,
     p: f64,
-    names: Names<'py>,
+    names: ArgumentNames<'py>,
 ) -> PyResult<Bound<'py, PyAny>> {
     entry_that_reads(py, || {
         let (batch, found) = measured(py, tensors, Order::new(p), &names)?;
@@ -247,7 +248,7 @@ pub fn tensor_norms<'py>(
     py: Python<'py>,
     tensors: &Bound<'py, PyAny>,
     p: f64,
-    names: Names<'py>,
+    names: ArgumentNames<'py>,
 ) -> PyResult<Bound<'py, PyTuple>> {
     entry_that_reads(py, || {
         let order = Order::new(p);
@@ -266,9 +267,16 @@ fn measured<'py>(
     py: Python<'py>,
     tensors: &Bound<'py, PyAny>,
     order: Order,
-    names: &Names<'py>,
+    names: &ArgumentNames<'py>,
 ) -> PyResult<(Batch<'py>, Vec<Magnitude>)> {
-    let batch = Batch::new(py, tensors, &Destination::Nothing, Takes::Floats, names.input(), names.output())?;
+    let batch = Batch::new(
+        py,
+        tensors,
+        &Destination::Nothing,
+        AcceptedDTypes::Floats,
+        names.input(),
+        names.output(),
+    )?;
     let (segments, plan) = (&batch.segments, &batch.plan);
     let workspace = Workspace::new(Context::current(), segments, plan)?;
     let found = detached(py, || Ok(measure(&workspace, segments, plan, order)?))?;
@@ -287,7 +295,7 @@ pub fn partial_sums<'py>(
     py: Python<'py>,
     tensors: &Bound<'py, PyAny>,
     p: f64,
-    names: Names<'py>,
+    names: ArgumentNames<'py>,
 ) -> PyResult<Bound<'py, PyTuple>> {
     entry_that_reads(py, || {
         let order = Order::new(p);
@@ -329,13 +337,14 @@ pub fn clip_tensors<'py>(
     divisor: &str,
     p: f64,
     out: Option<Bound<'py, PyAny>>,
-    names: Names<'py>,
+    names: ArgumentNames<'py>,
 ) -> PyResult<Bound<'py, PyList>> {
     entry(py, || {
         let order = Order::new(p);
         let bounds = extract(bounds, number)?;
         let destination = Destination::from(out);
-        let batch = Batch::new(py, tensors, &destination, Takes::Floats, names.input(), names.output())?;
+        let batch =
+            Batch::new(py, tensors, &destination, AcceptedDTypes::Floats, names.input(), names.output())?;
         let (segments, plan) = (&batch.segments, &batch.plan);
         if bounds.len() != segments.len() {
             return Err(Error::Value(format!("{} bounds for {} arrays", bounds.len(), segments.len())).into());
@@ -387,16 +396,16 @@ pub fn clip_by_value<'py>(
     out: Option<Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     entry(py, || {
-        let (input_label, output_label) = (Label::Single("t"), Label::Single("out"));
-        let mut known = Known::default();
-        let inputs = views(&alone(py, tensor)?, Takes::Ordered, input_label)?;
+        let (input_label, output_label) = (ArgumentName::Single("t"), ArgumentName::Single("out"));
+        let mut known = DTypeCache::default();
+        let inputs = views(&alone(py, tensor)?, AcceptedDTypes::Ordered, input_label)?;
         let mut bound =
-            |object, name: &str| View::new(object, Takes::Ordered, &mut known, || name.to_owned());
+            |object, name: &str| View::new(object, AcceptedDTypes::Ordered, &mut known, || name.to_owned());
         let (lower, upper) = (bound(lower, "clip_value_min")?, bound(upper, "clip_value_max")?);
         let outputs = match out {
             None => fresh(py, &inputs)?,
             Some(out) => {
-                let outputs = views(&alone(py, &out)?, Takes::Any, output_label)?;
+                let outputs = views(&alone(py, &out)?, AcceptedDTypes::Any, output_label)?;
                 check_given(py, &inputs, &outputs, input_label, output_label)?;
                 outputs
             }
@@ -450,15 +459,15 @@ pub fn clip_by_value<'py>(
 /// Refuses outputs that share memory with other arrays that a call reads.
 #[pyfunction]
 #[pyo3(signature = (tensors, out, names, /))]
-pub fn check_apart<'py>(
+pub fn check_no_overlap<'py>(
     py: Python<'py>,
     tensors: &Bound<'py, PyAny>,
     out: &Bound<'py, PyAny>,
-    names: Names<'py>,
+    names: ArgumentNames<'py>,
 ) -> PyResult<()> {
     entry_that_reads(py, || {
-        let inputs = views(tensors, Takes::Any, names.input())?;
-        let outputs = views(out, Takes::Any, names.output())?;
+        let inputs = views(tensors, AcceptedDTypes::Any, names.input())?;
+        let outputs = views(out, AcceptedDTypes::Any, names.output())?;
         overlap::check(py, &inputs, &outputs, false, names.input(), names.output())
     })
 }
@@ -477,13 +486,19 @@ pub fn slice_norms<'py>(
     axes: &Bound<'py, PyAny>,
     p: f64,
     norms: &Bound<'py, PyAny>,
-    names: Names<'py>,
+    names: ArgumentNames<'py>,
 ) -> PyResult<()> {
     entry_that_reads(py, || {
         let axes = reduced_axes(axes)?;
-        let batch =
-            Batch::new(py, tensors, &Destination::Nothing, Takes::Floats, names.input(), names.output())?;
-        let results = views(norms, Takes::Floats, names.output())?;
+        let batch = Batch::new(
+            py,
+            tensors,
+            &Destination::Nothing,
+            AcceptedDTypes::Floats,
+            names.input(),
+            names.output(),
+        )?;
+        let results = views(norms, AcceptedDTypes::Floats, names.output())?;
         let slices = sliced(&batch, &axes, &results, &[], Order::new(p))?;
         detached(py, || run(&slices))
     })
@@ -500,13 +515,14 @@ pub fn clip_slices<'py>(
     bounds: &Bound<'py, PyAny>,
     p: f64,
     out: Option<Bound<'py, PyAny>>,
-    names: Names<'py>,
+    names: ArgumentNames<'py>,
 ) -> PyResult<Bound<'py, PyList>> {
     entry(py, || {
         let axes = reduced_axes(axes)?;
         let destination = Destination::from(out);
-        let batch = Batch::new(py, tensors, &destination, Takes::Floats, names.input(), names.output())?;
-        let bounds = views(bounds, Takes::Floats, names.output())?;
+        let batch =
+            Batch::new(py, tensors, &destination, AcceptedDTypes::Floats, names.input(), names.output())?;
+        let bounds = views(bounds, AcceptedDTypes::Floats, names.output())?;
         let slices = sliced(&batch, &axes, &[], &bounds, Order::new(p))?;
         let results = batch.results(py)?;
         check_memory(py)?;
@@ -526,13 +542,14 @@ pub fn clip_elements<'py>(
     bounds: &Bound<'py, PyAny>,
     p: f64,
     out: Option<Bound<'py, PyAny>>,
-    names: Names<'py>,
+    names: ArgumentNames<'py>,
 ) -> PyResult<Bound<'py, PyList>> {
     entry(py, || {
         let axes = reduced_axes(axes)?;
         let destination = Destination::from(out);
-        let batch = Batch::new(py, tensors, &destination, Takes::Floats, names.input(), names.output())?;
-        let bounds = views(bounds, Takes::Floats, names.output())?;
+        let batch =
+            Batch::new(py, tensors, &destination, AcceptedDTypes::Floats, names.input(), names.output())?;
+        let bounds = views(bounds, AcceptedDTypes::Floats, names.output())?;
         let mut found = by_element(&batch, &axes, &bounds, Order::new(p))?;
         let results = batch.results(py)?;
         check_memory(py)?;

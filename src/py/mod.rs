@@ -21,7 +21,7 @@ mod _core {
     use super::arrays::view::{is_plain, plain_list};
     #[pymodule_export]
     use super::clipping::{
-        check_apart, clip_by_global_norm, clip_by_value, clip_elements, clip_slices, clip_tensors,
+        check_no_overlap, clip_by_global_norm, clip_by_value, clip_elements, clip_slices, clip_tensors,
         combine_sums, global_norm, norm_scalar, partial_sums, slice_norms, tensor_norms,
     };
     #[pymodule_export]

@@ -1,6 +1,6 @@
 //! Errors on their way to Python: the one place that chooses exception types, and where a call is entered.
 
-use super::arrays::view::Label;
+use super::arrays::view::ArgumentName;
 use super::reserve;
 use crate::allocation::OutOfMemory;
 use crate::error::Error;
@@ -116,7 +116,7 @@ pub fn before_writing(bytes: usize) -> PyResult<()> {
 }
 
 /// The error of the policy that raises: it names the entries that hold NaN or infinity, `bad`.
-pub fn refuse_nonfinite(bad: impl Iterator<Item = usize>, label: Label<'_, '_>, norm: f64) -> Error {
+pub fn refuse_nonfinite(bad: impl Iterator<Item = usize>, label: ArgumentName<'_, '_>, norm: f64) -> Error {
     const SHOWN: usize = 8;
     let (mut shown, mut count) = (String::new(), 0);
     for index in bad {

@@ -1,6 +1,6 @@
 //! Threads, SIMD level, cached memory, and the plain loops of the benchmark.
 
-use super::arrays::view::{Known, Takes, View};
+use super::arrays::view::{AcceptedDTypes, DTypeCache, View};
 use super::raise::{detached, entry, entry_that_reads};
 use crate::engine::{bandwidth, isa, memory, pool};
 use crate::error::Error;
@@ -64,7 +64,7 @@ pub fn free_cached_memory(py: Python<'_>) -> usize {
 
 /// An aligned run of float32, and its length.
 fn run<'py>(x: &Bound<'py, PyAny>, name: &str) -> PyResult<View<'py>> {
-    let view = View::new(x.clone(), Takes::Floats, &mut Known::default(), || name.to_owned())?;
+    let view = View::new(x.clone(), AcceptedDTypes::Floats, &mut DTypeCache::default(), || name.to_owned())?;
     let fits = view.dtype.name() == "float32" && view.is_c_order() && view.is_aligned();
     if fits && view.size > 0 {
         Ok(view)

@@ -214,7 +214,7 @@ low, high = odd(np.full(SHAPE, -0.5, np.float32)), odd(np.full(SHAPE, 0.5, np.fl
 result = attempt(lambda: _core.clip_by_value(t, low, high, None))
 if result is not None:
     same(result, x.clip(-0.5, 0.5))
-attempt(lambda: _core.check_apart([t], [out], names))
+attempt(lambda: _core.check_no_overlap([t], [out], names))
 # Beside each other in memory, so that more than the ends has to be looked at.
 whole = numbers(offset=3.0)
 left, right = odd(whole[:, :150]), odd(whole[:, 200:350])

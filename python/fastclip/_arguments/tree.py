@@ -131,7 +131,7 @@ def flatten(container: Any, argument: str, leaf: _Leaf = as_array) -> Tree:
         make = walk.rebuilder(part)
         if walk.makers:
             # Tried now, with the entries themselves, and not when the results are there.
-            walk.check_apart()
+            walk.check_no_overlap()
             make(list(walk.entries))
     except RecursionError:
         raise ValueError(f"{argument} is nested too deeply, or contains itself") from None
@@ -216,7 +216,7 @@ class _Walk:
 
         return rebuild
 
-    def check_apart(self) -> None:
+    def check_no_overlap(self) -> None:
         """Raise TypeError if a container that was made ahead is there already: results would meet in it."""
         taken = {id(maker.original) for maker in self.makers}
         for maker in self.makers:

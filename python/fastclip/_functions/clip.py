@@ -235,7 +235,7 @@ def clip_by_norm(
         return _finished(t, results[0], out)
     bound = _bounds(clip_norm, array.shape)
     if target is not None and (isinstance(clip_norm, np.ndarray) or not _is_one_number(clip_norm)):
-        _check_apart(target[0], as_array(clip_norm, "clip_norm"), "clip_norm")
+        _check_no_overlap(target[0], as_array(clip_norm, "clip_norm"), "clip_norm")
     if whole and bound.size == 1:
         results = _core.clip_tensors([array], [float(bound.reshape(()))], "one", order, target, _ONE)
     else:
@@ -358,15 +358,15 @@ def clip_by_value(
     if out is not None:
         output = as_output(out.values if isinstance(out, IndexedSlices) else out, "out")
         if not isinstance(clip_value_min, (int, float)):
-            _check_apart(output, lower, "clip_value_min")
+            _check_no_overlap(output, lower, "clip_value_min")
         if not isinstance(clip_value_max, (int, float)):
-            _check_apart(output, upper, "clip_value_max")
+            _check_no_overlap(output, upper, "clip_value_max")
     return _finished(t, _core.clip_by_value(array, lower, upper, output), out)
 
 
-def _check_apart(output: npt.NDArray[Any], bound: npt.NDArray[Any], name: str) -> None:
+def _check_no_overlap(output: npt.NDArray[Any], bound: npt.NDArray[Any], name: str) -> None:
     if np.may_share_memory(output, bound):
-        _core.check_apart([bound], [output], (name, [name], "out", ["out"]))
+        _core.check_no_overlap([bound], [output], (name, [name], "out", ["out"]))
 
 
 def _values(t: Any) -> npt.NDArray[Any]:

@@ -143,7 +143,7 @@ def adaptive_clip(
     target = None if out is None else flatten_like(out, tree)
     check_same_structure(weights, tree)
     if target is not None:
-        _core.check_apart(weights.leaves, target.leaves, weights.names(target))
+        _core.check_no_overlap(weights.leaves, target.leaves, weights.names(target))
 
     chosen: list[npt.NDArray[Any] | None] = []
     units: list[list[bool]] = []

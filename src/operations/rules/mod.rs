@@ -5,23 +5,14 @@
 //!
 //! Numbers that depend on hyper-parameters alone are taken in float64 and rounded once.
 
-use crate::kernels::lanes::{Lanes, Real};
-
-/// What an optimizer does to one element of a variable that has `N` slots.
-pub trait Rule<R: Real, const N: usize>: Copy + Send + Sync {
-    /// The rule with these hyper-parameters, in the order of its line in the list below.
-    fn new(hyper: &[f64]) -> Self;
-
-    /// The variable and its slots after a step with gradient `g`.
-    fn update<V: Lanes<R>>(self, g: V, w: V, slots: [V; N]) -> (V, [V; N]);
-}
+pub use crate::kernels::update::Rule;
 
 /// Work to be done with a rule whose type is known: in float32 and in float64.
-pub trait Carrier {
+pub trait RuleVisitor {
     /// What comes of it.
     type Result;
     /// Does it.
-    fn carry<A: Rule<f32, N>, B: Rule<f64, N>, const N: usize>(self, narrow: A, wide: B) -> Self::Result;
+    fn visit<A: Rule<f32, N>, B: Rule<f64, N>, const N: usize>(self, narrow: A, wide: B) -> Self::Result;
 }
 
 macro_rules! rules {
@@ -30,11 +21,11 @@ macro_rules! rules {
 
         /// Which rule.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum Kind {
+        pub enum RuleKind {
             $(#[doc = concat!("That of `", stringify!($name), ".rs`.")] $Rule),*
         }
 
-        impl Kind {
+        impl RuleKind {
             /// All of them.
             pub const ALL: &[Self] = &[$(Self::$Rule),*];
 
@@ -64,9 +55,9 @@ macro_rules! rules {
             }
 
             /// Gives the rule to what carries it.
-            pub fn with<C: Carrier>(self, hyper: &[f64], carrier: C) -> C::Result {
+            pub fn with<C: RuleVisitor>(self, hyper: &[f64], visitor: C) -> C::Result {
                 match self {
-                    $(Self::$Rule => carrier.carry::<_, _, $slots>(
+                    $(Self::$Rule => visitor.visit::<_, _, $slots>(
                         <$name::$Rule<f32> as Rule<f32, $slots>>::new(hyper),
                         <$name::$Rule<f64> as Rule<f64, $slots>>::new(hyper),
                     )),*
@@ -105,13 +96,13 @@ mod tests {
 
     #[test]
     fn no_rule_has_more_slots_than_are_carried() {
-        assert_eq!(Kind::ALL.iter().map(|kind| kind.slots()).max(), Some(MAX_SLOTS));
+        assert_eq!(RuleKind::ALL.iter().map(|kind| kind.slots()).max(), Some(MAX_SLOTS));
     }
 
     #[test]
     fn names_are_those_of_the_files() {
-        assert_eq!(Kind::from_name("rms_prop"), Some(Kind::RmsProp));
-        assert_eq!(Kind::from_name("RmsProp"), None);
-        assert_eq!(Kind::Adagrad.hyper(), ["learning_rate"]);
+        assert_eq!(RuleKind::from_name("rms_prop"), Some(RuleKind::RmsProp));
+        assert_eq!(RuleKind::from_name("RmsProp"), None);
+        assert_eq!(RuleKind::Adagrad.hyper(), ["learning_rate"]);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::output::Outputs;
 use super::overlap;
-use super::view::{Known, Label, Takes, View};
+use super::view::{AcceptedDTypes, ArgumentName, DTypeCache, View};
 use crate::allocation::{OutOfMemory, reserve, try_collect, with_capacity};
 use crate::engine::plan::Plan;
 use crate::engine::segment::{INPUT, OUTPUT, Segment};
@@ -20,12 +20,12 @@ pub enum Destination<'py> {
     /// To fresh arrays.
     Fresh,
     /// To these, one for each input.
-    Given(Bound<'py, PyAny>),
+    Arrays(Bound<'py, PyAny>),
 }
 
 impl<'py> From<Option<Bound<'py, PyAny>>> for Destination<'py> {
     fn from(out: Option<Bound<'py, PyAny>>) -> Self {
-        out.map_or(Self::Fresh, Self::Given)
+        out.map_or(Self::Fresh, Self::Arrays)
     }
 }
 
@@ -51,10 +51,10 @@ enum Targets<'py> {
 /// Looks at every entry of a list or tuple.
 pub fn views<'py>(
     tensors: &Bound<'py, PyAny>,
-    takes: Takes,
-    label: Label<'_, '_>,
+    takes: AcceptedDTypes,
+    label: ArgumentName<'_, '_>,
 ) -> PyResult<Vec<Option<View<'py>>>> {
-    let mut known = Known::default();
+    let mut known = DTypeCache::default();
     let mut found = with_capacity(tensors.len().unwrap_or(0))?;
     let mut look = |(index, entry): (usize, Bound<'py, PyAny>)| -> PyResult<()> {
         // The list may grow while a type is looked at for the first time.
@@ -92,23 +92,23 @@ impl<'py> Batch<'py> {
         py: Python<'py>,
         tensors: &Bound<'py, PyAny>,
         destination: &Destination<'py>,
-        takes: Takes,
-        input_label: Label<'_, '_>,
-        output_label: Label<'_, '_>,
+        takes: AcceptedDTypes,
+        input_label: ArgumentName<'_, '_>,
+        output_label: ArgumentName<'_, '_>,
     ) -> PyResult<Self> {
-        let in_place = matches!(destination, Destination::Given(out) if out.is(tensors));
+        let in_place = matches!(destination, Destination::Arrays(out) if out.is(tensors));
         // The list may be changed by another thread while we work: what is looked at is what is returned.
         let own = if in_place { Some(objects::list_of(tensors)?) } else { None };
         let inputs = views(own.as_ref().map_or(tensors, |list| list.as_any()), takes, input_label)?;
         let targets = match destination {
             Destination::Nothing => Targets::Nowhere,
             Destination::Fresh => Targets::Arrays(fresh(py, &inputs)?),
-            Destination::Given(out) => {
+            Destination::Arrays(out) => {
                 if let Some(own) = own {
                     check_given(py, &inputs, &inputs, input_label, output_label)?;
                     Targets::Inputs(own)
                 } else {
-                    let outputs = views(out, Takes::Any, output_label)?;
+                    let outputs = views(out, AcceptedDTypes::Any, output_label)?;
                     check_given(py, &inputs, &outputs, input_label, output_label)?;
                     Targets::Arrays(outputs)
                 }
@@ -180,8 +180,8 @@ pub fn check_given(
     py: Python<'_>,
     inputs: &[Option<View<'_>>],
     outputs: &[Option<View<'_>>],
-    input_label: Label<'_, '_>,
-    output_label: Label<'_, '_>,
+    input_label: ArgumentName<'_, '_>,
+    output_label: ArgumentName<'_, '_>,
 ) -> PyResult<()> {
     if inputs.len() != outputs.len() {
         return Err(Error::Value(format!(

@@ -1,6 +1,6 @@
 //! Arrays for results, over memory of our own.
 
-use super::view::{Known, Takes, View};
+use super::view::{AcceptedDTypes, DTypeCache, View};
 use crate::allocation::{OutOfMemory, filled, with_capacity};
 use crate::engine::memory::{ALIGNMENT, Block, MAPPED_BYTES};
 use numpy::npyffi::{self, NpyTypes, PY_ARRAY_API, PyArrayObject};
@@ -23,7 +23,7 @@ pub struct Outputs<'py> {
     used: usize,
     /// Bytes of small results still to come: the last slab is no larger than they need.
     small: usize,
-    known: Known<'py>,
+    known: DTypeCache<'py>,
 }
 
 fn padded(bytes: usize) -> usize {
@@ -42,7 +42,7 @@ impl<'py> Outputs<'py> {
     {
         let sizes = inputs.map(|view| view.size * view.dtype.size());
         let small = sizes.filter(|n| is_small(*n)).map(padded).sum();
-        Self { py, slab: None, used: 0, small, known: Known::default() }
+        Self { py, slab: None, used: 0, small, known: DTypeCache::default() }
     }
 
     fn buffer(&self, bytes: usize) -> PyResult<Bound<'py, Buffer>> {
@@ -88,7 +88,7 @@ impl<'py> Outputs<'py> {
         let array = unsafe {
             array_over(owner.into_any(), pointer, number, view.shape(), strides.as_deref(), flags)?
         };
-        Ok(View::new(array, Takes::Any, &mut self.known, String::new)?)
+        Ok(View::new(array, AcceptedDTypes::Any, &mut self.known, String::new)?)
     }
 }
 

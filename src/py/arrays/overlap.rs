@@ -4,7 +4,7 @@
 //! for arrays of the same strides (columns of one matrix, blocks of one), then by NumPy's `shares_memory`, which works
 //! on arrays of our own: it runs Python code.
 
-use super::view::{Label, View};
+use super::view::{ArgumentName, View};
 use crate::allocation::{OutOfMemory, reserve, with_capacity};
 use crate::error::Error;
 use crate::py::raise::check_memory;
@@ -41,8 +41,8 @@ pub fn check(
     inputs: &[Option<View<'_>>],
     outputs: &[Option<View<'_>>],
     in_place: bool,
-    input_label: Label<'_, '_>,
-    output_label: Label<'_, '_>,
+    input_label: ArgumentName<'_, '_>,
+    output_label: ArgumentName<'_, '_>,
 ) -> PyResult<()> {
     match sweep(py, inputs, outputs, in_place, ControlFlow::Break)? {
         ControlFlow::Continue(()) => Ok(()),

@@ -115,7 +115,7 @@ impl Axes {
 
 /// What is being asked of an array.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Takes {
+pub enum AcceptedDTypes {
     /// Types with norms: floats and complex numbers.
     Floats,
     /// Types with an order: floats and integers.
@@ -128,7 +128,7 @@ pub enum Takes {
     Any,
 }
 
-impl Takes {
+impl AcceptedDTypes {
     fn accepts(self, dtype: DType) -> bool {
         match self {
             Self::Floats => dtype.scalar.is_float(),
@@ -154,7 +154,7 @@ impl Takes {
 
 /// How an argument and its entries are called in messages.
 #[derive(Clone, Copy)]
-pub enum Label<'a, 'py> {
+pub enum ArgumentName<'a, 'py> {
     /// One array.
     Single(&'static str),
     /// A list: its name stands in a tuple at `first`, and after it the names of its entries, or None if
@@ -177,7 +177,7 @@ pub enum Label<'a, 'py> {
     },
 }
 
-impl Label<'_, '_> {
+impl ArgumentName<'_, '_> {
     /// The name of the argument.
     pub fn argument(&self) -> String {
         match self {
@@ -209,12 +209,12 @@ impl Label<'_, '_> {
 
 /// The last element type seen: the arrays of one call mostly share it.
 #[derive(Default)]
-pub struct Known<'py> {
+pub struct DTypeCache<'py> {
     /// The descriptor, which is kept so that no other can take its address, with what it says.
     descr: Option<(Bound<'py, PyAny>, DType, c_int)>,
 }
 
-impl<'py> Known<'py> {
+impl<'py> DTypeCache<'py> {
     /// The type that a descriptor stands for, and NumPy's number of it. May run foreign code, at the first sight of a
     /// type that is not NumPy's own.
     #[inline]
@@ -240,8 +240,8 @@ impl<'py> View<'py> {
     #[inline(always)]
     pub fn new(
         object: Bound<'py, PyAny>,
-        takes: Takes,
-        known: &mut Known<'py>,
+        takes: AcceptedDTypes,
+        known: &mut DTypeCache<'py>,
         name: impl Fn() -> String,
     ) -> Result<Self, Error> {
         let py = object.py();
@@ -491,7 +491,7 @@ fn refuse_object(object: &Bound<'_, PyAny>, name: &str) -> Error {
 
 /// The error of an array of another type than is taken.
 #[cold]
-fn refuse_dtype(object: &Bound<'_, PyAny>, takes: Takes, name: &str) -> Error {
+fn refuse_dtype(object: &Bound<'_, PyAny>, takes: AcceptedDTypes, name: &str) -> Error {
     Error::Type(format!("{name} is {}; it takes {}", describe(object), takes.list()))
 }
 

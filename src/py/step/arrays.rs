@@ -9,7 +9,7 @@ use crate::operations::clip::{Action, Actions, apply};
 use crate::py::arrays::batch::{segment, views};
 use crate::py::arrays::output::Outputs;
 use crate::py::arrays::overlap::{self, Clash};
-use crate::py::arrays::view::{Known, Label, Takes, View, is_plain_array};
+use crate::py::arrays::view::{AcceptedDTypes, ArgumentName, DTypeCache, View, is_plain_array};
 use crate::py::objects;
 use crate::py::raise::{check_memory, detached, entry_that_reads};
 use pyo3::prelude::*;
@@ -36,15 +36,15 @@ const ARGUMENT: &str = "grads_and_vars";
 #[derive(Clone, Copy)]
 pub struct Labels {
     /// The gradients.
-    pub gradients: Label<'static, 'static>,
+    pub gradients: ArgumentName<'static, 'static>,
     /// The variables and their copies.
-    pub variables: Label<'static, 'static>,
+    pub variables: ArgumentName<'static, 'static>,
 }
 
 impl Labels {
     /// Of so many pairs.
     pub fn new(count: usize) -> Self {
-        let label = |part| Label::Paired { argument: ARGUMENT, part, count };
+        let label = |part| ArgumentName::Paired { argument: ARGUMENT, part, count };
         Self { gradients: label(0), variables: label(1) }
     }
 }
@@ -74,17 +74,18 @@ pub fn look<'py>(
     let (mut gradients, mut written) = match arrays {
         None => views_of_pairs(gradients, labels)?,
         Some(arrays) => (
-            views(gradients, Takes::Reals, labels.gradients)?,
-            views(arrays, Takes::Variables, labels.variables)?,
+            views(gradients, AcceptedDTypes::Reals, labels.gradients)?,
+            views(arrays, AcceptedDTypes::Variables, labels.variables)?,
         ),
     };
-    let rows = sliced.map(|sliced| views(&sliced.indices, Takes::Ordered, labels.gradients)).transpose()?;
+    let rows =
+        sliced.map(|sliced| views(&sliced.indices, AcceptedDTypes::Ordered, labels.gradients)).transpose()?;
     if gradients.len() != written.len() || rows.as_ref().is_some_and(|rows| rows.len() != written.len()) {
         return Err(Error::Value("gradients, indices and arrays must be as many".into()).into());
     }
     let mut indices = Vec::new();
     let mut copies: Vec<Option<View>> = Vec::new();
-    let mut known = Known::default();
+    let mut known = DTypeCache::default();
     for (index, (gradient, variable)) in gradients.iter().zip(&written).enumerate() {
         let Some(variable) = variable else {
             return Err(
@@ -103,7 +104,7 @@ pub fn look<'py>(
         }
         if let (Some(copy), Some(_)) = (state.low_precision_copy(py, variable)?, gradient) {
             let name = || labels.variables.of(count + index);
-            let copy = View::new(copy, Takes::Reals, &mut known, name)?;
+            let copy = View::new(copy, AcceptedDTypes::Reals, &mut known, name)?;
             check_copy(&copy, variable, name)?;
             reserve(&mut copies, count)?;
             copies.resize_with(index, || None);
@@ -129,7 +130,7 @@ fn check_counter(
     py: Python<'_>,
     counter: &View,
     written: &[Option<View>],
-    variables: Label<'_, '_>,
+    variables: ArgumentName<'_, '_>,
 ) -> PyResult<()> {
     let found = overlap::sweep(py, written, &[Some(counter.try_clone()?)], false, |clash| match clash {
         Clash::Between(_, other) => ControlFlow::Break(other.index),
@@ -216,8 +217,8 @@ pub fn check_variables(arrays: &Bound<'_, PyAny>, argument: &Bound<'_, PyAny>) -
     let py = arrays.py();
     entry_that_reads(py, || {
         let names = objects::tuple(py, [argument.clone(), py.None().into_bound(py)])?;
-        let label = Label::Listed { names: &names, first: 0 };
-        let arrays = views(arrays, Takes::Variables, label)?;
+        let label = ArgumentName::Listed { names: &names, first: 0 };
+        let arrays = views(arrays, AcceptedDTypes::Variables, label)?;
         for (index, view) in arrays.iter().enumerate() {
             let name = || label.of(index);
             match view {
@@ -233,7 +234,7 @@ pub fn check_variables(arrays: &Bound<'_, PyAny>, argument: &Bound<'_, PyAny>) -
 }
 
 /// The error of variables that overlap.
-fn refuse_clash(clash: &Clash, variables: Label<'_, '_>) -> Error {
+fn refuse_clash(clash: &Clash, variables: ArgumentName<'_, '_>) -> Error {
     Error::Value(match clash {
         Clash::Within(index) => {
             format!("{} overlaps itself: elements of it share memory", variables.of(*index))
@@ -337,7 +338,7 @@ fn views_of_pairs<'py>(
 ) -> PyResult<(Vec<Option<View<'py>>>, Vec<Option<View<'py>>>)> {
     let count = pairs.len();
     let (mut gradients, mut variables) = (with_capacity(count)?, with_capacity(count)?);
-    let mut known = [Known::default(), Known::default()];
+    let mut known = [DTypeCache::default(), DTypeCache::default()];
     for (index, pair) in pairs.iter().enumerate() {
         reserve(&mut gradients, 1)?;
         reserve(&mut variables, 1)?;
@@ -351,10 +352,10 @@ fn views_of_pairs<'py>(
         gradients.push(if gradient.is_none() {
             None
         } else {
-            Some(View::new(gradient, Takes::Reals, &mut known[0], || labels.gradients.of(index))?)
+            Some(View::new(gradient, AcceptedDTypes::Reals, &mut known[0], || labels.gradients.of(index))?)
         });
         let name = || labels.variables.of(index);
-        variables.push(Some(View::new(variable, Takes::Variables, &mut known[1], name)?));
+        variables.push(Some(View::new(variable, AcceptedDTypes::Variables, &mut known[1], name)?));
     }
     Ok((gradients, variables))
 }

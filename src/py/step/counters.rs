@@ -2,7 +2,7 @@
 
 use crate::allocation::with_capacity;
 use crate::error::Error;
-use crate::py::arrays::view::{Known, Takes, View};
+use crate::py::arrays::view::{AcceptedDTypes, DTypeCache, View};
 use pyo3::prelude::*;
 
 /// The counters of a step, looked at.
@@ -24,9 +24,9 @@ impl<'py> Counters<'py> {
         skipped: Bound<'py, PyAny>,
         report: Bound<'py, PyAny>,
     ) -> PyResult<Self> {
-        let mut known = Known::default();
+        let mut known = DTypeCache::default();
         let mut look = |object, name: &str, size| {
-            let view = View::new(object, Takes::Ordered, &mut known, || name.into())?;
+            let view = View::new(object, AcceptedDTypes::Ordered, &mut known, || name.into())?;
             if view.size != size || !view.is_writable() {
                 return Err(Error::Value(format!(
                     "{name} is {}{}; it takes {}",

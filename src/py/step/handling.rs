@@ -3,7 +3,7 @@
 use crate::allocation::{OutOfMemory, collect, filled};
 use crate::kernels::scale::Factor;
 use crate::operations::magnitude::{Magnitude, Order, combine};
-use crate::operations::update::Incoming;
+use crate::operations::update::GradientTransform;
 use pyo3::prelude::*;
 
 /// How gradients are clipped.
@@ -69,13 +69,13 @@ impl Handling {
         &self,
         found: &[Magnitude],
         count: usize,
-    ) -> Result<(Option<Vec<Incoming>>, Option<Magnitude>), OutOfMemory> {
+    ) -> Result<(Option<Vec<GradientTransform>>, Option<Magnitude>), OutOfMemory> {
         let scale = self.loss_scale;
         let unclipped = if scale == 1.0 { Factor::ONE } else { Factor::new(1.0, scale, 0) };
-        let whole = Incoming { factor: unclipped, clamp: None };
+        let whole = GradientTransform { factor: unclipped, clamp: None };
         if !self.measures() {
             let clamp = if let Clip::Value(bound) = self.clip() { Some(bound) } else { None };
-            return Ok((Some(filled(Incoming { clamp, ..whole }, count)?), None));
+            return Ok((Some(filled(GradientTransform { clamp, ..whole }, count)?), None));
         }
         let total = combine(found, Order::Two);
         if !total.is_finite() && self.policy() != Policy::Propagate {
@@ -92,11 +92,11 @@ impl Handling {
             } else {
                 unclipped
             };
-            Incoming { factor, clamp: None }
+            GradientTransform { factor, clamp: None }
         };
         let incoming = match self.clip() {
             Clip::None => filled(whole, count)?,
-            Clip::Value(bound) => filled(Incoming { clamp: Some(bound), ..whole }, count)?,
+            Clip::Value(bound) => filled(GradientTransform { clamp: Some(bound), ..whole }, count)?,
             Clip::Norm(bound) => collect(found.iter().map(|magnitude| by(magnitude, bound)))?,
             Clip::GlobalNorm(bound) => filled(by(&total, bound), count)?,
         };

@@ -13,9 +13,9 @@ use crate::engine::segment::Segment;
 use crate::error::Error;
 use crate::operations::magnitude::Order;
 use crate::operations::norms::measure;
-use crate::operations::update::{Item, step};
+use crate::operations::update::{ParameterUpdate, step};
 use crate::py::arrays::batch::views;
-use crate::py::arrays::view::{Takes, View};
+use crate::py::arrays::view::{AcceptedDTypes, View};
 use crate::py::objects::{extract, number};
 use crate::py::raise::{before_writing, check_memory, detached, entry, refuse_nonfinite};
 use crate::scalar::Scalar;
@@ -37,7 +37,7 @@ struct Numbers<'py> {
 }
 
 impl<'py> Numbers<'py> {
-    /// Takes the parts of a tuple: a failing allocation stays a `MemoryError`.
+    /// AcceptedDTypes the parts of a tuple: a failing allocation stays a `MemoryError`.
     fn new(parts: &Bound<'py, PyAny>) -> PyResult<Self> {
         let moved = |pair: &Bound<'py, PyAny>| {
             let [array, value] = items(pair)?;
@@ -54,7 +54,7 @@ fn items<'py, const N: usize>(tuple: &Bound<'py, PyAny>) -> PyResult<[Bound<'py,
     items.try_into().map_err(|_| Error::Value(format!("fastclip._core: a tuple has not {N} items")).into())
 }
 
-/// Takes a step: updates the arrays by their gradients.
+/// AcceptedDTypes a step: updates the arrays by their gradients.
 ///
 /// `gradients` and `arrays` have one entry for each pair; without `arrays`, `gradients` are plain pairs. `whole` tells
 /// that the rule changes all rows of a variable, also those without a gradient. `numbers` is called when the step has begun, and gives the hyper-parameters, and what moves on with the
@@ -94,7 +94,7 @@ pub fn take_step<'py>(
         // What may run foreign code comes first: afterwards only what was seen is used.
         let labels = Labels::new(gradients.len());
         let as_given = match &rows {
-            Some(rows) => views(&rows.given, Takes::Reals, labels.gradients)?,
+            Some(rows) => views(&rows.given, AcceptedDTypes::Reals, labels.gradients)?,
             None => Vec::new(),
         };
         let found =
@@ -168,7 +168,7 @@ pub fn take_step<'py>(
 }
 
 /// Bytes that are moved for each real of a variable.
-fn moved(item: &Item, slots: usize) -> usize {
+fn moved(item: &ParameterUpdate, slots: usize) -> usize {
     item.segment.scalar.size() * (1 + slots) + item.gradient.size() + item.copy.map_or(0, Scalar::size)
 }
 

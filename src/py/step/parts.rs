@@ -6,8 +6,10 @@ use crate::allocation::{OutOfMemory, copied, reserve, with_capacity};
 use crate::engine::segment::{Segment, Strided, count};
 use crate::error::Error;
 use crate::kernels::scale::Factor;
-use crate::operations::rules::Kind;
-use crate::operations::update::{COPY, GRADIENT, Incoming, Item, OPERANDS, Rows, SLOTS, VARIABLE};
+use crate::operations::rules::RuleKind;
+use crate::operations::update::{
+    COPY, GRADIENT, GradientTransform, OPERANDS, ParameterUpdate, Rows, SLOTS, VARIABLE,
+};
 use crate::py::arrays::output::{Outputs, c_strides};
 use crate::py::arrays::view::View;
 use crate::py::raise::check_memory;
@@ -18,7 +20,7 @@ use std::ptr::null_mut;
 /// What a step works on.
 pub struct Prepared<'py> {
     /// The parts of the step.
-    pub items: Vec<Item>,
+    pub items: Vec<ParameterUpdate>,
     /// For each part the number of its gradient among those that are there.
     pub owners: Vec<usize>,
     /// What the optimizer keeps from the step on, if it is taken and that is something else than before.
@@ -32,7 +34,7 @@ pub struct Prepared<'py> {
 /// Finds or makes the slots, and describes everything to the driver.
 pub fn prepare<'py>(
     py: Python<'py>,
-    kind: Kind,
+    kind: RuleKind,
     state: &State,
     found: &Arrays<'py>,
     whole: bool,
@@ -81,7 +83,7 @@ pub fn prepare<'py>(
 }
 
 /// Whether a variable, of which `place` tells where it is kept, has a gradient and not yet the slots that it takes.
-fn lacks_slots(kind: Kind, state: &State, found: &Arrays, position: usize, place: Option<usize>) -> bool {
+fn lacks_slots(kind: RuleKind, state: &State, found: &Arrays, position: usize, place: Option<usize>) -> bool {
     let kept = place.map_or(0, |place| state.entries[place].slots.len());
     found.gradients[position].is_some() && kept < kind.slots()
 }
@@ -90,7 +92,7 @@ fn lacks_slots(kind: Kind, state: &State, found: &Arrays, position: usize, place
 /// where it is, and `fresh` which slots are to be given first values.
 fn with_new(
     py: Python<'_>,
-    kind: Kind,
+    kind: RuleKind,
     state: &State,
     found: &Arrays,
     places: &mut [Option<usize>],
@@ -140,13 +142,13 @@ impl Parts<'_, '_> {
         is_run(self.variable) && is_run(self.gradient) && self.copy.is_none_or(is_run)
     }
 
-    fn wrap(&self, segment: Segment<OPERANDS>) -> Item {
-        Item {
+    fn wrap(&self, segment: Segment<OPERANDS>) -> ParameterUpdate {
+        ParameterUpdate {
             segment,
             gradient: self.gradient.dtype.scalar,
             copy: self.copy.map(|copy| copy.dtype.scalar),
             rows: None,
-            incoming: Incoming { factor: Factor::ONE, clamp: None },
+            incoming: GradientTransform { factor: Factor::ONE, clamp: None },
         }
     }
 
@@ -162,13 +164,13 @@ impl Parts<'_, '_> {
         base
     }
 
-    fn dense(&self, len: usize, base: [*mut u8; OPERANDS]) -> Item {
+    fn dense(&self, len: usize, base: [*mut u8; OPERANDS]) -> ParameterUpdate {
         // SAFETY: every operand is one aligned run at least as long; the views and slots keep them alive.
         self.wrap(unsafe { Segment::dense(self.variable.dtype, len, base) })
     }
 
     /// A part of it all that has this shape: `skip` leading axes are left out, where each operand is at `base`.
-    fn walked(&self, skip: usize, base: [*mut u8; OPERANDS]) -> Result<Item, OutOfMemory> {
+    fn walked(&self, skip: usize, base: [*mut u8; OPERANDS]) -> Result<ParameterUpdate, OutOfMemory> {
         let mut sizes = [self.variable.dtype.size(); OPERANDS];
         sizes[GRADIENT] = self.gradient.dtype.size();
         sizes[COPY] = self.copy.map_or(1, |copy| copy.dtype.size());
@@ -193,7 +195,7 @@ impl Parts<'_, '_> {
     }
 
     /// The whole variable.
-    fn item(&self) -> Result<Item, OutOfMemory> {
+    fn item(&self) -> Result<ParameterUpdate, OutOfMemory> {
         if self.is_dense() {
             Ok(self.dense(self.variable.size, self.base()))
         } else {
@@ -202,17 +204,17 @@ impl Parts<'_, '_> {
     }
 
     /// The whole variable, whose gradient is 0 but in some rows. Everything is dense.
-    fn item_of_rows(&self, rows: &[usize]) -> Result<Item, OutOfMemory> {
+    fn item_of_rows(&self, rows: &[usize]) -> Result<ParameterUpdate, OutOfMemory> {
         let len = count(&self.variable.shape()[1..]).max(1);
         let rows = Rows { indices: copied(rows)?, len };
-        Ok(Item { rows: Some(rows), ..self.dense(self.variable.size, self.base()) })
+        Ok(ParameterUpdate { rows: Some(rows), ..self.dense(self.variable.size, self.base()) })
     }
 
     /// The rows that have a gradient. Rows that follow each other are one part, where memory allows.
     fn items_by_row(
         &self,
         rows: &[usize],
-        mut push: impl FnMut(Item) -> Result<(), OutOfMemory>,
+        mut push: impl FnMut(ParameterUpdate) -> Result<(), OutOfMemory>,
     ) -> Result<(), OutOfMemory> {
         let dense = self.is_dense();
         let len = count(&self.variable.shape()[1..]);

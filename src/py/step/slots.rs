@@ -8,11 +8,11 @@ use crate::engine::exec::Context;
 use crate::engine::pool;
 use crate::engine::segment::Segment;
 use crate::error::Error;
-use crate::operations::rules::Kind;
+use crate::operations::rules::RuleKind;
 use crate::operations::update::{fill, refresh};
 use crate::py::arrays::output::{Buffer, Outputs, array_over, dense_strides};
 use crate::py::arrays::overlap;
-use crate::py::arrays::view::{Known, Label, Takes, View, tuple};
+use crate::py::arrays::view::{AcceptedDTypes, ArgumentName, DTypeCache, View, tuple};
 use crate::py::objects;
 use crate::py::raise::{check_memory, detached, entry, entry_that_reads, exception};
 use crate::scalar::DType;
@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// What an optimizer keeps.
 #[pyclass(frozen, module = "fastclip._core")]
 pub struct Slots {
-    pub(in crate::py) kind: Kind,
+    pub(in crate::py) kind: RuleKind,
     /// Replaced as a whole, and locked only while it is: a process that is forked while another thread is in a step
     /// finds it whole and free.
     state: Mutex<Arc<State>>,
@@ -258,7 +258,7 @@ impl Slots {
     /// Slots for variables, uninitialised: as many for each as the rule has.
     pub(in crate::py) fn allocate<'py>(
         py: Python<'py>,
-        kind: Kind,
+        kind: RuleKind,
         variables: &[&View<'py>],
     ) -> PyResult<Vec<Vec<Slot>>> {
         let count = kind.slots();
@@ -327,7 +327,9 @@ impl Drop for Stepping<'_> {
 
 /// The variable of a method that takes one, looked at.
 fn variable<'py>(array: &Bound<'py, PyAny>) -> PyResult<View<'py>> {
-    let view = View::new(array.clone(), Takes::Variables, &mut Known::default(), || "variable".into())?;
+    let view = View::new(array.clone(), AcceptedDTypes::Variables, &mut DTypeCache::default(), || {
+        "variable".into()
+    })?;
     check_variable(&view, || "variable".into())?;
     Ok(view)
 }
@@ -375,7 +377,8 @@ impl Slots {
     /// What an optimizer with this rule keeps: nothing yet.
     #[new]
     fn new(rule: &str) -> PyResult<Self> {
-        let kind = Kind::from_name(rule).ok_or_else(|| Error::Value(format!("there is no rule {rule:?}")))?;
+        let kind =
+            RuleKind::from_name(rule).ok_or_else(|| Error::Value(format!("there is no rule {rule:?}")))?;
         Ok(Self { kind, state: Mutex::default(), stepping: AtomicU64::new(0), steps: AtomicU64::new(0) })
     }
 
@@ -510,7 +513,7 @@ impl Slots {
         })
     }
 
-    /// Takes over the low-precision copies that another optimizer keeps. They are not written.
+    /// AcceptedDTypes over the low-precision copies that another optimizer keeps. They are not written.
     fn take_copies(&self, py: Python<'_>, other: &Bound<'_, Slots>) -> PyResult<()> {
         entry(py, || {
             let from = other.get().state();
@@ -551,9 +554,16 @@ pub(in crate::py) fn in_the_middle(py: Python<'_>, what: &str) -> PyErr {
 /// A low-precision copy, looked at and checked by itself.
 fn copy_view<'py>(copy: Bound<'py, PyAny>, variable: &View<'py>) -> PyResult<View<'py>> {
     let py = copy.py();
-    let copy = View::new(copy, Takes::Reals, &mut Known::default(), || "copy".into())?;
+    let copy = View::new(copy, AcceptedDTypes::Reals, &mut DTypeCache::default(), || "copy".into())?;
     check_copy(&copy, variable, || "copy".into())?;
     let (inputs, mut outputs) = ([Some(variable.try_clone()?)], [Some(copy)]);
-    overlap::check(py, &inputs, &outputs, false, Label::Single("variable"), Label::Single("copy"))?;
+    overlap::check(
+        py,
+        &inputs,
+        &outputs,
+        false,
+        ArgumentName::Single("variable"),
+        ArgumentName::Single("copy"),
+    )?;
     outputs[0].take().ok_or_else(|| Error::Type("copy is None; it takes an array".into()).into())
 }
