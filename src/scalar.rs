@@ -49,18 +49,12 @@ impl Scalar {
     }
 }
 
-/// A type that memory can be read as.
-///
-/// # Safety
-///
-/// It has at most eight bytes, an alignment of at most eight, and every pattern of bits is a value of it.
-pub unsafe trait Element: Copy + Default + Send + Sync + 'static {}
+/// A type of numbers that memory can be read as: every pattern of bits is a value, and there is no padding. Its size and
+/// alignment are at most eight bytes.
+pub trait Element: bytemuck::Pod + Default + Send + Sync {}
 
 macro_rules! elements {
-    ($($T:ty)*) => {$(
-        // SAFETY: a number without padding or invalid patterns.
-        unsafe impl Element for $T {}
-    )*};
+    ($($T:ty)*) => { $(impl Element for $T {})* };
 }
 
 elements! { half::f16 half::bf16 f32 f64 i8 i16 i32 i64 u8 u16 u32 u64 }

@@ -1,29 +1,30 @@
-//! Plain loops over memory: the limit that `fastclip bench` measures everything against.
+//! Plain loops that read, scale and copy memory: the machine's bandwidth, which `fastclip bench` compares with.
 //!
-//! No norm, no plan, no checks: each thread takes the next 1 MiB and reads, scales or copies it.
+//! They compute no norm, plan nothing and check nothing: each thread takes the next 1 MiB.
 
 use crate::allocation::{OutOfMemory, collect};
 use crate::engine::pool;
 use crate::kernels::stream;
 use fearless_simd::{Simd, dispatch};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+/// Elements that a thread takes at a time.
 const PIECE: usize = 1 << 18;
 /// Elements that are scaled before they are streamed: 1 KiB, see `kernels::operation`.
 const BLOCK: usize = 256;
 
-/// A pointer that threads may share because each uses its own part.
-struct Shared(*mut f32);
-// SAFETY: see the type.
-unsafe impl Sync for Shared {}
-
-impl Shared {
-    fn pointer(&self) -> *mut f32 {
-        self.0
-    }
+/// Divides a slice into pieces that threads take one by one.
+fn pieces(x: &mut [f32]) -> Result<Vec<Mutex<&mut [f32]>>, OutOfMemory> {
+    collect(x.chunks_mut(PIECE).map(Mutex::new))
 }
 
-/// Σx, in float32 lanes, merely so that the reads have to happen.
+/// Locks a piece, which one thread alone takes.
+fn take<'a, 'b>(piece: &'a Mutex<&'b mut [f32]>) -> MutexGuard<'a, &'b mut [f32]> {
+    piece.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Σx in float32 lanes. The sum makes the compiler keep the reads.
 pub fn read(x: &[f32], threads: usize) -> Result<f32, OutOfMemory> {
     #[inline(always)]
     fn sum<S: Simd>(_simd: S, x: &[f32]) -> f32 {
@@ -46,14 +47,11 @@ pub fn read(x: &[f32], threads: usize) -> Result<f32, OutOfMemory> {
 }
 
 /// x ← x·factor.
-pub fn scale(x: &mut [f32], factor: f32, threads: usize) {
+pub fn scale(x: &mut [f32], factor: f32, threads: usize) -> Result<(), OutOfMemory> {
     let level = crate::engine::isa::current();
-    let (len, base) = (x.len(), Shared(x.as_mut_ptr()));
-    pool::run(threads, len.div_ceil(PIECE), &|i, _| {
-        let start = i * PIECE;
-        // SAFETY: pieces do not overlap and end within `x`.
-        let piece =
-            unsafe { std::slice::from_raw_parts_mut(base.pointer().add(start), PIECE.min(len - start)) };
+    let pieces = pieces(x)?;
+    pool::run(threads, pieces.len(), &|i, _| {
+        let piece = &mut **take(&pieces[i]);
         dispatch!(level, simd => {
             let _ = simd;
             for v in piece {
@@ -61,6 +59,7 @@ pub fn scale(x: &mut [f32], factor: f32, threads: usize) {
             }
         });
     });
+    Ok(())
 }
 
 /// out ← x·factor with streaming stores.
@@ -68,19 +67,17 @@ pub fn scale(x: &mut [f32], factor: f32, threads: usize) {
 /// # Panics
 ///
 /// If the lengths differ.
-pub fn copy(x: &[f32], out: &mut [f32], factor: f32, threads: usize) {
+pub fn copy(x: &[f32], out: &mut [f32], factor: f32, threads: usize) -> Result<(), OutOfMemory> {
     assert_eq!(x.len(), out.len());
     let level = crate::engine::isa::current();
-    let base = Shared(out.as_mut_ptr());
-    pool::run(threads, x.len().div_ceil(PIECE), &|i, _| {
-        let start = i * PIECE;
-        let piece = &x[start..x.len().min(start + PIECE)];
-        // SAFETY: the same part of `out` as `piece` is of `x`; pieces do not overlap.
-        let to = unsafe { std::slice::from_raw_parts_mut(base.pointer().add(start), piece.len()) };
+    let pieces = pieces(out)?;
+    pool::run(threads, pieces.len(), &|i, _| {
+        let to = &mut **take(&pieces[i]);
+        let from = &x[i * PIECE..i * PIECE + to.len()];
         dispatch!(level, simd => {
             let _ = simd;
             let mut buffer = [0.0; BLOCK];
-            for (from, to) in piece.chunks(BLOCK).zip(to.chunks_mut(BLOCK)) {
+            for (from, to) in from.chunks(BLOCK).zip(to.chunks_mut(BLOCK)) {
                 let scaled = &mut buffer[..from.len()];
                 for (to, v) in scaled.iter_mut().zip(from) {
                     *to = v * factor;
@@ -90,18 +87,19 @@ pub fn copy(x: &[f32], out: &mut [f32], factor: f32, threads: usize) {
         });
         stream::fence();
     });
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     #[test]
-    fn the_loops_do_what_they_say() {
+    fn loops_read_scale_and_copy() {
         let n = 3 * super::PIECE + 5;
         let mut x = vec![2.0; n];
         let mut out = vec![0.0; n];
-        super::copy(&x, &mut out, 0.5, 2);
+        super::copy(&x, &mut out, 0.5, 2).unwrap();
         assert!(out.iter().all(|v| *v == 1.0));
-        super::scale(&mut x, 2.0, 2);
+        super::scale(&mut x, 2.0, 2).unwrap();
         assert!(x.iter().all(|v| *v == 4.0));
         assert!(super::read(&x, 1).unwrap() > 0.0);
     }

@@ -1,118 +1,41 @@
-//! Passes over all chunks of a plan, on as many threads as are worth waking.
+//! Passes over all chunks of a plan, on one or more threads.
+//!
+//! A pass that writes takes its segments mutably and hands out one [`ChunkMut`] for each chunk: no two of them cover the
+//! same reals, so that operations write without `unsafe` code of their own.
 
-use crate::allocation::{OutOfMemory, collect, with_capacity};
-use crate::engine::plan::{CHUNK, Chunk, Plan};
-use crate::engine::pool;
-use crate::engine::segment::{Scratch, Segment};
+use super::plan::{Chunk, Plan};
+use super::pool;
+use super::segment::{Scratch, Segment};
+use super::workspace::Workspace;
+use crate::allocation::{OutOfMemory, collect};
+use crate::kernels::operation::Run;
+use crate::kernels::stream;
+use crate::scalar::{Element, Scalar};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
-/// Below this many bytes a pass runs on the calling thread: waking another costs more than it
-/// saves. See ARCHITECTURE.md for the measurement.
-pub const PARALLEL_BYTES: usize = 1 << 20;
-
-/// From this many bytes of output on, results are written past the cache: they would not be in it
-/// when they are next read. See ARCHITECTURE.md for the measurement.
+/// From this many bytes of output on, results are written past the cache: they would be evicted before they are read
+/// again. ARCHITECTURE.md has the measurement.
 pub const STREAM_BYTES: usize = 16 << 20;
 
-/// How the caller wants a pass to run.
-#[derive(Clone, Copy, Debug)]
-pub struct Context {
-    /// SIMD level of the kernels.
-    pub level: crate::engine::isa::Level,
-    /// How many threads may be used.
-    pub threads: usize,
-}
-
-impl Context {
-    /// What the settings of this process and thread say.
-    #[must_use]
-    pub fn current() -> Self {
-        Self { level: crate::engine::isa::current(), threads: usize::MAX }
-    }
-
-    /// The number of threads worth using on that many bytes.
-    #[must_use]
-    pub fn threads_for(self, bytes: usize) -> usize {
-        if bytes < PARALLEL_BYTES {
-            1
-        } else if self.threads == usize::MAX {
-            // Asked only now: it takes a system call, which a small array does not pay for.
-            pool::threads()
-        } else {
-            self.threads
-        }
-    }
-}
-
-/// What the passes of a call run on: threads, and memory for each of them. It is made before the first pass, because
-/// the passes that write must not fail.
-#[derive(Debug)]
-pub struct Workspace {
-    /// SIMD level of the kernels.
-    pub level: crate::engine::isa::Level,
-    threads: usize,
-    /// One for each thread, none if nothing has to be gathered.
-    scratch: Vec<Mutex<Scratch>>,
-}
-
-impl Workspace {
-    /// For passes over these segments, which the plan has cut up.
-    pub fn new<const N: usize>(
-        context: Context,
-        segments: &[Segment<N>],
-        plan: &Plan,
-    ) -> Result<Self, OutOfMemory> {
-        let needed = segments.iter().map(|segment| segment.scratch_bytes(CHUNK)).max().unwrap_or(0);
-        Self::with_scratch(context, plan.bytes, needed)
-    }
-
-    /// For passes over so many bytes, of which each thread gathers at most `scratch_bytes` at a time.
-    pub fn with_scratch(context: Context, bytes: usize, scratch_bytes: usize) -> Result<Self, OutOfMemory> {
-        let threads = context.threads_for(bytes);
-        let mut scratch = Vec::new();
-        if scratch_bytes > 0 {
-            scratch = with_capacity(threads)?;
-            for _ in 0..threads {
-                scratch.push(Mutex::new(Scratch::new(scratch_bytes)?));
-            }
-        }
-        Ok(Self { level: context.level, threads, scratch })
-    }
-
-    /// The number of threads that a pass over so many bytes is worth.
-    pub fn threads_for(&self, bytes: usize) -> usize {
-        if bytes < PARALLEL_BYTES { 1 } else { self.threads }
-    }
-
-    /// Lends `f` the memory of a thread of the pass.
-    pub fn scratch<R>(&self, worker: usize, f: impl FnOnce(&mut Scratch) -> R) -> R {
-        match self.scratch.get(worker) {
-            Some(scratch) => f(&mut scratch.lock().unwrap_or_else(PoisonError::into_inner)),
-            None => f(&mut Scratch::default()),
-        }
-    }
-}
-
-/// One number per chunk, in the order of the chunks, whichever thread found it.
+/// Computes one number for each chunk, and returns them in the order of the chunks, whichever threads computed them.
 pub fn reduce<const N: usize>(
     workspace: &Workspace,
     segments: &[Segment<N>],
     plan: &Plan,
     partial: impl Fn(&Segment<N>, Range<usize>, &mut Scratch) -> f64 + Sync,
 ) -> Result<Vec<f64>, OutOfMemory> {
-    let threads = workspace.threads_for(plan.bytes);
+    let threads = workspace.threads_for(plan.bytes());
     if threads == 1 {
         return workspace.scratch(0, |scratch| {
-            collect(plan.chunks.iter().map(|c| partial(&segments[c.segment], c.range.clone(), scratch)))
+            collect(plan.chunks().iter().map(|c| partial(&segments[c.segment], c.range.clone(), scratch)))
         });
     }
-    let partials: Vec<AtomicU64> = collect(plan.chunks.iter().map(|_| AtomicU64::new(0)))?;
-    pool::run(threads, plan.batches.len(), &|batch, worker| {
+    let partials: Vec<AtomicU64> = collect(plan.chunks().iter().map(|_| AtomicU64::new(0)))?;
+    pool::run(threads, plan.batches().len(), &|batch, worker| {
         workspace.scratch(worker, |scratch| {
-            for index in plan.batches[batch].clone() {
-                let Chunk { segment, range } = &plan.chunks[index];
+            for index in plan.batches()[batch].clone() {
+                let Chunk { segment, range } = &plan.chunks()[index];
                 let value = partial(&segments[*segment], range.clone(), scratch);
                 partials[index].store(value.to_bits(), Ordering::Relaxed);
             }
@@ -121,34 +44,310 @@ pub fn reduce<const N: usize>(
     collect(partials.into_iter().map(|bits| f64::from_bits(bits.into_inner())))
 }
 
-/// In which order a pass takes the chunks.
+/// The order in which a pass takes the chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// As memory lies, which is what prefetchers like.
+    /// In the order of memory, which prefetchers expect.
     Forwards,
-    /// The last first, for a second pass: what the first read last is what the cache still holds.
+    /// The last chunk first, for a second pass: what the first pass read last is still in the cache.
     Backwards,
 }
 
-/// Calls `work` for every chunk, with the index of its segment. Cannot fail.
-pub fn for_each(
+/// A segment together with the parameters of the operation on it.
+pub trait Task<const N: usize>: Sync {
+    /// Parameters of the operation.
+    type Parameters: Sync;
+    /// Returns the segment.
+    fn segment(&self) -> &Segment<N>;
+    /// Returns the parameters.
+    fn parameters(&self) -> &Self::Parameters;
+}
+
+impl<const N: usize> Task<N> for Segment<N> {
+    type Parameters = ();
+
+    fn segment(&self) -> &Self {
+        self
+    }
+
+    fn parameters(&self) -> &() {
+        &()
+    }
+}
+
+/// Calls `work` for every chunk, with the index of its task, the task's parameters, and exclusive access to the chunk.
+/// Cannot fail.
+pub fn for_each<S: Task<N>, const N: usize>(
     workspace: &Workspace,
+    tasks: &mut [S],
     plan: &Plan,
     direction: Direction,
-    work: impl Fn(usize, Range<usize>, &mut Scratch) + Sync,
+    work: impl Fn(usize, &S::Parameters, ChunkMut<'_, N>, &mut Scratch) + Sync,
 ) {
+    let tasks = &*tasks;
     let backwards = direction == Direction::Backwards;
-    let last = plan.batches.len().wrapping_sub(1);
-    pool::run(workspace.threads_for(plan.bytes), plan.batches.len(), &|batch, worker| {
-        let chunks = plan.batches[if backwards { last - batch } else { batch }].clone();
+    let last = plan.batches().len().wrapping_sub(1);
+    pool::run(workspace.threads_for(plan.bytes()), plan.batches().len(), &|batch, worker| {
+        let chunks = plan.batches()[if backwards { last - batch } else { batch }].clone();
         workspace.scratch(worker, |scratch| {
             for step in 0..chunks.len() {
                 let index = if backwards { chunks.end - 1 - step } else { chunks.start + step };
-                let Chunk { segment, range } = &plan.chunks[index];
-                work(*segment, range.clone(), scratch);
+                let Chunk { segment, range } = &plan.chunks()[index];
+                let task = &tasks[*segment];
+                // SAFETY: the tasks are borrowed mutably, so that no other pass uses them. The chunks of a plan are
+                // disjoint, and each is visited once.
+                let chunk = unsafe { ChunkMut::new(task.segment(), range.clone()) };
+                work(*segment, task.parameters(), chunk, scratch);
             }
         });
-        // Results may have been streamed past the cache; whoever waits for this batch sees them.
-        crate::kernels::stream::fence();
+        // Results may have been streamed past the cache; whichever thread waits for this batch has to see them.
+        stream::fence();
     });
+}
+
+/// Shared access to the operands of a segment that passes do not write.
+#[derive(Clone, Copy)]
+pub struct ReadOnly<'a, const N: usize> {
+    segment: &'a Segment<N>,
+}
+
+impl<'a, const N: usize> ReadOnly<'a, N> {
+    /// Copies reals of one operand to `buffer`, as [`Segment::gather`].
+    pub fn gather<T: Element>(self, operand: usize, range: Range<usize>, buffer: &mut [T]) {
+        self.segment.gather(operand, range, buffer);
+    }
+
+    /// Returns reals of a dense operand, as [`Segment::run`].
+    #[must_use]
+    pub fn run<T: Element>(self, operand: usize, range: Range<usize>) -> &'a [T] {
+        self.segment.run(operand, range)
+    }
+}
+
+/// Bytes that are gathered at a time: they stay in the first-level cache.
+const BLOCK_BYTES: usize = 4096;
+
+/// Exclusive access to a range of a segment: to these reals of every operand that is written.
+pub struct ChunkMut<'a, const N: usize> {
+    segment: &'a Segment<N>,
+    range: Range<usize>,
+}
+
+impl<'a, const N: usize> ChunkMut<'a, N> {
+    /// # Safety
+    ///
+    /// No other thread may write this range of the segment's operands meanwhile, nor read it of those that are written.
+    unsafe fn new(segment: &'a Segment<N>, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= segment.len());
+        Self { segment, range }
+    }
+
+    /// Returns exclusive access to a whole segment.
+    pub fn whole(segment: &'a mut Segment<N>) -> Self {
+        let range = 0..segment.len();
+        // SAFETY: the segment is borrowed mutably, so that nothing else accesses its memory.
+        unsafe { Self::new(segment, range) }
+    }
+
+    /// The reals that it covers.
+    #[must_use]
+    pub fn range(&self) -> Range<usize> {
+        self.range.clone()
+    }
+
+    /// Type of the reals of operand 0.
+    #[must_use]
+    pub fn scalar(&self) -> Scalar {
+        self.segment.scalar()
+    }
+
+    /// Type of the reals of an operand; None if it is absent.
+    #[must_use]
+    pub fn scalar_of(&self, operand: usize) -> Option<Scalar> {
+        self.segment.scalar_of(operand)
+    }
+
+    /// Whether every operand is one contiguous, aligned run.
+    #[must_use]
+    pub fn is_dense(&self) -> bool {
+        self.segment.is_dense()
+    }
+
+    /// Returns access to the operands that are not written, which remains while the others are updated.
+    #[must_use]
+    pub fn read_only(&self) -> ReadOnly<'a, N> {
+        ReadOnly { segment: self.segment }
+    }
+
+    /// Whether the output is the very memory that is read.
+    #[must_use]
+    pub fn is_in_place(&self) -> bool {
+        self.segment.is_in_place()
+    }
+
+    /// Calls `f` with the reals of the input and the memory of their results, and with their position in the segment.
+    ///
+    /// Contiguous memory comes as one run, to be streamed if `streaming`. Strided memory comes in blocks, which are
+    /// gathered before the call and scattered after it if `f` returns that it changed them.
+    pub fn update<T: Element>(
+        self,
+        streaming: bool,
+        scratch: &mut Scratch,
+        mut f: impl FnMut(Run<T>, usize) -> bool,
+    ) {
+        use super::segment::{INPUT, OUTPUT};
+        let Self { segment, range } = self;
+        assert!(segment.is_written(OUTPUT));
+        if range.is_empty() {
+            return;
+        }
+        if segment.is_dense() {
+            let (start, count) = (range.start, range.len());
+            let to = segment.dense_pointer::<T>(OUTPUT, &range);
+            // SAFETY: the output is one aligned run, valid for writes, and this part of it is exclusive; the input is the
+            // same memory, or does not overlap it, by the contract of the segment's constructor.
+            unsafe {
+                let to = std::slice::from_raw_parts_mut(to, count);
+                if segment.is_in_place() {
+                    f(Run::InPlace(to), start);
+                } else {
+                    let from = segment.dense_pointer::<T>(INPUT, &range);
+                    let from = std::slice::from_raw_parts(from.cast_const(), count);
+                    f(if streaming { Run::Streamed(from, to) } else { Run::OutOfPlace(from, to) }, start);
+                }
+            }
+            return;
+        }
+        let is_same_memory = segment.is_same_memory();
+        let per_block = BLOCK_BYTES / size_of::<T>();
+        let mut chunk = Self { segment, range: range.clone() };
+        for start in range.clone().step_by(per_block) {
+            let block = start..range.end.min(start + per_block);
+            let buffer = scratch.reals::<T>(block.len());
+            segment.gather_operand(INPUT, block.clone(), buffer);
+            let changed = f(Run::InPlace(buffer), start);
+            if changed || !is_same_memory {
+                chunk.scatter(OUTPUT, block, buffer);
+            }
+        }
+    }
+
+    /// Calls `f` with blocks of at most `most` reals of the output, which hold the input's values, and with their
+    /// position in the segment; `f` returns whether it changed them. For operations that read other operands beside.
+    pub fn update_blocks<T: Element>(
+        self,
+        most: usize,
+        scratch: &mut Scratch,
+        mut f: impl FnMut(&mut [T], usize) -> bool,
+    ) {
+        self.update(false, scratch, |run: Run<T>, start| {
+            let x = match run {
+                Run::InPlace(x) => x,
+                Run::OutOfPlace(from, to) | Run::Streamed(from, to) => {
+                    to.copy_from_slice(from);
+                    to
+                }
+            };
+            // A contiguous run is a whole chunk, and is handed out in blocks.
+            let blocks = x.chunks_mut(most).enumerate();
+            blocks.fold(false, |changed, (part, block)| f(block, start + part * most) | changed)
+        });
+    }
+
+    /// Copies reals of one operand to `buffer`, which is as long as `range`.
+    ///
+    /// # Panics
+    ///
+    /// If the range is outside of the chunk.
+    pub fn gather<T: Element>(&self, operand: usize, range: Range<usize>, buffer: &mut [T]) {
+        self.check(&range);
+        self.segment.gather_operand(operand, range, buffer);
+    }
+
+    /// Copies `buffer` to reals of one operand.
+    ///
+    /// # Panics
+    ///
+    /// If the range is outside of the chunk, or the operand is not written.
+    pub fn scatter<T: Element>(&mut self, operand: usize, range: Range<usize>, buffer: &[T]) {
+        self.check(&range);
+        assert!(self.segment.is_written(operand));
+        let mut at = 0;
+        self.segment.for_each_run::<T>(operand, range, |pointer, stride, count| {
+            let source = &buffer[at..at + count];
+            // SAFETY: `for_each_run` yields positions inside the operand, valid for writes by the contract of the
+            // segment's constructor, and exclusive because they are inside of this chunk.
+            unsafe {
+                if stride == size_of::<T>() as isize {
+                    let bytes = source.as_ptr().cast::<u8>();
+                    std::ptr::copy_nonoverlapping(bytes, pointer, count * size_of::<T>());
+                } else {
+                    let mut to = pointer;
+                    for from in source {
+                        to.cast::<T>().write_unaligned(*from);
+                        to = to.wrapping_offset(stride);
+                    }
+                }
+            }
+            at += count;
+        });
+    }
+
+    /// Returns reals of a dense operand, to be written.
+    ///
+    /// # Panics
+    ///
+    /// If the range is outside of the chunk, the segment is not dense, or the operand is not written or of a type of
+    /// another size than `T`.
+    #[must_use]
+    pub fn run_mut<T: Element>(&mut self, operand: usize, range: Range<usize>) -> &mut [T] {
+        // SAFETY: one slice, borrowed from the chunk.
+        unsafe { self.exclusive_run(operand, &range) }
+    }
+
+    /// Returns the reals of `range` of several dense operands at once, to be written: operand `first` and those in
+    /// `others`.
+    ///
+    /// # Panics
+    ///
+    /// As [`ChunkMut::run_mut`], and if an operand is named twice.
+    #[must_use]
+    pub fn runs_mut<T: Element, const K: usize>(
+        &mut self,
+        first: usize,
+        others: Range<usize>,
+        range: &Range<usize>,
+    ) -> (&mut [T], [&mut [T]; K]) {
+        assert!(others.len() == K && !others.contains(&first));
+        // SAFETY: slices of different operands, which do not overlap by the contract of the segment's constructor.
+        unsafe {
+            (
+                self.exclusive_run(first, range),
+                std::array::from_fn(|k| self.exclusive_run(others.start + k, range)),
+            )
+        }
+    }
+
+    /// # Safety
+    ///
+    /// The slice must not be used beside another of the same operand, nor longer than the chunk is borrowed mutably.
+    unsafe fn exclusive_run<'b, T: Element>(&self, operand: usize, range: &Range<usize>) -> &'b mut [T] {
+        self.check(range);
+        assert!(self.segment.is_written(operand));
+        if range.is_empty() {
+            return &mut [];
+        }
+        let pointer = self.segment.dense_pointer::<T>(operand, range);
+        // SAFETY: an aligned run of `len` reals of this size, valid for writes by the contract of the constructor; the
+        // range lies inside of this chunk, which is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(pointer, range.len()) }
+    }
+
+    fn check(&self, range: &Range<usize>) {
+        assert!(
+            self.range.start <= range.start && range.start <= range.end && range.end <= self.range.end,
+            "{range:?} is outside of the chunk {:?}",
+            self.range
+        );
+    }
 }

@@ -9,3 +9,4 @@ pub mod memory;
 pub mod plan;
 pub mod pool;
 pub mod segment;
+pub mod workspace;

@@ -1,46 +1,62 @@
-//! Segments cut into chunks, and chunks put together into batches.
+//! Plans: segments divided into chunks, and chunks grouped into batches.
 //!
-//! Chunk boundaries depend on lengths alone, never on the number of threads: the partial results,
-//! and the order in which they are added, are the same for any number of them.
+//! Chunk boundaries depend on lengths alone, never on the number of threads: the partial results, and the order in
+//! which they are added, are the same for any number of threads.
 
 use crate::allocation::{OutOfMemory, reserve, with_capacity};
 use crate::engine::segment::Segment;
 use std::ops::Range;
 
-/// Reals in a chunk: 256 KiB of float32. A partial sum is kept per chunk.
+/// Reals in a chunk: 256 KiB of float32. Each chunk has one partial sum.
 pub const CHUNK: usize = 1 << 16;
 
-/// Bytes that one thread takes at a time. Smaller and the threads meet too often at the counter,
-/// larger and one of them is left working alone at the end.
+/// Bytes in a batch. With smaller ones threads contend for the counter that hands them out; with larger ones a thread is
+/// left working alone at the end.
 pub const BATCH_BYTES: usize = 1 << 18;
 
-/// A piece of one segment.
+/// A range of reals of one segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chunk {
-    /// Which segment.
+    /// Index of the segment.
     pub segment: usize,
-    /// Which of its reals.
+    /// Its reals.
     pub range: Range<usize>,
 }
 
-/// All the work of one pass.
+/// The chunks of one pass, and the batches in which threads take them.
 #[derive(Debug, Default)]
 pub struct Plan {
-    /// Every chunk, in the order of the segments.
-    pub chunks: Vec<Chunk>,
-    /// Runs of chunks that one thread takes at a time.
-    pub batches: Vec<Range<usize>>,
-    /// Bytes of all segments.
-    pub bytes: usize,
+    chunks: Vec<Chunk>,
+    batches: Vec<Range<usize>>,
+    bytes: usize,
 }
 
 impl Plan {
-    /// Cuts segments up.
+    /// Divides segments into chunks.
     pub fn new<const N: usize>(segments: &[Segment<N>]) -> Result<Self, OutOfMemory> {
-        Self::cut(segments.iter().map(|segment| (segment.len, segment.scalar.size())), CHUNK)
+        Self::cut(segments.iter().map(|segment| (segment.len(), segment.scalar().size())), CHUNK)
     }
 
-    /// Cuts up segments of these lengths and bytes to be moved for each real, into chunks of at most this many reals.
+    /// Every chunk, in the order of the segments. They are disjoint.
+    #[must_use]
+    pub fn chunks(&self) -> &[Chunk] {
+        &self.chunks
+    }
+
+    /// Runs of chunks that one thread takes at a time.
+    #[must_use]
+    pub fn batches(&self) -> &[Range<usize>] {
+        &self.batches
+    }
+
+    /// Bytes that the pass moves.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Divides segments, given by their number of reals and the bytes to be moved for each real, into chunks of at most
+    /// `chunk` reals.
     pub fn cut(
         segments: impl ExactSizeIterator<Item = (usize, usize)>,
         chunk: usize,
@@ -49,7 +65,7 @@ impl Plan {
         let mut batches = Vec::new();
         let (mut first, mut gathered, mut bytes) = (0, 0, 0_usize);
         for (index, (len, size)) in segments.enumerate() {
-            // An array that repeats one element may be longer than memory: so may the list of its chunks.
+            // An array that repeats one element (stride 0) may be longer than memory, and so may the list of its chunks.
             reserve(&mut chunks, len.div_ceil(chunk))?;
             let mut start = 0;
             while start < len {
@@ -77,12 +93,13 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scalar::{DType, Scalar};
+    use crate::engine::segment::Run;
+    use crate::scalar::Scalar;
 
     fn segment(len: usize) -> Segment {
-        let dtype = DType { scalar: Scalar::F32, complex: false };
-        // SAFETY: a plan reads nothing.
-        unsafe { Segment::dense(dtype, len, [std::ptr::null_mut(); 4]) }
+        let run = Run { pointer: std::ptr::null_mut(), scalar: Scalar::F32, is_written: false };
+        // SAFETY: a plan reads no memory.
+        unsafe { Segment::dense(false, len, [Some(run), None, None, None]) }
     }
 
     #[test]
@@ -100,7 +117,7 @@ mod tests {
             }
         }
         assert_eq!(next, plan.chunks.len());
-        assert_eq!(at, segments.iter().map(|s| s.len).collect::<Vec<_>>());
+        assert_eq!(at, segments.iter().map(Segment::len).collect::<Vec<_>>());
         assert_eq!(plan.bytes, 4 * at.iter().sum::<usize>());
     }
 

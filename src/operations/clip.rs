@@ -1,9 +1,10 @@
 //! What a clip does to each tensor once its norm is known, and doing it.
 
-use crate::engine::exec::{self, Direction, STREAM_BYTES, Workspace};
+use crate::engine::exec::{self, ChunkMut, Direction, STREAM_BYTES};
 use crate::engine::isa::Level;
 use crate::engine::plan::Plan;
-use crate::engine::segment::{LOWER, Scratch, Segment, UPPER};
+use crate::engine::segment::{LOWER, OPERANDS, Scratch, Segment, UPPER};
+use crate::engine::workspace::Workspace;
 use crate::kernels::Float;
 use crate::kernels::clamp::{Clamp, Clamping, clamp_changed, clamp_each};
 use crate::kernels::operation::{Copying, Filling, Run, perform};
@@ -11,8 +12,6 @@ use crate::kernels::scale::{Factor, Scaling};
 use crate::operations::magnitude::{Magnitude, Order};
 use crate::scalar::Element;
 use crate::{with_float, with_scalar};
-use std::ops::Range;
-
 /// What happens to a tensor.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Action {
@@ -66,36 +65,29 @@ pub fn act<T: Float>(level: Level, action: Action, run: Run<T>) {
     }
 }
 
-/// Whether results should be written past the cache.
-fn streams(segments: &[Segment], plan: &Plan) -> bool {
-    plan.bytes >= STREAM_BYTES && segments.iter().any(|segment| !segment.in_place())
+/// Whether results are to be written past the cache.
+fn is_streaming(segments: &[Segment], plan: &Plan) -> bool {
+    plan.bytes() >= STREAM_BYTES && segments.iter().any(|segment| !segment.is_in_place())
 }
 
 /// Carries the actions out. Cannot fail.
-///
-/// # Safety
-///
-/// The outputs of the segments must not overlap each other, nor the input of another segment.
-pub unsafe fn apply(workspace: &Workspace, segments: &[Segment], plan: &Plan, actions: Actions) {
-    let idle = |(i, s): (usize, &Segment)| s.in_place() && actions.of(i) == Action::Keep;
-    if segments.iter().enumerate().all(idle) {
+pub fn apply(workspace: &Workspace, segments: &mut [Segment], plan: &Plan, actions: Actions) {
+    let is_idle = |index: usize, is_in_place: bool| is_in_place && actions.of(index) == Action::Keep;
+    if segments.iter().enumerate().all(|(index, segment)| is_idle(index, segment.is_in_place())) {
         return;
     }
     let level = workspace.level;
-    let streaming = streams(segments, plan);
-    exec::for_each(workspace, plan, Direction::Backwards, |index, range, scratch| {
-        let (segment, action) = (&segments[index], actions.of(index));
-        if idle((index, segment)) {
+    let streaming = is_streaming(segments, plan);
+    exec::for_each(workspace, segments, plan, Direction::Backwards, |index, (), chunk, scratch| {
+        let action = actions.of(index);
+        if is_idle(index, chunk.is_in_place()) {
             return;
         }
-        with_float!(segment.scalar, T => {
-            // SAFETY: chunks are disjoint ranges, and no output overlaps another's memory.
-            unsafe {
-                segment.update(range, streaming, scratch, |run: Run<T>, _| {
-                    act(level, action, run);
-                    true
-                });
-            }
+        with_float!(chunk.scalar(), T => {
+            chunk.update(streaming, scratch, |run: Run<T>, _| {
+                act(level, action, run);
+                true
+            });
         }, else unreachable!("integers are refused at the edge"));
     });
 }
@@ -103,69 +95,51 @@ pub unsafe fn apply(workspace: &Workspace, segments: &[Segment], plan: &Plan, ac
 /// The bounds of a clamp.
 #[derive(Clone, Copy, Debug)]
 pub enum Bounds {
-    /// One lower and one upper bound for every element: the bytes of a value, padded.
+    /// One lower and one upper bound for every element: the bytes of a value of the tensor's type, padded.
     Same([[u8; 8]; 2]),
-    /// Each element has its own: the segment's operands [`LOWER`] and [`UPPER`].
+    /// Each element has its own bounds: the segment's operands [`LOWER`] and [`UPPER`].
     Each,
 }
 
-/// Clamps every segment. In place, what lies within the bounds is not written.
-///
-/// # Safety
-///
-/// As [`apply`]; and the bounds must be of the segments' type.
-pub unsafe fn clamp(workspace: &Workspace, segments: &[Segment], plan: &Plan, bounds: Bounds) {
+/// Clamps every segment. In place, elements within the bounds are not written. Cannot fail.
+pub fn clamp(workspace: &Workspace, segments: &mut [Segment], plan: &Plan, bounds: Bounds) {
     let level = workspace.level;
-    let streaming = streams(segments, plan);
-    exec::for_each(workspace, plan, Direction::Forwards, |index, range, scratch| {
-        let segment = &segments[index];
-        with_scalar!(segment.scalar, T => {
-            // SAFETY: as for `apply`.
-            unsafe { clamp_range::<T>(level, segment, range, bounds, streaming, scratch) };
-        });
+    let streaming = is_streaming(segments, plan);
+    exec::for_each(workspace, segments, plan, Direction::Forwards, |_, (), chunk, scratch| {
+        with_scalar!(chunk.scalar(), T => clamp_chunk::<T>(level, chunk, bounds, streaming, scratch));
     });
 }
 
-/// How many elements get their own bounds at a time: they stay in the first-level cache.
+/// Elements whose own bounds are gathered at a time: they stay in the first-level cache.
 const CLAMP_BLOCK: usize = 1024;
 
-/// # Safety
-///
-/// As [`clamp`], for a range that no other thread works on.
-unsafe fn clamp_range<T: Clamp + Element>(
+fn clamp_chunk<T: Clamp + Element>(
     level: Level,
-    segment: &Segment,
-    range: Range<usize>,
+    chunk: ChunkMut<OPERANDS>,
     bounds: Bounds,
     streaming: bool,
     scratch: &mut Scratch,
 ) {
     match bounds {
         Bounds::Same(bytes) => {
-            // SAFETY: the bytes hold a value of the segment's type, which T is.
-            let [lo, hi] = bytes.map(|bytes| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() });
-            // SAFETY: the caller's contract.
-            unsafe {
-                segment.update(range, streaming, scratch, |run, _| match run {
-                    Run::InPlace(x) => clamp_changed(level, x, lo, hi),
-                    run => {
-                        perform(level, Clamping { lo, hi }, run);
-                        true
-                    }
-                });
-            }
+            let [lo, hi] = bytes.map(|bytes| bytemuck::pod_read_unaligned::<T>(&bytes[..size_of::<T>()]));
+            chunk.update(streaming, scratch, |run, _| match run {
+                Run::InPlace(x) => clamp_changed(level, x, lo, hi),
+                run => {
+                    perform(level, Clamping { lo, hi }, run);
+                    true
+                }
+            });
         }
         Bounds::Each => {
             let (mut lower, mut upper) = ([T::default(); CLAMP_BLOCK], [T::default(); CLAMP_BLOCK]);
-            // SAFETY: the caller's contract.
-            unsafe {
-                segment.update_blocks(range, CLAMP_BLOCK, scratch, |x: &mut [T], at| {
-                    let (lower, upper) = (&mut lower[..x.len()], &mut upper[..x.len()]);
-                    segment.gather(LOWER, at..at + x.len(), lower);
-                    segment.gather(UPPER, at..at + x.len(), upper);
-                    clamp_each(level, x, lower, upper)
-                });
-            }
+            let bounds = chunk.read_only();
+            chunk.update_blocks(CLAMP_BLOCK, scratch, |x: &mut [T], at| {
+                let (lower, upper) = (&mut lower[..x.len()], &mut upper[..x.len()]);
+                bounds.gather(LOWER, at..at + x.len(), lower);
+                bounds.gather(UPPER, at..at + x.len(), upper);
+                clamp_each(level, x, lower, upper)
+            });
         }
     }
 }
@@ -173,23 +147,20 @@ unsafe fn clamp_range<T: Clamp + Element>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::exec::Context;
     use crate::engine::isa;
-    use crate::scalar::{DType, Scalar};
-
-    const F32: DType = DType { scalar: Scalar::F32, complex: false };
+    use crate::engine::segment;
+    use crate::engine::workspace::Context;
+    use crate::scalar::Scalar;
 
     fn run(input: &mut [f32], output: *mut f32, action: Action, threads: usize) {
-        let null = std::ptr::null_mut();
+        let run = |pointer, is_written| Some(segment::Run { pointer, scalar: Scalar::F32, is_written });
+        let operands = [run(input.as_mut_ptr().cast(), false), run(output.cast(), true), None, None];
         // SAFETY: the output is the input, or a vector of the same length.
-        unsafe {
-            let base = [input.as_mut_ptr().cast(), output.cast(), null, null];
-            let segments = [Segment::dense(F32, input.len(), base)];
-            let plan = Plan::new(&segments).unwrap();
-            let context = Context { level: isa::detected(), threads };
-            let workspace = Workspace::new(context, &segments, &plan).unwrap();
-            apply(&workspace, &segments, &plan, Actions::All(action));
-        }
+        let mut segments = [unsafe { Segment::dense(false, input.len(), operands) }];
+        let plan = Plan::new(&segments).unwrap();
+        let context = Context { level: isa::detected(), threads };
+        let workspace = Workspace::new(context, &segments, &plan).unwrap();
+        apply(&workspace, &mut segments, &plan, Actions::All(action));
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! Norms of many tensors in one pass.
 
 use crate::allocation::{OutOfMemory, collect, try_collect};
-use crate::engine::exec::{self, Workspace};
+use crate::engine::exec;
 use crate::engine::isa::Level;
 use crate::engine::plan::Plan;
 use crate::engine::segment::{Scratch, Segment};
+use crate::engine::workspace::Workspace;
 use crate::kernels::Float;
 use crate::kernels::max_abs::max_abs;
 use crate::kernels::power_sum::{max_abs_complex, power_sum, power_sum_complex};
@@ -41,7 +42,7 @@ pub fn measure<const N: usize>(
     };
     match order {
         Order::Max => sums(
-            &|segment, range, scratch| largest(level, segment, range, segment.complex, 1.0, scratch),
+            &|segment, range, scratch| largest(level, segment, range, segment.is_complex(), 1.0, scratch),
             true,
         ),
         Order::Two => sums(&|segment, range, scratch| squares(level, segment, range, scratch), false),
@@ -61,19 +62,19 @@ pub fn measure_chunk<const N: usize>(
     order: Order,
     scratch: &mut Scratch,
 ) -> Magnitude {
-    let whole = 0..segment.len;
+    let whole = 0..segment.len();
     let found = plain(match order {
-        _ if segment.len == 0 => 0.0,
-        Order::Max => largest(level, segment, whole, segment.complex, 1.0, scratch),
+        _ if segment.is_empty() => 0.0,
+        Order::Max => largest(level, segment, whole, segment.is_complex(), 1.0, scratch),
         Order::Two => squares(level, segment, whole, scratch),
         Order::One => powers(level, segment, whole, 1.0, [1.0, 1.0], scratch),
         Order::Power(_) => f64::INFINITY,
     });
     let again = matches!(order, Order::Power(_)) || is_lost(segment, found, order);
-    if segment.len == 0 || !again {
+    if segment.is_empty() || !again {
         return found;
     }
-    let pass = |partial: &Partial, _| Ok(partial(0..segment.len, scratch));
+    let pass = |partial: &Partial, _| Ok(partial(0..segment.len(), scratch));
     // A single chunk is measured without an allocation.
     scaled(level, segment, order, pass).unwrap_or(found)
 }
@@ -92,7 +93,7 @@ fn fold<const N: usize>(
     let mut at = 0;
     collect((0..segments.len()).map(|index| {
         let start = at;
-        while at < plan.chunks.len() && plan.chunks[at].segment == index {
+        while at < plan.chunks().len() && plan.chunks()[at].segment == index {
             at += 1;
         }
         plain(one(&partials[start..at]))
@@ -109,11 +110,11 @@ fn is_lost<const N: usize>(segment: &Segment<N>, found: Magnitude, order: Order)
     let lost = match order {
         Order::Two => !sum.is_finite() || sum < SMALL,
         // Absolute values so small that they are rounded coarsely.
-        Order::One if segment.complex && sum < SMALL => true,
+        Order::One if segment.is_complex() && sum < SMALL => true,
         // A sum or a complex absolute value that overflowed.
         _ => sum.is_infinite(),
     };
-    lost && segment.scalar == Scalar::F64 && segment.len > 0
+    lost && segment.scalar() == Scalar::F64 && !segment.is_empty()
 }
 
 /// What is computed of a range of a segment.
@@ -164,7 +165,7 @@ fn scaled<const N: usize>(
     let exponent = exponent.max(-1022);
     let factor = f64::powi(2.0, -exponent);
     if order == Order::Max {
-        return Ok(if segment.complex {
+        return Ok(if segment.is_complex() {
             Magnitude { value: maximum(true, factor)?, exponent }
         } else {
             plain(part)
@@ -172,12 +173,12 @@ fn scaled<const N: usize>(
     }
     // For other powers the largest element is divided by itself: 1, whose power neither overflows nor vanishes.
     let unit = match order {
-        Order::Power(_) if segment.complex => maximum(true, factor)?,
+        Order::Power(_) if segment.is_complex() => maximum(true, factor)?,
         Order::Power(_) => part * factor,
         _ => 1.0,
     };
     let sum = |range: Range<usize>, scratch: &mut Scratch| match order {
-        Order::Two if segment.scalar == Scalar::F64 => {
+        Order::Two if segment.scalar() == Scalar::F64 => {
             segment.read(range, scratch, |x: &[f64]| sum_squares_scaled(level, x, factor))
         }
         _ => powers(level, segment, range, order.p(), [factor, unit], scratch),
@@ -202,7 +203,7 @@ pub fn squares<const N: usize>(
     range: Range<usize>,
     scratch: &mut Scratch,
 ) -> f64 {
-    with_float!(segment.scalar, T => segment.read(range, scratch, |x: &[T]| sum_squares(level, x)), else 0.0)
+    with_float!(segment.scalar(), T => segment.read(range, scratch, |x: &[T]| sum_squares(level, x)), else 0.0)
 }
 
 fn largest<const N: usize>(
@@ -216,7 +217,7 @@ fn largest<const N: usize>(
     fn of<T: Float>(level: Level, x: &[T], complex: bool, factor: f64) -> f64 {
         if complex { max_abs_complex(x, factor) } else { max_abs(level, x) }
     }
-    with_float!(segment.scalar, T => {
+    with_float!(segment.scalar(), T => {
         segment.read(range, scratch, |x: &[T]| of(level, x, complex, factor))
     }, else 0.0)
 }
@@ -229,8 +230,8 @@ fn powers<const N: usize>(
     factors: [f64; 2],
     scratch: &mut Scratch,
 ) -> f64 {
-    let complex = segment.complex;
-    with_float!(segment.scalar, T => {
+    let complex = segment.is_complex();
+    with_float!(segment.scalar(), T => {
         segment.read(range, scratch, |x: &[T]| {
             if complex { power_sum_complex(level, x, p, factors) } else { power_sum(level, x, p, factors) }
         })
@@ -240,8 +241,9 @@ fn powers<const N: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::exec::Context;
     use crate::engine::isa;
+    use crate::engine::segment::Run;
+    use crate::engine::workspace::Context;
     use crate::kernels::oracle::{exact_sum, fnv1a};
     use crate::operations::magnitude::{combine, times_power_of_two};
     use crate::scalar::DType;
@@ -252,9 +254,9 @@ mod tests {
             .iter_mut()
             .map(|t| {
                 let pointer = t.as_mut_ptr().cast::<u8>();
-                let null = std::ptr::null_mut();
+                let run = Run { pointer, scalar: dtype.scalar, is_written: false };
                 // SAFETY: the tests' tensors outlive their segments.
-                unsafe { Segment::dense(dtype, t.len(), [pointer, null, null, null]) }
+                unsafe { Segment::dense(dtype.complex, t.len(), [Some(run), None, None, None]) }
             })
             .collect()
     }
@@ -265,7 +267,7 @@ mod tests {
         let workspace = Workspace::new(context, segments, &plan).unwrap();
         let found = measure(&workspace, segments, &plan, order).unwrap();
         for (segment, magnitude) in
-            segments.iter().zip(&found).filter(|(s, _)| s.len <= crate::engine::plan::CHUNK)
+            segments.iter().zip(&found).filter(|(s, _)| s.len() <= crate::engine::plan::CHUNK)
         {
             let alone = measure_chunk(workspace.level, segment, order, &mut Scratch::default());
             assert!(alone == *magnitude || alone.value.is_nan() && magnitude.value.is_nan());

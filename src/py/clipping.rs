@@ -12,9 +12,9 @@ use super::arrays::view::{AcceptedDTypes, ArgumentName, DTypeCache, View};
 use super::objects::{self, Scalar, extract, float, number};
 use super::raise::{before_writing, check_memory, detached, entry, entry_that_reads, refuse_nonfinite};
 use crate::allocation::{collect, filled, with_capacity};
-use crate::engine::exec::{Context, Workspace};
 use crate::engine::plan::Plan;
-use crate::engine::segment::{INPUT, LOWER, OPERANDS, OUTPUT, Segment, Strided, UPPER};
+use crate::engine::segment::{INPUT, LOWER, OPERANDS, OUTPUT, Operand, Segment, UPPER};
+use crate::engine::workspace::{Context, Workspace};
 use crate::error::Error;
 use crate::kernels::scale::Factor;
 use crate::operations::axes::elements::{self, Elements};
@@ -142,7 +142,7 @@ pub fn clip_by_global_norm<'py>(
             if wants_norms {
                 own = Some(collect(found.iter().map(|magnitude| magnitude.norm(order)))?);
             }
-            before_writing(plan.bytes)?;
+            before_writing(plan.bytes())?;
             let norm = total.norm(total_order);
             let action = if total.is_finite() {
                 let factor = total.factor(total_order, 1.0, bound);
@@ -371,7 +371,7 @@ pub fn clip_tensors<'py>(
                     Action::FillNan
                 }
             }));
-            before_writing(plan.bytes)?;
+            before_writing(plan.bytes())?;
             // SAFETY: the batch was checked.
             unsafe { clip::apply(&workspace, segments, plan, Actions::Each(&actions)) };
             Ok(())
@@ -559,7 +559,7 @@ pub fn clip_elements<'py>(
                 tensor.measure(context)?;
             }
             let (plan, workspace) = elements::prepare(context, &found)?;
-            before_writing(plan.bytes)?;
+            before_writing(plan.bytes())?;
             // SAFETY: outputs were checked, and bounds that overlap one were copied by the caller.
             unsafe { elements::clip(&workspace, &found, &plan) };
             Ok(())

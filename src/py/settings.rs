@@ -109,8 +109,7 @@ pub fn bandwidth_scale(py: Python<'_>, x: &Bound<'_, PyAny>, factor: f32) -> PyR
             let x = unsafe {
                 std::slice::from_raw_parts_mut(std::ptr::with_exposed_provenance_mut(address), size)
             };
-            bandwidth::scale(x, factor, pool::threads());
-            Ok(())
+            Ok(bandwidth::scale(x, factor, pool::threads())?)
         })
     })
 }
@@ -141,8 +140,7 @@ pub fn bandwidth_copy(
                     std::slice::from_raw_parts_mut(std::ptr::with_exposed_provenance_mut(to), size),
                 )
             };
-            bandwidth::copy(x, out, factor, pool::threads());
-            Ok(())
+            Ok(bandwidth::copy(x, out, factor, pool::threads())?)
         })
     })
 }

@@ -1,50 +1,49 @@
-//! Clipping where elements of one slice have different bounds: each element is scaled by its own bound and the norm of
-//! its slice.
+//! Clipping with bounds that differ inside a slice: each element is scaled by its own bound and the norm of its slice.
 //!
-//! The slices are measured first (`axes`), into memory of our own: a norm is kept as mantissa and exponent, because it
-//! may be beyond float64 where all elements are finite. A second pass walks the tensor with norms and bounds beside it.
+//! The slices are measured first (`axes`), into memory allocated here: a norm is stored as mantissa and exponent, because
+//! it may be beyond float64 although all elements are finite. A second pass reads norms and bounds beside the tensor.
 
 use crate::allocation::{OutOfMemory, filled, with_capacity};
-use crate::engine::exec::{self, Context, Direction, Workspace};
+use crate::engine::exec::{self, ChunkMut, Direction, Task};
 use crate::engine::plan::{CHUNK, Plan};
-use crate::engine::segment::{self, INPUT, Scratch, Segment, Strided, count};
+use crate::engine::segment::{self, INPUT, Operand, Scratch, Segment, element_count};
+use crate::engine::workspace::{Context, Workspace};
 use crate::kernels::Float;
 use crate::operations::axes::{EXPONENTS, NORMS, Slices};
 use crate::operations::clip::Action;
 use crate::operations::magnitude::{Magnitude, Order};
-use crate::scalar::DType;
+use crate::scalar::{DType, Scalar};
 use crate::with_float;
-use std::ops::Range;
 
-/// How many arrays are walked side by side: input, output and these.
+/// Number of operands: input, output, and the three below.
 const OPERANDS: usize = 5;
 /// The mantissa of the norm of an element's slice: float64.
 const ROOT: usize = 2;
-/// Its exponent of two: float64.
+/// The exponent of two of that norm: float64.
 const EXPONENT: usize = 3;
 /// An element's bound: float64.
 const BOUND: usize = 4;
 
 /// A tensor, the norms of its slices, and a bound for each of its elements.
 pub struct Elements {
-    /// None if there are no elements.
+    /// None if there are no elements, or the slices have been measured.
     slices: Option<Slices>,
     segment: Segment<OPERANDS>,
-    /// The memory of the norms, which the others point to.
+    /// Memory of the norms, to which slices and segment point.
     _norms: [Vec<f64>; 2],
 }
 
-/// Items and one more if there is one.
+/// Returns a copy of `items` with one more item at the end, if there is one.
 fn extended<T: Copy>(items: &[T], last: Option<T>) -> Result<Vec<T>, OutOfMemory> {
-    let mut found = with_capacity(items.len() + 1)?;
-    found.extend_from_slice(items);
-    found.extend(last);
-    Ok(found)
+    let mut copy = with_capacity(items.len() + 1)?;
+    copy.extend_from_slice(items);
+    copy.extend(last);
+    Ok(copy)
 }
 
 impl Elements {
-    /// Describes a tensor of this shape whose axes with `is_reduced[axis]` make up a slice, and allocates its norms.
-    /// `bounds` are float64, with stride 0 along axes on which they do not differ.
+    /// Describes a tensor of this shape, whose axes with `is_reduced[axis]` are spanned by a slice, and allocates its
+    /// norms. `bounds` are float64, with stride 0 along axes on which they do not differ.
     ///
     /// # Safety
     ///
@@ -53,101 +52,104 @@ impl Elements {
         dtype: DType,
         shape: &[usize],
         is_reduced: &[bool],
-        [input, output, bounds]: [Strided; 3],
+        [input, output, bounds]: [Operand; 3],
         order: Order,
     ) -> Result<Self, OutOfMemory> {
-        // Without elements nothing is measured, and the other axes may be beyond the machine's numbers.
-        let is_empty = count(shape) == 0;
+        // Without elements nothing is measured, and the product of the other axes may overflow.
+        let is_empty = element_count(shape) == 0;
         let mut strides = filled(0, shape.len())?;
-        let mut slices = usize::from(!is_empty);
+        let mut slice_count = usize::from(!is_empty);
         for axis in (0..shape.len()).rev().filter(|axis| !is_empty && !is_reduced[*axis]) {
-            strides[axis] = slices.wrapping_mul(size_of::<f64>()).cast_signed();
-            slices *= shape[axis];
+            strides[axis] = slice_count.wrapping_mul(size_of::<f64>()).cast_signed();
+            slice_count *= shape[axis];
         }
-        let mut norms = [filled(0.0_f64, slices)?, filled(0.0_f64, slices)?];
-        let [roots, exponents] =
-            norms.each_mut().map(|norms| Strided { pointer: norms.as_mut_ptr().cast(), strides: &strides });
+        let mut norms = [filled(0.0_f64, slice_count)?, filled(0.0_f64, slice_count)?];
+        let [roots, exponents] = norms.each_mut().map(|norms| {
+            let pointer = norms.as_mut_ptr().cast();
+            Operand { pointer, strides: &strides, scalar: Scalar::F64, is_written: false }
+        });
 
         let mut operands = [None; segment::OPERANDS];
         operands[INPUT] = Some(input);
-        operands[NORMS] = Some(roots);
-        operands[EXPONENTS] = Some(exponents);
-        // SAFETY: the caller's contract; one mantissa and one exponent per slice, in memory that lives as long.
+        operands[NORMS] = Some(roots.written());
+        operands[EXPONENTS] = Some(exponents.written());
+        // SAFETY: the caller's contract. There is one mantissa and one exponent for each slice, in memory that lives as
+        // long and is read by the segment below only after it has been written.
         let split = || unsafe { Slices::split(dtype, shape, is_reduced, operands, order) };
         let slices = if is_empty { None } else { Some(split()?) };
 
-        // Complex numbers as reals along one more axis, on which neither norms nor bounds differ.
+        // Complex numbers are reals along one more axis, on which neither norms nor bounds differ.
         let size = dtype.scalar.size();
-        let reals = DType { scalar: dtype.scalar, complex: false };
         let shape = extended(shape, dtype.complex.then_some(2))?;
-        let walked = |operand: Strided, step: usize| {
-            Ok((operand.pointer, extended(operand.strides, dtype.complex.then_some(step.cast_signed()))?))
+        let walked = |operand: Operand, step: usize| {
+            extended(operand.strides, dtype.complex.then_some(step.cast_signed()))
         };
-        let operands = [
-            walked(input, size)?,
-            walked(output, size)?,
-            walked(roots, 0)?,
-            walked(exponents, 0)?,
-            walked(bounds, 0)?,
-        ];
-        let operands =
-            operands.each_ref().map(|(pointer, strides)| Some(Strided { pointer: *pointer, strides }));
+        let operands = [(input, size), (output.written(), size), (roots, 0), (exponents, 0), (bounds, 0)];
+        let mut strides: [Vec<isize>; OPERANDS] = Default::default();
+        for (strides, (operand, step)) in strides.iter_mut().zip(operands) {
+            *strides = walked(operand, step)?;
+        }
+        let operands = std::array::from_fn(|k| Some(Operand { strides: &strides[k], ..operands[k].0 }));
         // SAFETY: the caller's contract, and as above.
-        let segment = unsafe { Segment::mixed(reals, &shape, operands, [size, size, 8, 8, 8])? };
+        let segment = unsafe { Segment::new(false, &shape, operands)? };
         Ok(Self { slices, segment, _norms: norms })
     }
 
     /// Measures every slice. Writes nothing but their norms.
     pub fn measure(&mut self, context: Context) -> Result<(), OutOfMemory> {
-        if let Some(slices) = &self.slices {
-            // SAFETY: the norms are our own, there is no output, and `self` is ours alone.
-            unsafe { slices.finish(&slices.prepare(context)?) };
+        if let Some(slices) = self.slices.take() {
+            slices.prepare(context)?.finish();
         }
         Ok(())
     }
 }
 
-/// What a pass over measured tensors needs: it is made before the pass, which cannot fail.
+impl Task<OPERANDS> for Elements {
+    type Parameters = ();
+
+    fn segment(&self) -> &Segment<OPERANDS> {
+        &self.segment
+    }
+
+    fn parameters(&self) -> &() {
+        &()
+    }
+}
+
+/// Allocates what a pass over measured tensors needs.
 pub fn prepare(context: Context, tensors: &[Elements]) -> Result<(Plan, Workspace), OutOfMemory> {
-    let plan = Plan::cut(tensors.iter().map(|t| (t.segment.len, t.segment.scalar.size())), CHUNK)?;
+    let plan = Plan::cut(tensors.iter().map(|t| (t.segment.len(), t.segment.scalar().size())), CHUNK)?;
     let scratch = tensors.iter().map(|tensor| tensor.segment.scratch_bytes(CHUNK)).max().unwrap_or(0);
-    let workspace = Workspace::with_scratch(context, plan.bytes, scratch)?;
+    let workspace = Workspace::with_scratch(context, plan.bytes(), scratch)?;
     Ok((plan, workspace))
 }
 
-/// Clips every element of measured tensors. In place, what is within its bound is not written. Cannot fail.
-///
-/// # Safety
-///
-/// Outputs must overlap neither each other, nor bounds, nor the input of another tensor; `plan` and `workspace` must be
-/// of [`prepare`] for these tensors.
-pub unsafe fn clip(workspace: &Workspace, tensors: &[Elements], plan: &Plan) {
-    exec::for_each(workspace, plan, Direction::Backwards, |index, range, scratch| {
-        let segment = &tensors[index].segment;
-        with_float!(segment.scalar, T => {
-            // SAFETY: chunks are disjoint ranges, and no output overlaps another's memory.
-            unsafe { clip_range::<T>(segment, range, scratch) };
-        }, else unreachable!("integers are refused at the edge"));
+/// Clips every element of measured tensors. In place, elements within their bounds are not written. Cannot fail.
+pub fn clip(workspace: &Workspace, tensors: &mut [Elements], plan: &Plan) {
+    exec::for_each(workspace, tensors, plan, Direction::Backwards, |_, (), chunk, scratch| {
+        with_float!(
+            chunk.scalar(),
+            T => clip_chunk::<T>(chunk, scratch),
+            else unreachable!("integers are refused at the edge")
+        );
     });
 }
 
-/// How many elements get their norms and bounds at a time: they stay in the first-level cache.
+/// Elements whose norms and bounds are gathered at a time: they stay in the first-level cache.
 const BLOCK: usize = 512;
 
-/// # Safety
-///
-/// As [`clip`], for a range that no other thread works on.
-unsafe fn clip_range<T: Float>(segment: &Segment<OPERANDS>, range: Range<usize>, scratch: &mut Scratch) {
+fn clip_chunk<T: Float>(chunk: ChunkMut<OPERANDS>, scratch: &mut Scratch) {
     let mut buffers = [[0.0_f64; BLOCK]; 3];
-    // Clips a block, and tells whether that changed it.
+    let operands = chunk.read_only();
+    // Clips a block, and returns whether that changed it.
     let clip_block = |x: &mut [T], at: usize| {
         let [roots, exponents, bounds] = buffers.each_mut().map(|buffer| &mut buffer[..x.len()]);
-        segment.gather(ROOT, at..at + x.len(), roots);
-        segment.gather(EXPONENT, at..at + x.len(), exponents);
-        segment.gather(BOUND, at..at + x.len(), bounds);
+        operands.gather(ROOT, at..at + x.len(), roots);
+        operands.gather(EXPONENT, at..at + x.len(), exponents);
+        operands.gather(BOUND, at..at + x.len(), bounds);
         let mut changed = false;
         for (((x, root), exponent), bound) in x.iter_mut().zip(roots).zip(exponents).zip(bounds) {
-            // The norm itself, as the one of order ∞ is kept.
+            // A magnitude of order infinity is the norm itself.
             let norm = Magnitude { value: *root, exponent: *exponent as i32 };
             *x = match Action::bounding(norm, Order::Max, *bound) {
                 Action::Keep => continue,
@@ -159,8 +161,7 @@ unsafe fn clip_range<T: Float>(segment: &Segment<OPERANDS>, range: Range<usize>,
         }
         changed
     };
-    // SAFETY: the caller's contract.
-    unsafe { segment.update_blocks(range, BLOCK, scratch, clip_block) };
+    chunk.update_blocks(BLOCK, scratch, clip_block);
 }
 
 #[cfg(test)]
@@ -170,7 +171,6 @@ mod tests {
     use crate::engine::segment::OUTPUT;
     use crate::kernels::oracle::samples;
     use crate::operations::axes::BOUNDS;
-    use crate::scalar::Scalar;
     use half::f16;
 
     /// A tensor of the tests: a type, a shape, strides in elements and the axes that are reduced.
@@ -189,8 +189,8 @@ mod tests {
         strides.iter().map(|stride| stride * size as isize).collect()
     }
 
-    fn strided<'a, T>(data: &mut [T], strides: &'a [isize]) -> Strided<'a> {
-        Strided { pointer: data.as_mut_ptr().cast(), strides }
+    fn operand<'a, T>(data: &mut [T], scalar: Scalar, strides: &'a [isize]) -> Operand<'a> {
+        Operand { pointer: data.as_mut_ptr().cast(), strides, scalar, is_written: false }
     }
 
     /// What `input` becomes with these bounds, in place or apart. Without strides one bound is for all.
@@ -207,11 +207,11 @@ mod tests {
         let none = vec![0; case.shape.len()];
         let bound_strides = bound_strides.map_or(none, |strides| bytes(strides, 8));
         let context = Context { level: isa::detected(), threads };
-        let result = strided(&mut output, &strides);
+        let result = operand(&mut output, case.dtype.scalar, &strides);
         let operands = [
-            if in_place { result } else { strided(&mut input, &strides) },
+            if in_place { result } else { operand(&mut input, case.dtype.scalar, &strides) },
             result,
-            strided(&mut bounds, &bound_strides),
+            operand(&mut bounds, Scalar::F64, &bound_strides),
         ];
         // SAFETY: everything outlives the call, and the strides stay inside.
         unsafe {
@@ -219,7 +219,7 @@ mod tests {
             let mut tensors = [tensor];
             tensors[0].measure(context).unwrap();
             let (plan, workspace) = prepare(context, &tensors).unwrap();
-            clip(&workspace, &tensors, &plan);
+            clip(&workspace, &mut tensors, &plan);
         }
         output
     }
@@ -230,13 +230,13 @@ mod tests {
         let mut output = vec![T::NAN; input.len()];
         let (strides, none) = (bytes(case.strides, case.dtype.size()), vec![0; case.shape.len()]);
         let mut operands = [None; segment::OPERANDS];
-        operands[INPUT] = Some(strided(&mut input, &strides));
-        operands[OUTPUT] = Some(strided(&mut output, &strides));
-        operands[BOUNDS] = Some(strided(&mut bound, &none));
+        operands[INPUT] = Some(operand(&mut input, case.dtype.scalar, &strides));
+        operands[OUTPUT] = Some(operand(&mut output, case.dtype.scalar, &strides).written());
+        operands[BOUNDS] = Some(operand(&mut bound, Scalar::F64, &none));
         // SAFETY: as above.
         unsafe {
             let slices = Slices::new(case.dtype, case.shape, case.reduced, operands, case.order).unwrap();
-            slices.finish(&slices.prepare(Context { level: isa::detected(), threads: 1 }).unwrap());
+            slices.prepare(Context { level: isa::detected(), threads: 1 }).unwrap().finish();
         }
         output
     }

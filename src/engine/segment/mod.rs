@@ -1,0 +1,505 @@
+//! Segments: one tensor's memory, and that of its output, as a sequence of reals.
+//!
+//! A segment describes up to `N` arrays of one shape, its operands, either as contiguous runs or as nested loops over
+//! strides. This module and [`exec`](crate::engine::exec) are the only places where Rust reads and writes memory that a
+//! caller passed in: here for reading, there for writing.
+
+mod layout;
+mod scratch;
+
+pub use layout::{Dim, Layout, element_count, make_forward, merge_dims, sort_by_stride};
+pub use scratch::Scratch;
+
+use crate::allocation::{OutOfMemory, with_capacity};
+use crate::scalar::{DType, Element, Scalar};
+use std::ops::Range;
+
+/// The number of operands of a clip. (An optimizer's update has more, see `operations::update`.)
+pub const OPERANDS: usize = 4;
+/// The operand that is read.
+pub const INPUT: usize = 0;
+/// The operand that is written.
+pub const OUTPUT: usize = 1;
+/// The lower bound of a clamp.
+pub const LOWER: usize = 2;
+/// The upper bound of a clamp.
+pub const UPPER: usize = 3;
+
+/// The memory of one operand.
+#[derive(Clone, Copy, Debug)]
+pub struct Operand<'a> {
+    /// Address of the element at index 0 of every axis.
+    pub pointer: *mut u8,
+    /// Byte strides, one per axis.
+    pub strides: &'a [isize],
+    /// Type of the reals.
+    pub scalar: Scalar,
+    /// Whether passes may write it.
+    pub is_written: bool,
+}
+
+impl Operand<'_> {
+    /// Returns the same memory as an operand that passes write.
+    #[must_use]
+    pub fn written(self) -> Self {
+        Self { is_written: true, ..self }
+    }
+}
+
+/// A tensor and its output, or several arrays of one shape, as sequences of reals.
+///
+/// The constructors are `unsafe` and the fields private: whoever has a segment may read the memory that it describes,
+/// and [`exec::for_each`](crate::engine::exec::for_each) writes the operands that it declares as written.
+#[derive(Debug)]
+pub struct Segment<const N: usize = OPERANDS> {
+    /// Type of the reals of each operand; that of operand 0 for operands that are absent.
+    scalars: [Scalar; N],
+    /// Whether two reals make an element.
+    is_complex: bool,
+    /// Whether passes may write each operand.
+    is_written: [bool; N],
+    /// Number of reals.
+    len: usize,
+    /// Address of each operand's first real; null for operands that are absent.
+    base: [*mut u8; N],
+    layout: Layout<N>,
+}
+
+// SAFETY: a segment is a description of memory that its creator keeps valid. Threads that share it read; writing takes an
+// `exec::ChunkMut`, of which no two cover the same reals.
+unsafe impl<const N: usize> Send for Segment<N> {}
+// SAFETY: as for `Send`.
+unsafe impl<const N: usize> Sync for Segment<N> {}
+
+impl<const N: usize> AsRef<Self> for Segment<N> {
+    fn as_ref(&self) -> &Self {
+        self
+    }
+}
+
+impl<const N: usize> Segment<N> {
+    /// Describes operands of one shape. Axes are reordered and merged, so that contiguous memory is recognised whatever
+    /// the order and direction of its axes. Operand 0 leads: the others are walked in its order.
+    ///
+    /// # Safety
+    ///
+    /// For as long as the segment exists, the memory of every operand must be valid for reads, and that of an operand
+    /// with `is_written` for writes. Memory that is written must not be accessed in another way meanwhile, neither through
+    /// another operand nor through another segment, with one exception: operands 0 and 1 may be exactly the same.
+    pub unsafe fn new(
+        is_complex: bool,
+        shape: &[usize],
+        operands: [Option<Operand>; N],
+    ) -> Result<Self, OutOfMemory> {
+        let lead = operands.iter().flatten().next().map_or(Scalar::F32, |operand| operand.scalar);
+        let scalars = operands.map(|operand| operand.map_or(lead, |o| o.scalar));
+        let is_written = operands.map(|operand| operand.is_some_and(|o| o.is_written));
+        let mut base = operands.map(|operand| operand.map_or(std::ptr::null_mut(), |o| o.pointer));
+        let len = element_count(shape) * if is_complex { 2 } else { 1 };
+        if len == 0 {
+            return Ok(Self { scalars, is_complex, is_written, len, base, layout: Layout::Dense });
+        }
+        // One more for the parts of complex numbers.
+        let mut dims: Vec<Dim<N>> = with_capacity(shape.len() + 1)?;
+        dims.extend(shape.iter().enumerate().filter(|(_, len)| **len != 1).map(|(axis, len)| Dim {
+            len: *len,
+            strides: operands.map(|operand| operand.map_or(0, |o| o.strides[axis])),
+        }));
+        for dim in &mut dims {
+            make_forward(dim, &mut base);
+        }
+        let is_present = base.map(|pointer| !pointer.is_null());
+        sort_by_stride(&mut dims, is_present);
+        if is_complex {
+            // The parts of a number stay neighbours, also where an axis repeats it.
+            dims.push(Dim { len: 2, strides: scalars.map(|scalar| scalar.size() as isize) });
+        }
+        merge_dims(&mut dims, is_present);
+        let layout = if is_dense(&dims, &base, scalars) {
+            Layout::Dense
+        } else {
+            if dims.is_empty() {
+                dims.push(Dim { len: 1, strides: [0; N] });
+            }
+            Layout::Strided(dims)
+        };
+        Ok(Self { scalars, is_complex, is_written, len, base, layout })
+    }
+
+    /// Describes operands that are known to be contiguous, aligned runs of `len` reals: their addresses, types, and
+    /// whether they are written.
+    ///
+    /// # Safety
+    ///
+    /// As [`Segment::new`]; and every operand must be aligned for its type and hold `len` reals of it.
+    #[must_use]
+    pub unsafe fn dense(is_complex: bool, len: usize, operands: [Option<Run>; N]) -> Self {
+        let lead = operands.iter().flatten().next().map_or(Scalar::F32, |run| run.scalar);
+        Self {
+            scalars: operands.map(|run| run.map_or(lead, |run| run.scalar)),
+            is_complex,
+            is_written: operands.map(|run| run.is_some_and(|run| run.is_written)),
+            len,
+            base: operands.map(|run| run.map_or(std::ptr::null_mut(), |run| run.pointer)),
+            layout: Layout::Dense,
+        }
+    }
+
+    /// Describes operands of one type that have this layout: their addresses, and which of them are written.
+    ///
+    /// # Safety
+    ///
+    /// As [`Segment::new`]; and the layout must stay inside the memory of every operand.
+    #[must_use]
+    pub unsafe fn with_layout(
+        dtype: DType,
+        len: usize,
+        base: [*mut u8; N],
+        is_written: [bool; N],
+        layout: Layout<N>,
+    ) -> Self {
+        Self { scalars: [dtype.scalar; N], is_complex: dtype.complex, is_written, len, base, layout }
+    }
+
+    /// Moves the segment to other memory of the same layout.
+    ///
+    /// # Safety
+    ///
+    /// As [`Segment::with_layout`].
+    pub unsafe fn move_to(&mut self, base: [*mut u8; N]) {
+        self.base = base;
+    }
+
+    /// Number of reals.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no reals.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Type of the reals of operand 0.
+    #[must_use]
+    pub fn scalar(&self) -> Scalar {
+        self.scalars[0]
+    }
+
+    /// Type of the reals of an operand; None if it is absent.
+    #[must_use]
+    pub fn scalar_of(&self, operand: usize) -> Option<Scalar> {
+        (!self.base[operand].is_null()).then_some(self.scalars[operand])
+    }
+
+    /// Whether two reals make an element.
+    #[must_use]
+    pub fn is_complex(&self) -> bool {
+        self.is_complex
+    }
+
+    /// Whether every operand is one contiguous, aligned run.
+    #[must_use]
+    pub fn is_dense(&self) -> bool {
+        self.layout == Layout::Dense
+    }
+
+    /// Whether the output is the very memory that is read.
+    #[must_use]
+    pub fn is_in_place(&self) -> bool {
+        self.base[INPUT] == self.base[OUTPUT]
+    }
+
+    /// Whether each real of the output is the same real of the input.
+    pub(super) fn is_same_memory(&self) -> bool {
+        match &self.layout {
+            Layout::Dense => self.is_in_place(),
+            Layout::Strided(dims) => {
+                self.is_in_place() && dims.iter().all(|dim| dim.strides[INPUT] == dim.strides[OUTPUT])
+            }
+        }
+    }
+
+    /// Size in bytes of the scratch buffer that reading or updating a chunk of this many reals takes.
+    #[must_use]
+    pub fn scratch_bytes(&self, chunk: usize) -> usize {
+        match self.layout {
+            Layout::Dense => 0,
+            Layout::Strided(_) => self.len.min(chunk) * self.scalar().size(),
+        }
+    }
+
+    /// Whether passes may write an operand.
+    pub(super) fn is_written(&self, operand: usize) -> bool {
+        self.is_written[operand]
+    }
+
+    /// Address of the real at `start` of a dense operand, after checking that `range` lies inside and that the operand
+    /// is present and of type `T`'s size.
+    pub(super) fn dense_pointer<T: Element>(&self, operand: usize, range: &Range<usize>) -> *mut T {
+        assert!(
+            self.is_dense()
+                && range.start <= range.end
+                && range.end <= self.len
+                && size_of::<T>() == self.scalars[operand].size()
+                && !(self.base[operand].is_null() && !range.is_empty())
+        );
+        self.base[operand].cast::<T>().wrapping_add(range.start)
+    }
+
+    /// Returns reals of a dense operand.
+    ///
+    /// # Panics
+    ///
+    /// If the segment is not dense, the operand is written or absent, or of a type of another size than `T`.
+    #[must_use]
+    pub fn run<T: Element>(&self, operand: usize, range: Range<usize>) -> &[T] {
+        let pointer = self.dense_pointer::<T>(operand, &range);
+        if range.is_empty() {
+            return &[];
+        }
+        assert!(!self.is_written[operand]);
+        // SAFETY: an aligned run of `len` reals of this size, valid for reads and not written by the contract of the
+        // constructors; the range lies within it.
+        unsafe { std::slice::from_raw_parts(pointer.cast_const(), range.len()) }
+    }
+
+    /// Calls `f` with the reals of the input as one slice, gathered into `scratch` if they are not contiguous.
+    pub fn read<T: Element, R>(
+        &self,
+        range: Range<usize>,
+        scratch: &mut Scratch,
+        f: impl FnOnce(&[T]) -> R,
+    ) -> R {
+        assert!(size_of::<T>() == self.scalar().size());
+        if self.is_dense() {
+            let pointer = self.dense_pointer::<T>(INPUT, &range);
+            if range.is_empty() {
+                return f(&[]);
+            }
+            // SAFETY: as for `run`. Where the output is the input, no pass writes it while this function borrows the
+            // segment: passes that write borrow it mutably.
+            return f(unsafe { std::slice::from_raw_parts(pointer.cast_const(), range.len()) });
+        }
+        let buffer = scratch.reals::<T>(range.len());
+        self.gather_operand(INPUT, range, buffer);
+        f(buffer)
+    }
+
+    /// Copies reals of an operand that is not written to `buffer`, which is as long as `range`.
+    ///
+    /// # Panics
+    ///
+    /// If the range reaches beyond the segment, or the operand is written, absent, or of a type of another size than `T`.
+    pub fn gather<T: Element>(&self, operand: usize, range: Range<usize>, buffer: &mut [T]) {
+        assert!(!self.is_written[operand]);
+        self.gather_operand(operand, range, buffer);
+    }
+
+    /// As [`Segment::gather`], of any operand. No other thread may write this range of it meanwhile: `exec` sees to that.
+    pub(super) fn gather_operand<T: Element>(&self, operand: usize, range: Range<usize>, buffer: &mut [T]) {
+        let mut at = 0;
+        self.for_each_run::<T>(operand, range, |pointer, stride, count| {
+            let target = &mut buffer[at..at + count];
+            // SAFETY: `for_each_run` yields positions inside the operand, valid for reads by the contract of the
+            // constructors; unaligned reads because strided operands may have any alignment.
+            unsafe {
+                if stride == size_of::<T>() as isize {
+                    let bytes = target.as_mut_ptr().cast::<u8>();
+                    std::ptr::copy_nonoverlapping(pointer, bytes, count * size_of::<T>());
+                } else {
+                    let mut from = pointer;
+                    for to in target {
+                        *to = from.cast::<T>().read_unaligned();
+                        from = from.wrapping_offset(stride);
+                    }
+                }
+            }
+            at += count;
+        });
+    }
+
+    /// Calls `visit(pointer, stride, count)` for the innermost runs that make up `range`.
+    ///
+    /// # Panics
+    ///
+    /// If the range reaches beyond the segment, or the operand is absent or of a type of another size than `T`.
+    pub(super) fn for_each_run<T: Element>(
+        &self,
+        operand: usize,
+        range: Range<usize>,
+        mut visit: impl FnMut(*mut u8, isize, usize),
+    ) {
+        assert!(range.end <= self.len && size_of::<T>() == self.scalars[operand].size());
+        if range.is_empty() {
+            return;
+        }
+        assert!(!self.base[operand].is_null());
+        let whole = [Dim { len: self.len, strides: [size_of::<T>() as isize; N] }];
+        let dims = match &self.layout {
+            Layout::Dense => &whole[..],
+            Layout::Strided(dims) => dims,
+        };
+        let (inner, outer) = dims.split_last().unwrap_or((&whole[0], &[]));
+        let mut column = range.start % inner.len;
+        let mut row = range.start / inner.len;
+        let mut left = range.len();
+        while left > 0 {
+            let mut offset = column as isize * inner.strides[operand];
+            let mut index = row;
+            for dim in outer.iter().rev() {
+                offset += (index % dim.len) as isize * dim.strides[operand];
+                index /= dim.len;
+            }
+            let count = left.min(inner.len - column);
+            visit(self.base[operand].wrapping_offset(offset), inner.strides[operand], count);
+            left -= count;
+            column = 0;
+            row += 1;
+        }
+    }
+}
+
+/// The memory of an operand that is known to be a contiguous, aligned run.
+#[derive(Clone, Copy, Debug)]
+pub struct Run {
+    /// Address of its first real.
+    pub pointer: *mut u8,
+    /// Type of the reals.
+    pub scalar: Scalar,
+    /// Whether passes may write it.
+    pub is_written: bool,
+}
+
+/// Whether every operand that is present is one aligned run along these merged dimensions.
+fn is_dense<const N: usize>(dims: &[Dim<N>], base: &[*mut u8; N], scalars: [Scalar; N]) -> bool {
+    let present = || (0..N).filter(|k| !base[*k].is_null());
+    present().all(|k| base[k].addr().is_multiple_of(scalars[k].size()))
+        && match dims {
+            [] => true,
+            [dim] => present().all(|k| dim.strides[k] == scalars[k].size() as isize),
+            _ => false,
+        }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::exec::ChunkMut;
+    use crate::kernels::operation;
+
+    fn operand(pointer: *mut u8, strides: &[isize]) -> Operand<'_> {
+        Operand { pointer, strides, scalar: Scalar::F32, is_written: false }
+    }
+
+    /// The segment of `data` read with these strides (in elements), from this element on.
+    fn segment(data: &mut [f32], shape: &[usize], strides: &[isize], first: usize) -> Segment {
+        let bytes: Vec<isize> = strides.iter().map(|s| s * 4).collect();
+        let pointer = data[first..].as_mut_ptr().cast::<u8>();
+        let operand = operand(pointer, &bytes);
+        // SAFETY: the tests' data outlive their segments, and the strides stay inside.
+        unsafe { Segment::new(false, shape, [Some(operand), Some(operand.written()), None, None]).unwrap() }
+    }
+
+    fn scratch() -> Scratch {
+        Scratch::new(1 << 16).unwrap()
+    }
+
+    fn read_all(s: &Segment) -> Vec<f32> {
+        s.read(0..s.len(), &mut scratch(), <[f32]>::to_vec)
+    }
+
+    fn numbers(n: u16) -> Vec<f32> {
+        (0..n).map(f32::from).collect()
+    }
+
+    #[test]
+    fn memory_without_holes_is_dense_in_any_axis_order_and_direction() {
+        let mut data = numbers(24);
+        for (shape, strides, first) in [
+            (vec![2, 3, 4], vec![12, 4, 1], 0),
+            (vec![4, 3, 2], vec![1, 4, 12], 0),
+            (vec![3, 2, 4], vec![4, 12, 1], 0),
+            (vec![24], vec![-1], 23),
+            (vec![2, 12], vec![-12, 1], 12),
+            (vec![2, 1, 12], vec![12, 999, 1], 0),
+        ] {
+            let s = segment(&mut data, &shape, &strides, first);
+            assert_eq!(s.layout, Layout::Dense, "{shape:?} {strides:?}");
+            assert_eq!(read_all(&s), numbers(24));
+        }
+    }
+
+    #[test]
+    fn holes_repeats_and_ranges_are_walked() {
+        let mut data = numbers(24);
+        let every_other = segment(&mut data, &[12], &[2], 0);
+        assert_eq!(read_all(&every_other), (0..12).map(|i| f32::from(i as u16 * 2)).collect::<Vec<_>>());
+        let part = every_other.read(3..7, &mut scratch(), <[f32]>::to_vec);
+        assert_eq!(part, [6.0, 8.0, 10.0, 12.0]);
+        let repeated = segment(&mut data, &[2, 3], &[0, 1], 5);
+        assert_eq!(read_all(&repeated).iter().sum::<f32>(), 2.0 * (5.0 + 6.0 + 7.0));
+        let corner = segment(&mut data, &[3, 2], &[4, 1], 1);
+        assert_eq!(read_all(&corner), [1.0, 2.0, 5.0, 6.0, 9.0, 10.0]);
+        assert_eq!(corner.read(1..4, &mut scratch(), <[f32]>::to_vec), [2.0, 5.0, 6.0]);
+    }
+
+    #[test]
+    fn a_strided_output_gets_what_the_block_became() {
+        let mut data = numbers(5000);
+        let mut s = segment(&mut data, &[2500], &[2], 0);
+        ChunkMut::whole(&mut s).update::<f32>(false, &mut scratch(), |run, _| {
+            let operation::Run::InPlace(block) = run else { unreachable!() };
+            for v in block {
+                *v = -*v;
+            }
+            true
+        });
+        for (i, v) in data.iter().enumerate() {
+            let want = i as f32 * if i % 2 == 0 { -1.0 } else { 1.0 };
+            assert_eq!(*v, want);
+        }
+    }
+
+    #[test]
+    fn a_misaligned_run_is_walked_and_an_empty_one_is_dense() {
+        let mut bytes = vec![0_u8; 64];
+        let at = bytes.as_mut_ptr().align_offset(4) + 1;
+        bytes[at..at + 8].copy_from_slice(&[0, 0, 128, 63, 0, 0, 0, 64]);
+        let strides = [4];
+        let operand = Some(operand(bytes[at..].as_mut_ptr(), &strides));
+        // SAFETY: two floats from `at` on are inside.
+        let s = unsafe { Segment::new(false, &[2], [operand, None, None, None]) }.unwrap();
+        assert!(matches!(s.layout, Layout::Strided(_)));
+        assert_eq!(read_all(&s), [1.0, 2.0]);
+        // SAFETY: nothing is read.
+        let empty = unsafe { Segment::new(false, &[0], [operand, None, None, None]) }.unwrap();
+        assert_eq!(empty.layout, Layout::Dense);
+        assert!(read_all(&empty).is_empty());
+    }
+
+    #[test]
+    fn complex_numbers_are_pairs_of_reals() {
+        let mut data = numbers(8);
+        let pointer = data.as_mut_ptr().cast::<u8>();
+        let dense = operand(pointer, &[8]);
+        let holes = operand(pointer, &[16]);
+        // SAFETY: four and two complex numbers lie inside.
+        let (dense, holes) = unsafe {
+            (
+                Segment::new(true, &[4], [Some(dense), None, None, None]).unwrap(),
+                Segment::new(true, &[2], [Some(holes), None, None, None]).unwrap(),
+            )
+        };
+        assert_eq!((&dense.layout, read_all(&dense)), (&Layout::Dense, numbers(8)));
+        assert_eq!(read_all(&holes), [0.0, 1.0, 4.0, 5.0]);
+        let repeated = operand(pointer, &[0, 8]);
+        // SAFETY: two complex numbers, three times.
+        let repeated = unsafe { Segment::new(true, &[3, 2], [Some(repeated), None, None, None]) }.unwrap();
+        for pair in read_all(&repeated).chunks(2) {
+            assert_eq!(pair[1], pair[0] + 1.0);
+        }
+    }
+}

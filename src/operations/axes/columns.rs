@@ -1,0 +1,253 @@
+//! Clipping of slices that lie side by side: neighbours in memory belong to different slices, as columns of a matrix.
+//!
+//! The columns are divided into tiles and their rows into bands. A piece, one tile of one band, is summed by one thread.
+
+use super::{Slices, advance, product};
+use crate::allocation::{OutOfMemory, collect, filled, try_collect, with_capacity};
+use crate::engine::isa::Level;
+use crate::engine::plan::CHUNK;
+use crate::engine::pool;
+use crate::engine::segment::{Dim, INPUT, OPERANDS, OUTPUT, Scratch};
+use crate::engine::workspace::{Context, Workspace};
+use crate::kernels::Float;
+use crate::kernels::columns::{Factors, TILE, accumulate, scale_each};
+use crate::kernels::scale::Factor;
+use crate::operations::clip::Action;
+use crate::operations::magnitude::{Magnitude, SMALL, pairwise};
+use crate::operations::norms;
+use crate::scalar::Scalar;
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Rows whose squares are summed before they are added to those of other bands. It is the same for any width: the order
+/// of additions must not depend on how columns are divided.
+const ROWS: usize = 256;
+
+/// Columns that have been measured.
+pub struct Columns {
+    workspace: Workspace,
+    grid: Grid,
+    /// Factors of each tile's columns.
+    factors: Vec<Factors>,
+}
+
+impl Slices {
+    /// Whether neighbours in memory belong to different slices.
+    pub(super) fn is_columns(&self) -> bool {
+        let size = self.dtype.scalar.size() as isize;
+        // The input alone decides: the order of the additions must not depend on the output.
+        let dims = || self.kept.iter().chain(&self.reduced);
+        let is_aligned = self.base[INPUT].addr().is_multiple_of(size as usize)
+            && dims().all(|dim| dim.strides[INPUT] % size == 0);
+        let Some(inner) = self.kept.last() else { return false };
+        is_aligned
+            && self.count() >= 8
+            && inner.strides[INPUT] == size
+            && !self.reduced.iter().any(|dim| dim.strides[INPUT] == size)
+    }
+
+    /// The innermost kept dimension, along which columns lie side by side, and the others.
+    fn columns(&self) -> (Dim, &[Dim]) {
+        let one = Dim { len: 1, strides: [0; OPERANDS] };
+        self.kept.split_last().map_or((one, &[]), |(inner, outer)| (*inner, outer))
+    }
+
+    /// Returns where a piece's columns begin, in its first row.
+    fn start(&self, piece: &Piece) -> [*mut u8; OPERANDS] {
+        let (inner, outer) = self.columns();
+        at_column(advance(self.base, outer, piece.outer), inner.strides, piece.column)
+    }
+
+    /// Returns the address of one operand's row, of those that begin at `at`.
+    fn row<T>(&self, at: [*mut u8; OPERANDS], index: usize, operand: usize) -> *mut T {
+        advance(at, &self.reduced, index)[operand].cast::<T>()
+    }
+
+    /// Measures all columns, and allocates what clipping them needs. The layout must be one of columns.
+    pub(super) fn prepare_columns<T: Float>(&self, context: Context) -> Result<Columns, OutOfMemory> {
+        assert!(self.is_columns());
+        let (inner, outer) = self.columns();
+        let grid = Grid::new(inner.len, product(outer), self.len());
+        let workspace =
+            Workspace::with_scratch(context, self.bytes(), TILE.min(inner.len) * self.dtype.scalar.size())?;
+        let level = workspace.level;
+        let pieces = grid.tiles() * grid.bands;
+        let partials: Vec<Partial> =
+            try_collect(pieces, grid.pieces().map(|piece| Partial::new(piece.width)))?;
+        pool::run(workspace.threads_for(self.bytes()), pieces, &|index, _| {
+            let piece = grid.piece(index);
+            let at = self.start(&piece);
+            let mut sums = partials[index].lock();
+            let (sum, error) = sums.split_at_mut(piece.width);
+            for r in piece.rows.clone() {
+                // SAFETY: an aligned run of `width` reals of the input, see `is_columns`.
+                let x = unsafe {
+                    std::slice::from_raw_parts(self.row::<T>(at, r, INPUT).cast_const(), piece.width)
+                };
+                accumulate(level, sum, error, x);
+            }
+        });
+
+        let mut factors = with_capacity(grid.tiles())?;
+        let mut columns: Vec<Factor> = with_capacity(TILE)?;
+        for tile in 0..grid.tiles() {
+            let bands = tile * grid.bands..(tile + 1) * grid.bands;
+            let parts = collect(partials[bands.clone()].iter().map(Partial::lock))?;
+            let first = grid.piece(bands.start);
+            let at = self.start(&first);
+            columns.clear();
+            for j in 0..first.width {
+                let sum = pairwise(&parts, &|p| p[j]) + pairwise(&parts, &|p| p[first.width + j]);
+                let position = at_column(at, inner.strides, j);
+                let magnitude = self.checked_column(level, sum, position)?;
+                // SAFETY: the address of a slice, on one thread.
+                columns.push(match unsafe { self.store_norm(position, magnitude) } {
+                    Action::Keep => Factor::ONE,
+                    Action::Scale(factor) => factor,
+                    Action::FillNan | Action::FillZero => Factor::NAN,
+                });
+            }
+            factors.push(Factors::new(&columns)?);
+        }
+        Ok(Columns { workspace, grid, factors })
+    }
+
+    /// Returns a column's magnitude, measured again with scaling if its sum of squares left the range of float64.
+    fn checked_column(
+        &self,
+        level: Level,
+        sum: f64,
+        at: [*mut u8; OPERANDS],
+    ) -> Result<Magnitude, OutOfMemory> {
+        let magnitude = Magnitude { value: sum, exponent: 0 };
+        if self.dtype.scalar != Scalar::F64 || sum.is_finite() && sum >= SMALL || self.is_empty() {
+            return Ok(magnitude);
+        }
+        // SAFETY: one thread; the segment is moved to a slice, and read.
+        let segment = unsafe {
+            let mut segment = self.segment(0, &self.layout()?)?;
+            segment.move_to([at[INPUT], at[OUTPUT], std::ptr::null_mut(), std::ptr::null_mut()]);
+            segment
+        };
+        let mut scratch = Scratch::new(segment.scratch_bytes(CHUNK))?;
+        Ok(norms::measure_chunk(level, &segment, self.order, &mut scratch))
+    }
+
+    /// Scales all columns into the output. Cannot fail.
+    pub(super) fn finish_columns<T: Float>(&self, columns: &Columns) {
+        let Columns { workspace, grid, factors } = columns;
+        let (inner, _) = self.columns();
+        let level = workspace.level;
+        let size = self.dtype.scalar.size() as isize;
+        let has_contiguous_output = inner.strides[OUTPUT] == size
+            && self.base[OUTPUT].addr().is_multiple_of(size as usize)
+            && self.kept.iter().chain(&self.reduced).all(|dim| dim.strides[OUTPUT] % size == 0);
+        let pieces = grid.tiles() * grid.bands;
+        pool::run(workspace.threads_for(self.bytes()), pieces, &|index, worker| {
+            let index = pieces - 1 - index;
+            let piece = grid.piece(index);
+            let at = self.start(&piece);
+            let factors = &factors[index / grid.bands];
+            if self.is_in_place() && factors.is_one() {
+                return;
+            }
+            workspace.scratch(worker, |scratch| {
+                for r in piece.rows.clone() {
+                    let (from, to) = (self.row::<T>(at, r, INPUT), self.row::<T>(at, r, OUTPUT));
+                    // SAFETY: an aligned run of `width` reals of the input, see `is_columns`. The output's reals belong to
+                    // this task alone; they are one aligned run where that was checked, else they are written one by one.
+                    unsafe {
+                        if has_contiguous_output {
+                            if from != to {
+                                std::ptr::copy_nonoverlapping(from, to, piece.width);
+                            }
+                            let x = std::slice::from_raw_parts_mut(to, piece.width);
+                            if !factors.is_one() {
+                                scale_each(level, x, factors);
+                            }
+                        } else {
+                            let x = scratch.reals::<T>(piece.width);
+                            x.copy_from_slice(std::slice::from_raw_parts(from, piece.width));
+                            if !factors.is_one() {
+                                scale_each(level, x, factors);
+                            }
+                            for (j, v) in x.iter().enumerate() {
+                                to.wrapping_byte_offset(j as isize * inner.strides[OUTPUT])
+                                    .write_unaligned(*v);
+                            }
+                        }
+                    }
+                }
+            });
+        });
+    }
+}
+
+/// Returns each operand's address at a column, counted from `at` along the innermost kept dimension.
+fn at_column(mut at: [*mut u8; OPERANDS], strides: [isize; OPERANDS], column: usize) -> [*mut u8; OPERANDS] {
+    for (pointer, stride) in at.iter_mut().zip(strides) {
+        if !pointer.is_null() {
+            *pointer = pointer.wrapping_offset(column as isize * stride);
+        }
+    }
+    at
+}
+
+/// Columns divided into tiles, and their rows into bands.
+struct Grid {
+    columns: usize,
+    rows: usize,
+    /// Tiles side by side at one index of the outer dimensions.
+    tiles_per_row: usize,
+    /// Indices of the outer kept dimensions.
+    outer: usize,
+    bands: usize,
+}
+
+/// One tile of one band.
+struct Piece {
+    outer: usize,
+    column: usize,
+    width: usize,
+    rows: Range<usize>,
+}
+
+impl Grid {
+    fn new(columns: usize, outer: usize, rows: usize) -> Self {
+        let bands = rows.div_ceil(ROWS).max(1);
+        Self { columns, rows, tiles_per_row: columns.div_ceil(TILE), outer, bands }
+    }
+
+    fn tiles(&self) -> usize {
+        self.outer * self.tiles_per_row
+    }
+
+    fn piece(&self, index: usize) -> Piece {
+        let (tile, band) = (index / self.bands, index % self.bands);
+        let column = tile % self.tiles_per_row * TILE;
+        let first = band * ROWS;
+        Piece {
+            outer: tile / self.tiles_per_row,
+            column,
+            width: TILE.min(self.columns - column),
+            rows: first..self.rows.min(first + ROWS),
+        }
+    }
+
+    fn pieces(&self) -> impl Iterator<Item = Piece> {
+        (0..self.tiles() * self.bands).map(|index| self.piece(index))
+    }
+}
+
+/// The sums of one piece's columns, followed by their rounding errors.
+struct Partial(Mutex<Vec<f64>>);
+
+impl Partial {
+    fn new(width: usize) -> Result<Self, OutOfMemory> {
+        Ok(Self(Mutex::new(filled(0.0, 2 * width)?)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<f64>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

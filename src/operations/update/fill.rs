@@ -1,0 +1,27 @@
+//! First values of slots.
+
+use crate::allocation::OutOfMemory;
+use crate::engine::exec::{self, Direction};
+use crate::engine::plan::Plan;
+use crate::engine::segment::Segment;
+use crate::engine::workspace::{Context, Workspace};
+use crate::scalar::Scalar;
+
+/// Fills each segment, which is dense and of float32 or float64, with its value.
+///
+/// # Errors
+///
+/// If memory runs out, before anything is written.
+pub fn fill(context: Context, segments: &mut [Segment<1>], values: &[f64]) -> Result<(), OutOfMemory> {
+    let plan = Plan::new(segments)?;
+    let workspace = Workspace::with_scratch(context, plan.bytes(), 0)?;
+    exec::for_each(&workspace, segments, &plan, Direction::Forwards, |index, (), mut chunk, _| {
+        let range = chunk.range();
+        match chunk.scalar() {
+            Scalar::F32 => chunk.run_mut::<f32>(0, range).fill(values[index] as f32),
+            Scalar::F64 => chunk.run_mut::<f64>(0, range).fill(values[index]),
+            _ => unreachable!("slots are allocated as float32 or float64"),
+        }
+    });
+    Ok(())
+}

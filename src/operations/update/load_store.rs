@@ -1,0 +1,208 @@
+//! Conversion of a block of an array to the type of the arithmetic, and back.
+
+use super::{BLOCK, COPY, GRADIENT, GradientTransform, OPERANDS, RowGradient, UpdateParameters};
+use crate::engine::exec::ChunkMut;
+use crate::engine::isa::Level;
+use crate::kernels::Float;
+use crate::kernels::clamp::Clamping;
+use crate::kernels::convert::{Convert, convert};
+use crate::kernels::lanes::Real;
+use crate::kernels::operation::{Run, perform};
+use crate::kernels::scale::{Factor, Scaling};
+use crate::scalar::Scalar;
+use crate::with_float;
+use half::{bf16, f16};
+use std::ops::Range;
+
+/// A type that updates are computed in: float32 or float64.
+pub trait Arithmetic: Real {
+    /// The type.
+    const SCALAR: Scalar;
+
+    /// Loads a block of the gradient, transformed but for the factor that is returned, with which it remains to be
+    /// multiplied. `plain_factor` is the transform's factor where that is all of the transform.
+    fn load_gradient(
+        level: Level,
+        parameters: &UpdateParameters,
+        plain_factor: Option<Self>,
+        chunk: &ChunkMut<OPERANDS>,
+        block: Range<usize>,
+        to: &mut [Self],
+    ) -> Self;
+
+    /// Loads a block of an operand.
+    fn load_block(
+        level: Level,
+        chunk: &ChunkMut<OPERANDS>,
+        operand: usize,
+        block: Range<usize>,
+        to: &mut [Self],
+    );
+
+    /// Stores a block of an operand, rounded once; does nothing if the operand is absent.
+    fn store_block(
+        level: Level,
+        chunk: &mut ChunkMut<OPERANDS>,
+        operand: usize,
+        block: Range<usize>,
+        from: &[Self],
+    );
+
+    /// Stores a block of the variable to its low-precision copy, if it has one.
+    fn store_copy(level: Level, chunk: &mut ChunkMut<OPERANDS>, block: Range<usize>, from: &[Self]) {
+        Self::store_block(level, chunk, COPY, block, from);
+    }
+}
+
+impl<R> Arithmetic for R
+where
+    R: Real + Convert<f16> + Convert<bf16> + Convert<f32> + Convert<f64>,
+    f16: Convert<R>,
+    bf16: Convert<R>,
+    f32: Convert<R>,
+    f64: Convert<R>,
+{
+    const SCALAR: Scalar = if size_of::<R>() == size_of::<f64>() { Scalar::F64 } else { Scalar::F32 };
+
+    fn load_gradient(
+        level: Level,
+        parameters: &UpdateParameters,
+        plain_factor: Option<R>,
+        chunk: &ChunkMut<OPERANDS>,
+        block: Range<usize>,
+        to: &mut [R],
+    ) -> R {
+        let GradientTransform { factor, clamp } = parameters.transform;
+        let rows = parameters.rows.as_ref();
+        let scalar = rows.map_or_else(|| chunk.scalar_of(GRADIENT), |rows| Some(rows.values.scalar()));
+        let Some(scalar) = scalar else { unreachable!("every update has a gradient") };
+        // Conversion may take a float64 out of the range of the arithmetic: it is scaled before.
+        let is_scaled_first = scalar.size() > size_of::<R>();
+        let early = if is_scaled_first { factor } else { Factor::ONE };
+        with_float!(
+            scalar,
+            T => match rows {
+                None => load_scaled::<T, R>(level, chunk, block, to, early),
+                Some(rows) => load_rows::<T, R>(level, rows, &block, to, early),
+            },
+            else unreachable!("gradients are floats: checked at the edge")
+        );
+        if let (false, Some(factor)) = (is_scaled_first, plain_factor) {
+            return factor;
+        }
+        if !is_scaled_first {
+            perform(level, Scaling(factor), Run::InPlace(to));
+        }
+        if let Some(bound) = clamp {
+            let hi = R::from_f64(bound);
+            perform(level, Clamping { lo: -hi, hi }, Run::InPlace(to));
+        }
+        R::from_f64(1.0)
+    }
+
+    fn load_block(
+        level: Level,
+        chunk: &ChunkMut<OPERANDS>,
+        operand: usize,
+        block: Range<usize>,
+        to: &mut [R],
+    ) {
+        let Some(scalar) = chunk.scalar_of(operand) else { unreachable!("operand {operand} is absent") };
+        if scalar == Self::SCALAR {
+            chunk.gather(operand, block, to);
+            return;
+        }
+        with_float!(
+            scalar,
+            T => {
+                let mut buffer = [T::ZERO; BLOCK];
+                let values = &mut buffer[..block.len()];
+                chunk.gather(operand, block, values);
+                convert(level, values, to);
+            },
+            else unreachable!("variables and slots are floats: checked at the edge")
+        );
+    }
+
+    fn store_block(
+        level: Level,
+        chunk: &mut ChunkMut<OPERANDS>,
+        operand: usize,
+        block: Range<usize>,
+        from: &[R],
+    ) {
+        let Some(scalar) = chunk.scalar_of(operand) else { return };
+        if scalar == Self::SCALAR {
+            chunk.scatter(operand, block, from);
+            return;
+        }
+        with_float!(
+            scalar,
+            T => if chunk.is_dense() {
+                convert(level, from, chunk.run_mut::<T>(operand, block));
+            } else {
+                let mut buffer = [T::ZERO; BLOCK];
+                let values = &mut buffer[..block.len()];
+                convert(level, from, values);
+                chunk.scatter(operand, block, values);
+            },
+            else unreachable!("variables, slots and copies are floats: checked at the edge")
+        );
+    }
+}
+
+/// Loads a block of a gradient of the variable's shape, multiplied by `factor` before it is converted.
+fn load_scaled<G: Convert<R> + Float, R: Real>(
+    level: Level,
+    chunk: &ChunkMut<OPERANDS>,
+    block: Range<usize>,
+    to: &mut [R],
+    factor: Factor,
+) {
+    let gradient = chunk.read_only();
+    if factor == Factor::ONE && chunk.is_dense() {
+        convert(level, gradient.run::<G>(GRADIENT, block), to);
+    } else {
+        let mut buffer = [G::ZERO; BLOCK];
+        let values = &mut buffer[..block.len()];
+        gradient.gather(GRADIENT, block, values);
+        scale_and_convert(level, values, to, factor);
+    }
+}
+
+/// Loads a block of a gradient of rows, multiplied by `factor` before it is converted: zeros where there is no row.
+fn load_rows<G: Convert<R> + Float, R: Real>(
+    level: Level,
+    rows: &RowGradient,
+    block: &Range<usize>,
+    to: &mut [R],
+    factor: Factor,
+) {
+    let len = rows.row_len;
+    to.fill(R::ZERO);
+    let mut buffer = [G::ZERO; BLOCK];
+    let (first, last) = (block.start / len, (block.end - 1) / len);
+    let from = rows.indices.partition_point(|row| *row < first);
+    for (position, row) in rows.indices.iter().enumerate().skip(from) {
+        if *row > last {
+            break;
+        }
+        let within = (row * len).max(block.start)..((row + 1) * len).min(block.end);
+        let at = position * len + (within.start - row * len);
+        let values = &mut buffer[..within.len()];
+        values.copy_from_slice(rows.values.run(0, at..at + within.len()));
+        scale_and_convert(
+            level,
+            values,
+            &mut to[within.start - block.start..within.end - block.start],
+            factor,
+        );
+    }
+}
+
+fn scale_and_convert<G: Convert<R> + Float, R>(level: Level, from: &mut [G], to: &mut [R], factor: Factor) {
+    if factor != Factor::ONE {
+        perform(level, Scaling(factor), Run::InPlace(from));
+    }
+    convert(level, from, to);
+}
