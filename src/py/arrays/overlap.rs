@@ -1,8 +1,8 @@
-//! Whether the memory that a call writes is its own.
+//! The check that the memory a call writes overlaps no other memory of the call.
 //!
-//! Address ranges are sorted once, and only ranges that meet are looked at further: first by arithmetic, which decides
-//! for arrays of the same strides (columns of one matrix, blocks of one), then by NumPy's `shares_memory`, which works
-//! on arrays of our own: it runs Python code.
+//! Address ranges are sorted once. Only arrays whose ranges overlap are compared further: first by arithmetic, which
+//! decides for arrays of equal strides (columns or blocks of one matrix), then by NumPy's `shares_memory`. That function
+//! runs Python code, so it gets arrays owned by fastclip over the memory of the snapshots.
 
 use super::view::{ArgumentName, View};
 use crate::allocation::{OutOfMemory, reserve, with_capacity};
@@ -12,30 +12,86 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use std::ops::ControlFlow;
 
-/// How much work NumPy may do for a pair of arrays before they count as sharing memory.
-const MOST_WORK: usize = 100_000;
+/// Upper bound on NumPy's work for one pair of arrays. Beyond it the arrays count as sharing memory.
+const MAX_WORK: usize = 100_000;
 
-/// An array's addresses, for sorting.
+/// The part that an array has in a call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// An array that is only read.
+    Input,
+    /// An array that results are written to; in an optimizer's step, a variable.
+    Output,
+    /// The low-precision copy of a variable.
+    Copy,
+    /// A slot of a variable.
+    Slot,
+    /// A step counter.
+    Counter,
+}
+
+impl Part {
+    /// Whether the call writes the array.
+    pub fn is_written(self) -> bool {
+        self != Self::Input
+    }
+}
+
+/// The range of addresses that an array covers.
 #[derive(Clone, Copy)]
-pub struct Span {
+pub struct Span<'a, 'py> {
+    /// Address of the first byte.
     low: usize,
+    /// Address after the last byte.
     high: usize,
-    /// Its position among the inputs or the outputs.
+    view: &'a View<'py>,
+    /// The array's index among the arrays of its part.
     pub index: usize,
-    /// Which of the two.
-    pub is_output: bool,
+    /// The array's part in the call.
+    pub part: Part,
+    /// Whether the array is written and two of its elements may share memory.
+    overlaps_itself: bool,
 }
 
-/// Why outputs cannot be written.
+// Calls sort thousands of spans.
+const _: () = assert!(size_of::<Span>() <= 48);
+
+/// The arrays of one overlap check, see [`sweep`].
+pub struct Spans<'a, 'py> {
+    spans: Vec<Span<'a, 'py>>,
+    /// Whether one of the spans overlaps itself.
+    any_overlaps_itself: bool,
+}
+
+impl<'a, 'py> Spans<'a, 'py> {
+    /// Allocates room for `capacity` arrays.
+    pub fn with_capacity(capacity: usize) -> Result<Self, OutOfMemory> {
+        Ok(Self { spans: with_capacity(capacity)?, any_overlaps_itself: false })
+    }
+
+    /// Adds an array. An array without elements is skipped: it overlaps nothing.
+    #[inline]
+    pub fn push(&mut self, view: &'a View<'py>, part: Part, index: usize) -> Result<(), OutOfMemory> {
+        let Some((low, high)) = view.extent() else { return Ok(()) };
+        let overlaps_itself = part.is_written() && view.may_overlap_itself()?;
+        self.any_overlaps_itself |= overlaps_itself;
+        reserve(&mut self.spans, 1)?;
+        self.spans.push(Span { low, high, view, index, part, overlaps_itself });
+        Ok(())
+    }
+}
+
+/// Overlap that does not allow a call to write. Arrays are named by part and index.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Clash {
-    /// Elements of this output share memory with each other.
-    Within(usize),
-    /// The first, an output, shares memory with the second.
-    Between(Span, Span),
+    /// Elements of this written array share memory with each other.
+    Within(Part, usize),
+    /// The first array, which is written, shares memory with the second.
+    Between((Part, usize), (Part, usize)),
 }
 
-/// Refuses outputs that overlap each other or an input. With `in_place`, an output may be exactly the
-/// input of its own position.
+/// Raises if an output overlaps itself, another output or an input. With `in_place`, an output may be exactly the
+/// input of the same index.
 pub fn check(
     py: Python<'_>,
     inputs: &[Option<View<'_>>],
@@ -44,60 +100,58 @@ pub fn check(
     input_label: ArgumentName<'_, '_>,
     output_label: ArgumentName<'_, '_>,
 ) -> PyResult<()> {
-    match sweep(py, inputs, outputs, in_place, ControlFlow::Break)? {
+    let mut spans = Spans::with_capacity(inputs.len() + outputs.len())?;
+    for index in 0..inputs.len().max(outputs.len()) {
+        let input = inputs.get(index).and_then(Option::as_ref);
+        let output = outputs.get(index).and_then(Option::as_ref);
+        if let Some(output) = output {
+            spans.push(output, Part::Output, index)?;
+        }
+        if let Some(input) = input
+            && !(in_place && output.is_some_and(|output| output.is_same_memory(input)))
+        {
+            spans.push(input, Part::Input, index)?;
+        }
+    }
+    match sweep(py, spans, ControlFlow::Break)? {
         ControlFlow::Continue(()) => Ok(()),
-        ControlFlow::Break(Clash::Within(index)) => Err(Error::Value(format!(
+        ControlFlow::Break(Clash::Within(_, index)) => Err(Error::Value(format!(
             "{} overlaps itself: elements of it share memory",
             output_label.of(index)
         ))
         .into()),
         ControlFlow::Break(Clash::Between(first, second)) => {
-            let name = |s: &Span| {
-                if s.is_output { output_label.of(s.index) } else { input_label.of(s.index) }
+            let name = |(part, index): (Part, usize)| {
+                if part.is_written() { output_label.of(index) } else { input_label.of(index) }
             };
             Err(Error::Value(format!(
                 "{} shares memory with {}: an output may be exactly its own input, and else must \
                  overlap neither an input nor another output",
-                name(&first),
-                name(&second)
+                name(first),
+                name(second)
             ))
             .into())
         }
     }
 }
 
-/// Calls `visit` for each output that overlaps itself, another or an input, until it breaks off.
+/// Calls `visit` for each written array that overlaps itself, in the order of `spans`, and then for each pair of arrays
+/// that overlap and of which one is written, by ascending addresses; until `visit` breaks.
 ///
 /// # Errors
 ///
-/// Whatever NumPy raises while it decides, such as an interrupt.
+/// Whatever NumPy raises during its check, such as an interrupt.
 pub fn sweep<B>(
     py: Python<'_>,
-    inputs: &[Option<View<'_>>],
-    outputs: &[Option<View<'_>>],
-    in_place: bool,
+    spans: Spans<'_, '_>,
     mut visit: impl FnMut(Clash) -> ControlFlow<B>,
 ) -> PyResult<ControlFlow<B>> {
-    let mut spans = with_capacity(inputs.len() + outputs.len())?;
-    for index in 0..inputs.len().max(outputs.len()) {
-        let (input, output) =
-            (inputs.get(index).and_then(Option::as_ref), outputs.get(index).and_then(Option::as_ref));
-        let mut add = |view: &View, is_output| {
-            let extent = view.extent();
-            spans.extend(extent.map(|(low, high)| Span { low, high, index, is_output }));
-        };
-        if let Some(output) = output {
-            if output.may_overlap_itself()?
-                && let ControlFlow::Break(found) = visit(Clash::Within(index))
-            {
-                return Ok(ControlFlow::Break(found));
+    let Spans { mut spans, any_overlaps_itself } = spans;
+    if any_overlaps_itself {
+        for span in spans.iter().filter(|span| span.overlaps_itself) {
+            if let ControlFlow::Break(value) = visit(Clash::Within(span.part, span.index)) {
+                return Ok(ControlFlow::Break(value));
             }
-            add(output, true);
-        }
-        if let Some(input) = input
-            && !(in_place && output.is_some_and(|output| output.is_same_memory(input)))
-        {
-            add(input, false);
         }
     }
     if !spans.is_sorted_by_key(|span| span.low) {
@@ -106,8 +160,8 @@ pub fn sweep<B>(
     if spans.windows(2).all(|pair| pair[0].high <= pair[1].low) {
         return Ok(ControlFlow::Continue(()));
     }
-    let view = |s: &Span| if s.is_output { outputs[s.index].as_ref() } else { inputs[s.index].as_ref() };
-    // Groups of spans that hang together, and in a group the spans that are still open as the addresses grow.
+    // Spans are compared within groups: maximal sequences in which each span begins before an earlier one ends.
+    // `open` has those spans of a group that end after the current one begins.
     let mut open: Vec<Span> = Vec::new();
     let mut start = 0;
     while start < spans.len() {
@@ -119,25 +173,20 @@ pub fn sweep<B>(
         }
         let group = &spans[start..end];
         start = end;
-        if group.len() < 2 || !group.iter().any(|span| span.is_output) || are_interleaved(group, &view)? {
+        if group.len() < 2 || !group.iter().any(|span| span.part.is_written()) || are_interleaved(group)? {
             continue;
         }
         open.clear();
         for span in group {
             open.retain(|other| other.high > span.low);
             for other in &open {
-                if !(span.is_output || other.is_output) {
-                    continue;
-                }
-                let (Some(a), Some(b)) = (view(other), view(span)) else { continue };
-                if share_memory(py, a, b)? {
-                    let clash = if other.is_output {
-                        Clash::Between(*other, *span)
-                    } else {
-                        Clash::Between(*span, *other)
-                    };
-                    if let ControlFlow::Break(found) = visit(clash) {
-                        return Ok(ControlFlow::Break(found));
+                if (span.part.is_written() || other.part.is_written())
+                    && share_memory(py, other.view, span.view)?
+                {
+                    let (first, second) = if other.part.is_written() { (other, span) } else { (span, other) };
+                    let clash = Clash::Between((first.part, first.index), (second.part, second.index));
+                    if let ControlFlow::Break(value) = visit(clash) {
+                        return Ok(ControlFlow::Break(value));
                     }
                 }
             }
@@ -148,14 +197,14 @@ pub fn sweep<B>(
     Ok(ControlFlow::Continue(()))
 }
 
-/// An array as runs of bytes that begin at multiples of a distance from each other.
-struct Comb {
-    /// The address of its first byte.
+/// An array's memory as runs of bytes that begin at multiples of a distance from each other.
+struct PeriodicRuns {
+    /// Address of the array's first byte.
     low: usize,
-    /// The length of a run.
+    /// Length of a run, in bytes.
     run: usize,
-    /// A divisor of all distances between runs; 0 if there is one run.
-    pitch: usize,
+    /// A common divisor of all distances between runs, in bytes; 0 if there is one run.
+    period: usize,
 }
 
 fn greatest_common_divisor(a: usize, b: usize) -> usize {
@@ -166,25 +215,26 @@ fn greatest_common_divisor(a: usize, b: usize) -> usize {
     a
 }
 
-impl Comb {
-    fn of(view: &View) -> Result<Self, OutOfMemory> {
+impl PeriodicRuns {
+    fn new(view: &View) -> Result<Self, OutOfMemory> {
         let low = view.extent().map_or(view.pointer.addr(), |(low, _)| low);
         if view.is_c_order() || view.is_fortran_order() {
-            return Ok(Self { low, run: view.size * view.dtype.size(), pitch: 0 });
+            return Ok(Self { low, run: view.size * view.dtype.size(), period: 0 });
         }
-        let (mut run, mut pitch) = (view.dtype.size(), 0);
+        let (mut run, mut period) = (view.dtype.size(), 0);
         for (stride, len) in steps(view)?.into_iter().rev() {
-            if stride == run && pitch == 0 {
+            if stride == run && period == 0 {
                 run *= len;
             } else {
-                pitch = greatest_common_divisor(pitch, stride);
+                period = greatest_common_divisor(period, stride);
             }
         }
-        Ok(Self { low, run, pitch })
+        Ok(Self { low, run, period })
     }
 }
 
-/// The axes along which an array moves, as bytes and number of steps, the longest first.
+/// Returns absolute stride, in bytes, and length of each axis that has more than one element and a stride other than 0,
+/// by descending stride.
 fn steps(view: &View) -> Result<Vec<(usize, usize)>, OutOfMemory> {
     let mut steps = with_capacity(view.shape().len())?;
     let axes = view.strides().iter().map(|stride| stride.unsigned_abs()).zip(view.shape().iter().copied());
@@ -193,63 +243,59 @@ fn steps(view: &View) -> Result<Vec<(usize, usize)>, OutOfMemory> {
     Ok(steps)
 }
 
-/// Whether all arrays of a group are combs whose runs lie between each other, as columns of one matrix do. False says
-/// nothing.
-fn are_interleaved<'a, 'py: 'a>(
-    group: &[Span],
-    view: &impl Fn(&Span) -> Option<&'a View<'py>>,
-) -> Result<bool, OutOfMemory> {
-    let mut combs = with_capacity(group.len())?;
+/// Whether the runs of each array of a group lie between those of the others, as with columns of one matrix. Where it
+/// returns false, the arrays may still be disjoint.
+fn are_interleaved(group: &[Span]) -> Result<bool, OutOfMemory> {
+    let mut arrays = with_capacity(group.len())?;
     for span in group {
-        if let Some(view) = view(span) {
-            combs.push(Comb::of(view)?);
-        }
+        arrays.push(PeriodicRuns::new(span.view)?);
     }
-    Ok(are_apart(&mut combs))
+    Ok(are_disjoint(&mut arrays))
 }
 
-/// Whether combs lie between each other: whether their runs do, modulo a distance that divides those of all.
-fn are_apart(combs: &mut [Comb]) -> bool {
-    let pitch = combs.iter().fold(0, |pitch, comb| greatest_common_divisor(pitch, comb.pitch));
-    if pitch == 0 || combs.iter().any(|comb| comb.run > pitch) {
+/// Whether the runs of the arrays are disjoint modulo a common divisor of all periods. Where it returns false, the
+/// arrays may still be disjoint.
+fn are_disjoint(arrays: &mut [PeriodicRuns]) -> bool {
+    let period = arrays.iter().fold(0, |period, array| greatest_common_divisor(period, array.period));
+    if period == 0 || arrays.iter().any(|array| array.run > period) {
         return false;
     }
-    combs.sort_unstable_by_key(|comb| comb.low % pitch);
-    let ends_before = |a: &Comb, next: usize| a.low % pitch + a.run <= next;
-    let (Some(first), Some(last)) = (combs.first(), combs.last()) else { return true };
-    ends_before(last, first.low % pitch + pitch)
-        && combs.windows(2).all(|pair| ends_before(&pair[0], pair[1].low % pitch))
+    arrays.sort_unstable_by_key(|array| array.low % period);
+    let ends_before = |array: &PeriodicRuns, next: usize| array.low % period + array.run <= next;
+    let (Some(first), Some(last)) = (arrays.first(), arrays.last()) else { return true };
+    ends_before(last, first.low % period + period)
+        && arrays.windows(2).all(|pair| ends_before(&pair[0], pair[1].low % period))
 }
 
-/// Whether two arrays whose address ranges meet have an element in common. Where deciding would take too long, they
-/// count as sharing.
+/// Whether two arrays whose address ranges overlap have an element in common. Arrays for which the check would take too
+/// long count as sharing memory.
 fn share_memory(py: Python<'_>, a: &View, b: &View) -> PyResult<bool> {
     let is_run = |v: &View| v.is_c_order() || v.is_fortran_order();
     if is_run(a) && is_run(b) {
         return Ok(true);
     }
-    if are_apart(&mut [Comb::of(a)?, Comb::of(b)?]) {
+    if are_disjoint(&mut [PeriodicRuns::new(a)?, PeriodicRuns::new(b)?]) {
         return Ok(false);
     }
-    match of_same_strides(a, b)? {
+    match share_memory_at_equal_strides(a, b)? {
         Some(answer) => Ok(answer),
-        None => numpy_decides(py, a, b),
+        None => numpy_shares_memory(py, a, b),
     }
 }
 
-/// Whether two arrays with the same strides share an element, by trying how many steps they may be apart; `None` if
-/// the strides differ, or there are too many ways.
-fn of_same_strides(a: &View, b: &View) -> Result<Option<bool>, OutOfMemory> {
+/// Whether two arrays with the same strides share an element, by a search over the index differences of their
+/// elements; `None` if the strides differ, or there are too many differences.
+fn share_memory_at_equal_strides(a: &View, b: &View) -> Result<Option<bool>, OutOfMemory> {
     if a.strides() != b.strides() {
         return Ok(None);
     }
     let mut axes = with_capacity(a.shape().len())?;
-    for ((stride, of_a), of_b) in a.strides().iter().zip(a.shape()).zip(b.shape()) {
-        if *stride != 0 && (*of_a > 1 || *of_b > 1) {
-            axes.push(Shift {
+    for ((stride, a_len), b_len) in a.strides().iter().zip(a.shape()).zip(b.shape()) {
+        if *stride != 0 && (*a_len > 1 || *b_len > 1) {
+            axes.push(Difference {
                 stride: stride.unsigned_abs() as i128,
-                back: *of_a as i128 - 1,
-                forth: *of_b as i128 - 1,
+                most_behind: *a_len as i128 - 1,
+                most_ahead: *b_len as i128 - 1,
             });
         }
     }
@@ -257,55 +303,64 @@ fn of_same_strides(a: &View, b: &View) -> Result<Option<bool>, OutOfMemory> {
     let low = |view: &View| view.extent().map_or(0, |(low, _)| low as i128);
     let sizes = [a.dtype.size() as i128, b.dtype.size() as i128];
     let mut tries = 10_000;
-    Ok(meet(&axes, low(b) - low(a), sizes, &mut tries))
+    Ok(can_coincide(&axes, low(b) - low(a), sizes, &mut tries))
 }
 
-/// By how many steps along an axis an element of the second array may be ahead of one of the first.
-struct Shift {
+/// Range of the difference, along one axis, between the index of an element of the second array and that of an element
+/// of the first.
+struct Difference {
+    /// Absolute stride of the axis, in bytes.
     stride: i128,
-    /// At most so many steps behind,
-    back: i128,
-    /// and so many ahead.
-    forth: i128,
+    /// Most steps that the second index can be less than the first.
+    most_behind: i128,
+    /// Most steps that the second index can be greater than the first.
+    most_ahead: i128,
 }
 
-/// Whether some shifts bring elements of these sizes, that are `distance` apart, onto each other.
-fn meet(axes: &[Shift], distance: i128, [first, second]: [i128; 2], tries: &mut u32) -> Option<bool> {
+/// Whether elements of the given sizes whose addresses differ by `distance` bytes, plus some difference along each axis,
+/// share a byte; `None` if `tries` is used up.
+fn can_coincide(
+    axes: &[Difference],
+    distance: i128,
+    [first, second]: [i128; 2],
+    tries: &mut u32,
+) -> Option<bool> {
     let Some((axis, inner)) = axes.split_first() else {
         return Some(-second < distance && distance < first);
     };
-    // What the inner axes can still add or take away.
-    let forth: i128 = inner.iter().map(|axis| axis.forth * axis.stride).sum();
-    let back: i128 = inner.iter().map(|axis| axis.back * axis.stride).sum();
-    let least = (1 - second - forth - distance).div_euclid(axis.stride);
-    let most = (first - 1 + back - distance).div_euclid(axis.stride);
-    let mut shift = least.max(-axis.back);
-    while shift <= most.min(axis.forth) {
+    // The most that the inner axes can add to the distance, and subtract from it.
+    let ahead: i128 = inner.iter().map(|axis| axis.most_ahead * axis.stride).sum();
+    let behind: i128 = inner.iter().map(|axis| axis.most_behind * axis.stride).sum();
+    let least = (1 - second - ahead - distance).div_euclid(axis.stride);
+    let most = (first - 1 + behind - distance).div_euclid(axis.stride);
+    let mut steps = least.max(-axis.most_behind);
+    while steps <= most.min(axis.most_ahead) {
         *tries = tries.checked_sub(1)?;
-        if meet(inner, distance + shift * axis.stride, [first, second], tries)? {
+        if can_coincide(inner, distance + steps * axis.stride, [first, second], tries)? {
             return Some(true);
         }
-        shift += 1;
+        steps += 1;
     }
     Some(false)
 }
 
-/// NumPy's function, and the exception that says that it gave up.
+/// NumPy's `shares_memory`, and the exception that it raises where its work exceeds the bound.
 static SHARES_MEMORY: PyOnceLock<(Py<PyAny>, Py<PyAny>)> = PyOnceLock::new();
 
-/// Looks NumPy's functions up, when the module is made.
+/// Imports NumPy and caches its `shares_memory`. Called when the module is initialised.
 pub fn load_numpy(py: Python<'_>) -> PyResult<()> {
     let numpy = py.import("numpy")?;
-    // Where exceptions are since NumPy 1.25.
+    // The exceptions have a module of their own since NumPy 1.25.
     let exceptions = py.import("numpy.exceptions").unwrap_or_else(|_| numpy.clone());
-    let found = (numpy.getattr("shares_memory")?.unbind(), exceptions.getattr("TooHardError")?.unbind());
-    let _ = SHARES_MEMORY.set(py, found);
+    let functions = (numpy.getattr("shares_memory")?.unbind(), exceptions.getattr("TooHardError")?.unbind());
+    let _ = SHARES_MEMORY.set(py, functions);
     Ok(())
 }
 
-fn numpy_decides(py: Python<'_>, a: &View, b: &View) -> PyResult<bool> {
+/// Calls NumPy's `shares_memory`.
+fn numpy_shares_memory(py: Python<'_>, a: &View, b: &View) -> PyResult<bool> {
     let Some((shares_memory, too_hard)) = SHARES_MEMORY.get(py) else { return Ok(true) };
-    match shares_memory.bind(py).call1((a.array()?, b.array()?, MOST_WORK)) {
+    match shares_memory.bind(py).call1((a.array()?, b.array()?, MAX_WORK)) {
         Ok(answer) => {
             check_memory(py)?;
             answer.is_truthy()

@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::operations::clip::{Action, Actions, apply};
 use crate::py::arrays::batch::{segment, views};
 use crate::py::arrays::output::Outputs;
-use crate::py::arrays::overlap::{self, Clash};
+use crate::py::arrays::overlap::{Clash, Part, Spans, sweep};
 use crate::py::arrays::view::{AcceptedDTypes, ArgumentName, DTypeCache, View, is_plain_array};
 use crate::py::objects;
 use crate::py::raise::{check_memory, detached, entry_that_reads};
@@ -132,9 +132,17 @@ fn check_counter(
     written: &[Option<View>],
     variables: ArgumentName<'_, '_>,
 ) -> PyResult<()> {
-    let found = overlap::sweep(py, written, &[Some(counter.try_clone()?)], false, |clash| match clash {
-        Clash::Between(_, other) => ControlFlow::Break(other.index),
-        Clash::Within(_) => ControlFlow::Continue(()),
+    let mut spans = Spans::with_capacity(1 + written.len())?;
+    spans.push(counter, Part::Counter, 0)?;
+    for (index, view) in written.iter().enumerate() {
+        if let Some(view) = view {
+            // As an input: overlap among the arrays that the step writes is checked by `apart`.
+            spans.push(view, Part::Input, index)?;
+        }
+    }
+    let found = sweep(py, spans, |clash| match clash {
+        Clash::Between(_, (_, index)) => ControlFlow::Break(index),
+        Clash::Within(..) => ControlFlow::Continue(()),
     })?;
     match found {
         ControlFlow::Continue(()) => Ok(()),
@@ -226,7 +234,13 @@ pub fn check_variables(arrays: &Bound<'_, PyAny>, argument: &Bound<'_, PyAny>) -
                 None => return Err(Error::Type(format!("{} is None; it takes a variable", name())).into()),
             }
         }
-        match overlap::sweep(py, &[], &arrays, false, ControlFlow::Break)? {
+        let mut spans = Spans::with_capacity(arrays.len())?;
+        for (index, view) in arrays.iter().enumerate() {
+            if let Some(view) = view {
+                spans.push(view, Part::Output, index)?;
+            }
+        }
+        match sweep(py, spans, ControlFlow::Break)? {
             ControlFlow::Break(clash) => Err(refuse_clash(&clash, label).into()),
             ControlFlow::Continue(()) => Ok(()),
         }
@@ -236,13 +250,13 @@ pub fn check_variables(arrays: &Bound<'_, PyAny>, argument: &Bound<'_, PyAny>) -
 /// The error of variables that overlap.
 fn refuse_clash(clash: &Clash, variables: ArgumentName<'_, '_>) -> Error {
     Error::Value(match clash {
-        Clash::Within(index) => {
+        Clash::Within(_, index) => {
             format!("{} overlaps itself: elements of it share memory", variables.of(*index))
         }
-        Clash::Between(first, second) => format!(
+        Clash::Between((_, first), (_, second)) => format!(
             "{} shares memory with {}: each variable may be there once",
-            variables.of(second.index.max(first.index)),
-            variables.of(second.index.min(first.index))
+            variables.of(*second.max(first)),
+            variables.of(*second.min(first))
         ),
     })
 }
@@ -280,9 +294,23 @@ fn apart<'py>(
     labels: Labels,
 ) -> PyResult<()> {
     let mut shared = filled(false, gradients.len())?;
-    let found = overlap::sweep(py, gradients, written, false, |clash| match clash {
-        Clash::Between(_, gradient) if !gradient.is_output => {
-            shared[gradient.index] = true;
+    let mut spans = Spans::with_capacity(gradients.len() + written.len())?;
+    for index in 0..gradients.len().max(written.len()) {
+        if let Some(view) = written.get(index).and_then(Option::as_ref) {
+            let part = match index / gradients.len() {
+                0 => Part::Output,
+                1 => Part::Copy,
+                _ => Part::Slot,
+            };
+            spans.push(view, part, index)?;
+        }
+        if let Some(gradient) = gradients.get(index).and_then(Option::as_ref) {
+            spans.push(gradient, Part::Input, index)?;
+        }
+    }
+    let found = sweep(py, spans, |clash| match clash {
+        Clash::Between(_, (Part::Input, gradient)) => {
+            shared[gradient] = true;
             ControlFlow::Continue(())
         }
         clash => ControlFlow::Break(clash),
