@@ -396,7 +396,8 @@ impl<'py> View<'py> {
             && (self.is_c_order() && other.is_c_order() || same_steps())
     }
 
-    /// The addresses from its first byte to the one after its last; `None` if it has no elements.
+    /// Returns the addresses of the first byte and after the last byte; `None` for an array without elements.
+    #[inline]
     pub fn extent(&self) -> Option<(usize, usize)> {
         if self.size == 0 {
             return None;
@@ -405,6 +406,10 @@ impl<'py> View<'py> {
             let start = self.pointer.addr();
             return Some((start, start + self.size * self.dtype.size()));
         }
+        Some(self.strided_extent())
+    }
+
+    fn strided_extent(&self) -> (usize, usize) {
         let (mut low, mut high) = (self.pointer.addr(), self.pointer.addr());
         for (len, stride) in self.shape().iter().zip(self.strides()) {
             let reach = (*len as isize - 1) * stride;
@@ -414,7 +419,7 @@ impl<'py> View<'py> {
                 high = high.wrapping_add_signed(reach);
             }
         }
-        Some((low, high + self.dtype.size()))
+        (low, high + self.dtype.size())
     }
 
     /// Whether the address ranges of two arrays meet.
@@ -425,11 +430,16 @@ impl<'py> View<'py> {
         }
     }
 
-    /// Whether two of its elements may share memory.
+    /// Whether two elements of the array may share memory.
+    #[inline]
     pub fn may_overlap_itself(&self) -> Result<bool, OutOfMemory> {
         if self.is_c_order() || self.is_fortran_order() || self.size < 2 {
             return Ok(false);
         }
+        self.strides_may_overlap()
+    }
+
+    fn strides_may_overlap(&self) -> Result<bool, OutOfMemory> {
         let mut axes = with_capacity(self.shape().len())?;
         let steps = self.shape().iter().zip(self.strides()).filter(|(len, _)| **len > 1);
         axes.extend(steps.map(|(len, s)| (s.unsigned_abs(), *len)));
