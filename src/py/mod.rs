@@ -33,7 +33,13 @@ mod _core {
         settings_complaints,
     };
     #[pymodule_export]
-    use super::step::arrays::{are_plain_pairs, check_variables};
+    use super::step::conflicts::check_variables;
+    #[pymodule_export]
+    use super::step::gradient_clipping::GradientClipping;
+    #[pymodule_export]
+    use super::step::pairs::are_plain_pairs;
+    #[pymodule_export]
+    use super::step::request::{CallerSlots, RowGradient, StepRequest};
     #[pymodule_export]
     use super::step::slots::Slots;
     #[pymodule_export]

@@ -373,6 +373,14 @@ pub struct Run {
     pub is_written: bool,
 }
 
+impl Run {
+    /// Returns the same memory as an operand that passes write.
+    #[must_use]
+    pub fn written(self) -> Self {
+        Self { is_written: true, ..self }
+    }
+}
+
 /// Whether every operand that is present is one aligned run along these merged dimensions.
 fn is_dense<const N: usize>(dims: &[Dim<N>], base: &[*mut u8; N], scalars: [Scalar; N]) -> bool {
     let present = || (0..N).filter(|k| !base[*k].is_null());

@@ -67,6 +67,29 @@ macro_rules! rules {
     };
 }
 
+impl RuleKind {
+    /// Whether a gradient of some rows changes all rows of its variable, as TensorFlow's Adam does: the moments of rows
+    /// without a gradient decay.
+    #[must_use]
+    pub const fn changes_all_rows(self) -> bool {
+        matches!(self, Self::Adam | Self::AdamW)
+    }
+
+    /// Sets those of the hyper-parameters that depend on the number of the step, which is 1 at first: `step`, and the
+    /// powers of the betas.
+    pub fn set_step(self, hyper: &mut [f64], step: f64) {
+        let position = |name: &str| self.hyper().iter().position(|other| *other == name);
+        for (power, base) in [("beta1_power", "beta1"), ("beta2_power", "beta2")] {
+            if let (Some(power), Some(base)) = (position(power), position(base)) {
+                hyper[power] = hyper[base].powf(step);
+            }
+        }
+        if let Some(at) = position("step") {
+            hyper[at] = step;
+        }
+    }
+}
+
 rules! {
     gradient_descent: GradientDescent, 0 slots, [learning_rate];
     momentum: Momentum, 1 slots, [learning_rate, momentum, use_nesterov];
@@ -97,6 +120,20 @@ mod tests {
     #[test]
     fn no_rule_has_more_slots_than_are_carried() {
         assert_eq!(RuleKind::ALL.iter().map(|kind| kind.slots()).max(), Some(MAX_SLOTS));
+    }
+
+    #[test]
+    fn the_number_of_the_step_sets_counters_and_powers_alone() {
+        let mut hyper = [0.1, 0.9, 0.99, 1e-8, 7.0, 7.0];
+        RuleKind::Adam.set_step(&mut hyper, 3.0);
+        assert_eq!(hyper, [0.1, 0.9, 0.99, 1e-8, 0.9_f64.powf(3.0), 0.99_f64.powf(3.0)]);
+        let mut hyper = [0.1, 0.0, 0.0, 7.0];
+        RuleKind::AdagradDA.set_step(&mut hyper, 3.0);
+        assert_eq!(hyper, [0.1, 0.0, 0.0, 3.0]);
+        // The exponent of Ftrl is named as a power, and is none.
+        let mut hyper = [0.1, -0.5, 0.0, 0.0, 0.0, 0.0];
+        RuleKind::Ftrl.set_step(&mut hyper, 3.0);
+        assert_eq!(hyper, [0.1, -0.5, 0.0, 0.0, 0.0, 0.0]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Conversion of a block of an array to the type of the arithmetic, and back.
 
-use super::{BLOCK, COPY, GRADIENT, GradientTransform, OPERANDS, RowGradient, UpdateParameters};
+use super::{BLOCK, COPY, GRADIENT, Gradient, GradientTransform, OPERANDS, RowGradient};
 use crate::engine::exec::ChunkMut;
 use crate::engine::isa::Level;
 use crate::kernels::Float;
@@ -23,7 +23,7 @@ pub trait Arithmetic: Real {
     /// multiplied. `plain_factor` is the transform's factor where that is all of the transform.
     fn load_gradient(
         level: Level,
-        parameters: &UpdateParameters,
+        gradient: Gradient,
         plain_factor: Option<Self>,
         chunk: &ChunkMut<OPERANDS>,
         block: Range<usize>,
@@ -66,14 +66,13 @@ where
 
     fn load_gradient(
         level: Level,
-        parameters: &UpdateParameters,
+        gradient: Gradient,
         plain_factor: Option<R>,
         chunk: &ChunkMut<OPERANDS>,
         block: Range<usize>,
         to: &mut [R],
     ) -> R {
-        let GradientTransform { factor, clamp } = parameters.transform;
-        let rows = parameters.rows.as_ref();
+        let Gradient { transform: GradientTransform { factor, clamp }, rows } = gradient;
         let scalar = rows.map_or_else(|| chunk.scalar_of(GRADIENT), |rows| Some(rows.values.scalar()));
         let Some(scalar) = scalar else { unreachable!("every update has a gradient") };
         // Conversion may take a float64 out of the range of the arithmetic: it is scaled before.

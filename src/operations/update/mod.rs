@@ -62,9 +62,9 @@ pub struct ParameterUpdate {
 /// How a variable is updated.
 #[derive(Debug)]
 pub struct UpdateParameters {
-    /// What is done to the gradient.
-    pub transform: GradientTransform,
-    /// Index of the hyper-parameters among those of the step.
+    /// Index of the gradient among those of the step, which have one transform each.
+    pub gradient: usize,
+    /// Index of the set of hyper-parameters among those of the step.
     pub hyper: usize,
     /// The gradient, if it has values for some rows of the variable and is 0 elsewhere.
     pub rows: Option<RowGradient>,
@@ -98,8 +98,16 @@ impl Task<OPERANDS> for ParameterUpdate {
 /// ARCHITECTURE.md has the measurement.
 const BLOCK: usize = 256;
 
-/// Takes a step. `hyper` holds one or more sets of the rule's hyper-parameters, one after the other, which the updates
-/// refer to by their index.
+/// What the updates of a step refer to by index.
+#[derive(Clone, Copy)]
+pub struct StepParameters<'a> {
+    /// One or more sets of the rule's hyper-parameters, one after the other.
+    pub hyper: &'a [f64],
+    /// What is done to each gradient.
+    pub transforms: &'a [GradientTransform],
+}
+
+/// Takes a step.
 ///
 /// # Errors
 ///
@@ -107,17 +115,18 @@ const BLOCK: usize = 256;
 pub fn step(
     workspace: &Workspace,
     kind: RuleKind,
-    hyper: &[f64],
+    parameters: StepParameters,
     updates: &mut [ParameterUpdate],
     plan: &Plan,
 ) -> Result<(), OutOfMemory> {
-    let first = hyper.get(..kind.hyper().len()).unwrap_or(&[]);
-    kind.with(first, Step { workspace, hyper, hyper_count: kind.hyper().len(), updates, plan })
+    let hyper_count = kind.hyper().len();
+    let first = parameters.hyper.get(..hyper_count).unwrap_or(&[]);
+    kind.with(first, Step { workspace, parameters, hyper_count, updates, plan })
 }
 
 struct Step<'a> {
     workspace: &'a Workspace,
-    hyper: &'a [f64],
+    parameters: StepParameters<'a>,
     /// Hyper-parameters in a set.
     hyper_count: usize,
     updates: &'a mut [ParameterUpdate],
@@ -128,28 +137,39 @@ impl RuleVisitor for Step<'_> {
     type Result = Result<(), OutOfMemory>;
 
     fn visit<A: Rule<f32, N>, B: Rule<f64, N>, const N: usize>(self, _: A, _: B) -> Self::Result {
-        let rules = collect(self.hyper.chunks_exact(self.hyper_count).map(|h| (A::new(h), B::new(h))))?;
-        let level = self.workspace.level;
+        let rules =
+            collect(self.parameters.hyper.chunks_exact(self.hyper_count).map(|h| (A::new(h), B::new(h))))?;
+        let (level, transforms) = (self.workspace.level, self.parameters.transforms);
         let direction = Direction::Backwards;
         exec::for_each(self.workspace, self.updates, self.plan, direction, |_, parameters, chunk, _| {
             let (narrow, wide) = rules[parameters.hyper];
+            let gradient =
+                Gradient { transform: transforms[parameters.gradient], rows: parameters.rows.as_ref() };
             match chunk.scalar() {
-                Scalar::F64 => update_chunk(level, wide, parameters, chunk),
-                _ => update_chunk(level, narrow, parameters, chunk),
+                Scalar::F64 => update_chunk(level, wide, gradient, chunk),
+                _ => update_chunk(level, narrow, gradient, chunk),
             }
         });
         Ok(())
     }
 }
 
+/// A gradient and what is done to it.
+#[derive(Clone, Copy)]
+struct Gradient<'a> {
+    transform: GradientTransform,
+    /// The rows, if it is a gradient of rows; else it is the operand [`GRADIENT`].
+    rows: Option<&'a RowGradient>,
+}
+
 fn update_chunk<R: Arithmetic, K: Rule<R, N>, const N: usize>(
     level: Level,
     rule: K,
-    parameters: &UpdateParameters,
+    gradient: Gradient,
     mut chunk: ChunkMut<OPERANDS>,
 ) {
     let range = chunk.range();
-    let GradientTransform { factor, clamp } = parameters.transform;
+    let GradientTransform { factor, clamp } = gradient.transform;
     let plain_factor = R::plain(factor).filter(|_| clamp.is_none());
     let is_direct = chunk.is_dense()
         && chunk.scalar() == R::SCALAR
@@ -163,11 +183,11 @@ fn update_chunk<R: Arithmetic, K: Rule<R, N>, const N: usize>(
         update(level, rule, factor, g, w, slots);
         return;
     }
-    let mut gradient = [R::ZERO; BLOCK];
+    let mut buffer = [R::ZERO; BLOCK];
     for start in range.clone().step_by(BLOCK) {
         let block = start..range.end.min(start + BLOCK);
-        let g = &mut gradient[..block.len()];
-        let factor = R::load_gradient(level, parameters, plain_factor, &chunk, block.clone(), g);
+        let g = &mut buffer[..block.len()];
+        let factor = R::load_gradient(level, gradient, plain_factor, &chunk, block.clone(), g);
         if is_direct {
             let (w, slots) = chunk.runs_mut::<R, N>(VARIABLE, SLOTS..SLOTS + N, &block);
             update(level, rule, factor, g, w, slots);
@@ -297,24 +317,35 @@ mod tests {
     }
 
     fn of(segment: Segment<OPERANDS>) -> ParameterUpdate {
-        let parameters = UpdateParameters { transform: GradientTransform::IDENTITY, hyper: 0, rows: None };
+        let parameters = UpdateParameters { gradient: 0, hyper: 0, rows: None };
         ParameterUpdate { segment, parameters }
     }
 
     fn take_with(
         kind: RuleKind,
-        hyper: &[f64],
+        parameters: StepParameters,
         mut updates: Vec<ParameterUpdate>,
         level: Level,
         threads: usize,
     ) {
         let plan = Plan::cut(updates.iter().map(|update| (update.segment.len(), 16)), 1000).unwrap();
         let workspace = Workspace::with_scratch(Context { level, threads }, plan.bytes(), 0).unwrap();
-        step(&workspace, kind, hyper, &mut updates, &plan).unwrap();
+        step(&workspace, kind, parameters, &mut updates, &plan).unwrap();
     }
 
     fn take(kind: RuleKind, update: ParameterUpdate, level: Level, threads: usize) {
-        take_with(kind, &hyper(kind), vec![update], level, threads);
+        take_transformed(kind, update, GradientTransform::IDENTITY, level, threads);
+    }
+
+    fn take_transformed(
+        kind: RuleKind,
+        update: ParameterUpdate,
+        transform: GradientTransform,
+        level: Level,
+        threads: usize,
+    ) {
+        let parameters = StepParameters { hyper: &hyper(kind), transforms: &[transform] };
+        take_with(kind, parameters, vec![update], level, threads);
     }
 
     #[test]
@@ -409,10 +440,10 @@ mod tests {
                     let mut runs = case.runs(false);
                     runs[GRADIENT] = Some(run(&mut g, scalar, false));
                     // SAFETY: vectors of this length.
-                    let mut update = of(unsafe { Segment::dense(false, n, runs) });
-                    update.parameters.transform = GradientTransform { factor, clamp };
+                    let update = of(unsafe { Segment::dense(false, n, runs) });
+                    let transform = GradientTransform { factor, clamp };
                     let before = case.w.clone();
-                    take(RuleKind::GradientDescent, update, isa::detected(), 2);
+                    take_transformed(RuleKind::GradientDescent, update, transform, isa::detected(), 2);
                     let wide = factor.is_wide() || scalar == Scalar::F64;
                     let scale = if wide { factor.wide * factor.lift } else { f64::from(factor.narrow) };
                     for i in 0..n {
@@ -506,7 +537,8 @@ mod tests {
             update.parameters.hyper = i % 3;
             update
         });
-        take_with(kind, &sets, updates.collect(), isa::detected(), 2);
+        let parameters = StepParameters { hyper: &sets, transforms: &[GradientTransform::IDENTITY] };
+        take_with(kind, parameters, updates.collect(), isa::detected(), 2);
         for (i, case) in cases.iter().enumerate() {
             let mut want = Case::new(700 + i, 2);
             let hyper = &sets[i % 3 * count..(i % 3 + 1) * count];

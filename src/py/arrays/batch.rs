@@ -230,17 +230,18 @@ pub fn check_given(
 
 /// An input and its output as a segment.
 pub fn segment(input: &View, output: Option<&View>) -> Result<Segment, OutOfMemory> {
-    let run = |view: &View| view.is_aligned() && view.is_c_order();
-    // SAFETY: the views keep their arrays alive; outputs were checked to be writable and apart from
-    // everything else, or are fresh.
+    let is_run = |view: &View| view.is_aligned() && view.is_c_order();
+    let is_complex = input.dtype.complex;
+    // SAFETY: the views keep their arrays alive; outputs were checked to be writable and to overlap nothing else, or are
+    // newly allocated.
     unsafe {
-        if run(input) && output.is_none_or(run) {
-            let mut base = [std::ptr::null_mut(); crate::engine::segment::OPERANDS];
-            base[INPUT] = input.pointer;
-            base[OUTPUT] = output.map_or(std::ptr::null_mut(), |view| view.pointer);
-            return Ok(Segment::dense(input.dtype, input.size * input.dtype.parts(), base));
+        if is_run(input) && output.is_none_or(is_run) {
+            let mut runs = [None; crate::engine::segment::OPERANDS];
+            runs[INPUT] = Some(input.run());
+            runs[OUTPUT] = output.map(|view| view.run().written());
+            return Ok(Segment::dense(is_complex, input.size * input.dtype.parts(), runs));
         }
-        let operands = [Some(input.strided()), output.map(View::strided), None, None];
-        Segment::new(input.dtype, input.shape(), operands)
+        let operands = [Some(input.operand()), output.map(|view| view.operand().written()), None, None];
+        Segment::new(is_complex, input.shape(), operands)
     }
 }

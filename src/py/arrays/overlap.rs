@@ -16,7 +16,7 @@ use std::ops::ControlFlow;
 const MAX_WORK: usize = 100_000;
 
 /// The part that an array has in a call.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Part {
     /// An array that is only read.
     Input,

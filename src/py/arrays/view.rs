@@ -24,7 +24,7 @@
 
 use super::output::array_over;
 use crate::allocation::{OutOfMemory, copied, with_capacity};
-use crate::engine::segment::{Strided, count};
+use crate::engine::segment::{Operand, Run, element_count};
 use crate::error::Error;
 use crate::py::objects;
 use crate::py::raise::entry_that_reads;
@@ -269,7 +269,7 @@ impl<'py> View<'py> {
             Ok(Self {
                 pointer: fields.data.cast::<u8>(),
                 dtype,
-                size: count(shape),
+                size: element_count(shape),
                 number,
                 flags: fields.flags,
                 has_base: !fields.base.is_null(),
@@ -315,7 +315,7 @@ impl<'py> View<'py> {
             flags |= npyffi::NPY_ARRAY_F_CONTIGUOUS;
         }
         let axes = Axes::new(shape, strides)?;
-        Ok(Self { owner, pointer, dtype, size: count(shape), number, flags, has_base: false, axes })
+        Ok(Self { owner, pointer, dtype, size: element_count(shape), number, flags, has_base: false, axes })
     }
 
     /// An array of our own over this memory, as it was seen: exactly an `ndarray`, that nobody else has.
@@ -353,9 +353,15 @@ impl<'py> View<'py> {
         self.axes.strides()
     }
 
-    /// Its memory as an operand of a segment.
-    pub fn strided(&self) -> Strided<'_> {
-        Strided { pointer: self.pointer, strides: self.strides() }
+    /// Returns its memory as an operand of a segment, to be read.
+    pub fn operand(&self) -> Operand<'_> {
+        let (pointer, strides) = (self.pointer, self.strides());
+        Operand { pointer, strides, scalar: self.dtype.scalar, is_written: false }
+    }
+
+    /// Returns its memory as an operand of a dense segment, to be read. It has to be contiguous and aligned.
+    pub fn run(&self) -> Run {
+        Run { pointer: self.pointer, scalar: self.dtype.scalar, is_written: false }
     }
 
     /// Whether it is one run of memory in C order.

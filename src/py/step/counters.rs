@@ -1,32 +1,40 @@
-//! What moves on when a step is taken, besides variables and slots.
+//! The counters that a step advances, and its report on the norm.
 
 use crate::allocation::with_capacity;
 use crate::error::Error;
 use crate::py::arrays::view::{AcceptedDTypes, DTypeCache, View};
+use crate::scalar::Scalar;
+use crate::with_scalar;
 use pyo3::prelude::*;
 
-/// The counters of a step, looked at.
+/// The counters of a step.
 pub struct Counters<'py> {
+    /// Numbers that the optimizer keeps, with their values after the step.
     numbers: Vec<(View<'py>, f64)>,
-    /// `global_step`, if there is one. It is the caller's.
+    /// The caller's counter of steps, if there is one.
     pub global_step: Option<View<'py>>,
+    /// Number of steps that were skipped.
     skipped: View<'py>,
+    /// Whether the norm was measured (1 or 0), the norm, and whether it is returned as float64 (1 or 0).
     report: View<'py>,
 }
 
 impl<'py> Counters<'py> {
-    /// Refuses what is no writable number. `after` are float64 arrays with what they become when the step is taken;
-    /// `skipped` counts the steps that are not; `report` takes whether the norm was measured, the norm, and whether it
-    /// is to be a float64.
+    /// Reads the counters. `numbers` are float64 arrays of one element with their values after the step; `global_step`
+    /// and `skipped` are arrays of one integer; `report` is an array of three float64.
+    ///
+    /// # Errors
+    ///
+    /// If one is not writable or of another type or size, or `global_step` shares memory with another.
     pub fn new(
-        after: Vec<(Bound<'py, PyAny>, f64)>,
+        numbers: Vec<(Bound<'py, PyAny>, f64)>,
         global_step: Option<Bound<'py, PyAny>>,
         skipped: Bound<'py, PyAny>,
         report: Bound<'py, PyAny>,
     ) -> PyResult<Self> {
-        let mut known = DTypeCache::default();
-        let mut look = |object, name: &str, size| {
-            let view = View::new(object, AcceptedDTypes::Ordered, &mut known, || name.into())?;
+        let mut cache = DTypeCache::default();
+        let mut read = |array, name: &str, size| {
+            let view = View::new(array, AcceptedDTypes::Ordered, &mut cache, || name.into())?;
             if view.size != size || !view.is_writable() {
                 return Err(Error::Value(format!(
                     "{name} is {}{}; it takes {}",
@@ -37,14 +45,14 @@ impl<'py> Counters<'py> {
             }
             Ok(view)
         };
-        let mut numbers = with_capacity(after.len())?;
-        for (object, value) in after {
-            numbers.push((look(object, "counter", 1)?, value));
+        let mut views = with_capacity(numbers.len())?;
+        for (array, value) in numbers {
+            views.push((read(array, "counter", 1)?, value));
         }
-        let global_step = global_step.map(|object| look(object, "global_step", 1)).transpose()?;
-        let (skipped, report) = (look(skipped, "skipped_steps", 1)?, look(report, "report", 3)?);
+        let global_step = global_step.map(|array| read(array, "global_step", 1)).transpose()?;
+        let (skipped, report) = (read(skipped, "skipped_steps", 1)?, read(report, "report", 3)?);
         let is_float64 = |view: &View| view.dtype.name() == "float64";
-        if !numbers.iter().all(|(view, _)| is_float64(view))
+        if !views.iter().all(|(view, _)| is_float64(view))
             || !is_float64(&report)
             || !report.is_c_order()
             || global_step.iter().chain([&skipped]).any(|view| view.dtype.scalar.is_float())
@@ -55,59 +63,92 @@ impl<'py> Counters<'py> {
             .into());
         }
         if let Some(counter) = &global_step {
-            let mut own = numbers.iter().map(|(view, _)| view).chain([&skipped, &report]);
-            if own.any(|other| counter.meets(other)) {
+            let mut others = views.iter().map(|(view, _)| view).chain([&skipped, &report]);
+            if others.any(|other| counter.meets(other)) {
                 let message =
                     "global_step shares memory with what the optimizer keeps; it takes a counter of its own";
                 return Err(Error::Value(message.into()).into());
             }
         }
-        Ok(Self { numbers, global_step, skipped, report })
+        Ok(Self { numbers: views, global_step, skipped, report })
     }
 
-    /// Tells what was measured: the norm, and whether it is to be a float64. Cannot fail.
-    pub fn report(&self, norm: Option<f64>, wide: bool) {
-        let values = [f64::from(u8::from(norm.is_some())), norm.unwrap_or(0.0), f64::from(u8::from(wide))];
+    /// Writes the report: the norm, if it was measured, and whether it is returned as float64. Cannot fail.
+    pub fn report(&self, norm: Option<f64>, is_float64: bool) {
+        let number = |flag: bool| f64::from(u8::from(flag));
+        let values = [number(norm.is_some()), norm.unwrap_or(0.0), number(is_float64)];
         for (at, value) in values.into_iter().enumerate() {
-            // SAFETY: three writable float64 in a row, alive; unaligned perhaps.
+            // SAFETY: three writable float64 in a row, kept alive by the view, of any alignment.
             unsafe { self.report.pointer.cast::<f64>().add(at).write_unaligned(value) };
         }
     }
 
-    /// The step was taken. Cannot fail.
+    /// Advances the counters, because the step was taken. Cannot fail.
     pub fn advance(&self) {
         for (view, value) in &self.numbers {
-            // SAFETY: one writable float64, alive; unaligned perhaps.
+            // SAFETY: one writable float64, kept alive by the view, of any alignment.
             unsafe { view.pointer.cast::<f64>().write_unaligned(*value) };
         }
         self.global_step.iter().for_each(count_up);
     }
 
-    /// The step was left out. Cannot fail.
+    /// Counts the step as skipped. Cannot fail.
     pub fn skip(&self) {
         count_up(&self.skipped);
     }
 }
 
-/// Adds 1 to a counter.
-fn count_up(view: &View) {
-    // SAFETY: one writable number of this many bytes, alive; unaligned perhaps. In two's complement a signed
-    // number grows as an unsigned one does.
-    unsafe {
-        match view.dtype.size() {
-            1 => grow::<u8>(view.pointer, |n| n.wrapping_add(1)),
-            2 => grow::<u16>(view.pointer, |n| n.wrapping_add(1)),
-            4 => grow::<u32>(view.pointer, |n| n.wrapping_add(1)),
-            _ => grow::<u64>(view.pointer, |n| n.wrapping_add(1)),
-        }
-    }
+/// Returns the number in an array of one element.
+pub fn read_number(view: &View) -> f64 {
+    with_scalar!(view.dtype.scalar, T => {
+        // SAFETY: one element of this type, kept alive by the view, of any alignment.
+        number(unsafe { view.pointer.cast::<T>().read_unaligned() })
+    })
 }
 
-/// # Safety
-///
-/// The pointer must be one to a `T` that may be read and written.
-unsafe fn grow<T>(pointer: *mut u8, next: impl FnOnce(T) -> T) {
-    let pointer = pointer.cast::<T>();
-    // SAFETY: the caller's contract.
-    unsafe { pointer.write_unaligned(next(pointer.read_unaligned())) };
+/// Adds 1 to a counter: an array of one writable element. Integers wrap around.
+pub fn count_up(view: &View) {
+    with_scalar!(view.dtype.scalar, T => {
+        let pointer = view.pointer.cast::<T>();
+        // SAFETY: one writable element of this type, kept alive by the view, of any alignment.
+        unsafe { pointer.write_unaligned(Number::next(pointer.read_unaligned())) };
+    });
+}
+
+fn number<T: Number>(x: T) -> f64 {
+    x.to_f64()
+}
+
+/// A type of counters.
+trait Number: Copy {
+    fn to_f64(self) -> f64;
+    fn next(self) -> Self;
+}
+
+macro_rules! numbers {
+    (integers: $($I:ty)*; floats: $($F:ty)*;) => {
+        $(impl Number for $I {
+            #[allow(clippy::cast_lossless, reason = "the same expression for every width")]
+            fn to_f64(self) -> f64 {
+                self as f64
+            }
+            fn next(self) -> Self {
+                self.wrapping_add(1)
+            }
+        })*
+        $(impl Number for $F {
+            #[allow(clippy::cast_lossless, clippy::useless_conversion, reason = "the same expression for every width")]
+            fn to_f64(self) -> f64 {
+                f64::from(self)
+            }
+            fn next(self) -> Self {
+                self + <$F>::from(1_i8)
+            }
+        })*
+    };
+}
+
+numbers! {
+    integers: i8 i16 i32 i64 u8 u16 u32 u64;
+    floats: half::f16 half::bf16 f32 f64;
 }

@@ -1,0 +1,177 @@
+//! The check that the arrays that a step writes overlap nothing.
+
+use super::pairs::{Gradient, Pair, check_variable, copy_name, slot_name, step_count_name, variable_name};
+use super::registry::Registry;
+use crate::allocation::{filled, reserve, with_capacity};
+use crate::engine::plan::Plan;
+use crate::engine::workspace::{Context, Workspace};
+use crate::error::Error;
+use crate::operations::clip::{Action, Actions, apply};
+use crate::py::arrays::batch::{segment, views};
+use crate::py::arrays::output::Outputs;
+use crate::py::arrays::overlap::{Clash, Part, Spans, sweep};
+use crate::py::arrays::view::{AcceptedDTypes, ArgumentName, View};
+use crate::py::objects;
+use crate::py::raise::{check_memory, detached, entry_that_reads};
+use pyo3::prelude::*;
+use std::ops::ControlFlow;
+
+/// The index of `global_step` among the counters of a step, after those of the variables.
+const GLOBAL_STEP: usize = usize::MAX;
+
+/// Checks that variables, copies, slots and counters overlap neither each other nor themselves. A gradient that overlaps
+/// one of them is replaced by a copy, so that the result is that of NumPy's in-place operators.
+pub fn check_conflicts<'py>(
+    py: Python<'py>,
+    pairs: &mut [Pair<'py>],
+    registry: Option<&Registry>,
+    global_step: Option<&View<'py>>,
+) -> PyResult<()> {
+    let kept_slots = match registry {
+        Some(registry) if may_be_views_of_slots(pairs, global_step) => slots_of(py, registry, pairs)?,
+        _ => Vec::new(),
+    };
+    let mut overlapping = filled(false, pairs.len())?;
+    let mut spans = Spans::with_capacity(2 * pairs.len() + kept_slots.len() + 1)?;
+    for (index, pair) in pairs.iter().enumerate() {
+        spans.push(&pair.variable, Part::Output, index)?;
+        if let Some(gradient) = &pair.gradient {
+            spans.push(&gradient.values, Part::Input, index)?;
+        }
+        if let Some(copy) = &pair.copy {
+            spans.push(copy, Part::Copy, index)?;
+        }
+        for slot in &pair.slots {
+            spans.push(slot, Part::Slot, index)?;
+        }
+        if let Some(step_count) = &pair.step_count {
+            spans.push(step_count, Part::Counter, index)?;
+        }
+    }
+    for (index, slot) in &kept_slots {
+        spans.push(slot, Part::Slot, *index)?;
+    }
+    if let Some(counter) = global_step {
+        spans.push(counter, Part::Counter, GLOBAL_STEP)?;
+    }
+    let conflict = sweep(py, spans, |clash| match clash {
+        Clash::Between(_, (Part::Input, index)) => {
+            overlapping[index] = true;
+            ControlFlow::Continue(())
+        }
+        clash => ControlFlow::Break(clash),
+    })?;
+    if let ControlFlow::Break(clash) = conflict {
+        return Err(conflict_error(&clash).into());
+    }
+    for (pair, is_overlapping) in pairs.iter_mut().zip(overlapping) {
+        if let Some(gradient) = pair.gradient.as_mut().filter(|_| is_overlapping) {
+            copy_values(py, gradient)?;
+        }
+    }
+    check_memory(py)
+}
+
+/// Whether an array may be a view of a slot. Arrays that own their memory are none.
+fn may_be_views_of_slots(pairs: &[Pair], global_step: Option<&View>) -> bool {
+    let gradient = |pair: &Pair| pair.gradient.as_ref().is_some_and(|gradient| gradient.values.has_base());
+    let copy = |pair: &Pair| pair.copy.as_ref().is_some_and(|copy| copy.has_base());
+    global_step.is_some_and(View::has_base)
+        || pairs.iter().any(|pair| pair.variable.has_base() || gradient(pair) || copy(pair))
+}
+
+/// Returns views of the slots that the optimizer keeps for the variables of the pairs, with the indices of the pairs.
+fn slots_of<'py>(
+    py: Python<'py>,
+    registry: &Registry,
+    pairs: &[Pair<'py>],
+) -> PyResult<Vec<(usize, View<'py>)>> {
+    let mut slots = with_capacity(pairs.len())?;
+    for (index, pair) in pairs.iter().enumerate() {
+        if let Some(place) = registry.position(&pair.variable, index)? {
+            let entry = &registry.entries[place];
+            for slot in &*entry.slots {
+                reserve(&mut slots, 1)?;
+                slots.push((index, entry.view_of_slot(py, slot)?));
+            }
+        }
+    }
+    Ok(slots)
+}
+
+/// Returns the name of a written array of a step, for messages.
+fn name((part, index): (Part, usize)) -> String {
+    match part {
+        Part::Copy => copy_name(index),
+        Part::Slot => slot_name(index),
+        Part::Counter if index == GLOBAL_STEP => "global_step".into(),
+        Part::Counter => step_count_name(index),
+        Part::Input | Part::Output => variable_name(index),
+    }
+}
+
+/// The error of arrays of a step that overlap.
+fn conflict_error(clash: &Clash) -> Error {
+    Error::Value(match clash {
+        Clash::Within(part, index) => {
+            format!("{} overlaps itself: elements of it share memory", name((*part, *index)))
+        }
+        Clash::Between(first, second) => {
+            let (later, earlier) = (*first.max(second), *first.min(second));
+            let reason = if later.0 == Part::Counter {
+                "it takes a counter of its own"
+            } else {
+                "each variable may be there once"
+            };
+            let separator = if later.0 == Part::Counter { ';' } else { ':' };
+            format!("{} shares memory with {}{separator} {reason}", name(later), name(earlier))
+        }
+    })
+}
+
+/// Replaces the values of a gradient by a copy.
+fn copy_values<'py>(py: Python<'py>, gradient: &mut Gradient<'py>) -> PyResult<()> {
+    let copy = Outputs::new(py, std::iter::once(&gradient.values)).like(&gradient.values)?;
+    let mut segments = [segment(&gradient.values, Some(&copy))?];
+    let plan = Plan::new(&segments)?;
+    let workspace = Workspace::new(Context::current(), &segments, &plan)?;
+    check_memory(py)?;
+    detached(py, || {
+        apply(&workspace, &mut segments, &plan, Actions::All(Action::Keep));
+        Ok(())
+    })?;
+    gradient.values = copy;
+    Ok(())
+}
+
+/// Raises if variables overlap each other or themselves.
+#[pyfunction]
+#[pyo3(signature = (arrays, argument, /))]
+pub fn check_variables(arrays: &Bound<'_, PyAny>, argument: &Bound<'_, PyAny>) -> PyResult<()> {
+    let py = arrays.py();
+    entry_that_reads(py, || {
+        let names = objects::tuple(py, [argument.clone(), py.None().into_bound(py)])?;
+        let names = ArgumentName::Listed { names: &names, first: 0 };
+        let arrays = views(arrays, AcceptedDTypes::Variables, names)?;
+        let mut spans = Spans::with_capacity(arrays.len())?;
+        for (index, view) in arrays.iter().enumerate() {
+            let Some(view) = view else {
+                return Err(Error::Type(format!("{} is None; it takes a variable", names.of(index))).into());
+            };
+            check_variable(view, || names.of(index))?;
+            spans.push(view, Part::Output, index)?;
+        }
+        let ControlFlow::Break(clash) = sweep(py, spans, ControlFlow::Break)? else { return Ok(()) };
+        Err(Error::Value(match clash {
+            Clash::Within(_, index) => {
+                format!("{} overlaps itself: elements of it share memory", names.of(index))
+            }
+            Clash::Between((_, first), (_, second)) => format!(
+                "{} shares memory with {}: each variable may be there once",
+                names.of(first.max(second)),
+                names.of(first.min(second))
+            ),
+        })
+        .into())
+    })
+}

@@ -1,0 +1,301 @@
+//! The pairs of a step, described to the driver of updates.
+
+use super::pairs::{Pair, is_run};
+use super::registry::{Entry, NewSlots, Registry, Slot, allocate_slots};
+use crate::allocation::{OutOfMemory, copied, reserve, with_capacity};
+use crate::engine::segment::{Operand, Run, Segment, element_count};
+use crate::error::Error;
+use crate::operations::rules::RuleKind;
+use crate::operations::update::{
+    COPY, GRADIENT, OPERANDS, ParameterUpdate, RowGradient, SLOTS, UpdateParameters, VARIABLE,
+};
+use crate::py::arrays::output::{Outputs, c_strides};
+use crate::py::arrays::view::View;
+use crate::py::raise::check_memory;
+use pyo3::prelude::*;
+
+/// All that a step updates.
+pub struct Updates<'py> {
+    /// One update for each variable or, where the gradient is one of rows, for each of its runs of rows.
+    pub updates: Vec<ParameterUpdate>,
+    /// The registry after the step, if it differs from the one before.
+    pub registry: Option<Registry>,
+    /// Slots that the step allocates.
+    pub new_slots: Vec<NewSlots>,
+    /// Owners of memory that was allocated for this step.
+    pub owners: Vec<View<'py>>,
+}
+
+/// Finds or allocates the slots, and describes every pair that has a gradient to the driver. `registry` is what the
+/// optimizer keeps; None if the pairs have their slots with them.
+pub fn describe_updates<'py>(
+    py: Python<'py>,
+    kind: RuleKind,
+    registry: Option<&Registry>,
+    pairs: &[Pair<'py>],
+) -> PyResult<Updates<'py>> {
+    let mut updates = Updates {
+        updates: with_capacity(pairs.len())?,
+        registry: None,
+        new_slots: Vec::new(),
+        owners: Vec::new(),
+    };
+    let mut places = Vec::new();
+    if let Some(registry) = registry {
+        places = positions(registry, pairs)?;
+        let is_changed = pairs
+            .iter()
+            .zip(&places)
+            .any(|(pair, place)| place.is_none() || lacks_slots(kind, registry, pair, *place));
+        if is_changed {
+            let after = register(py, kind, registry, pairs, &mut places, &mut updates.new_slots)?;
+            updates.registry = Some(after);
+        }
+    }
+    let registry = updates.registry.as_ref().or(registry);
+    let mut gradient = 0;
+    let mut described = std::mem::take(&mut updates.updates);
+    for (index, pair) in pairs.iter().enumerate() {
+        if pair.gradient.is_none() {
+            continue;
+        }
+        let entry = registry.and_then(|registry| Some(&registry.entries[places.get(index).copied()??]));
+        let arrays = UpdateArrays { pair, kept_slots: entry.map_or(&[], |entry| &entry.slots), gradient };
+        let owner = arrays.describe(py, kind, &mut described)?;
+        if let Some(owner) = owner {
+            reserve(&mut updates.owners, 1)?;
+            updates.owners.push(owner);
+        }
+        gradient += 1;
+    }
+    updates.updates = described;
+    check_memory(py)?;
+    Ok(updates)
+}
+
+/// Returns the index of each variable's entry in the registry.
+fn positions(registry: &Registry, pairs: &[Pair]) -> Result<Vec<Option<usize>>, Error> {
+    let mut places = with_capacity(pairs.len())?;
+    for (index, pair) in pairs.iter().enumerate() {
+        places.push(registry.position(&pair.variable, index)?);
+    }
+    Ok(places)
+}
+
+/// Whether a variable has a gradient, and not yet the slots that the rule takes.
+fn lacks_slots(kind: RuleKind, registry: &Registry, pair: &Pair, place: Option<usize>) -> bool {
+    let count = place.map_or(0, |place| registry.entries[place].slots.len());
+    pair.gradient.is_some() && count < kind.slots()
+}
+
+/// Returns the registry after a step that adds variables or slots. `places` receives the index of every variable's
+/// entry, and `new_slots` the slots that were allocated.
+fn register(
+    py: Python<'_>,
+    kind: RuleKind,
+    registry: &Registry,
+    pairs: &[Pair],
+    places: &mut [Option<usize>],
+    new_slots: &mut Vec<NewSlots>,
+) -> PyResult<Registry> {
+    let mut after = registry.copy(py, pairs.len())?;
+    let mut without: Vec<&View> = with_capacity(pairs.len())?;
+    let lacking =
+        pairs.iter().zip(&*places).filter(|(pair, place)| lacks_slots(kind, registry, pair, **place));
+    without.extend(lacking.map(|(pair, _)| &pair.variable));
+    reserve(new_slots, without.len())?;
+    let mut allocated = allocate_slots(py, kind, &without)?.into_iter();
+    for (pair, place) in pairs.iter().zip(places) {
+        let is_new = lacks_slots(kind, registry, pair, *place);
+        let slots = if is_new { allocated.next().unwrap_or_default() } else { Vec::new() };
+        let at = if let Some(at) = *place {
+            if is_new {
+                after.entries[at].slots = slots.into();
+            }
+            at
+        } else {
+            after.add(Entry::new(&pair.variable, slots)?);
+            after.entries.len() - 1
+        };
+        if is_new {
+            let View { dtype, size: len, .. } = pair.variable;
+            new_slots.push(NewSlots { dtype, len, slots: std::sync::Arc::clone(&after.entries[at].slots) });
+        }
+        *place = Some(at);
+        check_memory(py)?;
+    }
+    Ok(after)
+}
+
+/// The arrays of one pair that has a gradient.
+struct UpdateArrays<'a, 'py> {
+    pair: &'a Pair<'py>,
+    /// The slots, if the optimizer keeps them.
+    kept_slots: &'a [Slot],
+    /// Index of the gradient among those of the step.
+    gradient: usize,
+}
+
+impl<'py> UpdateArrays<'_, 'py> {
+    /// Appends the updates of the pair. Returns the gradient, if it had to be expanded to the variable's shape.
+    fn describe(
+        &self,
+        py: Python<'py>,
+        kind: RuleKind,
+        updates: &mut Vec<ParameterUpdate>,
+    ) -> PyResult<Option<View<'py>>> {
+        reserve(updates, 1)?;
+        let Some(gradient) = &self.pair.gradient else { return Ok(None) };
+        let Some(rows) = &gradient.rows else {
+            updates.push(self.whole(&gradient.values)?);
+            return Ok(None);
+        };
+        if !kind.changes_all_rows() {
+            self.push_runs_of_rows(&gradient.values, &rows.indices, updates)?;
+            return Ok(None);
+        }
+        if self.is_dense(&gradient.values) {
+            updates.push(self.with_rows(&gradient.values, &rows.indices)?);
+            return Ok(None);
+        }
+        let expanded = expand_rows(py, &gradient.values, &self.pair.variable, &rows.indices)?;
+        updates.push(self.whole(&expanded)?);
+        Ok(Some(expanded))
+    }
+
+    /// Whether all arrays are contiguous runs in the same order.
+    fn is_dense(&self, gradient: &View) -> bool {
+        // Slots that the optimizer keeps have the order of their variable, without gaps.
+        is_run(&self.pair.variable)
+            && is_run(gradient)
+            && self.pair.slots.iter().all(is_run)
+            && self.pair.copy.as_ref().is_none_or(|copy| is_run(copy))
+    }
+
+    fn update(&self, segment: Segment<OPERANDS>, rows: Option<RowGradient>) -> ParameterUpdate {
+        let parameters = UpdateParameters { gradient: self.gradient, hyper: self.pair.hyper, rows };
+        ParameterUpdate { segment, parameters }
+    }
+
+    /// Returns the operands: variable, gradient, slots and copy.
+    fn operands<'b>(&'b self, gradient: &'b View) -> [Option<Operand<'b>>; OPERANDS] {
+        let mut operands = [None; OPERANDS];
+        operands[VARIABLE] = Some(self.pair.variable.operand().written());
+        operands[GRADIENT] = Some(gradient.operand());
+        for (k, slot) in self.kept_slots.iter().enumerate() {
+            let scalar = self.pair.variable.dtype.scalar;
+            let (pointer, strides) = (slot.pointer(), &*slot.strides);
+            operands[SLOTS + k] = Some(Operand { pointer, strides, scalar, is_written: true });
+        }
+        for (k, slot) in self.pair.slots.iter().enumerate() {
+            operands[SLOTS + k] = Some(slot.operand().written());
+        }
+        operands[COPY] = self.pair.copy.as_ref().map(|copy| copy.operand().written());
+        operands
+    }
+
+    /// Returns the segment of contiguous operands, of `len` reals each.
+    fn dense(len: usize, operands: [Option<Operand>; OPERANDS]) -> Segment<OPERANDS> {
+        let run = |Operand { pointer, scalar, is_written, .. }| Run { pointer, scalar, is_written };
+        // SAFETY: every operand is an aligned run at least as long, see `is_dense`; views and slots keep them alive, and
+        // `check_conflicts` has made sure that nothing overlaps what is written.
+        unsafe { Segment::dense(false, len, operands.map(|operand| operand.map(run))) }
+    }
+
+    /// Returns the segment of strided operands of this shape.
+    fn strided(
+        shape: &[usize],
+        operands: [Option<Operand>; OPERANDS],
+    ) -> Result<Segment<OPERANDS>, OutOfMemory> {
+        // SAFETY: the operands are arrays of this shape, or rows of such; otherwise as above.
+        unsafe { Segment::new(false, shape, operands) }
+    }
+
+    /// Returns the update of the whole variable.
+    fn whole(&self, gradient: &View) -> Result<ParameterUpdate, OutOfMemory> {
+        let (variable, operands) = (&self.pair.variable, self.operands(gradient));
+        let segment = if self.is_dense(gradient) {
+            Self::dense(variable.size, operands)
+        } else {
+            Self::strided(variable.shape(), operands)?
+        };
+        Ok(self.update(segment, None))
+    }
+
+    /// Returns the update of the whole variable by a gradient of rows. Everything is dense.
+    fn with_rows(&self, gradient: &View, indices: &[usize]) -> Result<ParameterUpdate, OutOfMemory> {
+        let mut operands = self.operands(gradient);
+        operands[GRADIENT] = None;
+        let rows = RowGradient {
+            indices: copied(indices)?,
+            row_len: element_count(&self.pair.variable.shape()[1..]).max(1),
+            // SAFETY: the rows are an aligned run, which the view keeps alive.
+            values: unsafe { Segment::dense(false, gradient.size, [Some(gradient.run())]) },
+        };
+        Ok(self.update(Self::dense(self.pair.variable.size, operands), Some(rows)))
+    }
+
+    /// Appends updates of the rows that have a gradient. Successive rows are one update, if everything is dense.
+    fn push_runs_of_rows(
+        &self,
+        gradient: &View,
+        indices: &[usize],
+        updates: &mut Vec<ParameterUpdate>,
+    ) -> Result<(), OutOfMemory> {
+        let is_dense = self.is_dense(gradient);
+        let row_shape = &self.pair.variable.shape()[1..];
+        let row_len = element_count(row_shape);
+        let mut at = 0;
+        while at < indices.len() {
+            let mut count = 1;
+            while is_dense && at + count < indices.len() && indices[at + count] == indices[at] + count {
+                count += 1;
+            }
+            let mut operands = self.operands(gradient);
+            for (k, operand) in operands.iter_mut().enumerate() {
+                let Some(operand) = operand else { continue };
+                let [stride, strides @ ..] = operand.strides else { continue };
+                let row = if k == GRADIENT { at } else { indices[at] };
+                operand.pointer = operand.pointer.wrapping_offset(row as isize * stride);
+                operand.strides = strides;
+            }
+            let segment = if is_dense {
+                Self::dense(count * row_len, operands)
+            } else {
+                Self::strided(row_shape, operands)?
+            };
+            reserve(updates, 1)?;
+            updates.push(self.update(segment, None));
+            at += count;
+        }
+        Ok(())
+    }
+}
+
+/// Expands a gradient of rows, which are one run, to the shape of the variable, in memory that is allocated here.
+fn expand_rows<'py>(
+    py: Python<'py>,
+    gradient: &View<'py>,
+    variable: &View<'py>,
+    indices: &[usize],
+) -> PyResult<View<'py>> {
+    let shape = variable.shape();
+    let size = gradient.dtype.size();
+    let bytes = variable.size.checked_mul(size).ok_or(OutOfMemory { bytes: usize::MAX })?;
+    let (pointer, buffer) = Outputs::new(py, std::iter::empty()).memory(bytes)?;
+    let row = element_count(&shape[1..]) * size;
+    if gradient.size * size != indices.len() * row || indices.iter().any(|index| *index >= shape[0]) {
+        return Err(Error::Value("rows do not fit their variable".into()).into());
+    }
+    // SAFETY: new memory of this many bytes; the rows lie inside of both, as was checked.
+    unsafe {
+        pointer.write_bytes(0, bytes);
+        for (at, index) in indices.iter().enumerate() {
+            let from = gradient.pointer.cast_const().wrapping_add(at * row);
+            std::ptr::copy_nonoverlapping(from, pointer.wrapping_add(index * row), row);
+        }
+    }
+    let strides = c_strides(shape, size)?;
+    // SAFETY: zeros and rows of this dtype, in C order, which the buffer keeps alive.
+    Ok(unsafe { View::over(buffer.into_any(), pointer, gradient.number(), shape, &strides)? })
+}
