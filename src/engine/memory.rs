@@ -128,7 +128,7 @@ impl Cache {
         None
     }
 
-    /// AcceptedDTypes the oldest block out, if the cache holds more than so many bytes.
+    /// Removes the oldest block, if the cache holds more than `limit` bytes.
     fn evict(&mut self, limit: usize) -> Option<Block> {
         if self.bytes <= limit {
             return None;

@@ -5,7 +5,9 @@
 //! nothing is ever half-written.
 
 mod arrays;
-mod clipping;
+mod bandwidth;
+mod functions;
+mod norm_scalar;
 mod objects;
 mod raise;
 mod reserve;
@@ -18,19 +20,29 @@ use pyo3::pymodule;
 #[pymodule(gil_used = false)]
 mod _core {
     #[pymodule_export]
-    use super::arrays::view::{is_plain, plain_list};
+    use super::arrays::plain::{is_plain, plain_list};
     #[pymodule_export]
-    use super::clipping::{
-        check_no_overlap, clip_by_global_norm, clip_by_value, clip_elements, clip_slices, clip_tensors,
-        combine_sums, global_norm, norm_scalar, partial_sums, slice_norms, tensor_norms,
-    };
+    use super::bandwidth::{bandwidth_copy, bandwidth_read, bandwidth_scale};
+    #[pymodule_export]
+    use super::functions::by_norm::clip_tensors;
+    #[pymodule_export]
+    use super::functions::by_value::clip_by_value;
+    #[pymodule_export]
+    use super::functions::elements::clip_elements;
+    #[pymodule_export]
+    use super::functions::global_norm::clip_by_global_norm;
+    #[pymodule_export]
+    use super::functions::norms::{combine_sums, global_norm, norm_scalar, partial_sums, tensor_norms};
+    #[pymodule_export]
+    use super::functions::overlap::check_no_overlap;
+    #[pymodule_export]
+    use super::functions::slices::{clip_slices, slice_norms};
     #[pymodule_export]
     use super::raise::NonFiniteError;
     #[pymodule_export]
     use super::settings::{
-        bandwidth_copy, bandwidth_read, bandwidth_scale, free_cached_memory, get_num_threads, isa_detected,
-        isa_in_use, isa_levels, override_num_threads, process_generation, set_num_threads,
-        settings_complaints,
+        free_cached_memory, get_num_threads, isa_detected, isa_in_use, isa_levels, override_num_threads,
+        process_generation, set_num_threads, settings_complaints,
     };
     #[pymodule_export]
     use super::step::conflicts::check_variables;
@@ -45,7 +57,7 @@ mod _core {
     #[pymodule_export]
     use super::step::take_step;
 
-    use super::arrays::{output, overlap, view};
+    use super::arrays::{ndarray_type, output, overlap};
     use super::raise;
     use crate::engine::{isa, pool};
     use pyo3::exceptions::PyMemoryError;
@@ -57,7 +69,7 @@ mod _core {
         // NumPy's own tables are looked up now: later, a signal could come in the middle of it. The first of these
         // imports NumPy, and says so if that fails.
         overlap::load_numpy(module.py())?;
-        view::load_numpy(module.py());
+        ndarray_type::load_numpy(module.py());
         // So are the types of our own: later, memory could have run out.
         output::Buffer::type_object(module.py());
         raise::NonFiniteError::type_object(module.py());

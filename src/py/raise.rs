@@ -1,6 +1,6 @@
 //! Errors on their way to Python: the one place that chooses exception types, and where a call is entered.
 
-use super::arrays::view::ArgumentName;
+use super::arrays::argument_name::ArgumentName;
 use super::reserve;
 use crate::allocation::OutOfMemory;
 use crate::error::Error;

@@ -28,7 +28,7 @@ pub fn was_used() -> bool {
     SERVED.get()
 }
 
-/// AcceptedDTypes the mark of this thread away, or puts it back. Returns whether it was there.
+/// Clears the mark of this thread, or sets it. Returns whether it was set.
 pub fn mark(served: bool) -> bool {
     SERVED.replace(served)
 }
@@ -98,7 +98,7 @@ impl Reserve {
         self.start().wrapping_add(first * UNIT)
     }
 
-    /// AcceptedDTypes memory back that [`Reserve::allocate`] gave for this layout.
+    /// Takes back memory that [`Reserve::allocate`] gave for this layout.
     fn free(&self, pointer: *mut u8, layout: Layout) {
         let first = (pointer.addr() - self.start().addr()) / UNIT;
         let units = layout.size().div_ceil(UNIT).max(1);

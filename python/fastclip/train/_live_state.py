@@ -1,4 +1,4 @@
-"""What an optimizer keeps between steps."""
+"""The state of an optimizer between steps."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ __all__ = ["LiveState", "loaded_counters"]
 
 @dataclass(slots=True)
 class LiveState:
-    """All that a step changes besides variables.
+    """The objects that a step changes, apart from the variables.
 
-    A step writes to these objects in the compiled part, in the call that updates the variables: an interrupt
-    finds either all of them as before the step or all as after it. Loading a state makes another object,
-    which takes the place of this one in one assignment.
+    The compiled part writes to them in the call that updates the variables, so that an interrupt finds all of
+    them as they were before the step or all as they are after it. Loading a state creates another object, which
+    replaces this one in one assignment.
 
     Attributes
     ----------
     slots : _core.Slots
-        The variables that were met, their slots, and their low-precision copies.
+        The variables that have been updated, their slots, and their low-precision copies.
     counters : dict of str to ndarray of float64, shape ()
-        The numbers that the rule keeps, such as the powers of Adam's betas. NaN before the first step.
+        The numbers that the rule keeps besides slots, such as the powers of Adam's betas. NaN before the first
+        step.
     skipped_steps : ndarray of int64, shape ()
-        How many steps were left out.
+        The number of steps that were skipped.
     report : ndarray of float64, shape (3,)
-        Of the last step: whether the norm was measured, the norm, and whether it is to be a float64.
+        Whether the norm of the last step was measured (1 or 0), the norm, and whether it is returned as a
+        float64 (1 or 0).
     """
 
     slots: _core.Slots
@@ -41,19 +43,29 @@ class LiveState:
     report: npt.NDArray[np.float64]
 
     @classmethod
-    def of(cls, rule: str, counters: Sequence[str]) -> LiveState:
-        """What an optimizer keeps before its first step."""
+    def initial(cls, rule: str, first_values: Sequence[float], counters: Sequence[str]) -> LiveState:
+        """Return the state before the first step.
+
+        Parameters
+        ----------
+        rule : str
+            The name of the update rule.
+        first_values : sequence of float
+            The first value of each slot.
+        counters : sequence of str
+            The names of the counters.
+        """
         numbers = {name: np.array(np.nan) for name in counters}
-        return cls(_core.Slots(rule), numbers, np.array(0, np.int64), np.zeros(3))
+        return cls(_core.Slots(rule, first_values), numbers, np.array(0, np.int64), np.zeros(3))
 
     def other(self) -> dict[str, npt.NDArray[Any]]:
-        """The counters, if a step was taken."""
+        """Return the counters; none before the first step."""
         if any(np.isnan(value) for value in self.counters.values()):
             return {}
         return dict(self.counters)
 
     def last_norm(self) -> np.floating[Any] | None:
-        """The norm of the last step, None if it was not measured."""
+        """Return the norm of the last step; None if it was not measured."""
         measured, norm, wide = self.report.tolist()
         return _core.norm_scalar(norm, bool(wide)) if measured else None
 
@@ -62,21 +74,21 @@ class LiveState:
 def loaded_counters(
     names: Sequence[str], other: Mapping[str, npt.NDArray[Any]], begun: bool
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """Check the counters of a saved state, and return them as arrays of their own.
+    """Check the counters of a saved state, and return copies of them.
 
     Parameters
     ----------
     names : sequence of str
-        The counters that the optimizer keeps.
+        The names of the optimizer's counters.
     other : mapping of str to ndarray
-        What a saved state holds besides slots.
+        The entries of the saved state that are no slots.
     begun : bool
-        Whether the state is of after the first step: only then it holds counters.
+        Whether the state was saved after the first step: only then it holds counters.
 
     Raises
     ------
     ValueError
-        If others are there, or one is no finite float64.
+        If one is missing, is not one of the optimizer's, or is no finite float64.
     """
     expected = set(names) if begun else set()
     if set(other) != expected:

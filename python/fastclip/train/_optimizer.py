@@ -1,10 +1,10 @@
-"""What all optimizers have in common."""
+"""The base class of optimizers."""
 
 from __future__ import annotations
 
 import operator
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,17 +17,19 @@ from fastclip._autodiff.gradients import compute_gradients
 from fastclip._variables.variable import Variable
 from fastclip.train import _state as state
 from fastclip.train._arrays import as_variable
-from fastclip.train._handling import Handling
-from fastclip.train._hyper_parameter import HyperParameter
+from fastclip.train._gradient_options import GradientClipping
+from fastclip.train._hyper_parameter import HyperParameter, current
 from fastclip.train._live_state import LiveState, loaded_counters
-from fastclip.train._pairs import Pairs
+from fastclip.train._pairs import as_pairs
 from fastclip.train._step_counter import as_step_counter
 
 __all__ = ["Optimizer"]
 
 _Array = npt.NDArray[Any]
+#: The hyper-parameters of a step in the rule's order, the counters with their values after the step, the number of
+#: skipped steps, and the report on the norm.
 _Numbers = tuple[
-    tuple[float, ...],
+    list[tuple[float, ...]],
     list[tuple[npt.NDArray[np.float64], float]],
     npt.NDArray[np.int64],
     npt.NDArray[np.float64],
@@ -104,19 +106,19 @@ class Optimizer:
     GATE_OP = 1
     GATE_GRAPH = 2
 
-    #: The rule's name in the compiled part.
+    #: The name of the update rule.
     _rule: str
     #: The names of the slots, in the order of the rule.
     _slot_names: tuple[str, ...] = ()
     #: The names of the numbers that the rule keeps besides slots.
     _counter_names: ClassVar[tuple[str, ...]] = ()
-    #: Whether a gradient of some rows changes all of its variable.
-    _changes_all_rows: ClassVar[bool] = False
 
     def __init__(
         self,
         use_locking: bool,
         name: str,
+        hyper_parameters: Mapping[str, HyperParameter],
+        first_values: Sequence[float] = (),
         *,
         clipvalue: float | None = None,
         clipnorm: float | None = None,
@@ -129,8 +131,12 @@ class Optimizer:
         if not hasattr(self, "_rule"):
             raise TypeError("Optimizer is what optimizers have in common; make one of its subclasses")
         self._name = name
-        self._handling = Handling(clipvalue, clipnorm, global_clipnorm, on_nonfinite, loss_scale)
-        self._state = LiveState.of(self._rule, self._counter_names)
+        #: Hyper-parameters by the names of the constructor's arguments, in the order of the rule.
+        self._hyper_parameters = dict(hyper_parameters)
+        #: The first value of each slot.
+        self._first_values = tuple(first_values) or (0.0,) * len(self._slot_names)
+        self._clipping = GradientClipping(clipvalue, clipnorm, global_clipnorm, on_nonfinite, loss_scale)
+        self._state = LiveState.initial(self._rule, self._first_values, self._counter_names)
         self._locks: dict[int, threading.RLock] = {}
 
     @property
@@ -164,22 +170,24 @@ class Optimizer:
             raise ValueError(f"skipped_steps is {number}; it takes 0 or more")
         self._state.skipped_steps[...] = number
 
-    # What an optimizer says of itself ----------------------------------------------------------
+    # The hyper-parameters of a step ------------------------------------------------------------
 
-    def _hyper(self) -> tuple[float, ...]:
-        """The rule's hyper-parameters at this step, in its order."""
-        raise NotImplementedError
+    def _current_hyper_parameters(self) -> tuple[float, ...]:
+        """Return the hyper-parameters as numbers, in the order of the rule.
 
-    def _at_this_step(self, hyper: tuple[float, ...]) -> tuple[float, ...]:
-        """The hyper-parameters with the counters of this step in their places."""
+        It is called before the step begins, because hyper-parameters may be the caller's functions.
+        """
+        return tuple([current(value, name) for name, value in self._hyper_parameters.items()])
+
+    def _with_counters(self, hyper: tuple[float, ...]) -> tuple[float, ...]:
+        """Return all numbers that the rule takes: the hyper-parameters, and the counters of this step."""
         return hyper
 
-    def _initial(self) -> tuple[float, ...]:
-        """The first value of each slot."""
-        return (0.0,) * len(self._slot_names)
+    def _counters_after(self, hyper: tuple[float, ...]) -> list[tuple[npt.NDArray[np.float64], float]]:
+        """Return the counters that the step changes, with their values after it.
 
-    def _after(self, hyper: tuple[float, ...]) -> list[tuple[npt.NDArray[np.float64], float]]:
-        """What the optimizer keeps besides slots, and what it will be when this step is taken."""
+        `hyper` is what :meth:`_with_counters` returned.
+        """
         return []
 
     # Gradients -----------------------------------------------------------------------------------
@@ -274,36 +282,34 @@ class Optimizer:
         if not listed:
             raise ValueError("No variables provided.")
         counter = None if global_step is None else as_step_counter(global_step)
-        handling = self._handling.now()
-        pairs = Pairs.of(listed, handling.row_bound)
+        loss_scale = self._clipping.loss_scale()
+        pairs = as_pairs(listed, self._clipping.row_bound(loss_scale))
         if all(gradient is None for gradient, _ in listed):
             names = [_name_of(variable) for _, variable in listed]
             raise ValueError(f"No gradients provided for any variable: {names}.")
         with self._lock:
-            hyper = self._hyper()
+            hyper = self._current_hyper_parameters()
             slots = self._slots
-            taken = _core.take_step(
+            request = _core.StepRequest(
                 slots,
-                pairs.gradients,
-                pairs.rows(),
                 pairs.arrays,
-                # Called when handlers of signals may neither step nor load a state any more.
+                # Called when the step has begun: signal handlers can neither step nor load a state any more.
                 lambda: self._numbers(hyper, slots),
-                self._initial(),
-                handling,
-                self._changes_all_rows,
+                self._clipping.compiled,
+                loss_scale,
                 counter,
             )
+            taken = _core.take_step(request)
             for variable in pairs.constrained if taken else ():
                 self._constrain(variable)
 
     def _numbers(self, hyper: tuple[float, ...], slots: _core.Slots) -> _Numbers:
-        """The numbers of a step, and those that it changes."""
+        """Return the numbers that a step reads, and those that it changes."""
         live = self._state
         if live.slots is not slots:
             raise RuntimeError("load_state_dict was called in the middle of apply_gradients")
-        hyper = self._at_this_step(hyper)
-        return hyper, self._after(hyper), live.skipped_steps, live.report
+        hyper = self._with_counters(hyper)
+        return [hyper], self._counters_after(hyper), live.skipped_steps, live.report
 
     def _constrain(self, variable: Any) -> None:
         variable.assign(variable.constraint(variable))
@@ -511,7 +517,7 @@ class Optimizer:
             loaded = state.Loaded(state_dict, self._rule, self._slot_names, arrays)
             begun = any(values is not None for values in loaded.slots)
             counters = loaded_counters(self._counter_names, loaded.other, begun)
-            slots = _core.Slots(self._rule)
+            slots = _core.Slots(self._rule, self._first_values)
             made = slots.load(arrays, [values is not None for values in loaded.slots])
             for own, values in zip(made, loaded.slots, strict=True):
                 for slot, value in zip(own, values or (), strict=True):

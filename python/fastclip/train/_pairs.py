@@ -1,4 +1,4 @@
-"""Gradients and variables as flat lists of arrays."""
+"""The pairs of gradients and variables of a step, as arrays."""
 
 from __future__ import annotations
 
@@ -17,28 +17,9 @@ from fastclip._numpy_memory import raises_memory_error
 from fastclip._variables.variable import Variable
 from fastclip.train._arrays import as_gradient, as_rows, as_variable
 
-__all__ = ["Pairs"]
+__all__ = ["Pairs", "as_pairs"]
 
 _Array = npt.NDArray[Any]
-
-
-@dataclass(slots=True)
-class Sliced:
-    """The gradients of rows among those of a step, one entry for each pair.
-
-    Attributes
-    ----------
-    indices : list of ndarray or None
-        The rows, ascending; None where the gradient is as large as its variable.
-    given : list of ndarray or None
-        The gradients as they came in, repeated rows and all.
-    clamped : list of bool
-        Which gradients have been clamped already, because their repeated rows were summed.
-    """
-
-    indices: list[_Array | None]
-    given: list[_Array | None]
-    clamped: list[bool]
 
 
 @dataclass(slots=True)
@@ -47,88 +28,70 @@ class Pairs:
 
     Attributes
     ----------
-    gradients : list of ndarray or None
-        Of the shape of their variables, or some rows of it; or, if `arrays` is None, the pairs as they came.
-    arrays : list of ndarray or None
-        The memory of the variables; None if the pairs are arrays already.
-    sliced : Sliced or None
-        None if there are no gradients of rows.
+    arrays : list of (ndarray, RowGradient or None, ndarray)
+        Gradients and the memory of their variables.
     constrained : list of Variable
-        Those that a constraint is put on after the step.
+        The variables whose constraint is called after the step.
     """
 
-    gradients: list[Any]
-    arrays: list[_Array] | None
-    sliced: Sliced | None = None
+    arrays: list[tuple[_Array | _core.RowGradient | None, _Array]]
     constrained: list[Variable] = field(default_factory=list)
 
-    def rows(self) -> tuple[list[_Array | None], list[_Array | None], list[bool]] | None:
-        """What the compiled part is told of gradients of rows."""
-        sliced = self.sliced
-        return None if sliced is None else (sliced.indices, sliced.given, sliced.clamped)
 
-    @classmethod
-    def of(cls, pairs: list[Any], bound: float) -> Pairs:
-        """Make flat lists of pairs.
+def as_pairs(pairs: list[Any], row_bound: float) -> Pairs:
+    """Return pairs of arrays.
 
-        Parameters
-        ----------
-        pairs : list
-            Of a gradient, IndexedSlices or None, and a variable each.
-        bound : float
-            What the elements of repeated rows are clamped to, before they are summed.
+    Parameters
+    ----------
+    pairs : list of (gradient, IndexedSlices or None, variable)
+        The pairs that were passed to an optimizer.
+    row_bound : float
+        The bound on elements of repeated rows, which are clamped before they are summed.
 
-        Raises
-        ------
-        TypeError
-            If an entry is no such pair.
-        ValueError
-            If rows do not fit their variable.
-        IndexError
-            If a row is outside it.
-        RuntimeError
-            If a variable with a gradient of rows has a constraint.
-        """
-        if _core.are_plain_pairs(pairs):
-            return cls(pairs, None)
-        arrays: list[_Array] = []
-        found = cls([], arrays)
-        for position, pair in enumerate(pairs):
-            name = f"grads_and_vars[{position}]"
-            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-                raise TypeError(f"{name} is {describe(pair)}; it takes a (gradient, variable) pair")
-            array = as_variable(pair[1], f"{name}[1]")
-            found._add(pair[0], pair[1], array, name, bound)
-            arrays.append(array)
-        return found
-
-    def _add(self, gradient: Any, variable: Any, array: _Array, name: str, bound: float) -> None:
+    Raises
+    ------
+    TypeError
+        If an entry is no pair, or a gradient or variable is of a type that is not taken.
+    ValueError
+        If the rows of a gradient do not have the shape of the variable's.
+    IndexError
+        If a row index is outside of the variable.
+    RuntimeError
+        If a variable whose gradient is one of rows has a constraint.
+    """
+    if _core.are_plain_pairs(pairs):
+        return Pairs(pairs)
+    result = Pairs([])
+    for position, pair in enumerate(pairs):
+        name = f"grads_and_vars[{position}]"
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise TypeError(f"{name} is {describe(pair)}; it takes a (gradient, variable) pair")
+        gradient, variable = pair
+        array = as_variable(variable, f"{name}[1]")
         constraint = variable.constraint if isinstance(variable, Variable) else None
         slices = as_rows(gradient, f"{name}[0]")
-        indices, clamped = None, False
-        if slices is None:
-            applied = given = None if gradient is None else as_gradient(gradient, f"{name}[0]")
-        else:
+        if slices is not None:
             if constraint is not None:
                 raise RuntimeError("Cannot use a constraint function on a sparse variable.")
-            given = _checked_values(slices, array, name)
-            applied, indices, clamped = _rows_once(np.asarray(slices.indices), given, array, bound)
-            if self.sliced is None:
-                # Until here they were as they came in.
-                count = len(self.gradients)
-                self.sliced = Sliced([None] * count, self.gradients.copy(), [False] * count)
-        self.gradients.append(applied)
-        if self.sliced is not None:
-            self.sliced.indices.append(indices)
-            self.sliced.given.append(given)
-            self.sliced.clamped.append(clamped)
-        if constraint is not None and given is not None:
-            self.constrained.append(variable)
+            gradient = _row_gradient(slices, array, name, row_bound)
+        elif gradient is not None:
+            gradient = as_gradient(gradient, f"{name}[0]")
+        result.arrays.append((gradient, array))
+        if constraint is not None and gradient is not None:
+            result.constrained.append(variable)
+    return result
+
+
+def _row_gradient(slices: IndexedSlices, array: _Array, name: str, bound: float) -> _core.RowGradient:
+    """Return the gradient of some rows of a variable, with repeated rows summed."""
+    given = _checked_values(slices, array, name)
+    values, indices, is_clamped = _unique_rows(np.asarray(slices.indices), given, array, bound)
+    return _core.RowGradient(values, indices, given, is_clamped)
 
 
 @raises_memory_error
 def _checked_values(slices: IndexedSlices, array: _Array, name: str) -> _Array:
-    """The values of rows that fit their variable."""
+    """Return the values of slices, after checking that they are rows of the variable."""
     values = as_gradient(slices.values, f"{name}[0].values")
     indices = np.asarray(slices.indices)
     if array.ndim == 0 or values.ndim != array.ndim or values.shape[1:] != array.shape[1:]:
@@ -153,13 +116,15 @@ def _checked_values(slices: IndexedSlices, array: _Array, name: str) -> _Array:
 
 
 @raises_memory_error
-def _rows_once(indices: _Array, values: _Array, array: _Array, bound: float) -> tuple[_Array, _Array, bool]:
-    """Each row once, in ascending order, which rows they are, and whether they have been clamped.
+def _unique_rows(
+    indices: _Array, values: _Array, array: _Array, bound: float
+) -> tuple[_Array, _Array, bool]:
+    """Return each row once, in ascending order of the indices, the indices, and whether the rows were clamped.
 
     Rows that are not repeated are left to the step, which clamps them as it does a dense gradient.
     """
     indices = indices.astype(np.int64, copy=False)
-    clamped = False
+    is_clamped = False
     if (indices[1:] <= indices[:-1]).any():
         order = np.argsort(indices, kind="stable")
         in_order = indices[order]
@@ -170,11 +135,11 @@ def _rows_once(indices: _Array, values: _Array, array: _Array, bound: float) -> 
                 # In a narrower type the bound would be rounded to it, and so would the sums.
                 values = values.astype(array.dtype)
             if bound < math.inf and values.dtype.kind == "f":
-                values, clamped = clip_by_value(values, -bound, bound), True
+                values, is_clamped = clip_by_value(values, -bound, bound), True
             summed = IndexedSlices(values, indices).coalesce()
             values, indices = summed.values, summed.indices
     return (
         np.require(values, requirements=["C", "A"]),
         np.require(indices, np.int64, ["C", "A"]),
-        clamped,
+        is_clamped,
     )

@@ -244,7 +244,7 @@ impl<const N: usize> Segment<N> {
                 && range.start <= range.end
                 && range.end <= self.len
                 && size_of::<T>() == self.scalars[operand].size()
-                && !(self.base[operand].is_null() && !range.is_empty())
+                && (range.is_empty() || !self.base[operand].is_null())
         );
         self.base[operand].cast::<T>().wrapping_add(range.start)
     }

@@ -1,17 +1,18 @@
 //! The arrays of one call: looked at, checked against each other, and described to the executor.
 
+use super::argument_name::ArgumentName;
+use super::dtypes::AcceptedDTypes;
+use super::list::views;
 use super::output::Outputs;
-use super::overlap;
-use super::view::{AcceptedDTypes, ArgumentName, DTypeCache, View};
-use crate::allocation::{OutOfMemory, reserve, try_collect, with_capacity};
+use super::output_check::check_given;
+use super::view::View;
+use crate::allocation::{OutOfMemory, try_collect, with_capacity};
 use crate::engine::plan::Plan;
 use crate::engine::segment::{INPUT, OUTPUT, Segment};
-use crate::error::Error;
 use crate::py::objects;
 use crate::py::raise::check_memory;
-use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyTuple};
+use pyo3::types::PyList;
 
 /// Where results go.
 pub enum Destination<'py> {
@@ -46,44 +47,6 @@ enum Targets<'py> {
     /// In the inputs themselves: the list of them.
     Inputs(Bound<'py, PyList>),
     Arrays(Vec<Option<View<'py>>>),
-}
-
-/// Looks at every entry of a list or tuple.
-pub fn views<'py>(
-    tensors: &Bound<'py, PyAny>,
-    takes: AcceptedDTypes,
-    label: ArgumentName<'_, '_>,
-) -> PyResult<Vec<Option<View<'py>>>> {
-    let mut known = DTypeCache::default();
-    let mut found = with_capacity(tensors.len().unwrap_or(0))?;
-    let mut look = |(index, entry): (usize, Bound<'py, PyAny>)| -> PyResult<()> {
-        // The list may grow while a type is looked at for the first time.
-        reserve(&mut found, 1)?;
-        found.push(if entry.is_none() {
-            None
-        } else {
-            Some(View::new(entry, takes, &mut known, || label.of(index))?)
-        });
-        Ok(())
-    };
-    if let Ok(list) = tensors.cast::<PyList>() {
-        for index in 0..list.len() {
-            // SAFETY: a list, whose entries are borrowed until the next line takes a reference.
-            let entry = unsafe { ffi::PyList_GetItem(list.as_ptr(), index.cast_signed()) };
-            if entry.is_null() {
-                // The list has become shorter while a type was looked at for the first time.
-                drop(PyErr::take(tensors.py()));
-                break;
-            }
-            // SAFETY: a live object.
-            look((index, unsafe { Bound::from_borrowed_ptr(tensors.py(), entry) }))?;
-        }
-    } else if let Ok(tuple) = tensors.cast::<PyTuple>() {
-        tuple.iter().enumerate().try_for_each(&mut look)?;
-    } else {
-        return Err(Error::Type("tensors must be a list or a tuple of arrays".into()).into());
-    }
-    Ok(found)
 }
 
 impl<'py> Batch<'py> {
@@ -173,59 +136,6 @@ pub fn fresh<'py>(py: Python<'py>, inputs: &[Option<View<'py>>]) -> PyResult<Vec
     let mut outputs = Outputs::new(py, inputs.iter().flatten());
     let make = |input: &Option<View<'py>>| input.as_ref().map(|input| outputs.like(input)).transpose();
     try_collect(inputs.len(), inputs.iter().map(make))
-}
-
-/// Refuses outputs that are not like their inputs, or whose memory is not free to be written.
-pub fn check_given(
-    py: Python<'_>,
-    inputs: &[Option<View<'_>>],
-    outputs: &[Option<View<'_>>],
-    input_label: ArgumentName<'_, '_>,
-    output_label: ArgumentName<'_, '_>,
-) -> PyResult<()> {
-    if inputs.len() != outputs.len() {
-        return Err(Error::Value(format!(
-            "{} has {} entries and {} has {}: they must be as many",
-            output_label.argument(),
-            outputs.len(),
-            input_label.argument(),
-            inputs.len()
-        ))
-        .into());
-    }
-    for (index, (input, output)) in inputs.iter().zip(outputs).enumerate() {
-        let (name, of) = (|| output_label.of(index), || input_label.of(index));
-        match (input, output) {
-            (None, None) => {}
-            (Some(input), Some(output)) => {
-                if output.dtype != input.dtype || output.shape() != input.shape() {
-                    return Err(Error::Value(format!(
-                        "{} is {} where {} is {}: dtype and shape must be the same",
-                        name(),
-                        output.describe(),
-                        of(),
-                        input.describe()
-                    ))
-                    .into());
-                }
-                if !output.is_writable() {
-                    return Err(Error::Value(format!(
-                        "{} ({}) is read-only: a writable array is needed to put the result in",
-                        name(),
-                        output.describe()
-                    ))
-                    .into());
-                }
-            }
-            (Some(_), None) => {
-                return Err(Error::Value(format!("{} is None where {} is an array", name(), of())).into());
-            }
-            (None, Some(_)) => {
-                return Err(Error::Value(format!("{} is an array where {} is None", name(), of())).into());
-            }
-        }
-    }
-    overlap::check(py, inputs, outputs, true, input_label, output_label)
 }
 
 /// An input and its output as a segment.

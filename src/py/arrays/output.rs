@@ -1,6 +1,7 @@
 //! Arrays for results, over memory of our own.
 
-use super::view::{AcceptedDTypes, DTypeCache, View};
+use super::dtypes::{AcceptedDTypes, DTypeCache};
+use super::view::View;
 use crate::allocation::{OutOfMemory, filled, with_capacity};
 use crate::engine::memory::{ALIGNMENT, Block, MAPPED_BYTES};
 use numpy::npyffi::{self, NpyTypes, PY_ARRAY_API, PyArrayObject};

@@ -4,7 +4,8 @@
 //! decides for arrays of equal strides (columns or blocks of one matrix), then by NumPy's `shares_memory`. That function
 //! runs Python code, so it gets arrays owned by fastclip over the memory of the snapshots.
 
-use super::view::{ArgumentName, View};
+use super::argument_name::ArgumentName;
+use super::view::View;
 use crate::allocation::{OutOfMemory, reserve, with_capacity};
 use crate::error::Error;
 use crate::py::raise::check_memory;

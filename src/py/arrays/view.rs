@@ -22,19 +22,16 @@
 //! If another thread writes the elements of an array during a call, results are made of old and new elements, and a
 //! norm may be that of a tensor that never was. Nothing outside of the arrays is read or written.
 
+use super::dtypes::{AcceptedDTypes, DTypeCache};
+use super::ndarray_type::is_array;
 use super::output::array_over;
 use crate::allocation::{OutOfMemory, copied, with_capacity};
 use crate::engine::segment::{Operand, Run, element_count};
 use crate::error::Error;
-use crate::py::objects;
-use crate::py::raise::entry_that_reads;
-use crate::scalar::{DType, Scalar};
-use numpy::npyffi::{self, NpyTypes, PyArrayObject};
+use crate::scalar::DType;
+use numpy::npyffi::{self, PyArrayObject};
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyTuple};
-use pyo3::{Borrowed, ffi};
 use std::os::raw::c_int;
-use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// What was seen of an array, which is alive for as long as this is.
 ///
@@ -110,128 +107,6 @@ impl Axes {
             Some(more) => &more.1,
             None => &self.strides[..usize::from(self.count)],
         }
-    }
-}
-
-/// What is being asked of an array.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum AcceptedDTypes {
-    /// Types with norms: floats and complex numbers.
-    Floats,
-    /// Types with an order: floats and integers.
-    Ordered,
-    /// Types of gradients: floats that are not complex.
-    Reals,
-    /// Types of variables.
-    Variables,
-    /// Any type that fastclip knows: the check against the input comes later.
-    Any,
-}
-
-impl AcceptedDTypes {
-    fn accepts(self, dtype: DType) -> bool {
-        match self {
-            Self::Floats => dtype.scalar.is_float(),
-            Self::Ordered => !dtype.complex,
-            Self::Reals => dtype.scalar.is_float() && !dtype.complex,
-            Self::Variables => matches!(dtype.scalar, Scalar::F32 | Scalar::F64) && !dtype.complex,
-            Self::Any => true,
-        }
-    }
-
-    fn list(self) -> &'static str {
-        match self {
-            Self::Floats => "float16, bfloat16, float32, float64, complex64 and complex128",
-            Self::Ordered => "float16, bfloat16, float32, float64 and every int and uint type",
-            Self::Reals => "float16, bfloat16, float32 and float64",
-            Self::Variables => {
-                "float32 and float64, the types of variables (a low-precision copy may be narrower)"
-            }
-            Self::Any => "floats, complex numbers and integers",
-        }
-    }
-}
-
-/// How an argument and its entries are called in messages.
-#[derive(Clone, Copy)]
-pub enum ArgumentName<'a, 'py> {
-    /// One array.
-    Single(&'static str),
-    /// A list: its name stands in a tuple at `first`, and after it the names of its entries, or None if
-    /// they are `argument[0]`, `argument[1]`, ….
-    Listed {
-        /// The names of a call.
-        names: &'a Bound<'py, PyTuple>,
-        /// Where those of this argument begin.
-        first: usize,
-    },
-    /// The first or second part of the pairs in a list; after as many entries, the low-precision copies of those parts,
-    /// and then their slots.
-    Paired {
-        /// The name of the list.
-        argument: &'static str,
-        /// Which part.
-        part: usize,
-        /// How many pairs there are.
-        count: usize,
-    },
-}
-
-impl ArgumentName<'_, '_> {
-    /// The name of the argument.
-    pub fn argument(&self) -> String {
-        match self {
-            Self::Single(name) | Self::Paired { argument: name, .. } => (*name).to_owned(),
-            Self::Listed { names, first } => {
-                names.get_item(*first).map_or_else(|_| "tensors".into(), |name| name.to_string())
-            }
-        }
-    }
-
-    /// The name of an entry.
-    pub fn of(&self, index: usize) -> String {
-        if let Self::Paired { argument, part, count } = self {
-            let pair = format!("{argument}[{}][{part}]", index % count);
-            return match index / count {
-                0 => pair,
-                1 => format!("the low-precision copy of {pair}"),
-                _ => format!("a slot of {pair}"),
-            };
-        }
-        let Self::Listed { names, first } = self else { return self.argument() };
-        let entries = names.get_item(first + 1);
-        match entries.and_then(|entries| entries.get_item(index)) {
-            Ok(name) => name.to_string(),
-            Err(_) => format!("{}[{index}]", self.argument()),
-        }
-    }
-}
-
-/// The last element type seen: the arrays of one call mostly share it.
-#[derive(Default)]
-pub struct DTypeCache<'py> {
-    /// The descriptor, which is kept so that no other can take its address, with what it says.
-    descr: Option<(Bound<'py, PyAny>, DType, c_int)>,
-}
-
-impl<'py> DTypeCache<'py> {
-    /// The type that a descriptor stands for, and NumPy's number of it. May run foreign code, at the first sight of a
-    /// type that is not NumPy's own.
-    #[inline]
-    fn find(&mut self, py: Python<'py>, descr: *mut npyffi::PyArray_Descr) -> Option<(DType, c_int)> {
-        match &self.descr {
-            Some((seen, dtype, number)) if seen.as_ptr() == descr.cast() => Some((*dtype, *number)),
-            _ => self.learn(py, descr),
-        }
-    }
-
-    #[cold]
-    fn learn(&mut self, py: Python<'py>, descr: *mut npyffi::PyArray_Descr) -> Option<(DType, c_int)> {
-        // SAFETY: the descriptor of a live array, kept alive from here on.
-        let owned = unsafe { Bound::from_borrowed_ptr(py, descr.cast()) };
-        let (dtype, number) = classify(py, descr)?;
-        self.descr = Some((owned, dtype, number));
-        Some((dtype, number))
     }
 }
 
@@ -515,129 +390,4 @@ fn refuse_dtype(object: &Bound<'_, PyAny>, takes: AcceptedDTypes, name: &str) ->
 fn describe(object: &Bound<'_, PyAny>) -> String {
     let text = |name: &str| object.getattr(name).map_or_else(|_| "?".into(), |v| v.to_string());
     format!("an array of dtype {} and shape {}", text("dtype"), text("shape"))
-}
-
-/// The element type of a descriptor in native byte order, and NumPy's number of it; `None` for what fastclip does not
-/// take.
-fn classify(py: Python<'_>, descr: *mut npyffi::PyArray_Descr) -> Option<(DType, c_int)> {
-    const INT: [Scalar; 4] = [Scalar::I8, Scalar::I16, Scalar::I32, Scalar::I64];
-    const UINT: [Scalar; 4] = [Scalar::U8, Scalar::U16, Scalar::U32, Scalar::U64];
-    // SAFETY: the descriptor of a live array.
-    let (number, order, class) = unsafe {
-        let fields = &(*descr).fields;
-        (fields.type_num, fields.byteorder as u8, fields.typeobj)
-    };
-    let swapped = if cfg!(target_endian = "little") { b'>' } else { b'<' };
-    if order == swapped {
-        return None;
-    }
-    let real = |scalar| Some((DType { scalar, complex: false }, number));
-    let complex = |scalar| Some((DType { scalar, complex: true }, number));
-    // C's integer types by their size on this platform; the numbers are NumPy's `NPY_TYPES`.
-    let long = size_of::<std::os::raw::c_long>().trailing_zeros() as usize;
-    match number {
-        1 => real(INT[0]),
-        2 => real(UINT[0]),
-        3 => real(INT[1]),
-        4 => real(UINT[1]),
-        5 => real(INT[2]),
-        6 => real(UINT[2]),
-        7 => real(INT[long]),
-        8 => real(UINT[long]),
-        9 => real(INT[3]),
-        10 => real(UINT[3]),
-        11 => real(Scalar::F32),
-        12 => real(Scalar::F64),
-        14 => complex(Scalar::F32),
-        15 => complex(Scalar::F64),
-        23 => real(Scalar::F16),
-        256.. if is_bfloat16(py, class) => real(Scalar::BF16),
-        _ => None,
-    }
-}
-
-/// Whether a user type is the bfloat16 of `ml_dtypes`, known by its name: it registers itself with NumPy
-/// under a number that differs from process to process.
-fn is_bfloat16(py: Python<'_>, class: *mut ffi::PyTypeObject) -> bool {
-    static SEEN: AtomicPtr<ffi::PyTypeObject> = AtomicPtr::new(std::ptr::null_mut());
-    if SEEN.load(Ordering::Relaxed) == class {
-        return true;
-    }
-    // SAFETY: the type object of a live descriptor.
-    let object = unsafe { Bound::from_borrowed_ptr(py, class.cast()) };
-    let is = |attribute: &str, wanted: &str| {
-        object.getattr(attribute).is_ok_and(|v| v.extract::<String>().is_ok_and(|v| v == wanted))
-    };
-    let found = is("__name__", "bfloat16") && is("__module__", "ml_dtypes");
-    if found {
-        // Never freed: ml_dtypes' types are static, as long as this process lives.
-        SEEN.store(class, Ordering::Relaxed);
-    }
-    found
-}
-
-/// NumPy's type object of arrays, null before [`load_numpy`].
-static NDARRAY: AtomicPtr<ffi::PyTypeObject> = AtomicPtr::new(std::ptr::null_mut());
-
-/// Looks NumPy's C interface up.
-pub fn load_numpy(py: Python<'_>) {
-    // SAFETY: looks up a static of NumPy's.
-    let array = unsafe { npyffi::get_type_object(py, NpyTypes::PyArray_Type) };
-    NDARRAY.store(array, Ordering::Relaxed);
-}
-
-/// Whether an object is exactly an array, of no subclass.
-fn is_exactly_array(object: &Bound<'_, PyAny>) -> bool {
-    // SAFETY: reads the type of a live object.
-    unsafe { ffi::Py_TYPE(object.as_ptr()) == NDARRAY.load(Ordering::Relaxed) }
-}
-
-/// Whether an object is an array, perhaps of a subclass.
-fn is_array(object: &Bound<'_, PyAny>) -> bool {
-    // SAFETY: looks at the type of a live object.
-    is_exactly_array(object) || unsafe { npyffi::PyArray_Check(object.py(), object.as_ptr()) != 0 }
-}
-
-/// Whether an object is just an array (of no subclass), in native byte order.
-pub fn is_plain_array(object: &Bound<'_, PyAny>) -> bool {
-    is_exactly_array(object) && {
-        // SAFETY: the object is an array, alive, and so is its descriptor.
-        let order = unsafe { (*(*object.as_ptr().cast::<PyArrayObject>()).fields.descr).fields.byteorder };
-        !matches!(order as u8, b'>' | b'<')
-    }
-}
-
-/// Whether an entry is a plain array or None.
-fn is_plain_entry(entry: &Bound<'_, PyAny>) -> bool {
-    is_plain_array(entry) || entry.is_none()
-}
-
-/// Whether `tensors` is a list or tuple of plain arrays in native byte order, and None.
-#[pyfunction]
-#[pyo3(signature = (tensors, /))]
-pub fn is_plain(tensors: &Bound<'_, PyAny>) -> bool {
-    if let Ok(list) = tensors.cast_exact::<PyList>() {
-        list.iter().all(|entry| is_plain_entry(&entry))
-    } else if let Ok(tuple) = tensors.cast_exact::<PyTuple>() {
-        tuple.iter_borrowed().all(|entry| is_plain_entry(&entry))
-    } else {
-        false
-    }
-}
-
-/// The entries of a list or tuple as a list of our own, if they are plain arrays in native byte order, and None, and so
-/// need no looking into from Python; else None. The caller's list is read once, here.
-#[pyfunction]
-#[pyo3(signature = (tensors, /))]
-pub fn plain_list<'py>(py: Python<'py>, tensors: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyList>>> {
-    entry_that_reads(py, || {
-        if !tensors.is_exact_instance_of::<PyList>() && !tensors.is_exact_instance_of::<PyTuple>() {
-            return Ok(None);
-        }
-        let own = objects::list_of(tensors)?;
-        // SAFETY: a new list that nobody else has: its entries stay.
-        let entry = |at| unsafe { Borrowed::from_ptr(py, ffi::PyList_GetItem(own.as_ptr(), at)) };
-        let plain = (0..own.len().cast_signed()).all(|at| is_plain_entry(&entry(at)));
-        Ok(plain.then_some(own))
-    })
 }

@@ -2,8 +2,8 @@
 
 use crate::allocation::with_capacity;
 use crate::error::Error;
-use crate::py::arrays::view::{AcceptedDTypes, DTypeCache, View};
-use crate::scalar::Scalar;
+use crate::py::arrays::dtypes::{AcceptedDTypes, DTypeCache};
+use crate::py::arrays::view::View;
 use crate::with_scalar;
 use pyo3::prelude::*;
 

@@ -64,7 +64,7 @@ pub struct GradientClipping {
 
 #[pymethods]
 impl GradientClipping {
-    /// `clip` is "none", "value", "norm" or "global_norm", and `bound` the bound on elements or norms.
+    /// `clip` is "none", "value", "norm" or `"global_norm"`, and `bound` the bound on elements or norms.
     #[new]
     fn new(py: Python<'_>, clip: &str, bound: f64, on_nonfinite: &str) -> PyResult<Self> {
         entry_that_reads(py, || {

@@ -9,14 +9,15 @@ pub mod request;
 pub mod slots;
 mod updates;
 
-use crate::allocation::{OutOfMemory, try_collect};
+use crate::allocation::{OutOfMemory, collect, try_collect};
 use crate::engine::plan::{CHUNK, Plan};
 use crate::engine::segment::Segment;
 use crate::engine::workspace::{Context, Workspace};
 use crate::operations::magnitude::Order;
 use crate::operations::norms::measure;
-use crate::operations::update::{COPY, GRADIENT, OPERANDS, ParameterUpdate, StepParameters, step};
-use crate::py::arrays::view::{ArgumentName, View};
+use crate::operations::update::{OPERANDS, ParameterUpdate, StepParameters, step};
+use crate::py::arrays::argument_name::ArgumentName;
+use crate::py::arrays::view::View;
 use crate::py::raise::{before_writing, check_memory, detached, entry, refuse_nonfinite};
 use crate::scalar::Scalar;
 use conflicts::check_conflicts;
@@ -53,6 +54,10 @@ pub fn take_step(py: Python<'_>, request: &Bound<'_, StepRequest>) -> PyResult<b
             let segments = gradients.iter().map(|(_, gradient)| segment_to_read(gradient.measured()));
             measured = try_collect(gradients.len(), segments)?;
         }
+        let is_clamped = |rows: &pairs::Rows| rows.is_clamped;
+        let are_clamped = gradients.iter().map(|(_, g)| g.rows.as_deref().is_some_and(is_clamped));
+        let are_clamped: Vec<bool> = collect(are_clamped)?;
+        let initial = slots.map_or(&[][..], slots::Slots::initial);
         let plan = Plan::new(&measured)?;
         let Updates { mut updates, registry, new_slots, owners } =
             describe_updates(py, kind, registry, &pairs)?;
@@ -62,16 +67,15 @@ pub fn take_step(py: Python<'_>, request: &Bound<'_, StepRequest>) -> PyResult<b
         check_memory(py)?;
         let (is_taken, total, magnitudes) = detached(py, || {
             let magnitudes = measure(&workspace, &measured, &plan, Order::Two)?;
-            let Decision { transforms, total } = clipping.decide(loss_scale, &magnitudes, gradients.len())?;
+            let Decision { transforms, total } =
+                clipping.decide(loss_scale, &magnitudes, are_clamped.len())?;
             let Some(mut transforms) = transforms else { return Ok((false, total, magnitudes)) };
-            for (transform, (_, gradient)) in transforms.iter_mut().zip(&gradients) {
-                if gradient.rows.as_ref().is_some_and(|rows| rows.is_clamped) {
+            for (transform, is_clamped) in transforms.iter_mut().zip(&are_clamped) {
+                if *is_clamped {
                     transform.clamp = None;
                 }
             }
-            if let Some(slots) = slots {
-                initialise_slots(context, &new_slots, slots.initial())?;
-            }
+            initialise_slots(context, &new_slots, initial)?;
             let sizes = updates.iter().map(|update| (update.segment.len(), bytes_moved(update)));
             let update_plan = Plan::cut(sizes, CHUNK)?;
             let workspace = Workspace::with_scratch(context, update_plan.bytes(), 0)?;

@@ -15,6 +15,7 @@ use crate::py::raise::check_memory;
 use pyo3::prelude::*;
 
 /// All that a step updates.
+#[allow(clippy::struct_field_names, reason = "the updates are one of its parts")]
 pub struct Updates<'py> {
     /// One update for each variable or, where the gradient is one of rows, for each of its runs of rows.
     pub updates: Vec<ParameterUpdate>,

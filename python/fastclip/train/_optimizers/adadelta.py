@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastclip.train._hyper_parameter import HyperParameter, current
+from fastclip.train._hyper_parameter import HyperParameter
 from fastclip.train._optimizer import Optimizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from fastclip.train._handling import GradientHandling
+    from fastclip.train._gradient_options import GradientOptions
 
 __all__ = ["AdadeltaOptimizer"]
 
@@ -31,7 +31,7 @@ class AdadeltaOptimizer(Optimizer):
         :math:`\varepsilon`.
     use_locking, name
         See :class:`Optimizer`.
-    **handling
+    **options
         ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
         :class:`Optimizer`.
 
@@ -68,16 +68,7 @@ class AdadeltaOptimizer(Optimizer):
         epsilon: HyperParameter = 1e-8,
         use_locking: bool = False,
         name: str = "Adadelta",
-        **handling: Unpack[GradientHandling],
+        **options: Unpack[GradientOptions],
     ) -> None:
-        super().__init__(use_locking, name, **handling)
-        self._learning_rate = learning_rate
-        self._rho = rho
-        self._epsilon = epsilon
-
-    def _hyper(self) -> tuple[float, ...]:
-        return (
-            current(self._learning_rate, "learning_rate"),
-            current(self._rho, "rho"),
-            current(self._epsilon, "epsilon"),
-        )
+        hyper_parameters = {"learning_rate": learning_rate, "rho": rho, "epsilon": epsilon}
+        super().__init__(use_locking, name, hyper_parameters, **options)

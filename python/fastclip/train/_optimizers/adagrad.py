@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastclip.train._hyper_parameter import HyperParameter, current
+from fastclip.train._hyper_parameter import HyperParameter, positive
 from fastclip.train._optimizer import Optimizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from fastclip.train._handling import GradientHandling
+    from fastclip.train._gradient_options import GradientOptions
 
 __all__ = ["AdagradOptimizer"]
 
@@ -29,7 +29,7 @@ class AdagradOptimizer(Optimizer):
         The first value of the accumulators, above 0.
     use_locking, name
         See :class:`Optimizer`.
-    **handling
+    **options
         ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
         :class:`Optimizer`.
 
@@ -69,16 +69,7 @@ class AdagradOptimizer(Optimizer):
         initial_accumulator_value: float = 0.1,
         use_locking: bool = False,
         name: str = "Adagrad",
-        **handling: Unpack[GradientHandling],
+        **options: Unpack[GradientOptions],
     ) -> None:
-        super().__init__(use_locking, name, **handling)
-        self._initial_accumulator_value = current(initial_accumulator_value, "initial_accumulator_value")
-        if self._initial_accumulator_value <= 0.0:
-            raise ValueError(f"initial_accumulator_value must be positive: {initial_accumulator_value}")
-        self._learning_rate = learning_rate
-
-    def _hyper(self) -> tuple[float, ...]:
-        return (current(self._learning_rate, "learning_rate"),)
-
-    def _initial(self) -> tuple[float, ...]:
-        return (self._initial_accumulator_value,)
+        first_value = positive(initial_accumulator_value, "initial_accumulator_value")
+        super().__init__(use_locking, name, {"learning_rate": learning_rate}, (first_value,), **options)

@@ -8,14 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fastclip._variables.variable import Variable
-from fastclip.train._hyper_parameter import HyperParameter, current
+from fastclip.train._hyper_parameter import HyperParameter, positive
 from fastclip.train._optimizer import Optimizer
 from fastclip.train._step_counter import as_step_counter
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from fastclip.train._handling import GradientHandling
+    from fastclip.train._gradient_options import GradientOptions
 
 __all__ = ["AdagradDAOptimizer"]
 
@@ -39,7 +39,7 @@ class AdagradDAOptimizer(Optimizer):
         :math:`l_1` and :math:`l_2`.
     use_locking, name
         See :class:`Optimizer`.
-    **handling
+    **options
         ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
         :class:`Optimizer`.
 
@@ -84,33 +84,18 @@ class AdagradDAOptimizer(Optimizer):
         l2_regularization_strength: float = 0.0,
         use_locking: bool = False,
         name: str = "AdagradDA",
-        **handling: Unpack[GradientHandling],
+        **options: Unpack[GradientOptions],
     ) -> None:
-        super().__init__(use_locking, name, **handling)
-        self._initial_value = current(
+        hyper_parameters = {
+            "learning_rate": learning_rate,
+            "l1_regularization_strength": l1_regularization_strength,
+            "l2_regularization_strength": l2_regularization_strength,
+        }
+        first_value = positive(
             initial_gradient_squared_accumulator_value, "initial_gradient_squared_accumulator_value"
         )
-        if self._initial_value <= 0.0:
-            raise ValueError(
-                "initial_gradient_squared_accumulator_value must be positive: "
-                f"{initial_gradient_squared_accumulator_value}"
-            )
+        super().__init__(use_locking, name, hyper_parameters, (0.0, first_value), **options)
         self._global_step = as_step_counter(global_step)
-        self._learning_rate = learning_rate
-        self._l1_regularization_strength = l1_regularization_strength
-        self._l2_regularization_strength = l2_regularization_strength
 
-    def _hyper(self) -> tuple[float, ...]:
-        return (
-            current(self._learning_rate, "learning_rate"),
-            current(self._l1_regularization_strength, "l1_regularization_strength"),
-            current(self._l2_regularization_strength, "l2_regularization_strength"),
-            # The number of the step comes when it begins.
-            np.nan,
-        )
-
-    def _at_this_step(self, hyper: tuple[float, ...]) -> tuple[float, ...]:
-        return (*hyper[:-1], float(self._global_step) + 1.0)
-
-    def _initial(self) -> tuple[float, ...]:
-        return (0.0, self._initial_value)
+    def _with_counters(self, hyper: tuple[float, ...]) -> tuple[float, ...]:
+        return (*hyper, float(self._global_step) + 1.0)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from fastclip.train._hyper_parameter import HyperParameter, current
+from fastclip.train._hyper_parameter import HyperParameter
 from fastclip.train._optimizer import Optimizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from fastclip.train._handling import GradientHandling
+    from fastclip.train._gradient_options import GradientOptions
 
 __all__ = ["AdamOptimizer"]
 
@@ -36,7 +36,7 @@ class AdamOptimizer(Optimizer):
         Accepted for TensorFlow's sake, and not used.
     use_locking, name
         See :class:`Optimizer`.
-    **handling
+    **options
         ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
         :class:`Optimizer`.
 
@@ -68,9 +68,8 @@ class AdamOptimizer(Optimizer):
 
     _rule = "adam"
     _slot_names = ("m", "v")
-    #: The powers of the betas that the next step uses.
+    #: The powers of the betas at the next step.
     _counter_names = ("beta1_power", "beta2_power")
-    _changes_all_rows = True
 
     def __init__(
         self,
@@ -81,32 +80,26 @@ class AdamOptimizer(Optimizer):
         use_locking: bool = False,
         name: str = "Adam",
         use_own_namescope_for_non_slot_vars: bool = False,
-        **handling: Unpack[GradientHandling],
+        **options: Unpack[GradientOptions],
     ) -> None:
-        super().__init__(use_locking, name, **handling)
-        self._learning_rate = learning_rate
-        self._beta1 = beta1
-        self._beta2 = beta2
-        self._epsilon = epsilon
+        hyper_parameters = {
+            "learning_rate": learning_rate,
+            "beta1": beta1,
+            "beta2": beta2,
+            "epsilon": epsilon,
+        }
+        super().__init__(use_locking, name, hyper_parameters, **options)
 
-    def _hyper(self) -> tuple[float, ...]:
-        learning_rate, epsilon = (
-            current(self._learning_rate, "learning_rate"),
-            current(self._epsilon, "epsilon"),
-        )
-        beta1, beta2 = current(self._beta1, "beta1"), current(self._beta2, "beta2")
-        # The powers of the betas come when the step begins.
-        return (learning_rate, beta1, beta2, epsilon, np.nan, np.nan)
-
-    def _at_this_step(self, hyper: tuple[float, ...]) -> tuple[float, ...]:
-        learning_rate, beta1, beta2, epsilon, _, _, *more = hyper
+    def _with_counters(self, hyper: tuple[float, ...]) -> tuple[float, ...]:
+        learning_rate, beta1, beta2, epsilon, *more = hyper
         powers = self._state.counters
+        # Before the first step the counters are NaN, and the powers those of the exponent 1.
         begun = not np.isnan(powers["beta1_power"])
         power1 = float(powers["beta1_power"]) if begun else beta1
         power2 = float(powers["beta2_power"]) if begun else beta2
         return (learning_rate, beta1, beta2, epsilon, power1, power2, *more)
 
-    def _after(self, hyper: tuple[float, ...]) -> list[tuple[npt.NDArray[np.float64], float]]:
+    def _counters_after(self, hyper: tuple[float, ...]) -> list[tuple[npt.NDArray[np.float64], float]]:
         _, beta1, beta2, _, power1, power2 = hyper[:6]
         powers = self._state.counters
         return [(powers["beta1_power"], power1 * beta1), (powers["beta2_power"], power2 * beta2)]

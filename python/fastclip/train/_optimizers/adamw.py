@@ -10,7 +10,7 @@ from fastclip.train._optimizers.adam import AdamOptimizer
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from fastclip.train._handling import GradientHandling
+    from fastclip.train._gradient_options import GradientOptions
 
 __all__ = ["AdamWOptimizer"]
 
@@ -31,7 +31,7 @@ class AdamWOptimizer(AdamOptimizer):
         See :class:`AdamOptimizer`.
     use_locking, name
         See :class:`Optimizer`.
-    **handling
+    **options
         ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
         :class:`Optimizer`.
 
@@ -68,11 +68,7 @@ class AdamWOptimizer(AdamOptimizer):
         epsilon: HyperParameter = 1e-8,
         use_locking: bool = False,
         name: str = "AdamW",
-        **handling: Unpack[GradientHandling],
+        **options: Unpack[GradientOptions],
     ) -> None:
-        super().__init__(learning_rate, beta1, beta2, epsilon, use_locking, name, **handling)
-        self._weight_decay = weight_decay
-
-    def _hyper(self) -> tuple[float, ...]:
-        weight_decay = current(self._weight_decay, "weight_decay")
-        return (*super()._hyper(), weight_decay)
+        super().__init__(learning_rate, beta1, beta2, epsilon, use_locking, name, **options)
+        self._hyper_parameters["weight_decay"] = weight_decay

@@ -10,7 +10,7 @@ from fastclip.train._optimizer import Optimizer
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from fastclip.train._handling import GradientHandling
+    from fastclip.train._gradient_options import GradientOptions
 
 __all__ = ["FtrlOptimizer"]
 
@@ -39,7 +39,7 @@ class FtrlOptimizer(Optimizer):
         :math:`\beta` of the paper; 0 if it is None.
     use_locking, name
         See :class:`Optimizer`.
-    **handling
+    **options
         ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
         :class:`Optimizer`.
 
@@ -89,9 +89,8 @@ class FtrlOptimizer(Optimizer):
         linear_name: str | None = None,
         l2_shrinkage_regularization_strength: float = 0.0,
         beta: float | None = None,
-        **handling: Unpack[GradientHandling],
+        **options: Unpack[GradientOptions],
     ) -> None:
-        super().__init__(use_locking, name, **handling)
         if current(learning_rate_power, "learning_rate_power") > 0.0:
             raise ValueError(f"learning_rate_power {learning_rate_power} needs to be negative or zero")
         at_least_zero = {
@@ -103,23 +102,11 @@ class FtrlOptimizer(Optimizer):
         for argument, value in at_least_zero.items():
             if current(value, argument) < 0.0:
                 raise ValueError(f"{argument} {value} needs to be positive or zero")
-        self._initial_accumulator_value = current(initial_accumulator_value, "initial_accumulator_value")
-        self._learning_rate = learning_rate
-        self._learning_rate_power = learning_rate_power
-        self._l1_regularization_strength = l1_regularization_strength
-        self._l2_regularization_strength = l2_regularization_strength
-        self._l2_shrinkage_regularization_strength = l2_shrinkage_regularization_strength
-        self._beta = 0.0 if beta is None else beta
-
-    def _hyper(self) -> tuple[float, ...]:
-        return (
-            current(self._learning_rate, "learning_rate"),
-            current(self._learning_rate_power, "learning_rate_power"),
-            current(self._l1_regularization_strength, "l1_regularization_strength"),
-            current(self._l2_regularization_strength, "l2_regularization_strength"),
-            current(self._l2_shrinkage_regularization_strength, "l2_shrinkage_regularization_strength"),
-            current(self._beta, "beta"),
-        )
-
-    def _initial(self) -> tuple[float, ...]:
-        return (self._initial_accumulator_value, 0.0)
+        first_value = current(at_least_zero.pop("initial_accumulator_value"), "initial_accumulator_value")
+        hyper_parameters = {
+            "learning_rate": learning_rate,
+            "learning_rate_power": learning_rate_power,
+            **at_least_zero,
+            "beta": 0.0 if beta is None else beta,
+        }
+        super().__init__(use_locking, name, hyper_parameters, (first_value, 0.0), **options)

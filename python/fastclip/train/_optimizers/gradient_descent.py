@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastclip.train._hyper_parameter import HyperParameter, current
+from fastclip.train._hyper_parameter import HyperParameter
 from fastclip.train._optimizer import Optimizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from fastclip.train._handling import GradientHandling
+    from fastclip.train._gradient_options import GradientOptions
 
 __all__ = ["GradientDescentOptimizer"]
 
@@ -27,7 +27,7 @@ class GradientDescentOptimizer(Optimizer):
         The learning rate.
     use_locking, name
         See :class:`Optimizer`.
-    **handling
+    **options
         ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
         :class:`Optimizer`.
 
@@ -56,10 +56,6 @@ class GradientDescentOptimizer(Optimizer):
         learning_rate: HyperParameter,
         use_locking: bool = False,
         name: str = "GradientDescent",
-        **handling: Unpack[GradientHandling],
+        **options: Unpack[GradientOptions],
     ) -> None:
-        super().__init__(use_locking, name, **handling)
-        self._learning_rate = learning_rate
-
-    def _hyper(self) -> tuple[float, ...]:
-        return (current(self._learning_rate, "learning_rate"),)
+        super().__init__(use_locking, name, {"learning_rate": learning_rate}, **options)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastclip.train._hyper_parameter import HyperParameter, current
+from fastclip.train._hyper_parameter import HyperParameter
 from fastclip.train._optimizer import Optimizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from fastclip.train._handling import GradientHandling
+    from fastclip.train._gradient_options import GradientOptions
 
 __all__ = ["MomentumOptimizer"]
 
@@ -31,7 +31,7 @@ class MomentumOptimizer(Optimizer):
         Whether to look ahead.
     use_locking, name
         See :class:`Optimizer`.
-    **handling
+    **options
         ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
         :class:`Optimizer`.
 
@@ -71,16 +71,11 @@ class MomentumOptimizer(Optimizer):
         use_locking: bool = False,
         name: str = "Momentum",
         use_nesterov: bool = False,
-        **handling: Unpack[GradientHandling],
+        **options: Unpack[GradientOptions],
     ) -> None:
-        super().__init__(use_locking, name, **handling)
-        self._learning_rate = learning_rate
-        self._momentum = momentum
-        self._use_nesterov = use_nesterov
-
-    def _hyper(self) -> tuple[float, ...]:
-        return (
-            current(self._learning_rate, "learning_rate"),
-            current(self._momentum, "momentum"),
-            float(bool(self._use_nesterov)),
-        )
+        hyper_parameters = {
+            "learning_rate": learning_rate,
+            "momentum": momentum,
+            "use_nesterov": float(bool(use_nesterov)),
+        }
+        super().__init__(use_locking, name, hyper_parameters, **options)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastclip.train._hyper_parameter import HyperParameter, current
+from fastclip.train._hyper_parameter import HyperParameter, positive
 from fastclip.train._optimizer import Optimizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from fastclip.train._handling import GradientHandling
+    from fastclip.train._gradient_options import GradientOptions
 
 __all__ = ["ProximalAdagradOptimizer"]
 
@@ -31,7 +31,7 @@ class ProximalAdagradOptimizer(Optimizer):
         :math:`l_1` and :math:`l_2`.
     use_locking, name
         See :class:`Optimizer`.
-    **handling
+    **options
         ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
         :class:`Optimizer`.
 
@@ -74,22 +74,12 @@ class ProximalAdagradOptimizer(Optimizer):
         l2_regularization_strength: float = 0.0,
         use_locking: bool = False,
         name: str = "ProximalAdagrad",
-        **handling: Unpack[GradientHandling],
+        **options: Unpack[GradientOptions],
     ) -> None:
-        super().__init__(use_locking, name, **handling)
-        self._initial_accumulator_value = current(initial_accumulator_value, "initial_accumulator_value")
-        if self._initial_accumulator_value <= 0.0:
-            raise ValueError(f"initial_accumulator_value must be positive: {initial_accumulator_value}")
-        self._learning_rate = learning_rate
-        self._l1_regularization_strength = l1_regularization_strength
-        self._l2_regularization_strength = l2_regularization_strength
-
-    def _hyper(self) -> tuple[float, ...]:
-        return (
-            current(self._learning_rate, "learning_rate"),
-            current(self._l1_regularization_strength, "l1_regularization_strength"),
-            current(self._l2_regularization_strength, "l2_regularization_strength"),
-        )
-
-    def _initial(self) -> tuple[float, ...]:
-        return (self._initial_accumulator_value,)
+        hyper_parameters = {
+            "learning_rate": learning_rate,
+            "l1_regularization_strength": l1_regularization_strength,
+            "l2_regularization_strength": l2_regularization_strength,
+        }
+        first_value = positive(initial_accumulator_value, "initial_accumulator_value")
+        super().__init__(use_locking, name, hyper_parameters, (first_value,), **options)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastclip.train._hyper_parameter import HyperParameter, current
+from fastclip.train._hyper_parameter import HyperParameter
 from fastclip.train._optimizer import Optimizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from fastclip.train._handling import GradientHandling
+    from fastclip.train._gradient_options import GradientOptions
 
 __all__ = ["ProximalGradientDescentOptimizer"]
 
@@ -29,7 +29,7 @@ class ProximalGradientDescentOptimizer(Optimizer):
         :math:`l_1` and :math:`l_2`.
     use_locking, name
         See :class:`Optimizer`.
-    **handling
+    **options
         ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
         :class:`Optimizer`.
 
@@ -65,16 +65,11 @@ class ProximalGradientDescentOptimizer(Optimizer):
         l2_regularization_strength: float = 0.0,
         use_locking: bool = False,
         name: str = "ProximalGradientDescent",
-        **handling: Unpack[GradientHandling],
+        **options: Unpack[GradientOptions],
     ) -> None:
-        super().__init__(use_locking, name, **handling)
-        self._learning_rate = learning_rate
-        self._l1_regularization_strength = l1_regularization_strength
-        self._l2_regularization_strength = l2_regularization_strength
-
-    def _hyper(self) -> tuple[float, ...]:
-        return (
-            current(self._learning_rate, "learning_rate"),
-            current(self._l1_regularization_strength, "l1_regularization_strength"),
-            current(self._l2_regularization_strength, "l2_regularization_strength"),
-        )
+        hyper_parameters = {
+            "learning_rate": learning_rate,
+            "l1_regularization_strength": l1_regularization_strength,
+            "l2_regularization_strength": l2_regularization_strength,
+        }
+        super().__init__(use_locking, name, hyper_parameters, **options)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastclip.train._hyper_parameter import HyperParameter, current
+from fastclip.train._hyper_parameter import HyperParameter
 from fastclip.train._optimizer import Optimizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from fastclip.train._handling import GradientHandling
+    from fastclip.train._gradient_options import GradientOptions
 
 __all__ = ["RMSPropOptimizer"]
 
@@ -35,7 +35,7 @@ class RMSPropOptimizer(Optimizer):
         Whether to divide by the deviation of the gradient instead of its root mean square.
     use_locking, name
         See :class:`Optimizer`.
-    **handling
+    **options
         ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
         :class:`Optimizer`.
 
@@ -77,23 +77,16 @@ class RMSPropOptimizer(Optimizer):
         use_locking: bool = False,
         centered: bool = False,
         name: str = "RMSProp",
-        **handling: Unpack[GradientHandling],
+        **options: Unpack[GradientOptions],
     ) -> None:
+        hyper_parameters = {
+            "learning_rate": learning_rate,
+            "decay": decay,
+            "momentum": momentum,
+            "epsilon": epsilon,
+        }
+        first_values: tuple[float, ...] = (1.0, 0.0)
         if centered:
             self._rule, self._slot_names = "centered_rms_prop", ("rms", "momentum", "mg")
-        super().__init__(use_locking, name, **handling)
-        self._learning_rate = learning_rate
-        self._decay = decay
-        self._momentum = momentum
-        self._epsilon = epsilon
-
-    def _hyper(self) -> tuple[float, ...]:
-        return (
-            current(self._learning_rate, "learning_rate"),
-            current(self._decay, "decay"),
-            current(self._momentum, "momentum"),
-            current(self._epsilon, "epsilon"),
-        )
-
-    def _initial(self) -> tuple[float, ...]:
-        return (1.0, 0.0, 0.0)[: len(self._slot_names)]
+            first_values = (1.0, 0.0, 0.0)
+        super().__init__(use_locking, name, hyper_parameters, first_values, **options)
