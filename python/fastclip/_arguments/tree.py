@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from fastclip import _core
 from fastclip._arguments.arrays import as_array, as_output, describe, is_array_like
+from fastclip._arguments.names import ArgumentNames
 from fastclip._arguments.rebuilding import (
     DictMaker,
     KeyedMaker,
@@ -32,9 +33,7 @@ from fastclip._arguments.rebuilding import (
 )
 from fastclip._indexed_slices import IndexedSlices
 
-__all__ = ["Names", "Tree", "check_same_structure", "flatten", "flatten_like"]
-
-Names = tuple[str, list[str] | None, str, list[str] | None]
+__all__ = ["Tree", "check_same_structure", "flatten", "flatten_like"]
 
 _Leaf = Callable[[Any, str], npt.NDArray[Any]]
 _Rebuild = Callable[[list[Any]], Any]
@@ -83,7 +82,7 @@ class Tree:
             return results
         return out.entries if out.flat else out.container
 
-    def names(self, out: Tree | None = None) -> Names:
+    def names(self, out: Tree | None = None) -> ArgumentNames:
         """What entries are called, for the compiled part."""
         if out is None or out is self:
             return (self.argument, self.labels, "out", self.labels)

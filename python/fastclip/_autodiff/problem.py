@@ -56,7 +56,7 @@ class Problem:
         constant: Callable[[npt.NDArray[Any]], Any] | None = None,
     ) -> Any:
         """Call the loss with traced values in the place of the variables."""
-        traced: Mapping[Variable, Any] = {
+        traced: Mapping[object, Any] = {
             variable: value
             for variable, value in zip(self.variables, values, strict=True)
             if isinstance(variable, Variable)

@@ -30,11 +30,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastclip import _core
 from fastclip._arguments.arrays import as_array, as_number, describe, is_array_like
+from fastclip._arguments.axes import reduced_axes, unit_axes
+from fastclip._arguments.bounds import value_bound
 from fastclip._arguments.order import parse_order
 from fastclip._arguments.tree import Tree, check_same_structure, flatten
-from fastclip._functions import clip, norms, unitwise
+from fastclip._compiled import clip, norms, unitwise
 from fastclip._variables.variable import Variable
 
 __all__ = [
@@ -62,10 +63,10 @@ def clip_by_value(t: Any, clip_value_min: Any, clip_value_max: Any, out: Any) ->
     _refuse(out=out)
     x, lower, upper = _tensor(t, "t"), _read(clip_value_min), _read(clip_value_max)
     raw, low, high = getval(x), getval(lower), getval(upper)
-    exact = clip.clip_by_value(raw, low, high)
+    exact = clip.clip_by_value(raw, low, high, None)
     array = as_array(raw, "t")
-    low = clip._value_bound(low, array, "clip_value_min")
-    high = clip._value_bound(high, array, "clip_value_max")
+    low = value_bound(low, array, "clip_value_min")
+    high = value_bound(high, array, "clip_value_max")
     # As max(min(t, high), low) decides where its arguments are equal.
     with np.errstate(invalid="ignore"):
         to_low = ~(np.minimum(array, high) >= low)
@@ -77,8 +78,8 @@ def clip_by_norm(t: Any, clip_norm: Any, axes: Any, ord: float, out: Any) -> Any
     """:func:`fastclip.clip_by_norm`, differentiably."""
     _refuse(out=out)
     x, bound = _tensor(t, "t"), _read(clip_norm)
-    exact = clip.clip_by_norm(getval(x), getval(bound), axes, ord=ord)
-    reduced = clip._reduced_axes(axes, exact.ndim)
+    exact = clip.clip_by_norm(getval(x), getval(bound), axes, ord, None)
+    reduced = reduced_axes(axes, exact.ndim)
     norm = _norm(_Measure(_order(ord), tuple(reduced or [True] * exact.ndim)), x)
     return _scaled(exact, math.nan, x, norm, bound)
 
@@ -87,7 +88,7 @@ def clip_by_average_norm(t: Any, clip_norm: Any, out: Any) -> Any:
     """:func:`fastclip.clip_by_average_norm`, differentiably."""
     _refuse(out=out)
     x, bound = _tensor(t, "t"), _read(clip_norm)
-    exact = clip.clip_by_average_norm(getval(x), getval(bound))
+    exact = clip.clip_by_average_norm(getval(x), getval(bound), None)
     norm = _norm(_Measure(2.0, (True,) * exact.ndim), x)
     return _scaled(exact, math.nan, x, norm, bound * float(exact.size))
 
@@ -107,7 +108,9 @@ def clip_by_global_norm(
     tree = _flatten(t_list, "t_list")
     bound, known = _read(clip_norm), _read(use_norm)
     raw = [getval(leaf) for leaf in tree.leaves]
-    exact, _ = clip.clip_by_global_norm(raw, getval(bound), getval(known), ord=ord, on_nonfinite=on_nonfinite)
+    exact, _ = clip.clip_by_global_norm(
+        raw, getval(bound), getval(known), ord, None, on_nonfinite, None, None
+    )
     norm = known
     if known is None:
         norm = _norm(_Measure(_order(ord), None), *[leaf for leaf in tree.leaves if leaf is not None])
@@ -130,7 +133,7 @@ def tensor_norms(t_list: Any, ord: float) -> Any:
     """:func:`fastclip.tensor_norms`, differentiably."""
     tree = _flatten(t_list, "t_list")
     leaves = [leaf for leaf in tree.leaves if leaf is not None]
-    exact = norms.tensor_norms([getval(leaf) for leaf in leaves], ord=ord)
+    exact = norms.tensor_norms([getval(leaf) for leaf in leaves], ord)
     each = [_norm(_Measure(_order(ord), None), leaf) for leaf in leaves]
     return _cast(anp.array(each), exact.dtype)
 
@@ -139,7 +142,7 @@ def clip_by_block_rms(t_list: Any, threshold: Any, out: Any) -> Any:
     """:func:`fastclip.clip_by_block_rms`, differentiably."""
     _refuse(out=out)
     tree, bound = _flatten(t_list, "t_list"), _read(threshold)
-    exact = unitwise.clip_by_block_rms([getval(leaf) for leaf in tree.leaves], getval(bound))
+    exact = unitwise.clip_by_block_rms([getval(leaf) for leaf in tree.leaves], getval(bound), None)
     results = [
         None
         if leaf is None
@@ -166,14 +169,15 @@ def adaptive_clip(params: Any, grads: Any, clipping: Any, eps: Any, axes: Any, o
         [getval(leaf) for leaf in tree.leaves],
         getval(ratio),
         getval(least),
-        axes=axes,
+        axes,
+        None,
     )
     results: list[Any] = []
     for value, weight, leaf in zip(exact, weights.leaves, tree.leaves, strict=True):
         if leaf is None:
             results.append(None)
             continue
-        unit = _Measure(2.0, tuple(unitwise._unit_axes(value.shape, axes, "grads")))
+        unit = _Measure(2.0, tuple(unit_axes(value.shape, axes, "grads")))
         bound = anp.maximum(_norm(unit, weight), least) * ratio
         results.append(_scaled(value, math.nan, leaf, _norm(unit, leaf), bound))
     return tree.rebuild(results)
@@ -254,11 +258,9 @@ class _Measure:
 
     def __call__(self, tensors: Sequence[Any]) -> Any:
         if self.reduced is None:
-            return norms.global_norm(list(tensors), ord=self.order)
+            return norms.global_norm(list(tensors), self.order, None)
         array = as_array(tensors[0], "t")
-        values = np.empty([1 if r else n for n, r in zip(array.shape, self.reduced, strict=True)])
-        _core.slice_norms([array], [list(self.reduced)], self.order, [values], ("t", ["t"], "out", ["out"]))
-        return values
+        return norms.slice_norms(array, list(self.reduced), self.order)
 
     def directions(self, tensors: Sequence[Any], norm: Any, which: Sequence[int]) -> list[Any]:
         """The gradient of the norm by some of the tensors."""

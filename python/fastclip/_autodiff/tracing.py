@@ -10,12 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy.typing as npt
-
-if TYPE_CHECKING:
-    from fastclip._variables.variable import Variable
 
 __all__ = ["Trace", "current_trace", "tracing"]
 
@@ -41,11 +38,11 @@ class Trace:
     """
 
     engine: str
-    values: Mapping[Variable, Any]
+    values: Mapping[object, Any]
     constant: Callable[[npt.NDArray[Any]], Any]
     outer: Trace | None
 
-    def find(self, variable: Variable) -> Trace | None:
+    def find(self, variable: object) -> Trace | None:
         """The innermost differentiation by a variable."""
         trace: Trace | None = self
         while trace is not None and variable not in trace.values:
@@ -60,7 +57,7 @@ current_trace = _current.get
 
 @contextmanager
 def tracing(
-    engine: str, values: Mapping[Variable, Any], constant: Callable[[npt.NDArray[Any]], Any] = _same
+    engine: str, values: Mapping[object, Any], constant: Callable[[npt.NDArray[Any]], Any] = _same
 ) -> Iterator[None]:
     """Let variables read as traced values."""
     token = _current.set(Trace(engine, values, constant, _current.get()))

@@ -1,1 +1,1 @@
-"""What the public functions do when nothing is differentiated: one call of the compiled part each."""
+"""Undifferentiated bodies of the public functions: each turns arguments into one call of `_core`."""

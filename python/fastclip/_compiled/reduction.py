@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastclip import _core
-from fastclip._arguments.tree import Names
+from fastclip._arguments.names import ArgumentNames
 
 __all__ = ["KnownNorm", "reduced_norm"]
 
@@ -24,7 +24,7 @@ _SMALLEST_ORDER = 1.0 / 64.0
 
 
 def reduced_norm(
-    comm: Any, leaves: Sequence[npt.NDArray[Any] | None], order: float, names: Names
+    comm: Any, leaves: Sequence[npt.NDArray[Any] | None], order: float, names: ArgumentNames
 ) -> tuple[KnownNorm, float]:
     """Return the norm of the tensors of all processes.
 

@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastclip import _core
-from fastclip._arguments.order import norms_dtype, parse_order
-from fastclip._arguments.tree import flatten
 from fastclip._autodiff.traced import holds_traced
+from fastclip._compiled import norms as compiled
 
 __all__ = ["global_norm", "tensor_norms"]
 
@@ -68,14 +66,7 @@ def global_norm(
 
         traced: np.floating[Any] = rules.global_norm(t_list, ord, comm)
         return traced
-    tree = flatten(t_list, "t_list")
-    order = parse_order(ord)
-    if comm is not None:
-        from fastclip._compiled.reduction import reduced_norm
-
-        given, norm = reduced_norm(comm, tree.leaves, order, tree.names())
-        return _core.norm_scalar(norm, given[2])
-    return _core.global_norm(tree.leaves, order, tree.names())
+    return compiled.global_norm(t_list, ord, comm)
 
 
 def tensor_norms(t_list: Any, *, ord: float = 2) -> npt.NDArray[np.floating[Any]]:
@@ -111,7 +102,4 @@ def tensor_norms(t_list: Any, *, ord: float = 2) -> npt.NDArray[np.floating[Any]
 
         traced: npt.NDArray[np.floating[Any]] = rules.tensor_norms(t_list, ord)
         return traced
-    tree = flatten(t_list, "t_list")
-    norms, wide = _core.tensor_norms(tree.leaves, parse_order(ord), tree.names())
-    finite = [norm for norm in norms if norm < float("inf")]
-    return np.array(norms, norms_dtype(max(finite, default=0.0), wide))
+    return compiled.tensor_norms(t_list, ord)

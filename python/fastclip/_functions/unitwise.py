@@ -5,14 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from fastclip import _core
-from fastclip._arguments.arrays import as_bound
-from fastclip._arguments.tree import check_same_structure, flatten, flatten_like
 from fastclip._autodiff.traced import holds_traced
-from fastclip._indexed_slices import IndexedSlices
+from fastclip._compiled import unitwise as compiled
 
 __all__ = ["adaptive_clip", "clip_by_block_rms"]
 
@@ -57,15 +51,7 @@ def clip_by_block_rms(t_list: Any, threshold: float, *, out: Any = None) -> Any:
         from fastclip._autodiff import rules
 
         return rules.clip_by_block_rms(t_list, threshold, out)
-    bound = as_bound(threshold, "threshold")
-    if bound < 0:
-        raise ValueError(f"threshold is {bound}; it takes a number, 0 or more")
-    tree = flatten(t_list, "t_list")
-    target = None if out is None else flatten_like(out, tree)
-    bounds = [bound] * sum(leaf is not None for leaf in tree.leaves)
-    outputs = None if target is None else target.leaves
-    results = _core.clip_tensors(tree.leaves, bounds, "root", 2.0, outputs, tree.names(target))
-    return tree.finished(results, target)
+    return compiled.clip_by_block_rms(t_list, threshold, out)
 
 
 def adaptive_clip(
@@ -134,64 +120,4 @@ def adaptive_clip(
         from fastclip._autodiff import rules
 
         return rules.adaptive_clip(params, grads, clipping, eps, axes, out)
-    clipping, eps = as_bound(clipping, "clipping"), as_bound(eps, "eps")
-    for value, name in ((clipping, "clipping"), (eps, "eps")):
-        if value < 0:
-            raise ValueError(f"{name} is {value}; it takes a number, 0 or more")
-    tree = flatten(grads, "grads")
-    weights = flatten(params, "params")
-    target = None if out is None else flatten_like(out, tree)
-    check_same_structure(weights, tree)
-    if target is not None:
-        _core.check_no_overlap(weights.leaves, target.leaves, weights.names(target))
-
-    chosen: list[npt.NDArray[Any] | None] = []
-    units: list[list[bool]] = []
-    norms: list[npt.NDArray[np.float64] | None] = []
-    for i, (weight, grad) in enumerate(zip(weights.leaves, tree.leaves, strict=True)):
-        label = f"grads[{i}]" if tree.labels is None else tree.labels[i]
-        if isinstance(tree.entries[i], IndexedSlices):
-            raise TypeError(
-                f"{label} is an IndexedSlices, whose rows are not those of its parameter; use to_dense()"
-            )
-        if grad is None:
-            chosen.append(None)
-            units.append([])
-            norms.append(None)
-            continue
-        if weight is None or weight.shape != grad.shape:
-            what = "None" if weight is None else f"of shape {weight.shape}"
-            raise ValueError(f"{label} has shape {grad.shape}, its parameter in params is {what}")
-        unit = _unit_axes(grad.shape, axes, label)
-        chosen.append(weight)
-        units.append(unit)
-        norms.append(np.empty([1 if r else n for n, r in zip(grad.shape, unit, strict=True)]))
-
-    # Parameters without a gradient are not looked at.
-    _core.slice_norms(chosen, units, 2.0, norms, weights.names())
-    bounds = [None if n is None else _unit_bounds(n, clipping, eps) for n in norms]
-    outputs = None if target is None else target.leaves
-    results = _core.clip_slices(tree.leaves, units, bounds, 2.0, outputs, tree.names(target))
-    return tree.finished(results, target)
-
-
-def _unit_bounds(norms: npt.NDArray[np.float64], clipping: float, eps: float) -> npt.NDArray[np.float64]:
-    if clipping == np.inf:
-        # It bounds nothing, whatever the norm; NaN parameters stay NaN.
-        return np.asarray(norms + np.inf)
-    return np.asarray(np.maximum(norms, eps) * clipping)
-
-
-def _unit_axes(shape: tuple[int, ...], axes: Sequence[int] | int | None, label: str) -> list[bool]:
-    from fastclip._functions.clip import _reduced_axes
-
-    ndim = len(shape)
-    if axes is not None:
-        return _reduced_axes(axes, ndim) or [False] * ndim
-    if sum(n != 1 for n in shape) <= 1:
-        return [True] * ndim
-    if ndim in (2, 3):
-        return [True] + [False] * (ndim - 1)
-    if ndim in (4, 5):
-        return [True] * (ndim - 1) + [False]
-    raise ValueError(f"{label} has {ndim} dimensions; with more than 5, axes= must say what a unit is")
+    return compiled.adaptive_clip(params, grads, clipping, eps, axes, out)

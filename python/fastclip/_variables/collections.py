@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import weakref
-from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from fastclip._variables.variable import Variable
+from fastclip._variables.registry import live_trainable
+from fastclip._variables.variable import Variable
 
 __all__ = ["GraphKeys", "get_collection", "trainable_variables"]
 
@@ -32,18 +30,6 @@ class GraphKeys:
     """
 
     TRAINABLE_VARIABLES = "trainable_variables"
-
-
-# By the number of their creation, which is their order. A reference takes its own entry away, with one
-# dictionary operation and no lock: it may run at any moment, in the middle of another of these functions too.
-_trainable: dict[int, weakref.ref[Variable]] = {}
-_numbers = count()
-
-
-def add_trainable(variable: Variable) -> None:
-    """Let a variable join the trainable ones, for as long as it lives."""
-    number = next(_numbers)
-    _trainable[number] = weakref.ref(variable, lambda _: _trainable.pop(number, None))
 
 
 def get_collection(key: str) -> list[Any]:
@@ -75,8 +61,7 @@ def get_collection(key: str) -> list[Any]:
         raise TypeError(f"key is {key!r}; it takes a name of GraphKeys")
     if key != GraphKeys.TRAINABLE_VARIABLES:
         return []
-    found = [reference() for _, reference in sorted(_trainable.copy().items())]
-    return [variable for variable in found if variable is not None]
+    return live_trainable()
 
 
 def trainable_variables() -> list[Variable]:
@@ -100,4 +85,4 @@ def trainable_variables() -> list[Variable]:
     >>> [any(v is x for v in fastclip.trainable_variables()) for x in (w, frozen)]
     [True, False]
     """
-    return get_collection(GraphKeys.TRAINABLE_VARIABLES)
+    return live_trainable()

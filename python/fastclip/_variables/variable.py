@@ -13,7 +13,7 @@ import numpy.typing as npt
 from fastclip._arguments.arrays import as_array, describe
 from fastclip._arguments.foreign import foreign_array, framework
 from fastclip._autodiff.tracing import Trace, current_trace
-from fastclip._variables.collections import add_trainable
+from fastclip._variables.registry import add_trainable
 
 __all__ = ["Variable"]
 

@@ -1,0 +1,157 @@
+"""The layout of the sources: imports without cycles, private modules, and files that hold `unsafe` code."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "python" / "fastclip"
+SOURCE = ROOT / "src"
+
+#: Packages directly in `fastclip` that users import or run.
+PUBLIC_PACKAGES = {"train", "cli"}
+
+
+# Python ----------------------------------------------------------------------------------------
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def module_paths() -> dict[str, Path]:
+    return {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imported_modules(name: str, path: Path, modules: dict[str, Path]) -> Iterator[str]:
+    """The modules of the package that a module imports, inside functions and for type checkers too."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in modules)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parents, base] if base else parents)
+            for alias in node.names:
+                if f"{base}.{alias.name}" in modules:
+                    yield f"{base}.{alias.name}"
+                elif base in modules:
+                    yield base
+
+
+def import_graph() -> dict[str, set[str]]:
+    """The imports of each module, but for those of `fastclip` itself, which imports most others."""
+    modules = module_paths()
+    del modules["fastclip"]
+    return {name: set(imported_modules(name, path, modules)) for name, path in modules.items()}
+
+
+def find_cycle(graph: dict[str, set[str]]) -> list[str] | None:
+    """A cycle of a directed graph, as the nodes along it; None if there is none."""
+    finished: set[str] = set()
+
+    def visit(node: str, path: list[str]) -> list[str] | None:
+        if node in path:
+            return [*path[path.index(node) :], node]
+        if node in finished:
+            return None
+        for successor in sorted(graph[node]):
+            cycle = visit(successor, [*path, node])
+            if cycle is not None:
+                return cycle
+        finished.add(node)
+        return None
+
+    return next((cycle for node in graph if (cycle := visit(node, [])) is not None), None)
+
+
+def test_find_cycle_finds_one() -> None:
+    graph: dict[str, set[str]] = {"a": {"b"}, "b": {"c", "d"}, "c": set(), "d": {"b"}}
+    assert find_cycle(graph) == ["b", "d", "b"]
+    assert find_cycle({**graph, "d": {"c"}}) is None
+
+
+def test_import_graph_has_function_level_and_type_checking_imports() -> None:
+    graph = import_graph()
+    assert "fastclip._autodiff.rules" in graph["fastclip._functions.clip"]
+    assert "fastclip._variables.variable" in graph["fastclip._autodiff.traced"]
+
+
+def test_modules_import_each_other_in_no_cycle() -> None:
+    cycle = find_cycle(import_graph())
+    assert cycle is None, " -> ".join(cycle or [])
+
+
+def test_differentiation_rules_do_not_import_public_functions() -> None:
+    graph = import_graph()
+    for name, imports in graph.items():
+        if name.startswith(("fastclip._arguments", "fastclip._compiled", "fastclip._autodiff")):
+            assert not [other for other in imports if other.startswith("fastclip._functions")], name
+
+
+def test_modules_in_the_package_are_private_or_imported_by_users() -> None:
+    entries = {path.stem for path in PACKAGE.glob("*.py")} | {
+        path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()
+    }
+    public = {name for name in entries if not name.startswith("_")}
+    assert public == PUBLIC_PACKAGES
+
+
+def test_no_module_is_a_miscellany() -> None:
+    names = {path.stem.strip("_") for path in [*PACKAGE.rglob("*.py"), *SOURCE.rglob("*.rs")]}
+    assert not names & {"utils", "util", "helpers", "helper", "common", "misc"}
+
+
+def test_command_line_package_has_at_most_12_modules_at_its_top() -> None:
+    assert len(list((PACKAGE / "cli").glob("*.py"))) <= 12
+
+
+# Rust ------------------------------------------------------------------------------------------
+
+
+def test_crate_root_has_at_most_four_rust_files() -> None:
+    assert len(list(SOURCE.glob("*.rs"))) <= 4
+
+
+def test_no_rust_file_stands_beside_a_folder_of_its_name() -> None:
+    assert [path for path in SOURCE.rglob("*.rs") if path.with_suffix("").is_dir()] == []
+
+
+def has_unsafe_code(source: str) -> bool:
+    """Whether Rust source has a block, function, impl or extern block that is `unsafe`, outside comments."""
+    without_comments = re.sub(r"//[^\n]*|/\*.*?\*/", "", source, flags=re.DOTALL)
+    return re.search(r"\bunsafe\s*(\{|fn\b|impl\b|extern\b|trait\b)", without_comments) is not None
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("unsafe { f() }", True),
+        ("pub unsafe fn f() {}", True),
+        ("unsafe impl Send for X {}", True),
+        ("// unsafe { f() }", False),
+        ("/* unsafe\nfn */ fn f() {}", False),
+        ("#![deny(unsafe_op_in_unsafe_fn)]", False),
+    ],
+)
+def test_has_unsafe_code(source: str, expected: bool) -> None:
+    assert has_unsafe_code(source) is expected
+
+
+@pytest.mark.xfail(strict=False, reason="`unsafe` is still being moved into fewer files")
+def test_at_most_eight_rust_files_outside_the_bindings_have_unsafe_code() -> None:
+    bindings = SOURCE / "py"
+    files = [
+        path.relative_to(SOURCE).as_posix()
+        for path in sorted(SOURCE.rglob("*.rs"))
+        if bindings not in path.parents and has_unsafe_code(path.read_text(encoding="utf-8"))
+    ]
+    assert len(files) <= 8, files
