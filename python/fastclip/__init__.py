@@ -42,6 +42,7 @@ from fastclip._functions.clip import (
 from fastclip._functions.norms import global_norm, tensor_norms
 from fastclip._functions.unitwise import adaptive_clip, clip_by_block_rms
 from fastclip._indexed_slices import IndexedSlices
+from fastclip._public import name_public_module as _name_public_module
 from fastclip._variables.collections import GraphKeys, get_collection, trainable_variables
 from fastclip._variables.variable import Variable
 
@@ -75,19 +76,24 @@ __all__ = [
 if _TYPE_CHECKING:
     from fastclip import train as train
 
+# Submodules that are imported when they are first used: the optimizers take as long to import as the rest.
+_SUBMODULES = ("train",)
+
 
 def __getattr__(name: str) -> _Any:
-    # The optimizers take as long to import as all the rest: only who uses them waits for them.
-    if name == "train":
+    if name in _SUBMODULES:
         from importlib import import_module
 
-        return import_module("fastclip.train")
+        return import_module(f"fastclip.{name}")
     raise AttributeError(f"module 'fastclip' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), "train"})
+    # The public names alone, for completion in interactive shells.
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
+
+_name_public_module(globals())
 
 for _complaint in _core.settings_complaints():
     _warnings.warn(_complaint, RuntimeWarning, stacklevel=2)

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import pickle
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
+
+import fastclip
+import fastclip.train
+from support import fresh_python
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "python" / "fastclip"
@@ -112,6 +120,60 @@ def test_no_module_is_a_miscellany() -> None:
 
 def test_command_line_package_has_at_most_12_modules_at_its_top() -> None:
     assert len(list((PACKAGE / "cli").glob("*.py"))) <= 12
+
+
+# Public names ----------------------------------------------------------------------------------
+
+PUBLIC_MODULES = (fastclip, fastclip.train)
+
+
+def public_names(module: ModuleType) -> set[str]:
+    return {name for name in module.__all__ if not name.startswith("_")}
+
+
+def public_objects() -> Iterator[tuple[str, str, Any]]:
+    """The module, the name and the object of each public class and function."""
+    for module in PUBLIC_MODULES:
+        for name in sorted(public_names(module)):
+            if not isinstance(getattr(module, name), ModuleType):
+                yield module.__name__, name, getattr(module, name)
+
+
+@pytest.mark.parametrize("module", PUBLIC_MODULES)
+def test_dir_shows_the_public_names_alone(module: ModuleType) -> None:
+    assert {name for name in dir(module) if not name.startswith("_")} == public_names(module)
+    assert set(module.__all__) <= set(dir(module))
+    assert not [name for name in dir(module) if name.startswith("_") and not name.startswith("__")]
+
+
+@pytest.mark.parametrize(("module", "name", "value"), list(public_objects()))
+def test_public_classes_and_functions_name_the_public_module(module: str, name: str, value: Any) -> None:
+    assert f"{value.__module__}.{value.__qualname__}" == f"{module}.{name}"
+    assert pickle.loads(pickle.dumps(value)) is value
+    # Exceptions of extension modules have no signature.
+    if value is not fastclip.NonFiniteError:
+        inspect.signature(value)
+
+
+def test_pickles_do_not_name_private_modules() -> None:
+    values = [fastclip.Variable([1.0]), fastclip.IndexedSlices([[1.0]], [0]), fastclip.NonFiniteError("x")]
+    for value in values:
+        pickled = pickle.dumps(value)
+        assert b"fastclip._" not in pickled
+        assert type(pickle.loads(pickled)) is type(value)
+
+
+def test_import_leaves_masked_arrays_alone() -> None:
+    """numpy.ma takes as long to import as all of fastclip."""
+    fresh_python.run(
+        """
+        import sys
+        import numpy
+        before = "numpy.ma" in sys.modules
+        import fastclip.train
+        assert ("numpy.ma" in sys.modules) == before
+        """
+    )
 
 
 # Rust ------------------------------------------------------------------------------------------

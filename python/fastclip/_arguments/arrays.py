@@ -5,19 +5,20 @@ Tensors of other frameworks are refused here. What takes them (the optimizers) a
 
 from __future__ import annotations
 
+import sys
 from collections import UserString
 from types import GeneratorType
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
 from fastclip._arguments.foreign import framework
 
-__all__ = ["as_array", "as_bound", "as_number", "as_output", "describe", "is_array_like"]
+__all__ = ["as_array", "as_bound", "as_number", "as_output", "describe", "is_array_like", "is_masked_array"]
 
 #: What `float` would make a number of, or that only looks like one.
-_NO_NUMBERS = (bool, str, bytes, bytearray, complex, UserString, np.ma.MaskedArray)
+_NO_NUMBERS = (bool, str, bytes, bytearray, complex, UserString)
 
 #: What to pass instead of a framework's tensor.
 _INSTEAD = {
@@ -41,7 +42,7 @@ def _refuse(value: object, name: str) -> None:
     if kind is not None:
         tensor = f"{type(value).__module__.partition('.')[0]} {type(value).__name__}"
         raise TypeError(f"{name} is a {tensor}, which fastclip does not take yet; pass {_INSTEAD[kind]}")
-    if isinstance(value, np.ma.MaskedArray):
+    if is_masked_array(value):
         raise TypeError(
             f"{name} is a masked array of dtype {value.dtype} and shape {value.shape}; "
             "pass .filled(0) or .compressed() of it"
@@ -50,6 +51,12 @@ def _refuse(value: object, name: str) -> None:
         raise TypeError(f"{name} is a generator, which can be read only once; pass a list")
     if isinstance(value, (str, bytes)):
         raise TypeError(f"{name} is a {type(value).__name__}; it takes an array")
+
+
+def is_masked_array(value: object) -> TypeGuard[np.ma.MaskedArray[Any, Any]]:
+    """Whether a value is a masked array of NumPy."""
+    # Importing numpy.ma takes as long as importing fastclip. Without it there are no masked arrays.
+    return isinstance(value, getattr(sys.modules.get("numpy.ma"), "MaskedArray", ()))
 
 
 def is_array_like(value: object) -> bool:
@@ -161,9 +168,9 @@ def as_number(value: Any, name: str, takes: str = "a number") -> float:
 
 def _check_number(value: Any, name: str, takes: str) -> None:
     """Raise TypeError if something is no real number although ``float`` may make one of it."""
-    if isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray) and value.ndim:
+    if isinstance(value, np.ndarray) and not is_masked_array(value) and value.ndim:
         raise ValueError(f"{name} is {describe(value)}; it takes one number")
-    if isinstance(value, _NO_NUMBERS):
+    if isinstance(value, _NO_NUMBERS) or is_masked_array(value):
         raise TypeError(f"{name} is {value!r}; it takes {takes}")
     # `float` reads text in buffers as well.
     if not (hasattr(type(value), "__float__") or hasattr(type(value), "__index__")):

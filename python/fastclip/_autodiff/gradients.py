@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastclip._arguments.arrays import describe
+from fastclip._arguments.arrays import describe, is_masked_array
 from fastclip._autodiff.problem import Problem, is_float
 from fastclip._autodiff.tracing import current_trace
 from fastclip._variables.collections import trainable_variables
@@ -92,7 +92,7 @@ def compute_gradients(
     --------
     >>> import autograd.numpy as np
     >>> import fastclip
-    >>> from fastclip._autodiff.gradients import compute_gradients
+    >>> from fastclip.train import compute_gradients
     >>> w = fastclip.Variable([1.0, 2.0])
     >>> [(gradient, variable)] = compute_gradients(lambda: np.sum(w**2), [w])
     >>> gradient, variable is w
@@ -235,7 +235,7 @@ def _check(entry: Any, label: str, engine: Any, by_position: bool) -> None:
                 "differentiated by it; call its requires_grad_(), or give the loss a parameter for it"
             )
         return
-    if not isinstance(entry, (Variable, np.ndarray)) or isinstance(entry, np.ma.MaskedArray):
+    if not isinstance(entry, (Variable, np.ndarray)) or is_masked_array(entry):
         raise TypeError(f"{label} is {describe(entry)}; it takes a Variable, an ndarray or a torch tensor")
     if not is_float(entry.dtype):
         raise TypeError(

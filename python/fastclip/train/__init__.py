@@ -16,6 +16,7 @@ array([-0.1,  0. , -0.1], dtype=float32)
 from __future__ import annotations
 
 from fastclip._autodiff.gradients import compute_gradients
+from fastclip._public import name_public_module as _name_public_module
 from fastclip.train._optimizer import Optimizer
 from fastclip.train._optimizers.adadelta import AdadeltaOptimizer
 from fastclip.train._optimizers.adagrad import AdagradOptimizer
@@ -44,3 +45,11 @@ __all__ = [
     "RMSPropOptimizer",
     "compute_gradients",
 ]
+
+
+def __dir__() -> list[str]:
+    # The public names alone, for completion in interactive shells.
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
+
+
+_name_public_module(globals())
