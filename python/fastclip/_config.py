@@ -1,4 +1,4 @@
-"""Threads, SIMD level, cached memory: what fastclip runs on, and how to change it."""
+"""Configuration: number of threads, SIMD level and cached memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = [
 
 
 class Config(TypedDict):
-    """What :func:`config` returns."""
+    """Result of :func:`config`."""
 
     version: str
     isa: str
@@ -31,29 +31,31 @@ class Config(TypedDict):
     gpu_adapters: list[str]
 
 
-#: More than any machine has; a typing error, rather than a wish.
-_MOST_THREADS = 65536
+#: Largest number of threads accepted. No machine has more, so that a larger number is a mistake.
+_MAX_THREADS = 65536
 
 
-def _count(n: int, name: str) -> int:
+def _thread_count(n: int, name: str) -> int:
+    """Returns a number of threads as an int. Raises TypeError or ValueError if it is not valid."""
     try:
         count = operator.index(n)
     except TypeError:
         raise TypeError(f"{name} is {n!r}; it takes a whole number of threads, at least 1") from None
-    if isinstance(n, bool) or not 1 <= count <= _MOST_THREADS:
-        raise ValueError(f"{name} is {n!r}; it takes a whole number of threads from 1 to {_MOST_THREADS}")
+    if isinstance(n, bool) or not 1 <= count <= _MAX_THREADS:
+        raise ValueError(f"{name} is {n!r}; it takes a whole number of threads from 1 to {_MAX_THREADS}")
     return count
 
 
 def get_num_threads() -> int:
-    """Return how many threads a call made here may use.
+    """Return the number of threads that a call may use.
 
     Returns
     -------
     int
-        The number set by :func:`threads` around this call, else by :func:`set_num_threads`, else by the
+        The number set by the innermost :func:`threads` block, else by :func:`set_num_threads`, else by the
         first of the environment variables ``FASTCLIP_NUM_THREADS``, ``RAYON_NUM_THREADS`` and
-        ``OMP_NUM_THREADS`` that has one, else the cores this process may use (affinity and control group).
+        ``OMP_NUM_THREADS`` that holds a number, else the number of cores that this process may use (by
+        affinity and control group).
 
     Examples
     --------
@@ -65,19 +67,20 @@ def get_num_threads() -> int:
 
 
 def set_num_threads(n: int | None) -> None:
-    """Set how many threads calls may use from now on, in this process.
+    """Set the number of threads that calls in this process may use.
 
-    The results have the same bits whatever the number. Small arrays are done on the calling thread alone.
+    Results have the same bits for any number of threads. Small arrays are processed by the calling thread
+    alone.
 
     Parameters
     ----------
     n : int or None
-        At least 1. None goes back to the default, see :func:`get_num_threads`.
+        Number of threads, at least 1. None restores the default, see :func:`get_num_threads`.
 
     Raises
     ------
     TypeError
-        If `n` is no whole number.
+        If `n` is not an integer.
     ValueError
         If `n` is less than 1.
 
@@ -89,17 +92,17 @@ def set_num_threads(n: int | None) -> None:
     2
     >>> fastclip.set_num_threads(None)
     """
-    _core.set_num_threads(0 if n is None else _count(n, "n"))
+    _core.set_num_threads(0 if n is None else _thread_count(n, "n"))
 
 
 @contextmanager
 def threads(n: int) -> Iterator[None]:
-    """Set how many threads calls may use inside a ``with`` block, for the thread that runs it.
+    """Context manager that sets the number of threads for calls by the current thread.
 
     Parameters
     ----------
     n : int
-        At least 1.
+        Number of threads, at least 1.
 
     Raises
     ------
@@ -113,7 +116,7 @@ def threads(n: int) -> Iterator[None]:
     ...     fastclip.get_num_threads()
     1
     """
-    before = _core.override_num_threads(_count(n, "n"))
+    before = _core.override_num_threads(_thread_count(n, "n"))
     try:
         yield
     finally:
@@ -121,16 +124,17 @@ def threads(n: int) -> Iterator[None]:
 
 
 def free_cached_memory() -> int:
-    """Give the memory that dropped results have left behind back to the system.
+    """Release cached memory to the system.
 
-    Results of 64 KiB and more stand on memory that is used again for later results, because fresh
-    pages cost more than the arithmetic on them. What is kept is bounded (1 GiB, or an eighth of the
-    machine's memory if that is less), and on Linux the system may take large blocks of it back at any time.
+    The memory of results of 64 KiB and more is cached when the results are deleted, and reused for later
+    results, because the first access to fresh pages costs more than the arithmetic on them. The cache holds
+    at most 1 GiB, or an eighth of the machine's memory if that is less, and on Linux the system may reclaim
+    large blocks of it at any time.
 
     Returns
     -------
     int
-        The number of bytes given back.
+        Number of bytes released.
 
     Examples
     --------
@@ -142,14 +146,14 @@ def free_cached_memory() -> int:
 
 
 def config() -> Config:
-    """Return what fastclip is and runs on.
+    """Return the version and the configuration.
 
     Returns
     -------
     dict
-        ``version``; ``isa``, the SIMD level in use; ``isa_detected``, the best one the processor has
-        (``FASTCLIP_ISA`` lowers it to one of ``isa_available``); ``threads``; ``gpu_adapters``, empty in
-        a build without the GPU path.
+        ``version``; ``isa``, the SIMD level in use; ``isa_detected``, the highest level of the processor
+        (the environment variable ``FASTCLIP_ISA`` selects a lower one of ``isa_available``); ``threads``, see
+        :func:`get_num_threads`; ``gpu_adapters``, empty in a build without the GPU path.
 
     Examples
     --------
@@ -168,7 +172,7 @@ def config() -> Config:
 
 
 def show_config() -> None:
-    """Print what fastclip is and runs on, for bug reports.
+    """Print the version and the configuration, for bug reports.
 
     Examples
     --------
@@ -179,8 +183,8 @@ def show_config() -> None:
     threads: ...
     GPU adapters: none (this build has no GPU path)
     """
-    found = config()
-    print(f"fastclip {found['version']}")
-    print(f"SIMD level: {found['isa']} (available: {', '.join(found['isa_available'])})")
-    print(f"threads: {found['threads']}")
+    current = config()
+    print(f"fastclip {current['version']}")
+    print(f"SIMD level: {current['isa']} (available: {', '.join(current['isa_available'])})")
+    print(f"threads: {current['threads']}")
     print("GPU adapters: none (this build has no GPU path)")

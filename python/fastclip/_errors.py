@@ -1,4 +1,4 @@
-"""The exception that is fastclip's own."""
+"""Exceptions of fastclip."""
 
 from __future__ import annotations
 

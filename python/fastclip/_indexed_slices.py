@@ -1,4 +1,4 @@
-"""Sparse gradients: some rows of a larger tensor."""
+"""Sparse gradients, as some rows of a larger tensor."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ __all__ = ["IndexedSlices"]
 
 
 class IndexedSlices:
-    """Rows of a larger tensor, as ``tf.IndexedSlices``: what an embedding's gradient is.
+    """Rows of a larger tensor, such as the gradient of an embedding, as ``tf.IndexedSlices`` [1]_.
 
-    ``values[i]`` belongs to row ``indices[i]``. A row may occur more than once; what it then stands for is
-    the sum. The clip functions work on `values` as they are (repeated rows are not merged, as in
-    TensorFlow) and keep `indices` and `dense_shape`.
+    ``values[i]`` is row ``indices[i]`` of the larger tensor. A row that occurs more than once stands for the
+    sum of its occurrences. The clip functions clip `values` without summing repeated rows, as TensorFlow
+    does, and keep `indices` and `dense_shape`.
 
     Parameters
     ----------
     values : array_like, shape (n, ...)
         The rows.
     indices : array_like of int, shape (n,)
-        Which row each is.
+        Index of each row in the larger tensor.
     dense_shape : sequence of int, optional
-        The shape of the larger tensor.
+        Shape of the larger tensor.
 
     Raises
     ------
     TypeError
-        If `indices` are not whole numbers.
+        If `indices` are not integers.
     ValueError
         If `indices` is not one-dimensional or not as long as `values`, or `dense_shape` does not end in
         the shape of a row.
 
     Notes
     -----
-    Unlike TensorFlow's, it is checked when it is made.
+    Unlike in TensorFlow, the constructor checks its arguments.
 
     References
     ----------
@@ -91,25 +91,25 @@ class IndexedSlices:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The type of the values."""
+        """Data type of the values."""
         dtype: np.dtype[Any] = self.values.dtype
         return dtype
 
     @property
     def shape(self) -> tuple[int, ...] | None:
-        """The shape of the larger tensor, or None if it is not known."""
+        """Shape of the larger tensor; None if `dense_shape` is None."""
         return None if self.dense_shape is None else tuple(int(n) for n in self.dense_shape)
 
     def __neg__(self) -> IndexedSlices:
-        """The same rows with the opposite sign."""
+        """Negate the values."""
         return IndexedSlices(-self.values, self.indices, self.dense_shape)
 
     def __repr__(self) -> str:
-        parts = f"values={self.values!r}, indices={self.indices!r}, dense_shape={self.dense_shape!r}"
-        return f"IndexedSlices({parts})"
+        fields = f"values={self.values!r}, indices={self.indices!r}, dense_shape={self.dense_shape!r}"
+        return f"IndexedSlices({fields})"
 
     def _with_values(self, values: Any) -> IndexedSlices:
-        """The same rows with other values of the same shape."""
+        """Returns slices with the same indices and other values of the same shape, without checks."""
         other = object.__new__(IndexedSlices)
         other.values, other.indices, other.dense_shape = values, self.indices, self.dense_shape
         return other
@@ -118,12 +118,12 @@ class IndexedSlices:
     def coalesce(self) -> IndexedSlices:
         """Sum repeated rows.
 
-        Sums of float16 and bfloat16 are taken in float32 and rounded once.
+        float16 and bfloat16 rows are summed in float32, and the sums are rounded once.
 
         Returns
         -------
         IndexedSlices
-            Each row once, in ascending order; the types of values and indices are kept.
+            Each row once, in ascending order of the indices; data types are kept.
 
         Examples
         --------
@@ -137,19 +137,19 @@ class IndexedSlices:
 
     @raises_memory_error
     def to_dense(self) -> npt.NDArray[Any]:
-        """Return the larger tensor, with zeros where there are no rows.
+        """Return the larger tensor as an array.
 
         Returns
         -------
         ndarray, shape dense_shape
-            Repeated rows are summed, as by :meth:`coalesce`.
+            Rows that `indices` does not list are 0. Repeated rows are summed, as by :meth:`coalesce`.
 
         Raises
         ------
         ValueError
-            If `dense_shape` is not known.
+            If `dense_shape` is None.
         IndexError
-            If a row index is outside it.
+            If an index is out of the range of `dense_shape`.
 
         Examples
         --------
@@ -167,8 +167,9 @@ class IndexedSlices:
         return self._summed(n, self.indices)
 
     def _summed(self, rows: int, position: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Returns an array of `rows` rows, where each value is added to the row at its position."""
         dtype = self.values.dtype
-        narrow = dtype.itemsize == 2 and dtype.kind not in "iu"
-        sums = np.zeros((rows, *self.values.shape[1:]), np.float32 if narrow else dtype)
-        np.add.at(sums, position, self.values.astype(np.float32) if narrow else self.values)
-        return sums.astype(dtype) if narrow else sums
+        is_16_bit = dtype.itemsize == 2 and dtype.kind not in "iu"
+        sums = np.zeros((rows, *self.values.shape[1:]), np.float32 if is_16_bit else dtype)
+        np.add.at(sums, position, self.values.astype(np.float32) if is_16_bit else self.values)
+        return sums.astype(dtype) if is_16_bit else sums

@@ -1,4 +1,4 @@
-"""NumPy's reports that memory has run out."""
+"""Conversion of NumPy's allocation failures to MemoryError."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ __all__ = ["raises_memory_error"]
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
-#: What the interpreter says of a function that failed and did not say why.
-_WITHOUT_REASON = ("error return without exception set", "returned NULL without setting an exception")
+#: Messages of the interpreter's SystemError for a function that failed without setting an exception.
+_NO_EXCEPTION_SET = ("error return without exception set", "returned NULL without setting an exception")
 
 
 def raises_memory_error(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Make a function raise MemoryError where NumPy cannot allocate what it needs.
+    """Decorates a function to raise MemoryError when NumPy cannot allocate memory in it.
 
-    Ufuncs and their reductions sometimes fail then without setting an exception (seen with NumPy 2.4), which
-    the interpreter reports as a SystemError.
+    When an allocation fails, ufuncs and their reductions sometimes fail without setting an exception (seen
+    with NumPy 2.4), which the interpreter reports as a SystemError.
     """
 
     @functools.wraps(function)
@@ -27,7 +27,7 @@ def raises_memory_error(function: Callable[_P, _R]) -> Callable[_P, _R]:
         try:
             return function(*args, **kwargs)
         except SystemError as error:
-            if any(text in str(error) for text in _WITHOUT_REASON):
+            if any(text in str(error) for text in _NO_EXCEPTION_SET):
                 raise MemoryError("NumPy cannot allocate memory") from error
             raise
 

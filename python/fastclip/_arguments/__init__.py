@@ -1,1 +1,1 @@
-"""How arguments become arrays that the compiled part takes."""
+"""Conversion of arguments: containers to flat lists, array-likes to arrays, numbers to floats."""

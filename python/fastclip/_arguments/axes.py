@@ -1,4 +1,4 @@
-"""Axes that a norm is taken over, as one flag per axis of a tensor."""
+"""Axes that a norm is taken over, as a flag for each axis of a tensor."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["reduced_axes", "unit_axes"]
 
 
 def reduced_axes(axes: int | Sequence[int] | None, ndim: int) -> list[bool] | None:
-    """Return whether each axis is reduced; None if `axes` is None, which reduces all.
+    """Returns whether each axis is reduced; None if `axes` is None, which reduces all axes.
 
     Raises
     ------
     TypeError
-        If an axis is no integer.
+        If an axis is not an integer.
     ValueError
         If an axis is out of range or listed twice.
     """
@@ -41,7 +41,7 @@ def reduced_axes(axes: int | Sequence[int] | None, ndim: int) -> list[bool] | No
 
 
 def unit_axes(shape: tuple[int, ...], axes: Sequence[int] | int | None, name: str) -> list[bool]:
-    """Return whether a unit of adaptive gradient clipping spans each axis of a tensor.
+    """Returns whether a unit of adaptive gradient clipping spans each axis of a tensor.
 
     Parameters
     ----------

@@ -22,7 +22,7 @@ def is_one_number(value: Any) -> bool:
 
 @raises_memory_error
 def norm_bounds(clip_norm: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
-    """Return the bounds of :func:`fastclip.clip_by_norm` as float64, negative ones replaced by 0.
+    """Returns the bounds of :func:`fastclip.clip_by_norm` as float64, negative ones replaced by 0.
 
     Raises
     ------
@@ -45,7 +45,7 @@ def norm_bounds(clip_norm: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float6
 
 
 def value_bound(value: Any, t: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
-    """Return a bound of :func:`fastclip.clip_by_value` in the dtype of `t`: of one element, or of its shape.
+    """Returns a bound of :func:`fastclip.clip_by_value` in the dtype of `t`: of one element, or of its shape.
 
     Raises
     ------
@@ -79,6 +79,7 @@ def value_bound(value: Any, t: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
 
 
 def _check_broadcast(bound: npt.NDArray[Any], shape: tuple[int, ...], name: str) -> None:
+    """Raises ValueError if a bound does not broadcast to the shape of the tensor."""
     if bound.ndim == 0:
         return
     aligned = shape[len(shape) - bound.ndim :] if bound.ndim <= len(shape) else None
@@ -89,6 +90,7 @@ def _check_broadcast(bound: npt.NDArray[Any], shape: tuple[int, ...], name: str)
 
 
 def _rounded(bound: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Returns a bound converted to a floating-point dtype."""
     if type(bound) is float and (dtype.itemsize == 8 or -6e4 < bound < 6e4):
         return np.array(bound, dtype)
     # A bound beyond the range of a narrow dtype becomes infinite and clips nothing: no reason to warn.

@@ -1,6 +1,6 @@
-"""Tensors of other frameworks as arrays over the same memory.
+"""Conversion of tensors of other frameworks to arrays that share their memory.
 
-A framework is known by the module that a tensor's type comes from, and is never imported.
+A framework is recognised by the module that defines a tensor's type, and is never imported.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ _ROOTS = {"torch": "torch", "jax": "jax", "jaxlib": "jax", "tensorflow": "tensor
 
 
 def framework(value: object) -> str | None:
-    """Return the framework that a tensor is of: torch, jax, tensorflow or cupy; None for anything else."""
+    """Returns the framework of a tensor: torch, jax, tensorflow or cupy; None for any other object."""
     roots = (kind.__module__.partition(".")[0] for kind in type(value).__mro__)
     return next((_ROOTS[root] for root in roots if root in _ROOTS), None)
 
 
 def foreign_array(value: Any, name: str, to_write: bool = False) -> npt.NDArray[Any]:
-    """Return the array over the memory of a framework's tensor.
+    """Returns an array that shares the memory of a framework's tensor.
 
     Parameters
     ----------
     value : tensor
-        Of a kind that :func:`framework` knows.
+        Tensor of a framework that :func:`framework` returns.
     name : str
-        What it is called in messages.
+        Name of the tensor in error messages.
     to_write : bool, optional
-        Whether the array will be written to, so that it must not be a copy.
+        Whether the caller writes to the array, so that it must not be a copy.
 
     Raises
     ------
     TypeError
-        If the tensor is not in the memory of the CPU, or not dense.
+        If the tensor is not in CPU memory, or not dense.
     """
     if framework(value) == "torch":
         return _torch_array(value, name, to_write)
@@ -73,17 +73,17 @@ def _torch_array(value: Any, name: str, to_write: bool) -> npt.NDArray[Any]:
             f"{name} is a torch tensor of bfloat16, for which NumPy needs ml_dtypes: "
             "pip install 'fastclip[bf16]'"
         ) from None
-    # torch gives NumPy no bfloat16; its bits are those of an int16.
+    # torch does not convert bfloat16 to NumPy; a view as int16 has the same bits.
     bits = tensor.view(sys.modules["torch"].int16)
     bfloat16: npt.NDArray[Any] = bits.numpy().view(ml_dtypes.bfloat16)
     return bfloat16
 
 
 def foreign_slices(value: Any, name: str) -> IndexedSlices | None:
-    """Return the rows that a sparse gradient of a framework is made of; None if it is no such thing.
+    """Returns the rows of a framework's sparse gradient; None for any other object.
 
-    These are TensorFlow's IndexedSlices, and torch's sparse tensors with one sparse dimension, which
-    ``torch.nn.Embedding(sparse=True)`` gives.
+    Sparse gradients are TensorFlow's IndexedSlices, and torch's sparse tensors with one sparse dimension,
+    such as those of ``torch.nn.Embedding(sparse=True)``.
     """
     kind = framework(value)
     if kind == "tensorflow" and all(hasattr(value, part) for part in ("values", "indices", "dense_shape")):

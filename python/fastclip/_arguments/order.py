@@ -1,4 +1,4 @@
-"""The order of a norm, and the scalar type it is returned in."""
+"""Order of a norm, and the dtype that norms are returned in."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 def parse_order(ord: float) -> float:
-    """Return the order of a norm as a float.
+    """Returns the order of a norm as a float.
 
     Raises
     ------
     TypeError
-        If it is no number.
+        If it is not a number.
     ValueError
-        If it is not above 0, or has dimensions.
+        If it is not above 0, or is an array with dimensions.
     """
     if type(ord) is int and ord == 2:
         return 2.0
@@ -31,9 +31,14 @@ def parse_order(ord: float) -> float:
     return order
 
 
-def norms_dtype(largest: float, wide: bool) -> type[np.floating[Any]]:
-    """The type that norms are returned in.
+def norms_dtype(largest: float, is_float64: bool) -> type[np.floating[Any]]:
+    """Returns the dtype of norms: float64 or float32.
 
-    float64 if an input is, else float32; but float64 as well if a finite norm would be infinite in float32.
+    Parameters
+    ----------
+    largest : float
+        The largest finite norm. If float32 cannot hold it, the dtype is float64.
+    is_float64 : bool
+        Whether an input is float64 or complex128, which makes the dtype float64.
     """
-    return np.float64 if wide or _FLOAT32_MAX < largest < float("inf") else np.float32
+    return np.float64 if is_float64 or _FLOAT32_MAX < largest < float("inf") else np.float32

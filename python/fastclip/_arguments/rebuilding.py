@@ -1,9 +1,10 @@
-"""Containers of the caller's own types, read and made again with other entries.
+"""Containers of user-defined types, read and rebuilt with other entries.
 
-A subclass is made without calling its constructor, which may take anything: a tuple by ``tuple.__new__``, a
-list or dict as a copy that is filled through the base class. Entries are what the base class holds. A type
-that shows others when it is read (by an ``__iter__`` of its own, say) is refused, for nobody could say then
-which of them are the tensors; and so is what does not give back the very entries that were put into it.
+A subclass is rebuilt without calling its constructor, whose parameters are unknown: a tuple by
+``tuple.__new__``, a list or dict as a copy that is filled through the base class. Its entries are those that
+the base class stores. A type that yields other entries when it is read (by its own ``__iter__``, say) raises,
+because it would be ambiguous which of them are the tensors; so does a type that, once rebuilt, does not
+return the very objects that were put into it.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from typing import Any
 
 __all__ = [
     "CannotRebuild",
-    "DictMaker",
-    "KeyedMaker",
-    "ListMaker",
-    "Maker",
-    "MappingMaker",
-    "RegisteredMaker",
-    "TupleMaker",
+    "DictRebuilder",
+    "KeyedRebuilder",
+    "ListRebuilder",
+    "MappingRebuilder",
+    "Rebuilder",
+    "RegisteredRebuilder",
+    "TupleRebuilder",
     "field_names",
     "is_plain_named_tuple",
     "stored_entries",
@@ -31,17 +32,17 @@ __all__ = [
 
 
 class CannotRebuild(TypeError):
-    """A container cannot be read, or made again with other entries."""
+    """A container cannot be read, or cannot be rebuilt with other entries."""
 
 
 def stored_entries(value: list[Any] | tuple[Any, ...]) -> Sequence[Any]:
-    """What a list or tuple holds, whatever its class makes of it. A copy, if it is a list."""
+    """Returns what a list or tuple stores, bypassing methods of subclasses; a copy if it is a list."""
     return list.copy(value) if isinstance(value, list) else tuple.__getitem__(value, slice(None))
 
 
 def field_names(value: Any) -> Sequence[str] | None:
-    """The fields of a named tuple; None if it is none."""
-    # Not `isinstance`, which believes what an object says of its class.
+    """Returns the field names of a named tuple; None for any other object."""
+    # Not `isinstance`, which trusts an object's `__class__`.
     if not issubclass(type(value), tuple):
         return None
     fields = getattr(type(value), "_fields", None)
@@ -51,17 +52,22 @@ def field_names(value: Any) -> Sequence[str] | None:
 
 
 def is_plain_named_tuple(kind: type) -> bool:
-    """Whether a class of named tuples reads as a tuple, and has no attributes."""
-    own: Any = kind
-    return own.__bases__ == (tuple,) and own.__iter__ is tuple.__iter__ and not own.__dictoffset__
+    """Whether a class of named tuples iterates as a tuple does and its instances have no attributes."""
+    named_tuple: Any = kind
+    return (
+        named_tuple.__bases__ == (tuple,)
+        and named_tuple.__iter__ is tuple.__iter__
+        and not named_tuple.__dictoffset__
+    )
 
 
-def _differ(found: Sequence[Any], expected: Sequence[Any]) -> bool:
-    return len(found) != len(expected) or any(a is not b for a, b in zip(found, expected, strict=True))
+def _differ(entries: Sequence[Any], expected: Sequence[Any]) -> bool:
+    """Whether two sequences hold different objects, compared by identity."""
+    return len(entries) != len(expected) or any(a is not b for a, b in zip(entries, expected, strict=True))
 
 
 def _slot_members(kind: type) -> Iterator[Any]:
-    """The descriptors of the attributes that a class and its bases keep in slots."""
+    """Yields the descriptors of the attributes that a class and its bases keep in ``__slots__``."""
     for base in kind.__mro__:
         for member in vars(base).values():
             if type(member) is MemberDescriptorType:
@@ -69,30 +75,31 @@ def _slot_members(kind: type) -> Iterator[Any]:
 
 
 def _copy_attributes(old: Any, new: Any) -> None:
-    """Give an object the attributes of another of its type, those in slots included."""
+    """Copies the attributes of an object to another of its type, those in ``__slots__`` included."""
     for member in _slot_members(type(old)):
         try:
             attribute = member.__get__(old)
         except AttributeError:
-            # It is not set.
+            # The slot is empty.
             continue
         member.__set__(new, attribute)
     attributes = getattr(old, "__dict__", None)
     if attributes is old:
-        # A dict whose entries are its attributes.
+        # A dict that is its own `__dict__`: entries are attributes.
         new.__dict__ = new
     elif attributes:
         new.__dict__.update(attributes)
 
 
-def _relink_attributes(old: Any, new: Any, entries: Sequence[Any], replaced_by: Sequence[Any]) -> None:
-    """Let attributes that are entries, or the container itself, be the new ones.
+def _relink_attributes(old: Any, new: Any, entries: Sequence[Any], new_entries: Sequence[Any]) -> None:
+    """Replaces attributes that refer to old entries, or to the old container, by the new objects.
 
-    Some types keep their entries as attributes as well: left alone, these would show the old tensors.
+    Some types keep their entries as attributes too; without this, those attributes would still refer to the
+    old tensors.
     """
     links = {
-        id(entry): other
-        for entry, other in zip(entries, replaced_by, strict=True)
+        id(entry): new_entry
+        for entry, new_entry in zip(entries, new_entries, strict=True)
         if not isinstance(entry, (int, float, complex, str, bytes, type(None)))
     }
     links[id(old)] = new
@@ -103,137 +110,138 @@ def _relink_attributes(old: Any, new: Any, entries: Sequence[Any], replaced_by: 
             continue
         if id(attribute) in links:
             member.__set__(new, links[id(attribute)])
-    attributes, others = getattr(old, "__dict__", None), getattr(new, "__dict__", None)
+    old_attributes, new_attributes = getattr(old, "__dict__", None), getattr(new, "__dict__", None)
     if (
-        isinstance(attributes, dict)
-        and isinstance(others, dict)
-        and attributes is not old
-        and others is not new
+        isinstance(old_attributes, dict)
+        and isinstance(new_attributes, dict)
+        and old_attributes is not old
+        and new_attributes is not new
     ):
-        for name, attribute in attributes.items():
+        for name, attribute in old_attributes.items():
             if id(attribute) in links:
-                others[name] = links[id(attribute)]
+                new_attributes[name] = links[id(attribute)]
 
 
-class Maker:
-    """Reads one container, and makes it again.
+class Rebuilder:
+    """Reads one container, and rebuilds it with other entries.
 
     Parameters
     ----------
     original : container
         The container.
     path : str
-        What it is called in messages.
+        Name of the container in error messages.
 
     Attributes
     ----------
     entries : list
-        What it holds.
-    ahead : container or None
-        The container that entries are put into, where it is made before they are known.
+        Entries of the container.
+    prepared : container or None
+        Container of the same type that :meth:`rebuild` fills, created before the new entries exist; None for
+        types that are created from their entries.
 
     Raises
     ------
     CannotRebuild
-        If it does not read as it holds its entries.
+        If reading the container does not give the entries that it stores.
     """
 
-    #: The class that a subclass is read and filled through.
+    #: The built-in class through which a subclass is read and filled.
     base: type
 
     def __init__(self, original: Any, path: str) -> None:
         self.original = original
         self.path = path
-        self.ahead: Any = None
-        self.entries: list[Any] = self._attempt(self._read, original)
-        self._made: Any = None
-        self._put: list[Any] = []
+        self.prepared: Any = None
+        self.entries: list[Any] = self._call(self._read, original)
+        self._rebuilt: Any = None
+        self._rebuilt_entries: list[Any] = []
 
     def prepare(self) -> None:
-        """Make what can be made before the entries are known. Raises CannotRebuild if that is impossible."""
+        """Creates what can be created before the new entries exist. Raises CannotRebuild if it cannot be."""
 
-    def make(self, entries: list[Any]) -> Any:
-        """Return a container of the same type with other entries, which :meth:`check` is yet to look at."""
-        made = self._attempt(self._filled, entries)
-        if type(made) is type(self.original) and made is not self.original:
-            _relink_attributes(self.original, made, self.entries, entries)
-        self._made, self._put = made, entries
-        return made
+    def rebuild(self, entries: list[Any]) -> Any:
+        """Returns a container of the same type with other entries, which :meth:`check` then verifies."""
+        rebuilt = self._call(self._filled, entries)
+        if type(rebuilt) is type(self.original) and rebuilt is not self.original:
+            _relink_attributes(self.original, rebuilt, self.entries, entries)
+        self._rebuilt, self._rebuilt_entries = rebuilt, entries
+        return rebuilt
 
     def check(self) -> None:
-        """Raise CannotRebuild if what was made last does not give the very entries that were put into it."""
-        made, self._made = self._made, None
-        if type(made) is not type(self.original):
-            raise self.refusal(f"what comes out is a {type(made).__name__}")
-        if made is self.original or _differ(self._attempt(self._read, made), self._put):
-            raise self.refusal("what comes out does not hold what was put in")
+        """Raises CannotRebuild if the last rebuilt container does not hold the very entries put into it."""
+        rebuilt, self._rebuilt = self._rebuilt, None
+        if type(rebuilt) is not type(self.original):
+            raise self.error(f"what comes out is a {type(rebuilt).__name__}")
+        if rebuilt is self.original or _differ(self._call(self._read, rebuilt), self._rebuilt_entries):
+            raise self.error("what comes out does not hold what was put in")
 
-    def refusal(self, reason: str) -> CannotRebuild:
-        """The error that says why it is refused."""
+    def error(self, reason: str) -> CannotRebuild:
+        """Returns the exception that says why the container cannot be rebuilt."""
         kind = type(self.original).__name__
         return CannotRebuild(
             f"{self.path} is a {kind}, a container that cannot be made again with other entries: {reason}"
         )
 
     def _read(self, value: Any) -> list[Any]:
-        """The entries of a container of this type."""
+        """Returns the entries of a container of this type."""
         raise NotImplementedError
 
     def _filled(self, entries: list[Any]) -> Any:
-        """A container of this type with other entries."""
+        """Returns a container of this type with other entries."""
         raise NotImplementedError
 
-    def _attempt(self, action: Callable[[Any], Any], argument: Any) -> Any:
-        """Call what may run code of the container's type."""
+    def _call(self, function: Callable[[Any], Any], argument: Any) -> Any:
+        """Calls a function that may run code of the container's class; its errors become CannotRebuild."""
         try:
-            return action(argument)
+            return function(argument)
         except (CannotRebuild, RecursionError, MemoryError):
             raise
         except Exception as error:
-            raise self.refusal(f"{type(error).__name__}: {error}") from error
+            raise self.error(f"{type(error).__name__}: {error}") from error
 
     def _check_iteration(self, value: Any, stored: Sequence[Any]) -> None:
-        """Raise CannotRebuild if a subclass iterates over something else than what it holds."""
+        """Raises CannotRebuild if a subclass iterates over other objects than it stores."""
         base: Any = self.base
-        # No further than it should go: it might never end.
+        # Stops one entry past the expected end, because the iterator might never end.
         if type(value).__iter__ is not base.__iter__ and _differ(
             list(islice(iter(value), len(stored) + 1)), stored
         ):
-            raise self.refusal("iterating over it does not give what it holds")
+            raise self.error("iterating over it does not give what it holds")
 
-    def _prepare_ahead(self) -> None:
-        self.ahead = self._attempt(self._made_ahead, self.original)
+    def _prepare_container(self) -> None:
+        self.prepared = self._call(self._empty_or_copy, self.original)
 
-    def _made_ahead(self, original: Any) -> Any:
-        """A container of the original's type, to be filled: blank, or a copy if the type says how to copy."""
+    def _empty_or_copy(self, original: Any) -> Any:
+        """Returns an empty container of the original's type, or a copy if the type defines ``__copy__``."""
         kind = type(original)
         base: Any = self.base
         if getattr(kind, "__copy__", None) in (None, defaultdict.__copy__):
             try:
-                blank = base.__new__(kind)
+                empty = base.__new__(kind)
             except TypeError:
-                # It is compiled, and has a layout of its own.
+                # An extension type, whose memory layout is not that of the base class.
                 pass
             else:
-                _copy_attributes(original, blank)
-                return blank
-        ahead = self._copied(original)
-        if base.__len__(ahead) != len(self.entries):
-            raise self.refusal("copy.copy() of it has another number of entries")
-        return ahead
+                _copy_attributes(original, empty)
+                return empty
+        copied = self._copied(original)
+        if base.__len__(copied) != len(self.entries):
+            raise self.error("copy.copy() of it has another number of entries")
+        return copied
 
     def _copied(self, original: Any) -> Any:
-        # Two, because a copy that is there already would be given to the next caller as well.
+        # Two copies, because a `__copy__` may return one shared object, which later callers would get too.
         first, second = copy.copy(original), copy.copy(original)
         if type(first) is not type(original):
-            raise self.refusal(f"copy.copy() of it is a {type(first).__name__}")
+            raise self.error(f"copy.copy() of it is a {type(first).__name__}")
         if first is original or first is second:
-            raise self.refusal("copy.copy() of it is no new container")
+            raise self.error("copy.copy() of it is no new container")
         return first
 
 
-class TupleMaker(Maker):
-    """For subclasses of tuple, named ones included."""
+class TupleRebuilder(Rebuilder):
+    """Rebuilds subclasses of tuple, named tuples included."""
 
     base = tuple
 
@@ -243,19 +251,19 @@ class TupleMaker(Maker):
         return stored
 
     def _filled(self, entries: list[Any]) -> Any:
-        made = tuple.__new__(type(self.original), entries)
-        _copy_attributes(self.original, made)
-        return made
+        rebuilt = tuple.__new__(type(self.original), entries)
+        _copy_attributes(self.original, rebuilt)
+        return rebuilt
 
 
-class ListMaker(Maker):
-    """For subclasses of list."""
+class ListRebuilder(Rebuilder):
+    """Rebuilds subclasses of list."""
 
     base = list
 
     def prepare(self) -> None:
-        """Make the list that entries will be put into."""
-        self._prepare_ahead()
+        """Creates the list that is filled with the new entries."""
+        self._prepare_container()
 
     def _read(self, value: Any) -> list[Any]:
         stored = list(stored_entries(value))
@@ -263,25 +271,25 @@ class ListMaker(Maker):
         return stored
 
     def _filled(self, entries: list[Any]) -> Any:
-        list.__setitem__(self.ahead, slice(None), entries)
-        return self.ahead
+        list.__setitem__(self.prepared, slice(None), entries)
+        return self.prepared
 
 
-class KeyedMaker(Maker):
-    """What mappings have in common.
+class KeyedRebuilder(Rebuilder):
+    """Base class for mappings.
 
     Attributes
     ----------
     keys : list
-        The keys of the entries.
+        Keys of the entries, in the same order.
     """
 
     def __init__(self, original: Any, path: str) -> None:
         self.keys: list[Any] | None = None
         super().__init__(original, path)
 
-    def labelled(self) -> zip[tuple[Any, Any]]:
-        """The keys with their entries."""
+    def items(self) -> zip[tuple[Any, Any]]:
+        """Returns the keys with their entries."""
         return zip(self.keys or (), self.entries, strict=True)
 
     def _read(self, value: Any) -> list[Any]:
@@ -291,24 +299,24 @@ class KeyedMaker(Maker):
         elif len(keys) != len(self.keys) or any(
             a is not b and a != b for a, b in zip(keys, self.keys, strict=True)
         ):
-            raise self.refusal("what comes out has other keys")
+            raise self.error("what comes out has other keys")
         return entries
 
     def _keys_and_entries(self, value: Any) -> tuple[list[Any], list[Any]]:
         raise NotImplementedError
 
 
-class DictMaker(KeyedMaker):
-    """For subclasses of dict."""
+class DictRebuilder(KeyedRebuilder):
+    """Rebuilds subclasses of dict."""
 
     def __init__(self, original: Any, path: str) -> None:
-        # An OrderedDict has an order of its own beside that of the dict.
+        # An OrderedDict keeps an order of its own beside that of dict.
         self.base = OrderedDict if isinstance(original, OrderedDict) else dict
         super().__init__(original, path)
 
     def prepare(self) -> None:
-        """Make the dict that entries will be put into."""
-        self._prepare_ahead()
+        """Creates the dict that is filled with the new entries."""
+        self._prepare_container()
 
     def _keys_and_entries(self, value: Any) -> tuple[list[Any], list[Any]]:
         base: Any = self.base
@@ -316,36 +324,36 @@ class DictMaker(KeyedMaker):
         keys, entries = [key for key, _ in pairs], [entry for _, entry in pairs]
         self._check_iteration(value, keys)
         if type(value).__getitem__ is not dict.__getitem__ and _differ([value[key] for key in keys], entries):
-            raise self.refusal("its items are not what it holds")
+            raise self.error("its items are not what it holds")
         return keys, entries
 
     def _filled(self, entries: list[Any]) -> Any:
         base: Any = self.base
         for key, entry in zip(self.keys or (), entries, strict=True):
-            base.__setitem__(self.ahead, key, entry)
-        return self.ahead
+            base.__setitem__(self.prepared, key, entry)
+        return self.prepared
 
 
-class MappingMaker(KeyedMaker):
-    """For mappings that are no dicts: copied if the type says how to, else made of pairs by the type."""
+class MappingRebuilder(KeyedRebuilder):
+    """Rebuilds mappings that are not dicts: by filling a copy if the type defines one, else from pairs."""
 
     def prepare(self) -> None:
-        """Make a copy that entries will be put into, if that is possible."""
+        """Creates a copy that is filled with the new entries, if the type supports it."""
         kind = type(self.original)
         if hasattr(kind, "__copy__") and hasattr(kind, "__setitem__"):
             try:
-                self.ahead = self._attempt(self._copied, self.original)
+                self.prepared = self._call(self._copied, self.original)
             except CannotRebuild:
-                self.ahead = None
+                self.prepared = None
 
     def _copied(self, original: Any) -> Any:
         copied = super()._copied(original)
-        for key, entry in self.labelled():
-            # A copy that shares its memory with the original would write into that.
+        for key, entry in self.items():
+            # A copy that shares its storage with the original would change the original when it is filled.
             copied[key] = probe = object()
             if original[key] is probe:
                 original[key] = entry
-                raise self.refusal("copy.copy() of it shares its entries")
+                raise self.error("copy.copy() of it shares its entries")
             break
         return copied
 
@@ -355,20 +363,20 @@ class MappingMaker(KeyedMaker):
 
     def _filled(self, entries: list[Any]) -> Any:
         pairs = list(zip(self.keys or (), entries, strict=True))
-        if self.ahead is None:
+        if self.prepared is None:
             return type(self.original)(pairs)
         for key, entry in pairs:
-            self.ahead[key] = entry
-        return self.ahead
+            self.prepared[key] = entry
+        return self.prepared
 
 
-class RegisteredMaker(Maker):
-    """For what optree may know.
+class RegisteredRebuilder(Rebuilder):
+    """Rebuilds containers that are registered with optree.
 
     Attributes
     ----------
     is_leaf : bool
-        Whether optree does not know it.
+        Whether the type is not registered, so that optree regards the object as a leaf.
     """
 
     def __init__(self, original: Any, path: str) -> None:

@@ -1,9 +1,9 @@
-"""Containers of tensors: nested lists, tuples, named tuples and dicts made a flat list, and back.
+"""Containers of tensors: nested lists, tuples, named tuples and dicts, flattened and unflattened.
 
-A plain list of arrays, which is what most calls bring, is found to be flat by the compiled part and goes
-through as a copy of it. Other registered containers go through optree, if it is installed.
+Most calls pass a plain list of arrays: the compiled part recognises it, and its copy is the flat list.
+Types that are registered as pytrees are flattened by optree, if it is installed.
 
-Results are put into containers of the caller's own types by `_rebuilding.py`.
+Containers of user-defined types are rebuilt by `_arguments/rebuilding.py`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from fastclip import _core
 from fastclip._arguments.arrays import as_array, as_output, describe, is_array_like
 from fastclip._arguments.names import ArgumentNames
 from fastclip._arguments.rebuilding import (
-    DictMaker,
-    KeyedMaker,
-    ListMaker,
-    Maker,
-    MappingMaker,
-    RegisteredMaker,
-    TupleMaker,
+    DictRebuilder,
+    KeyedRebuilder,
+    ListRebuilder,
+    MappingRebuilder,
+    Rebuilder,
+    RegisteredRebuilder,
+    TupleRebuilder,
     field_names,
     is_plain_named_tuple,
     stored_entries,
@@ -35,297 +35,322 @@ from fastclip._indexed_slices import IndexedSlices
 
 __all__ = ["Tree", "check_same_structure", "flatten", "flatten_like"]
 
-_Leaf = Callable[[Any, str], npt.NDArray[Any]]
-_Rebuild = Callable[[list[Any]], Any]
-#: Takes from an iterator over new leaves what belongs to one entry of a container.
-_Part = Callable[[Iterator[Any]], Any]
+_ToArray = Callable[[Any, str], npt.NDArray[Any]]
+_Unflatten = Callable[[list[Any]], Any]
+#: Builds one entry of a container from the leaves that an iterator yields, consuming as many as it needs.
+_EntryBuilder = Callable[[Iterator[Any]], Any]
 
 
 @dataclass(slots=True)
 class Tree:
-    """A container as a flat list.
+    """A flattened container.
 
     Attributes
     ----------
     leaves : list or tuple
         An array, or None, for each entry.
-    labels : list of str or None
-        What each entry is called in messages; None for ``argument[0]``, ``argument[1]``, ….
+    leaf_names : list of str or None
+        Name of each leaf in error messages, such as ``grads['w'][0]``; None for a plain list, whose leaves
+        are ``argument[0]``, ``argument[1]``, ….
     argument : str
-        The name of the argument.
-    rebuild : callable
-        Makes the container of as many new leaves. It may be called once: subclasses of list and dict are
-        made ahead, and filled.
+        Name of the argument.
+    unflatten : callable
+        Builds the container from a list of as many new leaves. It may be called once: subclasses of list and
+        dict are created beforehand, and filled.
     entries : list or tuple
-        The entries that the leaves were made of: what was passed in for them when the container was read.
+        The objects that the leaves were converted from, as they were when the container was read.
     container : object
         The container itself.
-    flat : bool
-        Whether it is a list or tuple of tensors, which gives a list.
+    is_flat : bool
+        Whether the container is a list or tuple of tensors, for which a list is returned.
     """
 
     leaves: Sequence[npt.NDArray[Any] | None]
-    labels: list[str] | None
+    leaf_names: list[str] | None
     argument: str
-    rebuild: _Rebuild
+    unflatten: _Unflatten
     entries: Sequence[Any]
     container: Any
-    flat: bool
+    is_flat: bool
 
-    def finished(self, results: list[Any], out: Tree | None) -> Any:
-        """The container of results: of fresh arrays, or the very one that was passed for outputs."""
+    def returned_container(self, results: list[Any], out: Tree | None) -> Any:
+        """Returns a new container of the results, or the container of outputs that was passed."""
         if out is None:
-            return self.rebuild(results)
-        # Everything is written: what is returned must not be able to fail, nor depend on what has become of
-        # the caller's list since it was read. Both lists are our own.
-        if out.labels is None:
+            return self.unflatten(results)
+        # The outputs are written: returning them must neither fail nor depend on how the caller's list has
+        # changed since it was read. `results` and `out.entries` are copies owned by fastclip.
+        if out.leaf_names is None:
             return results
-        return out.entries if out.flat else out.container
+        return out.entries if out.is_flat else out.container
 
-    def names(self, out: Tree | None = None) -> ArgumentNames:
-        """What entries are called, for the compiled part."""
+    def argument_names(self, out: Tree | None = None) -> ArgumentNames:
+        """Returns the names of the leaves, and of the leaves of the outputs, for the compiled part."""
         if out is None or out is self:
-            return (self.argument, self.labels, "out", self.labels)
-        return (self.argument, self.labels, out.argument, out.labels)
+            return (self.argument, self.leaf_names, "out", self.leaf_names)
+        return (self.argument, self.leaf_names, out.argument, out.leaf_names)
 
 
-def _same(leaves: list[Any]) -> list[Any]:
+def _identity(leaves: list[Any]) -> list[Any]:
     return leaves
 
 
-def flatten(container: Any, argument: str, leaf: _Leaf = as_array) -> Tree:
-    """Make a container of tensors a flat list.
+def flatten(container: Any, argument: str, to_array: _ToArray = as_array) -> Tree:
+    """Flattens a container of tensors.
 
     Parameters
     ----------
     container : list, tuple, dict or registered pytree
-        Of arrays, IndexedSlices, None, or more containers.
+        Arrays, IndexedSlices, None, or containers of these.
     argument : str
-        The name of the argument, for messages.
-    leaf : callable, optional
-        Makes an array of an entry.
+        Name of the argument in error messages.
+    to_array : callable, optional
+        Converts an entry, given its name, to an array.
 
     Raises
     ------
     TypeError
-        If it is an array, a scalar, a string or a generator, holds what is no array, or is or holds a
-        container that cannot be made again with other entries.
+        If the argument is an array, a scalar, a string or a generator, an entry is not an array, or a
+        container cannot be rebuilt with other entries.
+    ValueError
+        If it is nested too deeply, or contains itself.
     """
     leaves = _core.plain_list(container)
     if leaves is not None:
-        # The caller's list is read once, here: what is looked at is what is written and returned.
-        return Tree(leaves, None, argument, _same, leaves, container, True)
+        # The caller's list is read once, here, so that the arrays that are checked are those that are
+        # written and returned.
+        return Tree(leaves, None, argument, _identity, leaves, container, True)
     if container is None or isinstance(container, IndexedSlices) or is_array_like(container):
         raise TypeError(f"{argument} is {describe(container)}; it takes a list (or dict, or tuple) of arrays")
-    walk = _Walk(leaf)
+    flattener = _Flattener(to_array)
     try:
-        part = walk.node(container, argument, top=True)
-        if part is None:
+        build = flattener.container(container, argument, at_root=True)
+        if build is None:
             what = (
                 "generator, which can be read only once"
                 if hasattr(container, "send")
                 else type(container).__name__
             )
             raise TypeError(f"{argument} is a {what}; it takes a list (or dict, or tuple) of arrays")
-        make = walk.rebuilder(part)
-        if walk.makers:
-            # Tried now, with the entries themselves, and not when the results are there.
-            walk.check_no_overlap()
-            make(list(walk.entries))
+        unflatten = flattener.unflatten_function(build)
+        if flattener.rebuilders:
+            # A trial with the entries themselves, so that a failure comes before any result is computed.
+            flattener.check_separate()
+            unflatten(list(flattener.entries))
     except RecursionError:
         raise ValueError(f"{argument} is nested too deeply, or contains itself") from None
-    return Tree(walk.leaves, walk.labels, argument, make, walk.entries, container, walk.is_flat)
+    return Tree(
+        flattener.leaves,
+        flattener.leaf_names,
+        argument,
+        unflatten,
+        flattener.entries,
+        container,
+        flattener.is_flat,
+    )
 
 
 def flatten_like(out: Any, tree: Tree, argument: str = "out") -> Tree:
-    """Make a container of outputs a flat list, with the structure of another.
+    """Flattens a container of outputs, which must have the structure of another container.
 
     Raises
     ------
     TypeError
-        If an entry is no memory to write to.
+        If an entry is not memory that can be written to.
     ValueError
         If the structures differ.
     """
-    found = flatten(out, argument, as_output)
-    check_same_structure(found, tree)
-    return found
+    outputs = flatten(out, argument, as_output)
+    check_same_structure(outputs, tree)
+    return outputs
 
 
 def check_same_structure(tree: Tree, model: Tree) -> None:
-    """Raise ValueError if two containers differ in their keys, fields or lengths."""
+    """Raises ValueError if two containers differ in their keys, fields or lengths."""
 
     def paths(tree: Tree) -> list[str]:
-        if tree.labels is None:
+        if tree.leaf_names is None:
             return [f"[{i}]" for i in range(len(tree.leaves))]
-        return [label.removeprefix(tree.argument) for label in tree.labels]
+        return [name.removeprefix(tree.argument) for name in tree.leaf_names]
 
-    if tree.labels is None and model.labels is None and len(tree.leaves) == len(model.leaves):
+    if tree.leaf_names is None and model.leaf_names is None and len(tree.leaves) == len(model.leaves):
         return
-    mine, theirs = paths(tree), paths(model)
-    if mine != theirs:
-        odd = next((pair for pair in zip(mine, theirs, strict=False) if pair[0] != pair[1]), None)
+    tree_paths, model_paths = paths(tree), paths(model)
+    if tree_paths != model_paths:
+        pairs = zip(tree_paths, model_paths, strict=False)
+        differing = next((pair for pair in pairs if pair[0] != pair[1]), None)
         detail = (
-            f"{tree.argument}{odd[0]} stands where {model.argument}{odd[1]} does"
-            if odd
-            else f"it has {len(mine)} entries, {model.argument} has {len(theirs)}"
+            f"{tree.argument}{differing[0]} stands where {model.argument}{differing[1]} does"
+            if differing
+            else f"it has {len(tree_paths)} entries, {model.argument} has {len(model_paths)}"
         )
         raise ValueError(f"{tree.argument} must have the structure of {model.argument}: {detail}")
 
 
 def _is_numbers(value: Any) -> bool:
-    """Whether nested lists hold nothing but Python's and NumPy's numbers: an array written out."""
+    """Whether nested lists hold only Python's and NumPy's numbers, so that they stand for one array."""
     if issubclass(type(value), (list, tuple)):
         entries = stored_entries(value)
         return bool(entries) and all(_is_numbers(entry) for entry in entries)
     return isinstance(value, (int, float, complex, np.generic))
 
 
-class _Walk:
-    """One walk over a container, collecting what it holds.
+class _Flattener:
+    """Collects the leaves of one container by visiting it recursively.
 
     Attributes
     ----------
-    makers : list
-        What makes those containers again whose types are the caller's own; for lists, tuples, dicts and
-        ordinary named tuples there is nothing that could go wrong.
-    is_flat : bool
-        Whether the container is a list or tuple, not a named one, of tensors alone.
+    leaves, leaf_names, entries, is_flat
+        As in :class:`Tree`.
+    rebuilders : list of Rebuilder
+        One for each container of a user-defined type. Lists, tuples, dicts and ordinary named tuples are
+        rebuilt without one, because that cannot fail.
     """
 
-    def __init__(self, leaf: _Leaf) -> None:
-        self.leaf = leaf
+    def __init__(self, to_array: _ToArray) -> None:
+        self.to_array = to_array
         self.leaves: list[npt.NDArray[Any] | None] = []
-        self.labels: list[str] = []
+        self.leaf_names: list[str] = []
         self.entries: list[Any] = []
-        self.makers: list[Maker] = []
+        self.rebuilders: list[Rebuilder] = []
         self.is_flat = False
 
-    def rebuilder(self, part: _Part) -> _Rebuild:
-        makers = self.makers
-        if not makers:
-            return lambda leaves: part(iter(leaves))
+    def unflatten_function(self, build: _EntryBuilder) -> _Unflatten:
+        """Returns the function that builds the root container from new leaves and checks it."""
+        rebuilders = self.rebuilders
+        if not rebuilders:
+            return lambda leaves: build(iter(leaves))
 
-        def rebuild(leaves: list[Any]) -> Any:
-            made = part(iter(leaves))
-            for maker in makers:
-                # When all are filled: what two of them share would show now.
-                maker.check()
-            return made
+        def unflatten(leaves: list[Any]) -> Any:
+            container = build(iter(leaves))
+            for rebuilder in rebuilders:
+                # Checked when all are filled, to detect two containers that share their entries.
+                rebuilder.check()
+            return container
 
-        return rebuild
+        return unflatten
 
-    def check_no_overlap(self) -> None:
-        """Raise TypeError if a container that was made ahead is there already: results would meet in it."""
-        taken = {id(maker.original) for maker in self.makers}
-        for maker in self.makers:
-            if maker.ahead is not None:
-                if id(maker.ahead) in taken:
-                    raise maker.refusal("copy.copy() of it is no new container")
-                taken.add(id(maker.ahead))
+    def check_separate(self) -> None:
+        """Raises TypeError if a prepared container is an original or another prepared one.
 
-    def node(self, value: Any, path: str, top: bool = False) -> _Part | None:
-        """Collect a container's leaves. Returns what takes as many from an iterator, None if it is none."""
+        Results of one would overwrite those of the other.
+        """
+        containers = {id(rebuilder.original) for rebuilder in self.rebuilders}
+        for rebuilder in self.rebuilders:
+            if rebuilder.prepared is not None:
+                if id(rebuilder.prepared) in containers:
+                    raise rebuilder.error("copy.copy() of it is no new container")
+                containers.add(id(rebuilder.prepared))
+
+    def container(self, value: Any, path: str, at_root: bool = False) -> _EntryBuilder | None:
+        """Collects the leaves of a container. Returns its builder; None if the value is not a container."""
         if isinstance(value, (list, tuple)):
             fields = field_names(value)
-            return (
-                self.sequence(value, path, top) if fields is None else self.named_tuple(value, fields, path)
-            )
+            if fields is None:
+                return self.sequence(value, path, at_root)
+            return self.named_tuple(value, fields, path)
         return self.mapping(value, path) if isinstance(value, Mapping) else self.registered(value, path)
 
-    def mapping(self, value: Mapping[Any, Any], path: str) -> _Part:
+    def mapping(self, value: Mapping[Any, Any], path: str) -> _EntryBuilder:
         if type(value) is dict:
             pairs = list(value.items())
             keys = [key for key, _ in pairs]
-            parts = [self.child(entry, f"{path}[{key!r}]") for key, entry in pairs]
-            return lambda leaves: dict(zip(keys, [part(leaves) for part in parts], strict=True))
-        maker: KeyedMaker = DictMaker(value, path) if isinstance(value, dict) else MappingMaker(value, path)
-        return self.made_by(maker, [self.child(entry, f"{path}[{key!r}]") for key, entry in maker.labelled()])
+            builders = [self.entry(entry, f"{path}[{key!r}]") for key, entry in pairs]
+            return lambda leaves: dict(zip(keys, [build(leaves) for build in builders], strict=True))
+        rebuilder: KeyedRebuilder = (
+            DictRebuilder(value, path) if isinstance(value, dict) else MappingRebuilder(value, path)
+        )
+        builders = [self.entry(entry, f"{path}[{key!r}]") for key, entry in rebuilder.items()]
+        return self.rebuilt(rebuilder, builders)
 
-    def named_tuple(self, value: Any, fields: Sequence[str], path: str) -> _Part:
+    def named_tuple(self, value: Any, fields: Sequence[str], path: str) -> _EntryBuilder:
         kind = type(value)
         if is_plain_named_tuple(kind):
-            parts = [self.child(entry, f"{path}.{name}") for name, entry in zip(fields, value, strict=True)]
-            return lambda leaves: tuple.__new__(kind, [part(leaves) for part in parts])
-        maker = TupleMaker(value, path)
-        labelled = zip(fields, maker.entries, strict=True)
-        return self.made_by(maker, [self.child(entry, f"{path}.{name}") for name, entry in labelled])
+            builders = [
+                self.entry(entry, f"{path}.{field}") for field, entry in zip(fields, value, strict=True)
+            ]
+            return lambda leaves: tuple.__new__(kind, [build(leaves) for build in builders])
+        rebuilder = TupleRebuilder(value, path)
+        named_entries = zip(fields, rebuilder.entries, strict=True)
+        return self.rebuilt(
+            rebuilder, [self.entry(entry, f"{path}.{field}") for field, entry in named_entries]
+        )
 
-    def sequence(self, value: Any, path: str, top: bool) -> _Part | None:
+    def sequence(self, value: Any, path: str, at_root: bool) -> _EntryBuilder | None:
         kind = type(value)
-        if not top and _is_numbers(value):
+        if not at_root and _is_numbers(value):
             return None
-        maker: Maker | None = None
+        rebuilder: Rebuilder | None = None
         if kind is list or kind is tuple:
             entries: list[Any] = list(value)
         else:
-            maker = ListMaker(value, path) if isinstance(value, list) else TupleMaker(value, path)
-            entries = maker.entries
-        parts: list[_Part] = []
+            rebuilder = ListRebuilder(value, path) if isinstance(value, list) else TupleRebuilder(value, path)
+            entries = rebuilder.entries
+        builders: list[_EntryBuilder] = []
         nested = False
         for i, entry in enumerate(entries):
-            inner = self.container(entry, f"{path}[{i}]")
+            inner = self.inner_container(entry, f"{path}[{i}]")
             nested = nested or inner is not None
-            parts.append(self.tensor(entry, f"{path}[{i}]") if inner is None else inner)
-        # A flat list or tuple gives a list, as in TensorFlow; a structure gives the same structure.
-        if top and not nested:
+            builders.append(self.tensor(entry, f"{path}[{i}]") if inner is None else inner)
+        # For a flat list or tuple a list is returned, as in TensorFlow; else the structure is kept.
+        if at_root and not nested:
             self.is_flat = True
-            return lambda leaves: [part(leaves) for part in parts]
-        if maker is not None:
-            return self.made_by(maker, parts)
+            return lambda leaves: [build(leaves) for build in builders]
+        if rebuilder is not None:
+            return self.rebuilt(rebuilder, builders)
         if kind is list:
-            return lambda leaves: [part(leaves) for part in parts]
-        return lambda leaves: tuple([part(leaves) for part in parts])
+            return lambda leaves: [build(leaves) for build in builders]
+        return lambda leaves: tuple([build(leaves) for build in builders])
 
-    def made_by(self, maker: Maker, parts: list[_Part]) -> _Part:
-        maker.prepare()
-        self.makers.append(maker)
-        return lambda leaves: maker.make([part(leaves) for part in parts])
+    def rebuilt(self, rebuilder: Rebuilder, builders: list[_EntryBuilder]) -> _EntryBuilder:
+        """Registers a rebuilder. Returns the builder that passes it the entries of the new container."""
+        rebuilder.prepare()
+        self.rebuilders.append(rebuilder)
+        return lambda leaves: rebuilder.rebuild([build(leaves) for build in builders])
 
-    def container(self, value: Any, path: str) -> _Part | None:
-        """Collect an entry that is a container. Returns None if it is a tensor, which is not collected."""
+    def inner_container(self, value: Any, path: str) -> _EntryBuilder | None:
+        """Collects the leaves of an entry that is a container. For a tensor, collects none, returns None."""
         kind = type(value)
         if kind is np.ndarray or value is None:
             return None
-        # A subclass may say of itself that it is an array.
+        # A subclass of a built-in container may implement a protocol of arrays.
         builtin = kind is dict or kind is list or kind is tuple
         if not builtin and (isinstance(value, IndexedSlices) or is_array_like(value)):
             return None
-        return self.node(value, path)
+        return self.container(value, path)
 
-    def child(self, value: Any, path: str) -> _Part:
-        """Collect an entry, which may be a container itself."""
-        inner = self.container(value, path)
+    def entry(self, value: Any, path: str) -> _EntryBuilder:
+        """Collects an entry, which may be a container itself."""
+        inner = self.inner_container(value, path)
         return self.tensor(value, path) if inner is None else inner
 
-    def tensor(self, value: Any, path: str) -> _Part:
-        self.labels.append(path)
+    def tensor(self, value: Any, path: str) -> _EntryBuilder:
+        self.leaf_names.append(path)
         self.entries.append(value)
         if value is None:
             self.leaves.append(None)
-            return _next_none
+            return _skip_leaf
         if isinstance(value, IndexedSlices):
-            self.leaves.append(self.leaf(value.values, f"{path}.values"))
+            self.leaves.append(self.to_array(value.values, f"{path}.values"))
             return lambda leaves: _with_values(value, next(leaves))
-        self.leaves.append(self.leaf(value, path))
+        self.leaves.append(self.to_array(value, path))
         return next
 
-    def registered(self, value: Any, path: str) -> _Part | None:
-        """Collect a container that optree knows, if it is installed."""
+    def registered(self, value: Any, path: str) -> _EntryBuilder | None:
+        """Collects a container that is registered with optree. Returns None for any other object."""
         if find_spec("optree") is None:
             return None
-        maker = RegisteredMaker(value, path)
-        if maker.is_leaf:
+        rebuilder = RegisteredRebuilder(value, path)
+        if rebuilder.is_leaf:
             return None
-        return self.made_by(
-            maker, [self.child(child, f"{path}<{i}>") for i, child in enumerate(maker.entries)]
+        return self.rebuilt(
+            rebuilder, [self.entry(child, f"{path}<{i}>") for i, child in enumerate(rebuilder.entries)]
         )
 
 
 def _with_values(slices: IndexedSlices, leaf: Any) -> IndexedSlices:
-    # An output that was passed in comes back itself.
+    # During the trial the leaf is the entry itself.
     return leaf if isinstance(leaf, IndexedSlices) else slices._with_values(leaf)
 
 
-def _next_none(leaves: Iterator[Any]) -> None:
+def _skip_leaf(leaves: Iterator[Any]) -> None:
     next(leaves)

@@ -119,7 +119,7 @@ def clip_by_global_norm(
         None if leaf is None else _scaled(value, broken, leaf, norm, bound)
         for value, leaf in zip(exact, tree.leaves, strict=True)
     ]
-    return tree.rebuild(results), (norm if use_norm is None else use_norm)
+    return tree.unflatten(results), (norm if use_norm is None else use_norm)
 
 
 def global_norm(t_list: Any, ord: float, comm: Any) -> Any:
@@ -155,7 +155,7 @@ def clip_by_block_rms(t_list: Any, threshold: Any, out: Any) -> Any:
         )
         for value, leaf in zip(exact, tree.leaves, strict=True)
     ]
-    return tree.rebuild(results)
+    return tree.unflatten(results)
 
 
 def adaptive_clip(params: Any, grads: Any, clipping: Any, eps: Any, axes: Any, out: Any) -> Any:
@@ -180,7 +180,7 @@ def adaptive_clip(params: Any, grads: Any, clipping: Any, eps: Any, axes: Any, o
         unit = _Measure(2.0, tuple(unit_axes(value.shape, axes, "grads")))
         bound = anp.maximum(_norm(unit, weight), least) * ratio
         results.append(_scaled(value, math.nan, leaf, _norm(unit, leaf), bound))
-    return tree.rebuild(results)
+    return tree.unflatten(results)
 
 
 # Arguments -------------------------------------------------------------------------------------

@@ -40,9 +40,9 @@ def clip_by_global_norm(
     order = parse_order(ord)
     tree = flatten(t_list, "t_list")
     # Most calls clip a flat list in place; its outputs are the arrays that were flattened already.
-    in_place = out is t_list and tree.labels is None
+    in_place = out is t_list and tree.leaf_names is None
     target = None if out is None else tree if in_place else flatten_like(out, tree)
-    names = tree.names(target)
+    names = tree.argument_names(target)
     known: KnownNorm | None = None
     if use_norm is not None:
         if comm is not None:
@@ -55,15 +55,15 @@ def clip_by_global_norm(
     elif comm is not None:
         known, _ = reduced_norm(comm, tree.leaves, order, names)
     outputs = None if target is None else target.leaves
-    norms_before = norms.copy() if tree.labels is not None and isinstance(norms, np.ndarray) else None
+    norms_before = norms.copy() if tree.leaf_names is not None and isinstance(norms, np.ndarray) else None
     results, norm = _core.clip_by_global_norm(
         tree.leaves, bound, known, order, outputs, on_nonfinite, norms, names
     )
-    if target is None and tree.labels is None:
+    if target is None and tree.leaf_names is None:
         clipped: Any = results
     else:
         try:
-            clipped = tree.finished(results, target)
+            clipped = tree.returned_container(results, target)
         except BaseException:
             # Code of a container's class failed, although it succeeded on trial before the pass.
             if norms is not None and norms_before is not None:

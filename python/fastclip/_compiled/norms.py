@@ -22,15 +22,15 @@ def global_norm(t_list: Any, ord: float, comm: Any) -> np.floating[Any]:
     if comm is not None:
         from fastclip._compiled.reduction import reduced_norm
 
-        known, norm = reduced_norm(comm, tree.leaves, order, tree.names())
+        known, norm = reduced_norm(comm, tree.leaves, order, tree.argument_names())
         return _core.norm_scalar(norm, known[2])
-    return _core.global_norm(tree.leaves, order, tree.names())
+    return _core.global_norm(tree.leaves, order, tree.argument_names())
 
 
 def tensor_norms(t_list: Any, ord: float) -> npt.NDArray[np.floating[Any]]:
     """Returns the norms of :func:`fastclip.tensor_norms`, where autograd traces no argument."""
     tree = flatten(t_list, "t_list")
-    norms, is_float64 = _core.tensor_norms(tree.leaves, parse_order(ord), tree.names())
+    norms, is_float64 = _core.tensor_norms(tree.leaves, parse_order(ord), tree.argument_names())
     finite = [norm for norm in norms if norm < float("inf")]
     return np.array(norms, norms_dtype(max(finite, default=0.0), is_float64))
 

@@ -1,4 +1,4 @@
-"""Norms over several processes: the one all-reduce that a global norm takes."""
+"""Global norms over several processes, by one all-reduce."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from fastclip._arguments.names import ArgumentNames
 
 __all__ = ["KnownNorm", "reduced_norm"]
 
-#: A norm that the compiled part is given, see :func:`reduced_norm`.
+#: A norm that is passed to the compiled part instead of being computed, see :func:`reduced_norm`.
 KnownNorm = tuple[float, int, bool, list[float] | None, list[int]]
 
-
-#: Above this, the ranges that a sum of powers may lie in become too many to be worth sending.
+#: Above this order, a sum of powers may lie in too many ranges for one number per range to be sent.
 _LARGEST_ORDER = 64.0
-#: Below this, a norm of many elements may lie so far beyond float64 that they become too many again.
+#: Below this order, a norm of many elements may be so far beyond float64 that there are too many again.
 _SMALLEST_ORDER = 1.0 / 64.0
 
 
 def reduced_norm(
     comm: Any, leaves: Sequence[npt.NDArray[Any] | None], order: float, names: ArgumentNames
 ) -> tuple[KnownNorm, float]:
-    """Return the norm of the tensors of all processes.
+    """Returns the norm of the tensors of all processes.
 
-    The sum of powers travels in the one of a few ranges that it fits, scaled, so that it neither
-    overflows nor vanishes on the way; with it go the number of tensors that are not finite and whether
-    an input was float64. Every process gets the same sums, and so the same bits.
+    The array that is summed over processes has one sum of powers for each of a few ranges of magnitude. A
+    process puts its sum, scaled, into the range that it fits and zeros into the others, so that sums neither
+    overflow nor underflow. Two further numbers count the tensors that are not finite and tell whether an
+    input is float64. Every process gets the same sums, and so the same bits.
 
     Parameters
     ----------
     comm : object
         With a method ``allreduce(array) -> array`` that sums over processes, such as an mpi4py communicator.
     leaves : sequence of ndarray or None
-        This process's tensors.
+        Tensors of this process.
     order : float
-        The order of the norm.
+        Order of the norm.
     names : tuple
-        What the tensors are called in messages.
+        Names of the tensors in error messages.
 
     Returns
     -------
-    given : tuple of float, int, bool, list of float and list of int
-        The norm as a mantissa and an exponent of two, whether an input of any process was float64, the norms
+    known : tuple of float, int, bool, list of float and list of int
+        The norm as a mantissa and an exponent of two, whether an input of any process is float64, the norms
         of this process's tensors, and the positions of those that hold NaN or infinity.
     norm : float
         The norm.
@@ -54,9 +54,9 @@ def reduced_norm(
     Raises
     ------
     TypeError
-        If `comm` has no ``allreduce``, or it gives no numbers.
+        If `comm` has no ``allreduce``, or it does not return numbers.
     ValueError
-        If `order` is below 1/64 or above 64, or ``allreduce`` gives another number of numbers.
+        If `order` is below 1/64 or above 64, or ``allreduce`` returns an array of another shape.
     """
     allreduce = getattr(comm, "allreduce", None)
     if not callable(allreduce):
@@ -69,15 +69,15 @@ def reduced_norm(
             f" to {_LARGEST_ORDER:.0f}"
         )
     sums, norms, nonfinite = _core.partial_sums(leaves, order, names)
-    answer = allreduce(np.array(sums, np.float64))
+    reduced = allreduce(np.array(sums, np.float64))
     try:
-        total = np.asarray(answer, np.float64)
+        total = np.asarray(reduced, np.float64)
     except (TypeError, ValueError):
-        raise TypeError(f"comm.allreduce gave {answer!r}; it must give an array of float64") from None
+        raise TypeError(f"comm.allreduce gave {reduced!r}; it must give an array of float64") from None
     if total.shape != (len(sums),):
         raise ValueError(
             f"comm.allreduce gave an array of shape {total.shape} for one of shape ({len(sums)},)"
         )
-    *powers, _, wide = total.tolist()
+    *powers, _, float64_count = total.tolist()
     root, exponent, norm = _core.combine_sums(powers, order)
-    return (root, exponent, wide > 0, norms, nonfinite), norm
+    return (root, exponent, float64_count > 0, norms, nonfinite), norm

@@ -26,8 +26,8 @@ def clip_by_block_rms(t_list: Any, threshold: Any, out: Any) -> Any:
     target = None if out is None else flatten_like(out, tree)
     bounds = [bound] * sum(leaf is not None for leaf in tree.leaves)
     outputs = None if target is None else target.leaves
-    results = _core.clip_tensors(tree.leaves, bounds, "root", 2.0, outputs, tree.names(target))
-    return tree.finished(results, target)
+    results = _core.clip_tensors(tree.leaves, bounds, "root", 2.0, outputs, tree.argument_names(target))
+    return tree.returned_container(results, target)
 
 
 def adaptive_clip(
@@ -43,13 +43,13 @@ def adaptive_clip(
     target = None if out is None else flatten_like(out, tree)
     check_same_structure(weights, tree)
     if target is not None:
-        _core.check_no_overlap(weights.leaves, target.leaves, weights.names(target))
+        _core.check_no_overlap(weights.leaves, target.leaves, weights.argument_names(target))
 
     weights_with_grads: list[npt.NDArray[Any] | None] = []
     units: list[list[bool]] = []
     norms: list[npt.NDArray[np.float64] | None] = []
     for i, (weight, grad) in enumerate(zip(weights.leaves, tree.leaves, strict=True)):
-        name = f"grads[{i}]" if tree.labels is None else tree.labels[i]
+        name = f"grads[{i}]" if tree.leaf_names is None else tree.leaf_names[i]
         if isinstance(tree.entries[i], IndexedSlices):
             raise TypeError(
                 f"{name} is an IndexedSlices, whose rows are not those of its parameter; use to_dense()"
@@ -68,11 +68,11 @@ def adaptive_clip(
         norms.append(np.empty([1 if r else n for n, r in zip(grad.shape, unit, strict=True)]))
 
     # Parameters without a gradient are not read.
-    _core.slice_norms(weights_with_grads, units, 2.0, norms, weights.names())
+    _core.slice_norms(weights_with_grads, units, 2.0, norms, weights.argument_names())
     bounds = [None if n is None else _unit_bounds(n, clipping, eps) for n in norms]
     outputs = None if target is None else target.leaves
-    results = _core.clip_slices(tree.leaves, units, bounds, 2.0, outputs, tree.names(target))
-    return tree.finished(results, target)
+    results = _core.clip_slices(tree.leaves, units, bounds, 2.0, outputs, tree.argument_names(target))
+    return tree.returned_container(results, target)
 
 
 def _unit_bounds(norms: npt.NDArray[np.float64], clipping: float, eps: float) -> npt.NDArray[np.float64]:

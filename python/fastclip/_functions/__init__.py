@@ -1,1 +1,1 @@
-"""The public functions: arguments, defaults and documentation."""
+"""Public functions: signatures, defaults and documentation."""

@@ -1,4 +1,4 @@
-"""TensorFlow's clip functions."""
+"""Clipping by value and by norm, as TensorFlow's clip functions."""
 
 from __future__ import annotations
 
@@ -26,63 +26,65 @@ def clip_by_global_norm(
     comm: Any = None,
     norms: npt.NDArray[np.float64] | None = None,
 ) -> tuple[Any, Any]:
-    """Scale tensors so that the norm of all of them together is at most `clip_norm`.
+    """Scale tensors so that their global norm is at most `clip_norm`.
 
-    Each becomes ``t * clip_norm / max(norm, clip_norm)``, as ``tf.clip_by_global_norm`` [1]_ [2]_.
+    Each tensor becomes ``t * clip_norm / max(norm, clip_norm)``, where ``norm`` is the norm of all tensors
+    together, as in ``tf.clip_by_global_norm`` [1]_ [2]_.
 
     Parameters
     ----------
     t_list : list, tuple, dict or nested container
-        Of arrays (float16, bfloat16, float32, float64, complex64, complex128; any shape and layout),
-        :class:`IndexedSlices`, of which the values are clipped, or None, which stays None.
+        Arrays of float16, bfloat16, float32, float64, complex64 or complex128, of any shape and layout;
+        :class:`IndexedSlices`, whose values are clipped; or None, which is returned as None.
     clip_norm : float
-        The bound, 0 or more; infinity clips nothing.
+        Largest norm of the results, 0 or more; infinity clips nothing.
     use_norm : float, optional
-        The norm, if it is known already: it is not computed then, and is returned as given. The tensors
-        are not looked at for NaN and infinity either: `on_nonfinite` is about `use_norm` alone.
+        Global norm of the tensors. If it is passed, the norm is not computed and `use_norm` is returned. The
+        tensors are not checked for NaN and infinity either: `on_nonfinite` then applies to `use_norm` alone.
     name : str, optional
-        Taken for compatibility; not used.
+        Accepted for compatibility with TensorFlow; not used.
     ord : float, optional
         Order of the norm: any number above 0, or ``np.inf``.
     out : container, optional
-        Where results go: arrays of the same types and shapes in the structure of `t_list`. ``out=t_list``
-        clips in place; nothing is written then if the norm is within the bound.
+        Arrays that the results are written to, with the structure, shapes and data types of `t_list`.
+        ``out=t_list`` clips in place; then nothing is written if the norm is at most `clip_norm`.
     on_nonfinite : {"propagate", "raise", "zero"}, optional
-        What a NaN or an infinity among the inputs does: turn every element of every output into NaN (as in
-        TensorFlow), raise :class:`NonFiniteError`, or turn every element into 0.
+        Behaviour if an input holds a NaN or an infinity: set every element of every output to NaN, as
+        TensorFlow does, raise :class:`NonFiniteError`, or set every element to 0.
     comm : object, optional
-        With an ``allreduce`` method that sums an array over processes: the norm is that over the tensors
-        of all of them, and every process gets the same bits. Orders from 1/64 to 64.
+        Object with a method ``allreduce(array)`` that sums an array over processes, such as an mpi4py
+        communicator. The norm is then that of the tensors of all processes, and has the same bits in each of
+        them. Orders from 1/64 to 64 are supported.
     norms : ndarray of float64, shape (n,), optional
-        Filled with the norm of each tensor that is not None (of this process), in the same pass.
+        Array that the norm of each tensor of this process that is not None is written to, in the same pass.
 
     Returns
     -------
     clipped : list or container
-        A list if `t_list` is a list or tuple of tensors, else the structure of `t_list`, in which subclasses
-        of list, tuple and dict keep their type and attributes. The arrays are fresh, in the memory order of
-        the inputs, or those of `out`.
+        A list if `t_list` is a list or tuple of tensors, else a container with the structure of `t_list`, in
+        which subclasses of list, tuple and dict keep their type and attributes. The arrays are new ones in
+        the memory order of the inputs, or those of `out`.
     norm : np.float32 or np.float64
         The norm before clipping, see :func:`global_norm`; or `use_norm`.
 
     Raises
     ------
     TypeError
-        If `t_list` is no container, is or holds one that cannot be made again with other entries, an entry is
-        no array of these types, or `clip_norm`, `use_norm` or `ord` is no number.
+        If `t_list` is not a container or contains one that cannot be rebuilt with other entries, an entry is
+        not an array of the types above, or `clip_norm`, `use_norm` or `ord` is not a number.
     ValueError
-        If `clip_norm` is negative or NaN, `use_norm` is negative, `ord` is not above 0, or an
-        output does not fit, is read-only, or shares memory with another output or input.
+        If `clip_norm` is negative or NaN, `use_norm` is negative, `ord` is not above 0, or an output has
+        another shape or data type, is read-only, or shares memory with another output or input.
     NonFiniteError
-        With ``on_nonfinite="raise"``; it names the entries.
+        If an input holds a NaN or an infinity and ``on_nonfinite="raise"``. The message names the entries.
 
     Notes
     -----
-    If the norm is within the bound, the results equal the inputs bit for bit. Else each element is the
-    correctly rounded product of the input and the scale; the scale is computed in float64 and rounded once
-    to float32 for everything but float64 and complex128. The bits depend neither on the number of threads
-    nor on the SIMD level. A call that fails has written nothing; an interrupt that comes during the writing
-    pass is raised when everything is written.
+    If the norm is at most `clip_norm`, the results equal the inputs bit for bit. Otherwise each element is
+    the correctly rounded product of the input and the factor ``clip_norm / norm``, which is computed in
+    float64 and, for all types but float64 and complex128, rounded once to float32. The bits depend neither
+    on the number of threads nor on the SIMD level. A call that fails has written nothing; an interrupt that
+    arrives while results are written is raised when all of them are written.
 
     References
     ----------
@@ -124,36 +126,38 @@ def clip_by_norm(
 ) -> Any:
     """Scale a tensor so that its norm, or that of each of its slices, is at most `clip_norm`.
 
-    It becomes ``t * clip_norm / max(norm, clip_norm)``, as ``tf.clip_by_norm`` [1]_.
+    The result is ``t * clip_norm / max(norm, clip_norm)``, as in ``tf.clip_by_norm`` [1]_.
 
     Parameters
     ----------
     t : array_like or IndexedSlices
-        float16, bfloat16, float32, float64, complex64 or complex128, of any shape and layout.
+        Tensor of float16, bfloat16, float32, float64, complex64 or complex128, of any shape and layout.
     clip_norm : float or array_like
-        The bound; a negative one counts as 0. An array must broadcast to the shape of `t`.
+        Largest norm of the result; negative values count as 0. An array must broadcast to the shape of `t`.
     axes : int or sequence of int, optional
-        The axes that a norm is taken over: one norm for each index of the others. None is all of them.
+        Axes over which a norm is taken, for each index along the other axes. None takes one norm over all
+        axes.
     name : str, optional
-        Taken for compatibility; not used.
+        Accepted for compatibility with TensorFlow; not used.
     ord : float, optional
         Order of the norm: any number above 0, or ``np.inf``.
     out : ndarray, optional
-        Where the result goes: of the type and shape of `t`, and `t` itself or apart from it.
+        Array that the result is written to, with the shape and data type of `t`: `t` itself, or an array
+        that shares no memory with it.
 
     Returns
     -------
     ndarray or IndexedSlices
-        Of the type and shape of `t`: fresh, in its memory order, or `out`. A slice with a NaN or an infinity
-        is all NaN.
+        Clipped tensor with the shape and data type of `t`: a new one in the memory order of `t`, or `out`. A
+        slice that holds a NaN or an infinity becomes NaN everywhere.
 
     Raises
     ------
     TypeError
-        If `t` or `clip_norm` is no array of these types, or number.
+        If `t` is not an array of the types above, or `clip_norm` is not a real number or array.
     ValueError
-        If `clip_norm` is NaN or would enlarge `t`, an axis does not exist or comes twice, or `out` does
-        not fit.
+        If `clip_norm` holds NaN or does not broadcast to the shape of `t`, an axis is out of range or
+        repeated, or `out` has another shape or data type, is read-only, or overlaps an input.
 
     References
     ----------
@@ -179,30 +183,30 @@ def clip_by_norm(
 def clip_by_average_norm(t: Any, clip_norm: float, name: str | None = None, *, out: Any = None) -> Any:
     """Scale a tensor so that its norm divided by its number of elements is at most `clip_norm`.
 
-    It becomes ``t * clip_norm / max(norm / t.size, clip_norm)``, as
-    ``tf.compat.v1.clip_by_average_norm`` [1]_. That is no root mean square, which
+    The result is ``t * clip_norm / max(norm / t.size, clip_norm)``, as in
+    ``tf.compat.v1.clip_by_average_norm`` [1]_. The average norm is not the root mean square, which
     :func:`clip_by_block_rms` bounds.
 
     Parameters
     ----------
     t : array_like or IndexedSlices
-        As for :func:`clip_by_norm`.
+        Tensor, as for :func:`clip_by_norm`.
     clip_norm : float
-        The bound; a negative one counts as 0.
+        Largest average norm of the result; a negative value counts as 0.
     name : str, optional
-        Taken for compatibility; not used.
+        Accepted for compatibility with TensorFlow; not used.
     out : ndarray, optional
-        As for :func:`clip_by_norm`.
+        Array that the result is written to, as for :func:`clip_by_norm`.
 
     Returns
     -------
     ndarray or IndexedSlices
-        As :func:`clip_by_norm`.
+        Clipped tensor, as for :func:`clip_by_norm`.
 
     Raises
     ------
     TypeError, ValueError
-        As :func:`clip_by_norm`.
+        As for :func:`clip_by_norm`.
 
     References
     ----------
@@ -225,35 +229,37 @@ def clip_by_average_norm(t: Any, clip_norm: float, name: str | None = None, *, o
 def clip_by_value(
     t: Any, clip_value_min: Any, clip_value_max: Any, name: str | None = None, *, out: Any = None
 ) -> Any:
-    """Bring every element between two bounds.
+    """Limit every element to the interval between two bounds.
 
-    ``max(min(t, clip_value_max), clip_value_min)``, as ``tf.clip_by_value`` [1]_.
+    The result is ``max(min(t, clip_value_max), clip_value_min)``, as in ``tf.clip_by_value`` [1]_.
 
     Parameters
     ----------
     t : array_like or IndexedSlices
-        float16, bfloat16, float32, float64 or any integer type, of any shape and layout.
+        Tensor of float16, bfloat16, float32, float64 or any integer type, of any shape and layout.
     clip_value_min, clip_value_max : array_like
-        The bounds, which must broadcast to the shape of `t`. They are converted to the type of `t`.
+        Bounds, which must broadcast to the shape of `t`. They are converted to its data type.
     name : str, optional
-        Taken for compatibility; not used.
+        Accepted for compatibility with TensorFlow; not used.
     out : ndarray, optional
-        As for :func:`clip_by_norm`.
+        Array that the result is written to, as for :func:`clip_by_norm`.
 
     Returns
     -------
     ndarray or IndexedSlices
-        Of the type and shape of `t`: fresh, in its memory order, or `out`. NaN stays NaN, and a NaN bound
-        gives NaN, as by ``np.clip``. Where the lower bound is above the upper, the lower is what comes out.
+        Clipped tensor with the shape and data type of `t`: a new one in the memory order of `t`, or `out`.
+        NaN stays NaN, and a NaN bound gives NaN, as in ``np.clip``. Where the lower bound is above the
+        upper, the result is the lower bound.
 
     Raises
     ------
     TypeError
-        If `t` is no array of these types, or it is of integers and a bound is not.
+        If `t` is not an array of the types above, or holds integers and a bound does not.
     ValueError
-        If a bound would enlarge `t`, or `out` does not fit.
+        If a bound does not broadcast to the shape of `t`, or `out` has another shape or data type, is
+        read-only, or overlaps an input.
     OverflowError
-        If a bound is a whole number outside the range of the integer type of `t`.
+        If a bound is an integer out of the range of the integer type of `t`.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Norms of lists of tensors."""
+"""Norms of containers of tensors."""
 
 from __future__ import annotations
 
@@ -18,33 +18,36 @@ def global_norm(
 ) -> np.floating[Any]:
     """Return the norm of all tensors together.
 
-    ``sqrt(sum(x**2 for every element x of every tensor))`` for `ord` 2, as ``tf.linalg.global_norm`` [1]_.
+    For `ord` 2 the norm is ``sqrt(sum(x**2 for every element x of every tensor))``, as in
+    ``tf.linalg.global_norm`` [1]_.
 
     Parameters
     ----------
     t_list : list, tuple, dict or nested container
-        Of arrays (float16, bfloat16, float32, float64, complex64, complex128; any shape and layout),
-        :class:`IndexedSlices`, of which the values count, or None, which counts for nothing.
+        Arrays of float16, bfloat16, float32, float64, complex64 or complex128, of any shape and layout;
+        :class:`IndexedSlices`, of which the values count; or None, which is skipped.
     name : str, optional
-        Taken for compatibility; not used.
+        Accepted for compatibility with TensorFlow; not used.
     ord : float, optional
         Order of the norm: any number above 0, or ``np.inf`` for the largest absolute value.
     comm : object, optional
-        With an ``allreduce`` method that sums an array over processes: the norm is that over the tensors
-        of all of them. Orders from 1/64 to 64.
+        Object with a method ``allreduce(array)`` that sums an array over processes, such as an mpi4py
+        communicator. The norm is then that of the tensors of all processes. Orders from 1/64 to 64 are
+        supported.
 
     Returns
     -------
     np.float32 or np.float64
         float64 if an input is float64 or complex128, or if a finite norm would be infinite in float32; else
-        float32. A float32 is within one unit in the last place of the exact norm; the relative error of a
-        float64 is at most 1e-14. For `ord` below 1 that bound is ``1e-14 / ord``. The norm is infinite or NaN
-        only if an input is, or if it is beyond float64.
+        float32. A float32 norm is within one unit in the last place of the exact norm; the relative error of
+        a float64 norm is at most 1e-14, or ``1e-14 / ord`` for `ord` below 1. The norm is infinite or NaN
+        only if an input is, or if the exact norm is beyond the range of float64.
 
     Raises
     ------
     TypeError
-        If `t_list` is no container, an entry is no array of these types, or `ord` is no number.
+        If `t_list` is not a container, an entry is not an array of the types above, or `ord` is not a
+        number.
     ValueError
         If `ord` is not above 0.
 
@@ -70,25 +73,25 @@ def global_norm(
 
 
 def tensor_norms(t_list: Any, *, ord: float = 2) -> npt.NDArray[np.floating[Any]]:
-    """Return the norm of each tensor, in one pass over all.
+    """Return the norm of each tensor, in one pass over all of them.
 
     Parameters
     ----------
     t_list : list, tuple, dict or nested container
-        As for :func:`global_norm`.
+        Tensors, as for :func:`global_norm`.
     ord : float, optional
-        As for :func:`global_norm`.
+        Order of the norm, as for :func:`global_norm`.
 
     Returns
     -------
     ndarray, shape (n,)
-        One norm for each entry that is not None, in the order of the container. The type is that
-        of :func:`global_norm`, for all of them.
+        Norm of each entry that is not None, in the order of the container. The data type is chosen for all
+        norms together, as for :func:`global_norm`.
 
     Raises
     ------
     TypeError, ValueError
-        As :func:`global_norm`.
+        As for :func:`global_norm`.
 
     Examples
     --------

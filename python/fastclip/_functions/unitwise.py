@@ -1,4 +1,4 @@
-"""Clipping rules that look at each tensor, or each unit of it, by itself."""
+"""Clipping of each tensor, or of each unit of a tensor, by its own norm."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ __all__ = ["adaptive_clip", "clip_by_block_rms"]
 def clip_by_block_rms(t_list: Any, threshold: float, *, out: Any = None) -> Any:
     """Scale each tensor so that its root mean square is at most `threshold`.
 
-    Each becomes ``t / max(1, rms / threshold)`` with ``rms = sqrt(mean(abs(t)**2))``, as
+    Each tensor becomes ``t / max(1, rms / threshold)`` with ``rms = sqrt(mean(abs(t)**2))``, as in
     ``optax.clip_by_block_rms`` [1]_.
 
     Parameters
     ----------
     t_list : list, tuple, dict or nested container
-        As for :func:`clip_by_global_norm`.
+        Tensors, as for :func:`clip_by_global_norm`.
     threshold : float
-        The bound, 0 or more.
+        Largest root mean square of each result, 0 or more.
     out : container, optional
-        As for :func:`clip_by_global_norm`.
+        Arrays that the results are written to, as for :func:`clip_by_global_norm`.
 
     Returns
     -------
     list or container
-        As the first result of :func:`clip_by_global_norm`. A tensor with a NaN or an infinity is all NaN.
+        Clipped tensors, as the first result of :func:`clip_by_global_norm`. A tensor that holds a NaN or an
+        infinity becomes NaN everywhere.
 
     Raises
     ------
     TypeError, ValueError
-        As :func:`clip_by_global_norm`.
+        As for :func:`clip_by_global_norm`.
 
     References
     ----------
@@ -63,39 +64,40 @@ def adaptive_clip(
     axes: Sequence[int] | int | None = None,
     out: Any = None,
 ) -> Any:
-    """Bound each unit's gradient by a fraction of the norm of the unit's parameters.
+    """Scale gradients so that the norm of each unit is at most a fraction of the norm of its parameters.
 
-    Adaptive gradient clipping [1]_, with the units of ``optax.adaptive_grad_clip`` [2]_: a unit's gradient
-    is scaled so that its norm is at most ``clipping * max(norm of its parameters, eps)``.
+    This is adaptive gradient clipping [1]_ with the units of ``optax.adaptive_grad_clip`` [2]_: the gradient
+    of a unit is scaled so that its norm is at most ``clipping * max(norm of its parameters, eps)``.
 
     Parameters
     ----------
     params : list, tuple, dict or nested container
-        The parameters, arrays as for :func:`clip_by_global_norm`.
+        Parameters: arrays, as for :func:`clip_by_global_norm`.
     grads : container
-        Their gradients: the structure of `params`, each of the shape of its parameter; None where there is
-        no gradient.
+        Gradients with the structure of `params`, each of the shape of its parameter; None for a parameter
+        without a gradient.
     clipping : float, optional
-        The largest ratio of the two norms.
+        Largest ratio of the norm of a gradient to that of its parameters.
     eps : float, optional
-        What a parameter norm counts for at least, so that parameters that are 0 can grow.
+        Smallest norm of parameters that is used, so that parameters that are 0 can grow.
     axes : int or sequence of int, optional
-        The axes that a unit spans, for every tensor. None takes optax's: all of a scalar or vector, axis 0
-        of two and three dimensions (weights as input by output), all but the last of four and five (kernels
-        as height by width by input by output).
+        Axes that a unit spans, for every tensor. None selects those of optax: all axes of a scalar or vector,
+        axis 0 of a tensor of two or three dimensions (weights of shape (input, output)), and all axes but
+        the last of a tensor of four or five (kernels of shape (height, width, input, output)).
     out : container, optional
-        As for :func:`clip_by_global_norm`; ``out=grads`` clips in place.
+        Arrays that the results are written to, as for :func:`clip_by_global_norm`; ``out=grads`` clips in
+        place.
 
     Returns
     -------
     list or container
-        The clipped gradients, as the first result of :func:`clip_by_global_norm`. A unit with a NaN or an
-        infinity in its gradient, or a NaN in its parameters, is all NaN.
+        Clipped gradients, as the first result of :func:`clip_by_global_norm`. A unit with a NaN or an
+        infinity in its gradient, or a NaN in its parameters, becomes NaN everywhere.
 
     Raises
     ------
     TypeError
-        If an entry is no array, or a gradient is sparse.
+        If an entry is not an array, or a gradient is an :class:`IndexedSlices`.
     ValueError
         If structures or shapes differ, a tensor has more than five dimensions and `axes` is None, or
         `clipping` or `eps` is negative.
