@@ -43,7 +43,7 @@ __all__ = [
 __version__: str
 
 _Arrays = Sequence[npt.NDArray[Any] | None]
-_Names = tuple[str, list[str] | None, str, list[str] | None]
+_ArgumentNames = tuple[str, list[str] | None, str, list[str] | None]
 
 class NonFiniteError(ArithmeticError): ...
 
@@ -57,14 +57,14 @@ def clip_by_global_norm(
     out: _Arrays | None,
     on_nonfinite: str,
     norms: npt.NDArray[np.float64] | None,
-    names: _Names,
+    names: _ArgumentNames,
     /,
 ) -> tuple[list[Any], np.floating[Any]]: ...
-def global_norm(tensors: _Arrays, p: float, names: _Names, /) -> np.floating[Any]: ...
+def global_norm(tensors: _Arrays, p: float, names: _ArgumentNames, /) -> np.floating[Any]: ...
 def norm_scalar(norm: float, wide: bool, /) -> np.floating[Any]: ...
-def tensor_norms(tensors: _Arrays, p: float, names: _Names, /) -> tuple[list[float], bool]: ...
+def tensor_norms(tensors: _Arrays, p: float, names: _ArgumentNames, /) -> tuple[list[float], bool]: ...
 def partial_sums(
-    tensors: _Arrays, p: float, names: _Names, /
+    tensors: _Arrays, p: float, names: _ArgumentNames, /
 ) -> tuple[list[float], list[float], list[int]]: ...
 def combine_sums(sums: list[float], p: float, /) -> tuple[float, int, float]: ...
 def clip_tensors(
@@ -73,7 +73,7 @@ def clip_tensors(
     divisor: str,
     p: float,
     out: _Arrays | None,
-    names: _Names,
+    names: _ArgumentNames,
     /,
 ) -> list[Any]: ...
 def clip_by_value(
@@ -83,9 +83,9 @@ def clip_by_value(
     out: npt.NDArray[Any] | None,
     /,
 ) -> npt.NDArray[Any]: ...
-def check_no_overlap(tensors: _Arrays, out: _Arrays, names: _Names, /) -> None: ...
+def check_no_overlap(tensors: _Arrays, out: _Arrays, names: _ArgumentNames, /) -> None: ...
 def slice_norms(
-    tensors: _Arrays, axes: list[list[bool]], p: float, norms: _Arrays, names: _Names, /
+    tensors: _Arrays, axes: list[list[bool]], p: float, norms: _Arrays, names: _ArgumentNames, /
 ) -> None: ...
 def clip_slices(
     tensors: _Arrays,
@@ -93,7 +93,7 @@ def clip_slices(
     bounds: _Arrays,
     p: float,
     out: _Arrays | None,
-    names: _Names,
+    names: _ArgumentNames,
     /,
 ) -> list[Any]: ...
 def clip_elements(
@@ -102,7 +102,7 @@ def clip_elements(
     bounds: _Arrays,
     p: float,
     out: _Arrays | None,
-    names: _Names,
+    names: _ArgumentNames,
     /,
 ) -> list[Any]: ...
 def get_num_threads() -> int: ...

@@ -1,1 +1,1 @@
-"""Differentiation: of losses by the libraries that do it, and of the clip functions inside a loss."""
+"""Automatic differentiation: gradients of losses, and derivatives of the clip functions."""

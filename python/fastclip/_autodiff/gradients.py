@@ -1,4 +1,4 @@
-"""Gradients of a loss, by the library that the caller chooses."""
+"""Gradients of a loss, computed by the library that the caller selects."""
 
 from __future__ import annotations
 
@@ -30,59 +30,63 @@ def compute_gradients(
     *,
     backend: str | Callable[[Callable[..., Any], list[Any]], tuple[Any, Any]] | None = None,
 ) -> list[tuple[Any, Any]]:
-    """Return the gradient of a loss by each variable, as ``tf.compat.v1.train.Optimizer.compute_gradients``.
+    """Compute the gradient of a loss with respect to each variable.
+
+    The interface is that of ``tf.compat.v1.train.Optimizer.compute_gradients`` [1]_.
 
     Parameters
     ----------
     loss : callable
-        The loss. With no parameters it reads Variables; with parameters it gets the values of `var_list` in
-        their order. Parameters with a default do not make it one with parameters (``lambda x=x: …`` reads
-        Variables), but take values where there are more of them; ``*args`` gets the values, and so does a
-        callable that tells nothing of its parameters. It returns a number or an array, whose elements
-        then count as if they were summed.
+        Function that returns the loss: a number, or an array, whose elements are then summed. A loss without
+        parameters reads Variables; a loss with parameters is called with the values of `var_list` in order.
+        A loss whose parameters all have defaults (``lambda x=x: …``) counts as one without parameters. In a
+        loss that has other parameters too, those with defaults receive values if there are enough of them. A
+        loss with ``*args``, and a callable whose signature is unknown, is called with the values.
     var_list : list, Variable, ndarray, torch.Tensor or nested container, optional
-        What to differentiate by, in the order of the container; float16, bfloat16, float32 or float64.
-        None is :func:`fastclip.trainable_variables`. By arrays and by tensors that require no gradient, only
-        a loss with parameters can be differentiated: nothing else tells where it reads them.
+        Variables to differentiate with respect to, of float16, bfloat16, float32 or float64. None selects
+        :func:`fastclip.trainable_variables`. Arrays, and tensors that require no gradient, need a loss with
+        parameters, because the variables in a loss without parameters could not be recognised otherwise.
     gate_gradients : {GATE_NONE, GATE_OP, GATE_GRAPH}, optional
-        Taken for compatibility; checked, and not used.
+        Accepted for compatibility with TensorFlow; checked, but not used.
     aggregation_method, colocate_gradients_with_ops : optional
-        Taken for compatibility; not used.
+        Accepted for compatibility with TensorFlow; not used.
     grad_loss : array_like, optional
-        The gradient that comes into the loss, of its shape. None is ones.
+        Gradient with respect to the output of the loss, of the same shape as the output. None stands for
+        ones.
     backend : {"autograd", "jax", "torch"} or callable, optional
-        What differentiates. None is ``"torch"`` where all of `var_list` are tensors of torch, else
-        ``"autograd"``. A callable is called as ``backend(loss, values)``, with the loss as it was given and
-        the values as arrays (the memory of the variables), and returns ``(value, grads)``: one gradient, or
-        None, for each value.
+        Library that differentiates. None selects ``"torch"`` if all variables are tensors of torch, else
+        ``"autograd"``. A callable is called as ``backend(loss, values)``, with the unchanged `loss` and the
+        values as arrays that share the memory of the variables, and returns ``(value, grads)`` with one
+        gradient, or None, for each value.
 
     Returns
     -------
     list of (gradient, variable)
-        One pair for each variable. The gradient is None where the loss does not depend on the variable,
-        or only through what has no derivative; else an array of the variable's type and shape, which can be
-        written to and shares memory with nothing else (a tensor where the variable is one; an
-        :class:`fastclip.IndexedSlices` of a sparse embedding of torch).
+        One pair for each variable. The gradient is None if the loss does not depend on the variable, or only
+        through functions without a derivative. Otherwise it is a writeable array of the variable's shape and
+        data type that shares memory with nothing else, a tensor if the variable is one, or an
+        :class:`fastclip.IndexedSlices` for a sparse embedding of torch.
 
     Raises
     ------
     RuntimeError
-        If `loss` is not callable, or a loss that is being differentiated by a variable calls this for it.
+        If `loss` is not callable, or calls this function for a variable with respect to which it is being
+        differentiated.
     ValueError
         If there are no variables, `gate_gradients` or `backend` is unknown, `grad_loss` has another shape
         than the loss, or a callable `backend` returns another number of gradients, or other shapes.
     TypeError
-        If an entry of `var_list` is none of these, the loss takes another number of values, or what it
-        returns is no number and no array of floating-point numbers.
+        If an entry of `var_list` has another type, the loss takes another number of values, or its output is
+        not a floating-point number or an array of such numbers.
     ImportError
         If the library is not installed.
 
     Notes
     -----
-    What the loss raises comes through. Under autograd and JAX the loss uses ``autograd.numpy`` and
-    ``jax.numpy``; a function of NumPy's own that would take what is traced for a constant raises. JAX
-    computes in float64 where a variable is float64, whatever its configuration is otherwise. A function
-    compiled by ``jax.jit`` keeps what it read when it was compiled: pass Variables to it as arguments.
+    Exceptions of the loss are propagated. With autograd and JAX, the loss has to use ``autograd.numpy`` or
+    ``jax.numpy``; NumPy's own functions raise an error where they would treat a traced value as a constant.
+    JAX computes in float64 if a variable is float64, whatever its configuration. A function compiled by
+    ``jax.jit`` keeps the values that it read when it was compiled: pass Variables to it as arguments.
 
     References
     ----------
@@ -98,7 +102,7 @@ def compute_gradients(
     >>> gradient, variable is w
     (array([2., 4.], dtype=float32), True)
 
-    By plain arrays:
+    For plain arrays:
 
     >>> x = np.array([3.0, 4.0])
     >>> [(gradient, _)] = compute_gradients(lambda x: np.sqrt(np.sum(x**2)), [x])
@@ -115,38 +119,38 @@ def compute_gradients(
             "gate_gradients must be one of: Optimizer.GATE_NONE, Optimizer.GATE_OP, Optimizer.GATE_GRAPH."
             f"  Not {gate_gradients}"
         )
-    found = _labelled(var_list)
-    if not found:
+    named_entries = _flatten_variables(var_list)
+    if not named_entries:
         raise ValueError("No variables to optimize.")
-    entries = [entry for _, entry in found]
-    engine = _chosen(backend, entries)
-    takes_values = _takes_values(loss, len(entries))
-    # A variable that stands in the list twice is one variable, with one gradient.
+    entries = [entry for _, entry in named_entries]
+    engine = _select_engine(backend, entries)
+    has_parameters = _has_parameters(loss, len(entries))
+    # The gradient of a variable that is listed twice is computed once.
     positions: dict[int, int] = {}
     variables: list[Any] = []
-    labels: list[str] = []
+    paths: list[str] = []
     arguments: list[tuple[int | None, Any]] = []
-    for label, entry in found:
+    for path, entry in named_entries:
         if var_list is None and not is_float(entry.dtype):
-            # Counters are trainable unless they are told otherwise, and have no gradient.
+            # Integer variables such as counters are trainable by default, but have no gradient.
             arguments.append((None, entry._data))
             continue
-        _check(entry, label, engine, takes_values or callable(engine))
+        _check_variable(entry, path, engine, has_parameters or callable(engine))
         if id(entry) not in positions:
             positions[id(entry)] = len(variables)
-            labels.append(label)
-            variables.append(_for_callable(entry) if callable(engine) else entry)
+            paths.append(path)
+            variables.append(_callable_argument(entry) if callable(engine) else entry)
         arguments.append((positions[id(entry)], None))
-    gradients = _run(engine, Problem(loss, takes_values, variables, arguments, labels, grad_loss))
+    gradients = _run(engine, Problem(loss, has_parameters, variables, arguments, paths, grad_loss))
 
     pairs: list[tuple[Any, Any]] = []
-    given: set[int] = set()
+    returned: set[int] = set()
     for entry, (i, _) in zip(entries, arguments, strict=True):
         gradient = None if i is None else gradients[i]
-        if i in given and gradient is not None:
-            gradient = gradient.clone() if _is_tensor(gradient) else _copied(gradient)
+        if i in returned and gradient is not None:
+            gradient = gradient.clone() if _is_tensor(gradient) else _copy(gradient)
         if i is not None:
-            given.add(i)
+            returned.add(i)
         if callable(engine) and _is_tensor(entry) and isinstance(gradient, np.ndarray):
             gradient = sys.modules["torch"].from_numpy(gradient)
         pairs.append((gradient, entry))
@@ -173,42 +177,42 @@ def _run(engine: Any, problem: Problem) -> list[Any]:
     return autograd.gradients(problem)
 
 
-def _copied(gradient: Any) -> Any:
+def _copy(gradient: Any) -> Any:
     if isinstance(gradient, np.ndarray):
         return gradient.copy()
     return gradient._with_values(gradient.values.copy())
 
 
-def _labelled(var_list: Any) -> list[tuple[str, Any]]:
-    """The variables of a nested container, and what each is called in messages."""
+def _flatten_variables(var_list: Any) -> list[tuple[str, Any]]:
+    """Returns the variables of a nested container, each with its name in error messages."""
     if var_list is None:
         return [(f"trainable_variables()[{i}]", v) for i, v in enumerate(trainable_variables())]
-    found: list[tuple[str, Any]] = []
+    entries: list[tuple[str, Any]] = []
 
-    def walk(value: Any, label: str) -> None:
+    def visit(value: Any, path: str) -> None:
         if isinstance(value, Mapping):
             for key in value:
-                walk(value[key], f"{label}[{key!r}]")
+                visit(value[key], f"{path}[{key!r}]")
         elif isinstance(value, (list, tuple)):
             for i, entry in enumerate(value):
-                walk(entry, f"{label}[{i}]")
+                visit(entry, f"{path}[{i}]")
         else:
-            found.append((label, value))
+            entries.append((path, value))
 
     try:
-        walk(var_list, "var_list")
+        visit(var_list, "var_list")
     except RecursionError:
         raise ValueError("var_list is nested too deeply, or contains itself") from None
-    return found
+    return entries
 
 
 def _is_tensor(value: Any) -> bool:
-    # A subclass of torch's tensor comes from a module of any name.
+    # Subclasses of torch.Tensor may be defined in any module.
     torch: Any = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
 
-def _chosen(backend: Any, entries: list[Any]) -> Any:
+def _select_engine(backend: Any, entries: list[Any]) -> Any:
     if backend is None:
         return "torch" if all(_is_tensor(entry) for entry in entries) else "autograd"
     if callable(backend) or (isinstance(backend, str) and backend in _ENGINES):
@@ -219,54 +223,57 @@ def _chosen(backend: Any, entries: list[Any]) -> Any:
     )
 
 
-def _check(entry: Any, label: str, engine: Any, by_position: bool) -> None:
-    """Refuse what cannot be differentiated by."""
+def _check_variable(entry: Any, path: str, engine: Any, is_argument: bool) -> None:
+    """Raises TypeError or RuntimeError for a variable whose gradient cannot be computed."""
     if _is_tensor(entry):
         if engine != "torch" and not callable(engine):
             raise TypeError(
-                f"{label} is a torch {type(entry).__name__}, which {engine} does not differentiate by; pass "
+                f"{path} is a torch {type(entry).__name__}, which {engine} does not differentiate by; pass "
                 "backend='torch'"
             )
         if not entry.is_floating_point():
-            raise TypeError(f"{label} is a tensor of dtype {entry.dtype}; it takes floating-point numbers")
-        if not by_position and not entry.requires_grad:
+            raise TypeError(f"{path} is a tensor of dtype {entry.dtype}; it takes floating-point numbers")
+        if not is_argument and not entry.requires_grad:
             raise TypeError(
-                f"{label} is a tensor that requires no gradient, and a loss without parameters cannot be "
+                f"{path} is a tensor that requires no gradient, and a loss without parameters cannot be "
                 "differentiated by it; call its requires_grad_(), or give the loss a parameter for it"
             )
         return
     if not isinstance(entry, (Variable, np.ndarray)) or is_masked_array(entry):
-        raise TypeError(f"{label} is {describe(entry)}; it takes a Variable, an ndarray or a torch tensor")
+        raise TypeError(f"{path} is {describe(entry)}; it takes a Variable, an ndarray or a torch tensor")
     if not is_float(entry.dtype):
         raise TypeError(
-            f"{label} is {describe(entry._data if isinstance(entry, Variable) else entry)}; it takes "
+            f"{path} is {describe(entry._data if isinstance(entry, Variable) else entry)}; it takes "
             "real floating-point numbers"
         )
     if isinstance(entry, Variable):
         trace = current_trace()
         if trace is not None and trace.find(entry) is not None:
             raise RuntimeError(
-                f"{label} is the variable {entry.name!r}, by which the loss around this call is being "
+                f"{path} is the variable {entry.name!r}, by which the loss around this call is being "
                 "differentiated: the gradients that come back here would be constants to it"
             )
-    elif not by_position:
+    elif not is_argument:
         raise TypeError(
-            f"{label} is {describe(entry)}, and a loss without parameters cannot be differentiated by it; "
+            f"{path} is {describe(entry)}, and a loss without parameters cannot be differentiated by it; "
             "use a fastclip.Variable, or give the loss a parameter for it"
         )
 
 
-def _for_callable(entry: Any) -> Any:
-    """What a callable engine gets of a variable: an array, over its memory."""
+def _callable_argument(entry: Any) -> Any:
+    """Returns the argument of a callable engine: an array that shares its memory for a tensor."""
     return entry.detach().numpy() if _is_tensor(entry) else entry
 
 
-def _takes_values(loss: Callable[..., Any], n: int) -> bool:
-    """Whether a loss is to be called with the values of n variables."""
+def _has_parameters(loss: Callable[..., Any], n: int) -> bool:
+    """Whether a loss has parameters for the values of n variables.
+
+    Raises TypeError if it has parameters, but not for n values.
+    """
     try:
         parameters = inspect.signature(loss).parameters.values()
     except (ValueError, TypeError):
-        # Some compiled functions tell nothing of their parameters; they read no Variables.
+        # Some compiled functions have no signature; these do not read Variables.
         return True
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required = sum(p.default is p.empty for p in positional)

@@ -1,18 +1,18 @@
-"""How the clip functions are differentiated under autograd.
+"""Differentiation rules of the clip functions for autograd.
 
-Values are those of the compiled functions. Gradients are those that TensorFlow has registered for the
-operations that its clip functions are made of [1]_, and at a bound too they go TensorFlow's way:
+Values are those of the compiled functions. Gradients are those that TensorFlow registers for the operations
+that its clip functions consist of [1]_, also where an element or a norm equals its bound:
 
-- clipping by value passes the gradient where the element is within the bounds, the bounds included, and
-  else gives it to the bound that took the element's place;
+- clipping by value passes the gradient to the tensor where the element is within the bounds or equal to one,
+  and otherwise to the bound that replaced the element;
 - ``y = x * c / max(n, c)`` has ``dy/dx = c/n (I - u d^T)`` where ``n >= c``, with ``u = x / n`` and ``d`` the
-  gradient of the norm, which is ``u`` too for order 2; and ``dy/dx = I`` elsewhere.
+  gradient of the norm, which equals ``u`` for order 2; and ``dy/dx = I`` elsewhere.
 
-A tensor of zeros is not clipped, so that the gradient there is the identity; that of the norm is taken
-for 0. (TensorFlow has the same for ``clip_by_norm``, and NaN for the global norm and the average norm.)
+A tensor of zeros is not clipped: its gradient is the identity, and the gradient of its norm is defined as 0.
+(TensorFlow does the same for ``clip_by_norm``, and returns NaN for the global norm and the average norm.)
 
-Formulas are written with autograd's functions and differentiate again. This module imports autograd, and
-is imported only where a traced value has come.
+Formulas use autograd's functions, so that gradients can be differentiated again. This module imports
+autograd, and is imported only when a traced value is passed.
 
 References
 ----------
@@ -52,45 +52,46 @@ __all__ = [
 anp: Any = importlib.import_module("autograd.numpy")
 _extend: Any = importlib.import_module("autograd.extend")
 _tracer: Any = importlib.import_module("autograd.tracer")
+#: Returns the array or number inside a box of autograd.
 getval: Callable[[Any], Any] = _tracer.getval
 
 
-# The functions ---------------------------------------------------------------------------------
+# Functions -------------------------------------------------------------------------------------
 
 
 def clip_by_value(t: Any, clip_value_min: Any, clip_value_max: Any, out: Any) -> Any:
-    """:func:`fastclip.clip_by_value`, differentiably."""
-    _refuse(out=out)
-    x, lower, upper = _tensor(t, "t"), _read(clip_value_min), _read(clip_value_max)
+    """:func:`fastclip.clip_by_value` for traced arguments."""
+    _check_absent(out=out)
+    x, lower, upper = _tensor(t, "t"), _bound(clip_value_min), _bound(clip_value_max)
     raw, low, high = getval(x), getval(lower), getval(upper)
-    exact = clip.clip_by_value(raw, low, high, None)
+    clipped = clip.clip_by_value(raw, low, high, None)
     array = as_array(raw, "t")
     low = value_bound(low, array, "clip_value_min")
     high = value_bound(high, array, "clip_value_max")
-    # As max(min(t, high), low) decides where its arguments are equal.
+    # Which argument of max(min(t, high), low) the element comes from; `t` where arguments are equal.
     with np.errstate(invalid="ignore"):
-        to_low = ~(np.minimum(array, high) >= low)
-        to_high = ~to_low & ~(array <= high)
-    return _chosen(exact, ~(to_low | to_high), to_low, to_high, x, lower, upper)
+        is_low = ~(np.minimum(array, high) >= low)
+        is_high = ~is_low & ~(array <= high)
+    return _clamp(clipped, ~(is_low | is_high), is_low, is_high, x, lower, upper)
 
 
 def clip_by_norm(t: Any, clip_norm: Any, axes: Any, ord: float, out: Any) -> Any:
-    """:func:`fastclip.clip_by_norm`, differentiably."""
-    _refuse(out=out)
-    x, bound = _tensor(t, "t"), _read(clip_norm)
-    exact = clip.clip_by_norm(getval(x), getval(bound), axes, ord, None)
-    reduced = reduced_axes(axes, exact.ndim)
-    norm = _norm(_Measure(_order(ord), tuple(reduced or [True] * exact.ndim)), x)
-    return _scaled(exact, math.nan, x, norm, bound)
+    """:func:`fastclip.clip_by_norm` for traced arguments."""
+    _check_absent(out=out)
+    x, bound = _tensor(t, "t"), _bound(clip_norm)
+    clipped = clip.clip_by_norm(getval(x), getval(bound), axes, ord, None)
+    reduced = reduced_axes(axes, clipped.ndim)
+    norm = _norm(_NormKind(_order(ord), tuple(reduced or [True] * clipped.ndim)), x)
+    return _scale(clipped, math.nan, x, norm, bound)
 
 
 def clip_by_average_norm(t: Any, clip_norm: Any, out: Any) -> Any:
-    """:func:`fastclip.clip_by_average_norm`, differentiably."""
-    _refuse(out=out)
-    x, bound = _tensor(t, "t"), _read(clip_norm)
-    exact = clip.clip_by_average_norm(getval(x), getval(bound), None)
-    norm = _norm(_Measure(2.0, (True,) * exact.ndim), x)
-    return _scaled(exact, math.nan, x, norm, bound * float(exact.size))
+    """:func:`fastclip.clip_by_average_norm` for traced arguments."""
+    _check_absent(out=out)
+    x, bound = _tensor(t, "t"), _bound(clip_norm)
+    clipped = clip.clip_by_average_norm(getval(x), getval(bound), None)
+    norm = _norm(_NormKind(2.0, (True,) * clipped.ndim), x)
+    return _scale(clipped, math.nan, x, norm, bound * float(clipped.size))
 
 
 def clip_by_global_norm(
@@ -103,110 +104,101 @@ def clip_by_global_norm(
     comm: Any,
     norms_out: Any,
 ) -> tuple[Any, Any]:
-    """:func:`fastclip.clip_by_global_norm`, differentiably."""
-    _refuse(out=out, comm=comm, norms=norms_out)
+    """:func:`fastclip.clip_by_global_norm` for traced arguments."""
+    _check_absent(out=out, comm=comm, norms=norms_out)
     tree = _flatten(t_list, "t_list")
-    bound, known = _read(clip_norm), _read(use_norm)
+    bound, norm = _bound(clip_norm), _bound(use_norm)
     raw = [getval(leaf) for leaf in tree.leaves]
-    exact, _ = clip.clip_by_global_norm(
-        raw, getval(bound), getval(known), ord, None, on_nonfinite, None, None
+    clipped, _ = clip.clip_by_global_norm(
+        raw, getval(bound), getval(norm), ord, None, on_nonfinite, None, None
     )
-    norm = known
-    if known is None:
-        norm = _norm(_Measure(_order(ord), None), *[leaf for leaf in tree.leaves if leaf is not None])
-    broken = 0.0 if on_nonfinite == "zero" else math.nan
+    if norm is None:
+        norm = _norm(_NormKind(_order(ord), None), *[leaf for leaf in tree.leaves if leaf is not None])
+    nonfinite_factor = 0.0 if on_nonfinite == "zero" else math.nan
     results = [
-        None if leaf is None else _scaled(value, broken, leaf, norm, bound)
-        for value, leaf in zip(exact, tree.leaves, strict=True)
+        None if leaf is None else _scale(value, nonfinite_factor, leaf, norm, bound)
+        for value, leaf in zip(clipped, tree.leaves, strict=True)
     ]
     return tree.unflatten(results), (norm if use_norm is None else use_norm)
 
 
 def global_norm(t_list: Any, ord: float, comm: Any) -> Any:
-    """:func:`fastclip.global_norm`, differentiably."""
-    _refuse(comm=comm)
+    """:func:`fastclip.global_norm` for traced arguments."""
+    _check_absent(comm=comm)
     tree = _flatten(t_list, "t_list")
-    return _norm(_Measure(_order(ord), None), *[leaf for leaf in tree.leaves if leaf is not None])
+    return _norm(_NormKind(_order(ord), None), *[leaf for leaf in tree.leaves if leaf is not None])
 
 
 def tensor_norms(t_list: Any, ord: float) -> Any:
-    """:func:`fastclip.tensor_norms`, differentiably."""
+    """:func:`fastclip.tensor_norms` for traced arguments."""
     tree = _flatten(t_list, "t_list")
     leaves = [leaf for leaf in tree.leaves if leaf is not None]
-    exact = norms.tensor_norms([getval(leaf) for leaf in leaves], ord)
-    each = [_norm(_Measure(_order(ord), None), leaf) for leaf in leaves]
-    return _cast(anp.array(each), exact.dtype)
+    dtype = norms.tensor_norms([getval(leaf) for leaf in leaves], ord).dtype
+    traced = [_norm(_NormKind(_order(ord), None), leaf) for leaf in leaves]
+    return _cast(anp.array(traced), dtype)
 
 
 def clip_by_block_rms(t_list: Any, threshold: Any, out: Any) -> Any:
-    """:func:`fastclip.clip_by_block_rms`, differentiably."""
-    _refuse(out=out)
-    tree, bound = _flatten(t_list, "t_list"), _read(threshold)
-    exact = unitwise.clip_by_block_rms([getval(leaf) for leaf in tree.leaves], getval(bound), None)
-    results = [
-        None
-        if leaf is None
-        else _scaled(
-            value,
-            math.nan,
-            leaf,
-            _norm(_Measure(2.0, (True,) * value.ndim), leaf),
-            bound * math.sqrt(value.size),
-        )
-        for value, leaf in zip(exact, tree.leaves, strict=True)
-    ]
+    """:func:`fastclip.clip_by_block_rms` for traced arguments."""
+    _check_absent(out=out)
+    tree, bound = _flatten(t_list, "t_list"), _bound(threshold)
+    clipped = unitwise.clip_by_block_rms([getval(leaf) for leaf in tree.leaves], getval(bound), None)
+    results: list[Any] = []
+    for value, leaf in zip(clipped, tree.leaves, strict=True):
+        if leaf is None:
+            results.append(None)
+            continue
+        norm = _norm(_NormKind(2.0, (True,) * value.ndim), leaf)
+        results.append(_scale(value, math.nan, leaf, norm, bound * math.sqrt(value.size)))
     return tree.unflatten(results)
 
 
 def adaptive_clip(params: Any, grads: Any, clipping: Any, eps: Any, axes: Any, out: Any) -> Any:
-    """:func:`fastclip.adaptive_clip`, differentiably."""
-    _refuse(out=out)
+    """:func:`fastclip.adaptive_clip` for traced arguments."""
+    _check_absent(out=out)
     tree, weights = _flatten(grads, "grads"), _flatten(params, "params")
     check_same_structure(weights, tree)
-    ratio, least = _read(clipping), _read(eps)
-    exact = unitwise.adaptive_clip(
+    ratio, smallest_norm = _bound(clipping), _bound(eps)
+    clipped = unitwise.adaptive_clip(
         [getval(leaf) for leaf in weights.leaves],
         [getval(leaf) for leaf in tree.leaves],
         getval(ratio),
-        getval(least),
+        getval(smallest_norm),
         axes,
         None,
     )
     results: list[Any] = []
-    for value, weight, leaf in zip(exact, weights.leaves, tree.leaves, strict=True):
+    for value, weight, leaf in zip(clipped, weights.leaves, tree.leaves, strict=True):
         if leaf is None:
             results.append(None)
             continue
-        unit = _Measure(2.0, tuple(unit_axes(value.shape, axes, "grads")))
-        bound = anp.maximum(_norm(unit, weight), least) * ratio
-        results.append(_scaled(value, math.nan, leaf, _norm(unit, leaf), bound))
+        kind = _NormKind(2.0, tuple(unit_axes(value.shape, axes, "grads")))
+        bound = anp.maximum(_norm(kind, weight), smallest_norm) * ratio
+        results.append(_scale(value, math.nan, leaf, _norm(kind, leaf), bound))
     return tree.unflatten(results)
 
 
 # Arguments -------------------------------------------------------------------------------------
 
 
-def _refuse(**arguments: Any) -> None:
+def _check_absent(**arguments: Any) -> None:
+    """Raises TypeError if an argument that has no derivative is passed."""
     for name, value in arguments.items():
         if value is not None:
             raise TypeError(f"{name}= takes no part in a differentiation; leave it out where autograd traces")
 
 
-def _read(value: Any) -> Any:
-    """A bound as it is computed with: the traced value of a variable, arrays of anything else."""
+def _bound(value: Any) -> Any:
+    """Returns a bound for computation: the traced value of a variable, a box, a number or an array."""
     if isinstance(value, Variable):
         return value.value
-    return value if value is None or _tracer.isbox(value) else _plain(value)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, (int, float, str)):
+    if value is None or _tracer.isbox(value) or isinstance(value, (int, float, str)):
         return value
     return as_array(value, "a bound") if is_array_like(value) else as_number(value, "a bound")
 
 
 def _tensor(value: Any, name: str) -> Any:
-    """A tensor as it is differentiated by."""
+    """Returns a tensor for computation: the traced value of a variable, a box or an array."""
     if isinstance(value, Variable):
         value = value.value
     if not _tracer.isbox(value):
@@ -220,7 +212,7 @@ def _tensor(value: Any, name: str) -> Any:
 def _flatten(container: Any, argument: str) -> Tree:
     if _tracer.isbox(container) and not isinstance(container, Variable):
         raw = getval(container)
-        # What autograd makes of a list that is differentiated by.
+        # autograd boxes a list or dict with respect to which it differentiates as one argument.
         if isinstance(raw, (list, tuple)):
             container = [container[i] for i in range(len(raw))]
         elif isinstance(raw, dict):
@@ -241,67 +233,68 @@ def _order(ord: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class _Measure:
-    """Which norm is taken.
+class _NormKind:
+    """Order and axes of a norm.
 
     Attributes
     ----------
     order : float
-        Of the norm.
+        Order of the norm.
     reduced : tuple of bool or None
-        Whether each axis of the one tensor is reduced, to an axis of length 1; or None, and the norm is one
-        number over all tensors.
+        Whether each axis of the only tensor is reduced, to an axis of length 1; None for one number over all
+        tensors.
     """
 
     order: float
     reduced: tuple[bool, ...] | None
 
-    def __call__(self, tensors: Sequence[Any]) -> Any:
+    def value(self, tensors: Sequence[Any]) -> Any:
+        """Returns the norm of arrays."""
         if self.reduced is None:
             return norms.global_norm(list(tensors), self.order, None)
-        array = as_array(tensors[0], "t")
-        return norms.slice_norms(array, list(self.reduced), self.order)
+        return norms.slice_norms(as_array(tensors[0], "t"), list(self.reduced), self.order)
 
-    def directions(self, tensors: Sequence[Any], norm: Any, which: Sequence[int]) -> list[Any]:
-        """The gradient of the norm by some of the tensors."""
+    def gradients(self, tensors: Sequence[Any], norm: Any, positions: Sequence[int]) -> list[Any]:
+        """Returns the gradients of the norm with respect to the tensors at some positions."""
         raw_norm = np.asarray(getval(norm), np.float64)
         positive = raw_norm != 0
-        norm = anp.where(positive, _wide(norm), 1.0)
+        norm = anp.where(positive, _as_float64(norm), 1.0)
         if self.order == 2:
-            return [tensors[i] / norm for i in which]
+            return [tensors[i] / norm for i in positions]
         if self.order == math.inf:
-            # Elements that are equally large have equal parts, as in JAX and torch.
-            largest = [(np.abs(getval(x)) == raw_norm) & positive for x in tensors]
+            # Elements of the same largest absolute value share the gradient equally, as in JAX and torch.
+            is_largest = [(np.abs(getval(x)) == raw_norm) & positive for x in tensors]
             if self.reduced is None:
-                number: Any = max(sum(int(mask.sum()) for mask in largest), 1)
+                count: Any = max(sum(int(mask.sum()) for mask in is_largest), 1)
             else:
                 axes = tuple(i for i, reduced in enumerate(self.reduced) if reduced)
-                number = np.maximum(largest[0].sum(axis=axes, keepdims=True), 1)
-            return [anp.sign(tensors[i]) * (largest[i] / number) for i in which]
-        signs = [anp.sign(tensors[i]) for i in which]
+                count = np.maximum(is_largest[0].sum(axis=axes, keepdims=True), 1)
+            return [anp.sign(tensors[i]) * (is_largest[i] / count) for i in positions]
+        signs = [anp.sign(tensors[i]) for i in positions]
         if self.order == 1:
             return signs
-        powers = [(anp.abs(tensors[i]) / norm) ** (self.order - 1) for i in which]
+        powers = [(anp.abs(tensors[i]) / norm) ** (self.order - 1) for i in positions]
         return [sign * power for sign, power in zip(signs, powers, strict=True)]
 
 
 @_extend.primitive  # type: ignore[untyped-decorator]
-def _norm(measure: _Measure, *tensors: Any) -> Any:
-    return measure(tensors)
+def _norm(kind: _NormKind, *tensors: Any) -> Any:
+    """Returns a norm, by the compiled functions."""
+    return kind.value(tensors)
 
 
 def _norm_vjp(argnums: Sequence[int], norm: Any, args: tuple[Any, ...], _: Any) -> Callable[[Any], list[Any]]:
-    measure, *tensors = args
-    which = [argnum - 1 for argnum in argnums]
+    kind, *tensors = args
+    positions = [argnum - 1 for argnum in argnums]
 
     def vjp(g: Any) -> list[Any]:
-        # Where nothing comes in nothing goes out, whatever the tensors hold.
-        absent = np.asarray(getval(g)) == 0
+        # A gradient of 0 gives 0, even where the tensors hold NaN or infinity.
+        is_zero = np.asarray(getval(g)) == 0
         with np.errstate(invalid="ignore"):
-            found = [g * direction for direction in measure.directions(tensors, norm, which)]
+            gradients = [g * gradient for gradient in kind.gradients(tensors, norm, positions)]
         return [
-            _cast(anp.where(absent, 0.0, gradient), _dtype(tensors[i]))
-            for i, gradient in zip(which, found, strict=True)
+            _cast(anp.where(is_zero, 0.0, gradient), _dtype(tensors[i]))
+            for i, gradient in zip(positions, gradients, strict=True)
         ]
 
     return vjp
@@ -314,69 +307,89 @@ _extend.defvjp_argnums(_norm, _norm_vjp)
 
 
 @_extend.primitive  # type: ignore[untyped-decorator]
-def _scaled(exact: Any, broken: float, x: Any, norm: Any, bound: Any) -> Any:
-    """``x * bound / max(norm, bound)``, of which the compiled function has given the value already."""
-    return exact
+def _scale(clipped: Any, nonfinite_factor: float, x: Any, norm: Any, bound: Any) -> Any:
+    """``x * bound / max(norm, bound)``, whose value the compiled function has computed as `clipped`."""
+    return clipped
 
 
-class _Scale:
-    """The factor of :func:`_scaled`, and where it clips."""
+class _Factor:
+    """Factor of :func:`_scale`.
 
-    def __init__(self, norm: Any, bound: Any, broken: float) -> None:
+    Attributes
+    ----------
+    factor : array
+        ``bound / norm`` where the tensor is clipped, `nonfinite_factor` where the norm is not finite, else 1.
+    clips : ndarray of bool
+        Where the tensor is clipped.
+    bounded : ndarray of bool
+        Where the bound is 0 or more; negative bounds count as 0, and their gradient is 0.
+    norm : array
+        The norm where the tensor is clipped, else 1, so that no derivative of the quotient is NaN.
+    """
+
+    def __init__(self, norm: Any, bound: Any, nonfinite_factor: float) -> None:
         raw_norm, raw_bound = np.asarray(getval(norm), np.float64), np.asarray(getval(bound), np.float64)
         finite = np.isfinite(raw_norm)
         self.bounded = raw_bound >= 0
         self.clips = finite & (raw_norm > 0) & (raw_norm >= raw_bound)
-        # Where nothing is clipped the quotient is 1 / 1, so that no derivative of it is NaN.
-        self.norm = anp.where(self.clips, _wide(norm), 1.0)
+        self.norm = anp.where(self.clips, _as_float64(norm), 1.0)
         limit = anp.where(self.clips, anp.where(self.bounded, bound, 0.0), 1.0)
-        self.factor = anp.where(finite, limit / self.norm, broken)
+        self.factor = anp.where(finite, limit / self.norm, nonfinite_factor)
 
 
-def _scaled_by_x(_: Any, exact: Any, broken: float, x: Any, norm: Any, bound: Any) -> Callable[[Any], Any]:
-    return lambda g: _cast(g * _Scale(norm, bound, broken).factor, exact.dtype)
+def _scale_vjp_x(
+    _: Any, clipped: Any, nonfinite_factor: float, x: Any, norm: Any, bound: Any
+) -> Callable[[Any], Any]:
+    return lambda g: _cast(g * _Factor(norm, bound, nonfinite_factor).factor, clipped.dtype)
 
 
-def _scaled_by_norm(_: Any, exact: Any, broken: float, x: Any, norm: Any, bound: Any) -> Callable[[Any], Any]:
-    def vjp(g: Any) -> Any:
-        scale = _Scale(norm, bound, broken)
-        slope = anp.where(scale.clips, -scale.factor * g * (x / scale.norm), 0.0)
-        return _summed_to(slope, norm)
-
-    return vjp
-
-
-def _scaled_by_bound(
-    _: Any, exact: Any, broken: float, x: Any, norm: Any, bound: Any
+def _scale_vjp_norm(
+    _: Any, clipped: Any, nonfinite_factor: float, x: Any, norm: Any, bound: Any
 ) -> Callable[[Any], Any]:
     def vjp(g: Any) -> Any:
-        scale = _Scale(norm, bound, broken)
-        slope = anp.where(scale.clips & scale.bounded, g * (x / scale.norm), 0.0)
-        return _summed_to(slope, bound)
+        scale = _Factor(norm, bound, nonfinite_factor)
+        gradient = anp.where(scale.clips, -scale.factor * g * (x / scale.norm), 0.0)
+        return _unbroadcast(gradient, norm)
 
     return vjp
 
 
-_extend.defvjp(_scaled, _scaled_by_x, _scaled_by_norm, _scaled_by_bound, argnums=(2, 3, 4))
+def _scale_vjp_bound(
+    _: Any, clipped: Any, nonfinite_factor: float, x: Any, norm: Any, bound: Any
+) -> Callable[[Any], Any]:
+    def vjp(g: Any) -> Any:
+        scale = _Factor(norm, bound, nonfinite_factor)
+        gradient = anp.where(scale.clips & scale.bounded, g * (x / scale.norm), 0.0)
+        return _unbroadcast(gradient, bound)
+
+    return vjp
 
 
-# Choosing --------------------------------------------------------------------------------------
+_extend.defvjp(_scale, _scale_vjp_x, _scale_vjp_norm, _scale_vjp_bound, argnums=(2, 3, 4))
+
+
+# Clamping --------------------------------------------------------------------------------------
 
 
 @_extend.primitive  # type: ignore[untyped-decorator]
-def _chosen(exact: Any, to_x: Any, to_low: Any, to_high: Any, x: Any, low: Any, high: Any) -> Any:
-    """``max(min(x, high), low)``, of which the compiled function has given the value already."""
-    return exact
+def _clamp(clipped: Any, is_x: Any, is_low: Any, is_high: Any, x: Any, low: Any, high: Any) -> Any:
+    """``max(min(x, high), low)``, whose value the compiled function has computed as `clipped`.
+
+    The masks tell which of `x`, `low` and `high` each element comes from.
+    """
+    return clipped
 
 
-def _chosen_from(mask: int, source: int) -> Callable[..., Callable[[Any], Any]]:
-    def maker(_: Any, *args: Any) -> Callable[[Any], Any]:
-        return lambda g: _summed_to(anp.where(args[mask], g, 0.0), args[source])
+def _clamp_vjp(mask: int, source: int) -> Callable[..., Callable[[Any], Any]]:
+    """Returns the rule for an argument of :func:`_clamp`, by the positions of its mask and of itself."""
 
-    return maker
+    def make_vjp(_: Any, *args: Any) -> Callable[[Any], Any]:
+        return lambda g: _unbroadcast(anp.where(args[mask], g, 0.0), args[source])
+
+    return make_vjp
 
 
-_extend.defvjp(_chosen, _chosen_from(1, 4), _chosen_from(2, 5), _chosen_from(3, 6), argnums=(4, 5, 6))
+_extend.defvjp(_clamp, _clamp_vjp(1, 4), _clamp_vjp(2, 5), _clamp_vjp(3, 6), argnums=(4, 5, 6))
 
 
 # Types and shapes ------------------------------------------------------------------------------
@@ -390,18 +403,18 @@ def _cast(value: Any, dtype: npt.DTypeLike) -> Any:
     return value if _dtype(value) == dtype else value.astype(dtype)
 
 
-def _wide(value: Any) -> Any:
-    """A number or an array as float64, in which gradients of narrower types are computed too."""
+def _as_float64(value: Any) -> Any:
+    """Returns a number or an array as float64, in which gradients of narrower types are computed too."""
     return _cast(value if _tracer.isbox(value) else np.asarray(value), np.float64)
 
 
-def _summed_to(value: Any, like: Any) -> Any:
-    """Undo the broadcast of an argument, by summing over the axes that it was repeated along."""
-    shape = np.shape(getval(like))
-    extra = anp.ndim(value) - len(shape)
+def _unbroadcast(gradient: Any, argument: Any) -> Any:
+    """Returns the gradient of a broadcast argument: the sum over the axes along which it was repeated."""
+    shape = np.shape(getval(argument))
+    extra = anp.ndim(gradient) - len(shape)
     if extra > 0:
-        value = anp.sum(value, axis=tuple(range(extra)))
-    repeated = tuple(i for i, n in enumerate(shape) if n == 1 and anp.shape(value)[i] != 1)
+        gradient = anp.sum(gradient, axis=tuple(range(extra)))
+    repeated = tuple(i for i, n in enumerate(shape) if n == 1 and anp.shape(gradient)[i] != 1)
     if repeated:
-        value = anp.sum(value, axis=repeated, keepdims=True)
-    return _cast(value, _dtype(like)) if _dtype(like).kind == "f" else value
+        gradient = anp.sum(gradient, axis=repeated, keepdims=True)
+    return _cast(gradient, _dtype(argument)) if _dtype(argument).kind == "f" else gradient

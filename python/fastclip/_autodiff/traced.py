@@ -1,7 +1,7 @@
-"""Whether an argument of a clip function is a value that autograd traces.
+"""Checks whether autograd traces an argument of a clip function.
 
-The functions differentiate then, by the rules of :mod:`fastclip._autodiff.rules`. autograd is not imported
-here: where its caller has not done so, nothing can be traced.
+If so, the functions use the differentiation rules of `_autodiff/rules.py`. autograd is not imported here:
+unless the caller has imported it, nothing can be traced.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ __all__ = ["holds_traced", "is_traced"]
 
 
 def is_traced(*values: Any) -> bool:
-    """Whether one of several arguments is traced."""
+    """Whether autograd traces one of several arguments."""
     tracer = sys.modules.get("autograd.tracer")
     return tracer is not None and _has_box(values, tracer)
 
 
 def holds_traced(container: Any, *values: Any) -> bool:
-    """Whether an entry of a container, or one of several arguments, is traced."""
+    """Whether autograd traces an entry of a container, or one of several other arguments."""
     tracer = sys.modules.get("autograd.tracer")
     if tracer is None:
         return False
@@ -34,14 +34,14 @@ def holds_traced(container: Any, *values: Any) -> bool:
     try:
         return not _core.is_plain(container) and _holds_box(container, tracer)
     except RecursionError:
-        # It contains itself, which whoever reads it will say.
+        # The container contains itself; `flatten` raises the error.
         return False
 
 
 def _has_box(values: tuple[Any, ...], tracer: Any) -> bool:
     for value in values:
         kind = type(value)
-        # What most calls bring needs no look at autograd's types.
+        # The usual types are excluded first, because looking up autograd's types is slower.
         if kind is not np.ndarray and kind is not float and value is not None and _is_box(value, tracer):
             return True
     return False
@@ -56,7 +56,7 @@ def _holds_box(value: Any, tracer: Any) -> bool:
     if _is_box(value, tracer):
         return True
     kind = type(value)
-    # What a subclass makes of its entries is for whoever reads it to find out.
+    # Reads what the base class stores; `flatten` checks what a subclass does with it.
     if issubclass(kind, (list, tuple)):
         return any(_holds_box(entry, tracer) for entry in stored_entries(value))
     return issubclass(kind, dict) and any(_holds_box(entry, tracer) for entry in list(dict.values(value)))

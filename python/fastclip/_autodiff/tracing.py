@@ -1,7 +1,7 @@
-"""What a variable reads as while a loss is being differentiated.
+"""Traced values of variables while a loss is differentiated.
 
-An engine that differentiates a loss puts its own traced values in the place of the variables. The state
-belongs to the context: threads may differentiate at once, and an exception leaves nothing behind.
+An engine that differentiates a loss replaces the values of variables by its own traced values. They are kept
+in a context variable, so that threads may differentiate at the same time, and are removed after an exception.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 __all__ = ["Trace", "current_trace", "tracing"]
 
 
-def _same(array: npt.NDArray[Any]) -> Any:
+def _identity(array: npt.NDArray[Any]) -> Any:
     return array
 
 
@@ -28,13 +28,13 @@ class Trace:
     Attributes
     ----------
     engine : str
-        The name of the library that differentiates.
+        Name of the library that differentiates.
     values : mapping of Variable to object
-        What it put in the place of each variable.
+        Traced value of each variable with respect to which the loss is differentiated.
     constant : callable
-        Makes what the library computes with of an array that it does not differentiate by.
+        Converts an array that is a constant of the loss to the type that the library computes with.
     outer : Trace or None
-        The differentiation that this one happens inside of.
+        The differentiation that encloses this one.
     """
 
     engine: str
@@ -43,7 +43,7 @@ class Trace:
     outer: Trace | None
 
     def find(self, variable: object) -> Trace | None:
-        """The innermost differentiation by a variable."""
+        """Returns the innermost differentiation with respect to a variable; None if there is none."""
         trace: Trace | None = self
         while trace is not None and variable not in trace.values:
             trace = trace.outer
@@ -52,14 +52,15 @@ class Trace:
 
 _current: ContextVar[Trace | None] = ContextVar("fastclip_trace", default=None)
 
+#: Returns the innermost differentiation; None if there is none.
 current_trace = _current.get
 
 
 @contextmanager
 def tracing(
-    engine: str, values: Mapping[object, Any], constant: Callable[[npt.NDArray[Any]], Any] = _same
+    engine: str, values: Mapping[object, Any], constant: Callable[[npt.NDArray[Any]], Any] = _identity
 ) -> Iterator[None]:
-    """Let variables read as traced values."""
+    """Context manager in which variables read as traced values."""
     token = _current.set(Trace(engine, values, constant, _current.get()))
     try:
         yield

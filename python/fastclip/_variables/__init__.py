@@ -1,1 +1,1 @@
-"""Variables, and the collections that they join."""
+"""Variables, and the collections that list them."""

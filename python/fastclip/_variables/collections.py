@@ -1,4 +1,4 @@
-"""The collection of variables that training updates, as TensorFlow's graph keeps it."""
+"""Collections of variables, as those of TensorFlow's graphs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["GraphKeys", "get_collection", "trainable_variables"]
 
 
 class GraphKeys:
-    """Names of collections, as ``tf.compat.v1.GraphKeys``.
+    """Names of collections, as ``tf.compat.v1.GraphKeys`` [1]_.
 
     Attributes
     ----------
     TRAINABLE_VARIABLES : str
-        The variables that were made with ``trainable=True``.
+        Name of the collection of variables that were created with ``trainable=True``.
 
     References
     ----------
@@ -33,18 +33,23 @@ class GraphKeys:
 
 
 def get_collection(key: str) -> list[Any]:
-    """Return what a collection holds, as ``tf.compat.v1.get_collection``.
+    """Return the members of a collection, as ``tf.compat.v1.get_collection`` [1]_.
 
     Parameters
     ----------
     key : str
-        A name of :class:`GraphKeys`.
+        Name of the collection, one of :class:`GraphKeys`.
 
     Returns
     -------
     list
-        A new list, in order of creation; empty for a key that has no collection. Variables are held
-        weakly: one that nothing else refers to is not in it.
+        New list in order of creation; empty if there is no collection of this name. Collections hold weak
+        references: a variable that nothing else refers to is no member.
+
+    Raises
+    ------
+    TypeError
+        If `key` is not a string.
 
     References
     ----------
@@ -65,14 +70,15 @@ def get_collection(key: str) -> list[Any]:
 
 
 def trainable_variables() -> list[Variable]:
-    """Return the variables that were made with ``trainable=True`` and are still in use.
+    """Return the living variables that were created with ``trainable=True``.
 
-    As ``tf.compat.v1.trainable_variables`` [1]_. ``compute_gradients`` without `var_list` uses them.
+    This is ``tf.compat.v1.trainable_variables`` [1]_. ``compute_gradients`` uses them if it is called without
+    `var_list`.
 
     Returns
     -------
     list of Variable
-        A new list, in order of creation.
+        New list in order of creation.
 
     References
     ----------

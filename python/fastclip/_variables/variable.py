@@ -1,4 +1,4 @@
-"""A variable: an array that training updates in place."""
+"""Variables: arrays that training updates in place, and that engines of differentiation trace."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastclip._variables.registry import add_trainable
 
 __all__ = ["Variable"]
 
-# An ndarray on the left asks the ufunc, and tensors of other libraries know no ufuncs.
+# An operator with an ndarray on the left calls the ufunc, which tensors of other libraries do not support.
 _OPERATORS: dict[Any, Callable[..., Any]] = {
     np.add: operator.add,
     np.subtract: operator.sub,
@@ -33,36 +33,37 @@ _OPERATORS: dict[Any, Callable[..., Any]] = {
     np.greater_equal: operator.ge,
 }
 
-_WRITE_INSTEAD = {
+#: For each engine, the advice in the error for a function that would read a traced variable as a constant.
+_ADVICE = {
     "autograd": "use autograd.numpy in place of numpy in the loss",
     "jax": "use jax.numpy in place of numpy in the loss",
     "torch": "use torch's functions in the loss",
 }
 
-# Below every trace that autograd numbers itself, and below the one that stands for none.
+# Trace number of an untraced variable. autograd ignores numbers below -1, which stands for no trace.
 _NO_TRACE = -2
 
 
 class Variable:
-    """An array that training updates in place, as ``tf.Variable``.
+    """Array that training updates in place, as ``tf.Variable`` [1]_.
 
-    A loss reads it as an array: with operators, indices, and the functions of NumPy, or of autograd, JAX or
-    torch while one of these differentiates the loss.
+    A loss uses a variable like an array: with operators, indices, and the functions of NumPy, or of autograd,
+    JAX or torch while one of these differentiates the loss.
 
     Parameters
     ----------
     initial_value : array_like or callable
-        What it holds at first, which is copied; or a callable without parameters that returns it. Python's
-        floats become float32 and its integers int32, as in TensorFlow; arrays keep their type.
+        Initial value, which is copied; or a callable without parameters that returns it. Python floats
+        become float32 and Python integers int32, as in TensorFlow; arrays keep their data type.
     trainable : bool, optional
-        Whether it joins ``GraphKeys.TRAINABLE_VARIABLES``, which ``compute_gradients`` uses where it is
-        given no variables. The collection does not keep it alive.
+        Whether the variable is added to ``GraphKeys.TRAINABLE_VARIABLES``, the collection that
+        ``compute_gradients`` uses if it is called without variables. The collection does not keep it alive.
     name : str, optional
-        What it is called.
+        Name of the variable.
     constraint : callable, optional
-        A function that projects the value after an optimizer's update, as TensorFlow's.
+        Function that projects the value after an update by an optimizer, as in TensorFlow.
     dtype : dtype, optional
-        The type of the array, instead of that of `initial_value`.
+        Data type of the array, instead of that of `initial_value`.
 
     Attributes
     ----------
@@ -73,16 +74,16 @@ class Variable:
     Raises
     ------
     TypeError
-        If `initial_value` becomes no array of numbers, or `name` is no string.
+        If `initial_value` does not convert to an array of numbers, or `name` is not a string.
     ValueError
         If `constraint` is not callable.
 
     Notes
     -----
-    Variables are equal only to themselves among variables, and can be keys; beside an array they compare
-    element by element. While a loss is differentiated, the variables
-    it is differentiated by read as values that the engine traces. A function that would take such a one for
-    a constant, as NumPy's own functions do, raises TypeError; :meth:`numpy` is the way to read the numbers.
+    Two variables are equal only if they are the same object, so that variables can be keys; a comparison with
+    an array is elementwise. While a loss is differentiated with respect to a variable, the variable reads as
+    a value that the engine traces. Functions that would treat it as a constant, such as NumPy's own, raise
+    TypeError; :meth:`numpy` returns the numbers as a constant.
 
     References
     ----------
@@ -103,7 +104,7 @@ class Variable:
 
     __slots__ = ("__weakref__", "_data", "constraint", "name", "trainable")
 
-    #: NumPy's arrays and scalars leave operators to a variable.
+    #: Makes arrays and scalars of NumPy leave binary operators to the variable.
     __array_priority__ = 200.0
 
     def __init__(
@@ -137,10 +138,10 @@ class Variable:
 
     @property
     def value(self) -> Any:
-        """The array itself, which assignments and updates write to; or the traced value.
+        """Array that assignments and updates write to.
 
-        It is the same array for the life of the variable. While a loss is differentiated by this variable,
-        it is the value that the engine traces.
+        It is the same array throughout the life of the variable. While a loss is differentiated with respect
+        to the variable, it is the value that the engine traces instead.
         """
         trace = current_trace()
         if trace is None:
@@ -149,27 +150,27 @@ class Variable:
         return trace.constant(self._data) if tracing is None else tracing.values[self]
 
     def numpy(self) -> npt.NDArray[Any]:
-        """Return a copy of the array; where a loss is differentiated, a constant, as in TensorFlow."""
+        """Return a copy of the array. In a loss it is a constant, as in TensorFlow."""
         return self._data.copy()
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the array."""
+        """Shape of the array."""
         return self._data.shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The type of the elements."""
+        """Data type of the elements."""
         return self._data.dtype
 
     @property
     def ndim(self) -> int:
-        """The number of dimensions."""
+        """Number of dimensions."""
         return self._data.ndim
 
     @property
     def size(self) -> int:
-        """The number of elements."""
+        """Number of elements."""
         return self._data.size
 
     def __repr__(self) -> str:
@@ -186,37 +187,40 @@ class Variable:
         Parameters
         ----------
         value : array_like
-            Of the variable's shape, and of its kind of type: floats of another width are rounded.
+            Value of the variable's shape. Its data type must be of the same kind; floats are rounded to the
+            data type of the variable.
 
         Returns
         -------
         Variable
-            This one.
+            The variable itself.
 
         Raises
         ------
         TypeError
-            If the type is of another kind: floats for an integer variable, or no numbers.
+            If `value` holds no numbers, or numbers of another kind, such as floats for an integer variable.
         ValueError
-            If the shape is another.
+            If the shape differs.
+        OverflowError
+            If an integer is out of the range of the variable's data type.
         RuntimeError
-            If a loss is being differentiated by this variable.
+            If a loss is being differentiated with respect to the variable.
         """
         np.copyto(self._data, self._assignable(value, "value"), casting="unsafe")
         return self
 
     def assign_add(self, delta: Any) -> Variable:
-        """Add to the array in place; otherwise as :meth:`assign`."""
+        """Add a value to the array in place. Otherwise like :meth:`assign`."""
         np.add(self._data, self._assignable(delta, "delta"), out=self._data, casting="unsafe")
         return self
 
     def assign_sub(self, delta: Any) -> Variable:
-        """Subtract from the array in place; otherwise as :meth:`assign`."""
+        """Subtract a value from the array in place. Otherwise like :meth:`assign`."""
         np.subtract(self._data, self._assignable(delta, "delta"), out=self._data, casting="unsafe")
         return self
 
     def _memory(self) -> npt.NDArray[Any]:
-        """The array itself, which the caller is going to write to."""
+        """Returns the array for writing. Raises RuntimeError while the variable is traced."""
         if self._traced() is not None:
             raise RuntimeError(
                 f"the variable {self.name!r} was assigned to inside the loss that is differentiated by it"
@@ -224,12 +228,12 @@ class Variable:
         return self._data
 
     def _assignable(self, value: Any, name: str) -> npt.NDArray[Any]:
+        """Returns a value as an array that can be assigned: of the variable's shape, kind and range."""
         self._memory()
         array = value._data if isinstance(value, Variable) else as_array(value, name)
         floats = self.dtype.kind == "f" or self.dtype.name == "bfloat16"
-        narrow = array.dtype.name == "bfloat16"
-        fits = floats and (array.dtype.kind in "fiub" or narrow)
-        if not fits and not (
+        is_real = array.dtype.kind in "fiub" or array.dtype.name == "bfloat16"
+        if not (floats and is_real) and not (
             array.dtype.kind in "fciub" and np.can_cast(array.dtype, self.dtype, "same_kind")
         ):
             raise TypeError(
@@ -248,7 +252,7 @@ class Variable:
         return array
 
     def _no_rebinding(self, other: Any) -> Any:
-        # `w += g` would bind the name to a new array, and leave the variable as it was.
+        # `w += g` would bind the name `w` to a new array and leave the variable unchanged.
         raise RuntimeError(
             f"the variable {self.name!r} takes no augmented assignment; use assign_add or assign_sub, "
             "or write w = w + x for a new array"
@@ -257,19 +261,23 @@ class Variable:
     __iadd__ = __isub__ = __imul__ = __itruediv__ = __ifloordiv__ = _no_rebinding
     __imod__ = __ipow__ = __imatmul__ = _no_rebinding
 
-    # Reading it, traced or not -----------------------------------------------------------------
+    # Reading the value, traced or not ----------------------------------------------------------
 
     def _traced(self) -> Trace | None:
-        """The differentiation that this variable is traced by, if one is going on."""
+        """Returns the innermost differentiation that traces the variable; None if there is none."""
         trace = current_trace()
         return None if trace is None else trace.find(self)
 
     def _untraced(self, reader: str) -> npt.NDArray[Any]:
+        """Returns the array for a function that would read it as a constant.
+
+        Raises TypeError, naming the function (`reader`), while the variable is traced.
+        """
         trace = self._traced()
         if trace is not None:
             raise TypeError(
                 f"{reader} would take the variable {self.name!r} for a constant, where the loss is "
-                f"differentiated by it with {trace.engine}: {_WRITE_INSTEAD[trace.engine]} (numpy() of the "
+                f"differentiated by it with {trace.engine}: {_ADVICE[trace.engine]} (numpy() of the "
                 "variable reads it as a constant)"
             )
         return self._data
@@ -284,7 +292,7 @@ class Variable:
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         out = kwargs.get("out")
         if out is not None:
-            kwargs["out"] = tuple(_written(entry, ufunc) for entry in out)
+            kwargs["out"] = tuple(_ufunc_output(entry, ufunc) for entry in out)
         values = [_operand(entry) for entry in inputs]
         traced = next((t for t in map(_tracing_of, inputs) if t is not None), None)
         if traced is None or traced.engine == "autograd":
@@ -294,7 +302,7 @@ class Variable:
         return self._untraced(f"numpy.{ufunc.__name__}")
 
     def __getattr__(self, name: str) -> Any:
-        # Methods of arrays, and of what an engine has in their place: w.sum(), w.T, w.reshape(...).
+        # Attributes of the array or of the traced value: w.sum(), w.T, w.reshape(...).
         if name.startswith("_"):
             raise AttributeError(f"a Variable has no attribute {name!r}")
         return getattr(self.value, name)
@@ -325,7 +333,7 @@ class Variable:
 
     def __pos__(self) -> Any:
         value = self.value
-        # autograd's boxes have no unary plus; they are immutable, so they need none.
+        # Boxes of autograd have no unary plus; as they are immutable, the box itself is returned.
         return +value if hasattr(value, "__pos__") else value
 
     def __abs__(self) -> Any:
@@ -393,8 +401,8 @@ class Variable:
 
     # autograd ----------------------------------------------------------------------------------
     #
-    # Its functions find what they trace by the type of their arguments. The engine registers this type
-    # with it, and a variable then answers with the parts of the box that stands in its place.
+    # autograd's functions recognise boxes by the types of their arguments. `engines/autograd.py` registers
+    # Variable as such a type, so that a variable needs the attributes of a box: those of its traced value.
 
     @property
     def _trace(self) -> Any:
@@ -421,15 +429,15 @@ class Variable:
         trace = self._traced()
         if trace is not None and trace.engine == "jax":
             return trace.values[self]
-        # A copy: JAX may share the memory of an array, and takes it for immutable.
+        # Copied, because JAX may share the memory of an array, which it assumes to be immutable.
         return sys.modules["jax"].numpy.array(self._untraced("jax"))
 
     # torch -------------------------------------------------------------------------------------
 
     @property
     def __cuda_array_interface__(self) -> Any:
-        # torch.tensor and torch.as_tensor ask no __torch_function__: they would go on to read the elements
-        # as constants. What is no dict here makes them raise TypeError.
+        # torch.tensor and torch.as_tensor do not call __torch_function__; without this they would read the
+        # elements as constants. They raise TypeError for a value that is not a dict.
         trace = self._traced()
         if trace is not None and trace.engine == "torch":
             return "a Variable is a tensor already where torch differentiates by it: use its value"
@@ -448,16 +456,16 @@ class Variable:
                     return trace.values[entry]
                 return torch.from_numpy(entry._untraced("torch"))
             if type(entry) in (list, tuple):
-                return type(entry)(tensor(part) for part in entry)
+                return type(entry)(tensor(item) for item in entry)
             if type(entry) is dict:
-                return {key: tensor(part) for key, part in entry.items()}
+                return {key: tensor(item) for key, item in entry.items()}
             return entry
 
         return func(*tensor(args), **tensor(kwargs or {}))
 
 
 def _operand(value: Any) -> Any:
-    """The other side of an operator, as the engine that is at work computes with it."""
+    """Returns an operand as the current engine computes with it: a traced value or a constant."""
     if isinstance(value, Variable):
         return value.value
     trace = current_trace()
@@ -468,18 +476,18 @@ def _tracing_of(value: Any) -> Trace | None:
     return value._traced() if isinstance(value, Variable) else None
 
 
-def _written(value: Any, ufunc: np.ufunc) -> Any:
+def _ufunc_output(value: Any, ufunc: np.ufunc) -> Any:
     return value._untraced(f"numpy.{ufunc.__name__}(out=)") if isinstance(value, Variable) else value
 
 
 def _initial(value: Any) -> npt.NDArray[Any]:
-    """An array of an initial value, with the types that TensorFlow gives Python's numbers."""
+    """Returns an initial value as an array; Python's numbers get the data types of TensorFlow."""
     if isinstance(value, Variable):
         return value._data
     if framework(value) is not None:
         return foreign_array(value, "initial_value")
     array = as_array(value, "initial_value")
-    if not _is_python(value):
+    if not _is_python_numbers(value):
         return array
     if array.dtype == np.float64:
         return array.astype(np.float32)
@@ -489,8 +497,8 @@ def _initial(value: Any) -> npt.NDArray[Any]:
     return array
 
 
-def _is_python(value: Any) -> bool:
-    """Whether a value is made of Python's numbers alone, whose type NumPy chose."""
+def _is_python_numbers(value: Any) -> bool:
+    """Whether a value consists of Python's numbers alone, for which NumPy selects a data type."""
     if isinstance(value, (list, tuple)):
-        return all(_is_python(entry) for entry in value)
+        return all(_is_python_numbers(entry) for entry in value)
     return isinstance(value, (int, float)) and not isinstance(value, np.generic)

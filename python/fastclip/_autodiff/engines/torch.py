@@ -8,7 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fastclip._arguments.arrays import as_array, describe
-from fastclip._autodiff.problem import Problem, check_incoming_shape, check_real, finished, import_engine
+from fastclip._autodiff.problem import (
+    Problem,
+    check_output_gradient_shape,
+    check_real,
+    import_engine,
+    independent_gradients,
+)
 from fastclip._indexed_slices import IndexedSlices
 from fastclip._variables.variable import Variable
 
@@ -16,7 +22,7 @@ __all__ = ["gradients"]
 
 
 def gradients(problem: Problem) -> list[Any]:
-    """Return the gradient of each variable, None for one that the loss does not depend on."""
+    """Returns the gradient of each variable; None for one that the loss does not depend on."""
     torch = import_engine("torch", "torch")
 
     def constant(array: npt.NDArray[Any]) -> Any:
@@ -32,31 +38,33 @@ def gradients(problem: Problem) -> list[Any]:
                 f"loss returned a tensor of dtype {output.dtype}; it has to return a number or a tensor of "
                 "real floating-point numbers"
             )
-        incoming = _incoming(torch, problem.grad_loss, output)
+        gradient = _output_gradient(torch, problem.grad_loss, output)
         if not output.requires_grad:
             return [None] * len(leaves)
-        found = torch.autograd.grad(output, leaves, incoming, allow_unused=True)
-    return _results(torch, found, problem)
+        torch_gradients = torch.autograd.grad(output, leaves, gradient, allow_unused=True)
+    return _results(torch, torch_gradients, problem)
 
 
 def _tensor(torch: Any, array: npt.NDArray[Any]) -> Any:
-    """A tensor over the memory of an array, or over a copy where torch cannot use it."""
+    """Returns a tensor that shares the memory of an array, or of a copy if torch does not support it."""
     if array.dtype.name == "bfloat16":
         return _tensor(torch, array.view(np.int16)).view(torch.bfloat16)
-    usable = array.flags.writeable and array.dtype.isnative and all(stride >= 0 for stride in array.strides)
-    if usable and all(stride % array.itemsize == 0 for stride in array.strides):
+    supported = (
+        array.flags.writeable and array.dtype.isnative and all(stride >= 0 for stride in array.strides)
+    )
+    if supported and all(stride % array.itemsize == 0 for stride in array.strides):
         return torch.from_numpy(array)
     return torch.from_numpy(np.array(array, array.dtype.newbyteorder("="), order="C"))
 
 
 def _leaf(torch: Any, variable: Any) -> Any:
     if isinstance(variable, torch.Tensor):
-        # One that requires a gradient may be read by the loss under its own name too.
+        # A tensor that requires a gradient is used itself, because the loss may refer to it directly.
         return variable if variable.requires_grad else variable.detach().requires_grad_()
     return _tensor(torch, variable._data if isinstance(variable, Variable) else variable).requires_grad_()
 
 
-def _incoming(torch: Any, grad_loss: Any, output: Any) -> Any:
+def _output_gradient(torch: Any, grad_loss: Any, output: Any) -> Any:
     if grad_loss is None:
         return torch.ones_like(output)
     if not isinstance(grad_loss, torch.Tensor):
@@ -64,26 +72,26 @@ def _incoming(torch: Any, grad_loss: Any, output: Any) -> Any:
         if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
             raise TypeError(f"grad_loss is {describe(array)}; it takes real numbers")
         grad_loss = _tensor(torch, array)
-    check_incoming_shape(tuple(grad_loss.shape), tuple(output.shape))
-    # A copy: a gradient may be what came in.
+    check_output_gradient_shape(tuple(grad_loss.shape), tuple(output.shape))
+    # Copied, because torch may return it as a gradient.
     return grad_loss.detach().to(output.device, output.dtype, copy=True)
 
 
-def _results(torch: Any, found: Any, problem: Problem) -> list[Any]:
-    """Tensors for tensors, arrays for everything else, none of which share memory."""
-    seen: set[int] = set()
+def _results(torch: Any, torch_gradients: Any, problem: Problem) -> list[Any]:
+    """Returns tensors for tensors and arrays for other variables, which share no memory with each other."""
+    storages: set[int] = set()
     results: list[Any] = []
-    for gradient, variable in zip(found, problem.variables, strict=True):
+    for gradient, variable in zip(torch_gradients, problem.variables, strict=True):
         if gradient is None:
             results.append(None)
             continue
         if gradient.layout is torch.sparse_coo:
-            results.append(_rows(gradient))
+            results.append(_sparse_gradient(gradient))
             continue
         gradient = gradient.detach()
-        if not gradient.is_contiguous() or gradient.untyped_storage().data_ptr() in seen:
+        if not gradient.is_contiguous() or gradient.untyped_storage().data_ptr() in storages:
             gradient = gradient.clone(memory_format=torch.contiguous_format)
-        seen.add(gradient.untyped_storage().data_ptr())
+        storages.add(gradient.untyped_storage().data_ptr())
         if isinstance(variable, torch.Tensor):
             results.append(gradient)
         elif gradient.dtype == torch.bfloat16:
@@ -93,14 +101,14 @@ def _results(torch: Any, found: Any, problem: Problem) -> list[Any]:
             results.append(gradient.cpu().numpy())
     if any(isinstance(variable, torch.Tensor) for variable in problem.variables):
         return results
-    return finished(results, problem)
+    return independent_gradients(results, problem)
 
 
-def _rows(gradient: Any) -> Any:
-    """The gradient of a sparse embedding."""
+def _sparse_gradient(gradient: Any) -> Any:
+    """Returns a sparse gradient as IndexedSlices, or as a dense array if it has several sparse dimensions."""
     if gradient.sparse_dim() != 1:
         return gradient.to_dense().numpy()
-    # As they are: repeated rows stand for their sum, in torch and in IndexedSlices.
+    # Not coalesced: repeated rows stand for their sum in torch and in IndexedSlices alike.
     return IndexedSlices(
         gradient._values().detach().numpy(), gradient._indices()[0].numpy(), tuple(gradient.shape)
     )
