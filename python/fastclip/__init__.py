@@ -95,5 +95,5 @@ def __dir__() -> list[str]:
 
 _name_public_module(globals())
 
-for _complaint in _core.settings_complaints():
-    _warnings.warn(_complaint, RuntimeWarning, stacklevel=2)
+for _message in _core.settings_complaints():
+    _warnings.warn(_message, RuntimeWarning, stacklevel=2)
