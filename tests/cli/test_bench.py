@@ -19,14 +19,16 @@ from rich.console import Console
 
 import fastclip
 from fastclip.cli import main
-from fastclip.cli.bench import limit, peers, targets, timing, workload
-from fastclip.cli.bench.import_time import ImportTime
-from fastclip.cli.bench.machine import describe_machine
-from fastclip.cli.bench.other_load import OtherLoad
-from fastclip.cli.bench.peak_memory import PeakMemory
-from fastclip.cli.bench.results import TimedRow
-from fastclip.cli.bench.shapes import SHAPES, Shapes, gpt2, resnet50
-from fastclip.cli.bench.table import print_rows
+from fastclip.cli.bench.clipping import limit, peers, workload
+from fastclip.cli.bench.inputs.shapes import SHAPES, Shapes, gpt2, resnet50
+from fastclip.cli.bench.measuring import timing
+from fastclip.cli.bench.measuring.import_time import ImportTime
+from fastclip.cli.bench.measuring.machine import describe_machine
+from fastclip.cli.bench.measuring.other_load import OtherLoad
+from fastclip.cli.bench.measuring.peak_memory import PeakMemory
+from fastclip.cli.bench.reporting.table import print_rows
+from fastclip.cli.bench.reporting.timed_row import TimedRow
+from fastclip.cli.bench.suites import targets
 from support.fresh_python import run as run_in_fresh_python
 
 SMALL = ["bench", "--size", "small", "--rounds", "2", "--peers", "numpy,expert"]

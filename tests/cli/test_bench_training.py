@@ -12,8 +12,13 @@ import pytest
 import fastclip
 from fastclip import train
 from fastclip.cli import main
-from fastclip.cli.bench import step_limit, step_peers, step_rules, step_workload, targets, workload
-from fastclip.cli.bench.shapes import SHAPES
+from fastclip.cli.bench.clipping import workload
+from fastclip.cli.bench.inputs.shapes import SHAPES
+from fastclip.cli.bench.suites import targets
+from fastclip.cli.bench.training import limit as step_limit
+from fastclip.cli.bench.training import optimizers as step_rules
+from fastclip.cli.bench.training import peers as step_peers
+from fastclip.cli.bench.training import workload as step_workload
 from support.fresh_python import run as run_in_fresh_python
 
 SMALL = ["bench", "--train", "--size", "small", "--rounds", "2", "--peers", "numpy"]

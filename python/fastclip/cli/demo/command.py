@@ -14,6 +14,7 @@ from typing import Any
 
 import fastclip
 from fastclip.cli.demo import training
+from fastclip.cli.durations import seconds_text
 from fastclip.cli.errors import CommandError
 from fastclip.cli.json_output import to_json
 from fastclip.cli.progress import steps_progress
@@ -127,8 +128,6 @@ def _print_table(runs: Sequence[training.Run], args: argparse.Namespace) -> None
     from rich import box
     from rich.console import Console
     from rich.table import Table
-
-    from fastclip.cli.bench.table import seconds_text
 
     rates = {run.method.rule: run.method.learning_rate for run in runs}
     table = Table(

@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fastclip.cli.bench.import_time import ImportTime
-from fastclip.cli.bench.peak_memory import MIB, PeakMemory
-from fastclip.cli.bench.results import TimedRow
-from fastclip.cli.bench.targets import Outcome
+from fastclip.cli.bench.measuring.import_time import ImportTime
+from fastclip.cli.bench.measuring.peak_memory import MIB, PeakMemory
+from fastclip.cli.bench.reporting.timed_row import TimedRow
+from fastclip.cli.bench.suites.targets import Outcome
+from fastclip.cli.durations import seconds_range_text, seconds_text
 
 # Cores that others keep busy from which on the times are in doubt.
 NOTICEABLE_LOAD = 0.15
@@ -77,7 +78,7 @@ def _row_cell(row: TimedRow) -> Text:
 def _own_cell(row: TimedRow) -> Text:
     timing = row.timings["fastclip"]
     cell = Text(seconds_text(timing.median), style="bold")
-    cell.append(f"\n{_range_text(*timing.quartiles)}", style="dim not bold")
+    cell.append(f"\n{seconds_range_text(*timing.quartiles)}", style="dim not bold")
     return cell
 
 
@@ -89,29 +90,6 @@ def _peer_cell(row: TimedRow, name: str) -> Text:
     cell = Text(f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.3f}", style="green" if faster else "yellow")
     cell.append(f"\n{seconds_text(row.timings[name].median)}", style="dim not green")
     return cell
-
-
-def seconds_text(seconds: float) -> str:
-    """Write a time with three digits and a fitting unit."""
-    scaled, unit = _in_unit(seconds)
-    return f"{_three_digits(scaled)} {unit}"
-
-
-def _range_text(low: float, high: float) -> str:
-    _, unit = _in_unit(high)
-    factor = {"s": 1.0, "ms": 1e3, "µs": 1e6}[unit]
-    return f"{_three_digits(low * factor)}-{_three_digits(high * factor)}"
-
-
-def _in_unit(seconds: float) -> tuple[float, str]:
-    for factor, unit in ((1.0, "s"), (1e3, "ms")):
-        if seconds * factor >= 1:
-            return seconds * factor, unit
-    return seconds * 1e6, "µs"
-
-
-def _three_digits(number: float) -> str:
-    return f"{number:.{max(0, 2 - len(str(int(number))) + 1)}f}"
 
 
 def print_memory(console: Console, memory: PeakMemory) -> None:

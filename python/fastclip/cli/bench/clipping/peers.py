@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 import fastclip
-from fastclip.cli.bench.peer_libraries import Catalogue, torch_tensor
-from fastclip.cli.bench.timing import Contender
-from fastclip.cli.bench.workload import Array, Workload
+from fastclip.cli.bench.clipping.workload import Workload
+from fastclip.cli.bench.inputs.arrays import Array
+from fastclip.cli.bench.measuring.timing import Contender
+from fastclip.cli.bench.suites.peer_libraries import Catalogue, torch_tensor
 
 Call = Callable[[], object]
 Labelled = tuple[str, Call] | None

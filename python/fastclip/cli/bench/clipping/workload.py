@@ -10,10 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastclip.cli.bench.shapes import SHAPES, Shapes
-from fastclip.cli.errors import CommandError
-
-Array = npt.NDArray[Any]
+from fastclip.cli.bench.inputs.arrays import array_dtype, filled, normal_block, sum_of_squares
+from fastclip.cli.bench.inputs.shapes import SHAPES, Shapes
 
 # The elements are normal with this deviation: the square of one is still a normal float16,
 # and the sum of the squares of 124 M of them is still below the largest float16.
@@ -109,18 +107,6 @@ def rows(size: str, dtypes: Sequence[str] | None = None) -> list[Row]:
     return found
 
 
-def array_dtype(name: str) -> np.dtype[Any]:
-    """Return the NumPy dtype of "f32", "f16" or "bf16"."""
-    if name != "bf16":
-        return np.dtype({"f32": np.float32, "f16": np.float16}[name])
-    try:
-        import ml_dtypes
-    except ImportError:
-        raise CommandError("bf16 needs the package ml_dtypes: pip install 'fastclip[cli]'") from None
-    bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-    return bfloat16
-
-
 class Workload:
     """The gradients of a row and the bound to clip them to.
 
@@ -145,16 +131,13 @@ class Workload:
     def __init__(self, row: Row) -> None:
         self.row = row
         dtype = array_dtype(row.dtype)
-        random = np.random.default_rng(2024)
-        # A block of prime length, repeated: random enough for timing, and quickly made.
-        block = random.standard_normal(min(1_000_003, max(row.elements, 1)), dtype=np.float32)
-        block *= np.float32(DEVIATION)
+        block = normal_block(2024, row.elements, DEVIATION)
         self.gradients = [filled(np.empty(shape, dtype), block) for shape in row.shapes]
         writes = row.in_place and row.clipped
         self._pristine = [gradient.copy() for gradient in self.gradients] if writes else []
         factor = 0.5 if row.clipped else 2.0
         if row.operation == "global-norm":
-            self.bound = factor * math.sqrt(sum(_sum_of_squares(g) for g in self.gradients))
+            self.bound = factor * math.sqrt(sum(sum_of_squares(g) for g in self.gradients))
         elif row.operation == "norm-of-rows":
             self.bound = factor * DEVIATION * math.sqrt(row.shapes[0][1])
         else:
@@ -177,21 +160,3 @@ class Workload:
             scaled: npt.NDArray[np.float64] = whole * (self.bound / np.maximum(norms, self.bound))
             return scaled.reshape(-1)[:count]
         return start * 0.5 if self.row.clipped else start
-
-
-def filled(array: Array, block: Array) -> Array:
-    """Fill the array with the block's elements, over and over, and return it."""
-    flat = array.reshape(-1)
-    for start in range(0, flat.size, block.size):
-        part = flat[start : start + block.size]
-        part[...] = block[: part.size]
-    return array
-
-
-def _sum_of_squares(array: Array) -> float:
-    flat = array.reshape(-1)
-    total = 0.0
-    for start in range(0, flat.size, 1 << 20):
-        part = flat[start : start + (1 << 20)].astype(np.float64)
-        total += float(np.dot(part, part))
-    return total

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from fastclip import _core
-from fastclip.cli.bench.timing import Contender
-from fastclip.cli.bench.workload import Array, Row, Workload
+from fastclip.cli.bench.clipping.workload import Row, Workload
+from fastclip.cli.bench.inputs.arrays import Array
+from fastclip.cli.bench.measuring.timing import Contender
 
 
 def limit_passes(row: Row) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from fastclip.cli.bench.shapes import Shapes
+from fastclip.cli.bench.inputs.shapes import Shapes
 
 
 class Row(Protocol):

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from fastclip.cli.bench import step_rules, workload
-from fastclip.cli.bench.machine import available_memory
-from fastclip.cli.bench.shapes import SHAPES, Shapes
-from fastclip.cli.bench.step_rules import Rule
-from fastclip.cli.bench.workload import Array
+from fastclip.cli.bench.clipping import workload
+from fastclip.cli.bench.inputs.arrays import Array, filled, normal_block
+from fastclip.cli.bench.inputs.shapes import SHAPES, Shapes
+from fastclip.cli.bench.measuring.machine import available_memory
+from fastclip.cli.bench.training import optimizers
+from fastclip.cli.bench.training.optimizers import Rule
 
 CASES = ("gpt2", "resnet50", "many", "mlp")
 # What the variables start from is normal with this deviation, as GPT-2's weights are.
@@ -21,12 +22,12 @@ _DEVIATION = 0.02
 
 # case: the optimizers whose step comes with clipping, and those without
 _CLIPPED = {
-    "gpt2": (step_rules.ADAMW, step_rules.MOMENTUM_RULE),
-    "resnet50": (step_rules.ADAMW,),
-    "many": (step_rules.ADAMW,),
-    "mlp": (step_rules.ADAMW,),
+    "gpt2": (optimizers.ADAMW, optimizers.MOMENTUM_RULE),
+    "resnet50": (optimizers.ADAMW,),
+    "many": (optimizers.ADAMW,),
+    "mlp": (optimizers.ADAMW,),
 }
-_UNCLIPPED = {"resnet50": step_rules.OTHERS}
+_UNCLIPPED = {"resnet50": optimizers.OTHERS}
 _DEFAULT_DTYPES = {("gpt2", "adamw"): ("f32", "bf16")}  # the others: f32
 
 
@@ -151,9 +152,7 @@ class StepWorkload:
         )
         self.gradients = self._clipping.gradients
         self.bound = self._clipping.bound
-        random = np.random.default_rng(1742)
-        self._block = random.standard_normal(min(1_000_003, max(row.elements, 1)), dtype=np.float32)
-        self._block *= np.float32(_DEVIATION)
+        self._block = normal_block(1742, row.elements, _DEVIATION)
 
     def refresh(self) -> None:
         """Write the gradients anew."""
@@ -161,7 +160,7 @@ class StepWorkload:
 
     def variables(self) -> list[Array]:
         """Return new variables; they are the same for each contender."""
-        return [workload.filled(np.empty(shape, np.float32), self._block) for shape in self.row.shapes]
+        return [filled(np.empty(shape, np.float32), self._block) for shape in self.row.shapes]
 
     def first_step(self) -> FirstStep:
         """Return what one step from fresh slots has to make of the first variable."""

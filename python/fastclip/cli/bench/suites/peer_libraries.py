@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fastclip.cli.bench.workload import Array
+from fastclip.cli.bench.inputs.arrays import Array
 from fastclip.cli.errors import CommandError
 
 # peer: (what it is, the packages it needs)

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from fastclip.cli.bench.results import TimedRow
+from fastclip.cli.bench.reporting.timed_row import TimedRow
 
 _MARKERS = {
     "fastclip": ("o", "C3"),

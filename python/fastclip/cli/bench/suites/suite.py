@@ -6,19 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from fastclip.cli.bench import (
-    limit,
-    peers,
-    step_limit,
-    step_peers,
-    step_workload,
-    targets,
-    workload,
-)
-from fastclip.cli.bench.peer_libraries import Catalogue
-from fastclip.cli.bench.row import Row
-from fastclip.cli.bench.targets import Target
-from fastclip.cli.bench.timing import Contender
+from fastclip.cli.bench.measuring.timing import Contender
+from fastclip.cli.bench.suites.peer_libraries import Catalogue
+from fastclip.cli.bench.suites.row import Row
+from fastclip.cli.bench.suites.targets import Target
 
 RowT = TypeVar("RowT", bound=Row)
 WorkT = TypeVar("WorkT")
@@ -70,39 +61,3 @@ class Suite(Generic[RowT, WorkT]):
 
 
 AnySuite = Suite[Any, Any]
-
-CLIPPING = Suite(
-    cases=workload.CASES,
-    extras=("memory", "import"),
-    # No row of these takes longer than some seconds.
-    quick=(
-        "resnet50/f32/*/clipped",
-        "many/f32/in-place/clipped",
-        "mlp/f32/in-place/*",
-        "clip-by-value/f32/in-place/*",
-    ),
-    own=("fastclip",),
-    peers=peers.PEERS,
-    rows=workload.rows,
-    check_memory=lambda row, contenders: None,
-    workload=workload.Workload,
-    contender=peers.contender,
-    check_result=peers.check_result,
-    limit=limit.limit,
-    targets=lambda: targets.TARGETS,
-)
-
-TRAINING = Suite(
-    cases=step_workload.CASES,
-    extras=(),
-    quick=("resnet50/adamw/f32", "resnet50/adagrad/f32", "many/*", "mlp/*"),
-    own=step_peers.OWN,
-    peers=step_peers.PEERS,
-    rows=step_workload.rows,
-    check_memory=step_workload.check_memory,
-    workload=step_workload.StepWorkload,
-    contender=step_peers.contender,
-    check_result=step_peers.check_result,
-    limit=step_limit.limit,
-    targets=lambda: targets.TRAINING_TARGETS,
-)

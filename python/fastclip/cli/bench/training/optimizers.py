@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fastclip import train
-from fastclip.cli.bench.workload import Array
+from fastclip.cli.bench.inputs.arrays import Array
 
 # What the peers take as well. The time of a step does not depend on the numbers.
 LEARNING_RATE = 1e-3

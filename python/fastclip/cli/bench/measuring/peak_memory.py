@@ -1,6 +1,6 @@
 """The memory that an out-of-place call takes at its peak, measured in a process of its own.
 
-``python -m fastclip.cli.peak_memory full`` is that process; it prints JSON.
+``python -m fastclip.cli.bench.measuring.peak_memory full`` is that process; it prints JSON.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class PeakMemory:
 
 def measure_peak_memory(size: str) -> PeakMemory:
     """Measure the peak in a new process."""
-    command = [sys.executable, "-m", "fastclip.cli.bench.peak_memory", size]
+    command = [sys.executable, "-m", "fastclip.cli.bench.measuring.peak_memory", size]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode != 0:
         raise RuntimeError(f"measuring the peak memory failed:\n{answer.stderr}")
@@ -79,7 +79,7 @@ def _measure(size: str) -> dict[str, int]:
     import numpy as np
 
     import fastclip
-    from fastclip.cli.bench.shapes import SHAPES
+    from fastclip.cli.bench.inputs.shapes import SHAPES
 
     # Threads, lazy imports and free lists of the first calls are not the call's own.
     random = np.random.default_rng(2024)

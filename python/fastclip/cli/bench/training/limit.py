@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from fastclip import _core
-from fastclip.cli.bench.limit import gradient_buffer
-from fastclip.cli.bench.step_workload import StepRow, StepWorkload
-from fastclip.cli.bench.timing import Contender
+from fastclip.cli.bench.clipping.limit import gradient_buffer
+from fastclip.cli.bench.measuring.timing import Contender
+from fastclip.cli.bench.training.workload import StepRow, StepWorkload
 
 
 def limit_passes(row: StepRow) -> str:
@@ -22,9 +22,9 @@ def limit_passes(row: StepRow) -> str:
 def limit(work: StepWorkload) -> Contender:
     """Return the contender that makes just these passes, with plain SIMD loops.
 
-    The loops are those of :mod:`fastclip.cli.bench.limit`, in turn: each reading pass is over one buffer
-    of as many bytes as the gradients have, and the pass that reads and writes is over one of as many as
-    variables and slots have together. The first of them is refreshed as the gradients are.
+    The loops are those of :mod:`fastclip.cli.bench.clipping.limit`, in turn: each reading pass is over one
+    buffer of as many bytes as the gradients have, and the pass that reads and writes is over one of as many
+    as variables and slots have together. The first of them is refreshed as the gradients are.
     """
     passes = limit_passes(work.row)
     gradients, refresh = gradient_buffer(work.gradients, refreshed=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastclip.cli.bench.row import Row
-from fastclip.cli.bench.timing import Timing
+from fastclip.cli.bench.measuring.timing import Timing
+from fastclip.cli.bench.suites.row import Row
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from fastclip.cli.bench.peer_libraries import Catalogue, torch_tensor
-from fastclip.cli.bench.step_rules import BETA1, BETA2, EPSILON, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
-from fastclip.cli.bench.step_workload import StepWorkload
-from fastclip.cli.bench.timing import Contender
-from fastclip.cli.bench.workload import Array
+from fastclip.cli.bench.inputs.arrays import Array
+from fastclip.cli.bench.measuring.timing import Contender
+from fastclip.cli.bench.suites.peer_libraries import Catalogue, torch_tensor
+from fastclip.cli.bench.training.optimizers import (
+    BETA1,
+    BETA2,
+    EPSILON,
+    LEARNING_RATE,
+    MOMENTUM,
+    WEIGHT_DECAY,
+)
+from fastclip.cli.bench.training.workload import StepWorkload
 
 # fastclip itself; in rows of narrower gradients also with float32 ones, to compare with.
 OWN = ("fastclip", "fastclip-f32")

@@ -1,0 +1,28 @@
+"""The suite of ``fastclip bench``: rows that clip gradients."""
+
+from __future__ import annotations
+
+from fastclip.cli.bench.clipping import limit, peers, workload
+from fastclip.cli.bench.suites import targets
+from fastclip.cli.bench.suites.suite import Suite
+
+CLIPPING = Suite(
+    cases=workload.CASES,
+    extras=("memory", "import"),
+    # No row of these takes longer than some seconds.
+    quick=(
+        "resnet50/f32/*/clipped",
+        "many/f32/in-place/clipped",
+        "mlp/f32/in-place/*",
+        "clip-by-value/f32/in-place/*",
+    ),
+    own=("fastclip",),
+    peers=peers.PEERS,
+    rows=workload.rows,
+    check_memory=lambda row, contenders: None,
+    workload=workload.Workload,
+    contender=peers.contender,
+    check_result=peers.check_result,
+    limit=limit.limit,
+    targets=lambda: targets.TARGETS,
+)

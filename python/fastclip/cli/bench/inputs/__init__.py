@@ -1,0 +1,1 @@
+"""Shapes and numbers of the gradients and variables that the benchmark uses."""

@@ -1,0 +1,1 @@
+"""Measurements of times, memory and the machine."""

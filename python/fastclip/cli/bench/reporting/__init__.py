@@ -1,0 +1,1 @@
+"""Results of the benchmark: tables, plot and targets."""

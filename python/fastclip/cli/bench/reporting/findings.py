@@ -1,0 +1,35 @@
+"""All results of one run of the benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from fastclip.cli.bench.measuring.import_time import ImportTime
+from fastclip.cli.bench.measuring.peak_memory import MIB, PeakMemory
+from fastclip.cli.bench.reporting.timed_row import TimedRow
+from fastclip.cli.bench.suites.targets import Outcome, Target, compare
+
+
+@dataclass
+class Findings:
+    """What a run has measured so far, of which targets."""
+
+    goals: Sequence[Target]
+    rows: list[TimedRow] = field(default_factory=list)
+    memory: PeakMemory | None = None
+    imports: ImportTime | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def outcomes(self) -> list[Outcome]:
+        measured: dict[tuple[str, str], float] = {}
+        for row in self.rows:
+            for name in row.timings:
+                ratio = row.ratio(name)
+                if ratio is not None:
+                    measured[row.row.name, name] = ratio
+        if self.memory is not None:
+            measured["memory/f32/out-of-place", "inputs + outputs"] = self.memory.excess_bytes / MIB
+        if self.imports is not None:
+            measured["import", "import numpy"] = 1e3 * self.imports.difference
+        return compare(measured, self.goals)

@@ -1,0 +1,83 @@
+"""Writes the results of a run: tables, JSON and a plot."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import fastclip
+from fastclip.cli.bench.measuring.machine import describe_machine
+from fastclip.cli.bench.reporting.findings import Findings
+from fastclip.cli.bench.suites.targets import Outcome
+from fastclip.cli.errors import CommandError
+from fastclip.cli.json_output import to_json
+
+
+def show(
+    args: argparse.Namespace,
+    findings: Findings,
+    names: list[str],
+    outcomes: list[Outcome],
+    started: float,
+) -> None:
+    machine = describe_machine()
+    config = fastclip.config()
+    if args.plot is not None:
+        from fastclip.cli.bench.reporting.plot import plot_rows
+
+        title = f"fastclip {config['version']} on {machine['cpu']}, {config['threads']} threads"
+        try:
+            plot_rows(findings.rows, title, args.plot)
+        except (OSError, ValueError) as error:
+            raise CommandError(f"--plot: {args.plot} cannot be written: {error}") from None
+    if args.json is not None:
+        report: dict[str, Any] = {
+            "fastclip": config,
+            "machine": machine,
+            "settings": {
+                "train": args.train,
+                "size": args.size,
+                "threads": config["threads"],
+                "peers": names,
+                "seconds_in_all": time.time() - started,
+            },
+            "rows": [row.to_dict() for row in findings.rows],
+            "skipped": findings.skipped,
+        }
+        report["rows"] += [extra.to_dict() for extra in (findings.memory, findings.imports) if extra]
+        if args.check:
+            report["targets"] = [outcome.to_dict() for outcome in outcomes]
+        _write_json(args.json, to_json(report))
+    if args.json != "-":
+        _print_tables(findings, names, outcomes, f"{machine['cpu']}, {config['threads']} threads")
+
+
+def _write_json(path: str, text: str) -> None:
+    if path == "-":
+        print(text)
+        return
+    try:
+        Path(path).write_text(text + "\n")
+    except OSError as error:
+        raise CommandError(f"--json: {path} cannot be written: {error.strerror}") from None
+
+
+def _print_tables(findings: Findings, names: list[str], outcomes: list[Outcome], machine: str) -> None:
+    from rich.console import Console
+
+    from fastclip.cli.bench.reporting import table
+
+    console = Console()
+    console.print(machine, highlight=False)
+    if findings.rows:
+        table.print_rows(console, findings.rows, names)
+    if findings.memory is not None:
+        table.print_memory(console, findings.memory)
+    if findings.imports is not None:
+        table.print_import(console, findings.imports)
+    for name, reason in findings.skipped.items():
+        console.print(f"{name}: not measured: {reason}", style="yellow", markup=False)
+    if outcomes:
+        table.print_outcomes(console, outcomes)

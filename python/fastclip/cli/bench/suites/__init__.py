@@ -1,0 +1,1 @@
+"""Parts that every suite of benchmark rows needs: rows, targets and other libraries."""

@@ -1,0 +1,1 @@
+"""Rows of ``fastclip bench --train``: clipping and an optimizer step together."""

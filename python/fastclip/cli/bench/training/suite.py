@@ -1,0 +1,22 @@
+"""The suite of ``fastclip bench --train``: rows that clip and step."""
+
+from __future__ import annotations
+
+from fastclip.cli.bench.suites import targets
+from fastclip.cli.bench.suites.suite import Suite
+from fastclip.cli.bench.training import limit, peers, workload
+
+TRAINING = Suite(
+    cases=workload.CASES,
+    extras=(),
+    quick=("resnet50/adamw/f32", "resnet50/adagrad/f32", "many/*", "mlp/*"),
+    own=peers.OWN,
+    peers=peers.PEERS,
+    rows=workload.rows,
+    check_memory=workload.check_memory,
+    workload=workload.StepWorkload,
+    contender=peers.contender,
+    check_result=peers.check_result,
+    limit=limit.limit,
+    targets=lambda: targets.TRAINING_TARGETS,
+)
