@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from fastclip.cli.errors import CommandError
+from fastclip.cli.errors import CommandError, one_line_message
 
 Array = npt.NDArray[Any]
 Progress = Callable[[int], None]  # told the bytes of each entry when it is done
@@ -153,7 +153,9 @@ def _read_npz(path: Path, progress: Progress) -> ArrayFile:
                     array = np.lib.format.read_array(stream, allow_pickle=False)
             except Exception as error:
                 # A damaged archive shows as nearly any exception: of zipfile, zlib, or NumPy.
-                raise CommandError(f"{path}: entry {name!r} cannot be read: {_one_line(error)}") from None
+                raise CommandError(
+                    f"{path}: entry {name!r} cannot be read: {one_line_message(error)}"
+                ) from None
             if array.dtype.kind == "V" and array.dtype.names is None:
                 raise CommandError(
                     f"{path}: entry {name!r} has no type that NumPy knows ({array.dtype}); "
@@ -195,7 +197,7 @@ def _read_safetensors(path: Path, progress: Progress) -> ArrayFile:
     try:
         opened = safe_open(path, framework="numpy")
     except SafetensorError as error:
-        raise CommandError(f"{path}: this is not a safetensors file: {_one_line(error)}") from None
+        raise CommandError(f"{path}: this is not a safetensors file: {one_line_message(error)}") from None
     with opened as tensors:
         content.metadata = tensors.metadata()
         by_offset = getattr(tensors, "offset_keys", tensors.keys)
@@ -205,7 +207,7 @@ def _read_safetensors(path: Path, progress: Progress) -> ArrayFile:
             except Exception as error:  # a type that NumPy has not shows as nearly any exception
                 kind = tensors.get_slice(name).get_dtype()
                 raise CommandError(
-                    f"{path}: entry {name!r} of type {kind} cannot be read: {_one_line(error)}"
+                    f"{path}: entry {name!r} of type {kind} cannot be read: {one_line_message(error)}"
                 ) from None
             content.arrays[name] = array
             progress(array.nbytes)
@@ -251,7 +253,3 @@ def _aligned_order(arrays: dict[str, Array]) -> dict[str, Array]:
             return dict(sorted(arrays.items(), key=lambda entry: -entry[1].dtype.itemsize))
         offset += array.nbytes
     return arrays
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

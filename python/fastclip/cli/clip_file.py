@@ -14,6 +14,7 @@ import fastclip
 from fastclip.cli.array_files import Array, ArrayFile, file_format, read_arrays, write_arrays
 from fastclip.cli.errors import CommandError
 from fastclip.cli.json_output import to_json
+from fastclip.cli.option_checks import check_at_least
 from fastclip.cli.progress import bytes_progress
 
 _DESCRIPTION = """\
@@ -113,9 +114,8 @@ def _check_usage(args: argparse.Namespace) -> None:
     if args.ord is not None and not args.ord > 0:
         raise CommandError(f"--ord has to be above 0, and is {args.ord}")
     bound = args.norm if args.global_norm is None else args.global_norm
-    if bound is not None and not bound >= 0:
-        name = "--norm" if args.global_norm is None else "--global-norm"
-        raise CommandError(f"{name} has to be at least 0, and is {bound}")
+    if bound is not None:
+        check_at_least("--norm" if args.global_norm is None else "--global-norm", bound, 0)
     if args.value is not None and not args.value[0] <= args.value[1]:
         raise CommandError(f"--value: LO ({args.value[0]}) has to be at most HI ({args.value[1]})")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fastclip.cli.bench.clipping import workload
 from fastclip.cli.errors import CommandError
+from fastclip.cli.option_checks import check_at_least, check_directory_exists
 
 _DESCRIPTION = """\
 Time clipping of gradients with the shapes of real models, beside what people use
@@ -117,15 +118,15 @@ def check_usage(args: argparse.Namespace) -> None:
         raise CommandError("--check: the targets are for --size full")
     for name, least in (("threads", 1), ("rounds", 1), ("seconds", 0)):
         value = getattr(args, name)
-        if value is not None and not value >= least:
-            raise CommandError(f"--{name} has to be at least {least}, and is {value}")
+        if value is not None:
+            check_at_least(f"--{name}", value, least)
     if args.json != "-":
         _need("rich", "the table", "; --json prints without it")
     if args.plot is not None:
         _need("matplotlib", "--plot")
     for name, path in (("--json", args.json), ("--plot", args.plot)):
-        if path not in (None, "-") and not Path(path).absolute().parent.is_dir():
-            raise CommandError(f"{name}: there is no directory {Path(path).parent}")
+        if path not in (None, "-"):
+            check_directory_exists(name, Path(path))
 
 
 def _need(package: str, purpose: str, otherwise: str = "") -> None:

@@ -16,7 +16,7 @@ from fastclip.cli.bench.reporting.findings import Findings
 from fastclip.cli.bench.reporting.output import show
 from fastclip.cli.bench.row_timing import time_row
 from fastclip.cli.bench.suites.peer_libraries import chosen_peers, import_peers
-from fastclip.cli.bench.suites.row import Row
+from fastclip.cli.bench.suites.row import BenchmarkRow
 from fastclip.cli.bench.suites.suite import AnySuite
 from fastclip.cli.bench.training.suite import TRAINING
 from fastclip.cli.errors import CommandError
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(
-    args: argparse.Namespace, suite: AnySuite, rows: list[Row], extras: list[str], names: list[str]
+    args: argparse.Namespace, suite: AnySuite, rows: list[BenchmarkRow], extras: list[str], names: list[str]
 ) -> int:
     started = time.time()
     findings = Findings(suite.targets())
@@ -65,9 +65,9 @@ def _run(
     return 1 if any(outcome.verdict == "missed" for outcome in outcomes) else 0
 
 
-def _chosen(args: argparse.Namespace, suite: AnySuite) -> tuple[list[Row], list[str]]:
+def _chosen(args: argparse.Namespace, suite: AnySuite) -> tuple[list[BenchmarkRow], list[str]]:
     """Return the rows to time and the cases that are not timed in this process."""
-    rows: list[Row] = suite.rows(args.size, args.dtype)
+    rows: list[BenchmarkRow] = suite.rows(args.size, args.dtype)
     extras = list(suite.extras)
     if args.case:
         for wanted in args.case:

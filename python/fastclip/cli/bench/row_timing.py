@@ -8,14 +8,14 @@ from collections.abc import Callable
 from fastclip.cli.bench.measuring import timing
 from fastclip.cli.bench.measuring.other_load import OtherLoad
 from fastclip.cli.bench.reporting.timed_row import TimedRow
-from fastclip.cli.bench.suites.row import Row
+from fastclip.cli.bench.suites.row import BenchmarkRow
 from fastclip.cli.bench.suites.suite import AnySuite
-from fastclip.cli.errors import CommandError
+from fastclip.cli.errors import CommandError, one_line_message
 
 
 def time_row(
     suite: AnySuite,
-    row: Row,
+    row: BenchmarkRow,
     names: list[str],
     args: argparse.Namespace,
     describe: Callable[[str], None],
@@ -34,7 +34,7 @@ def time_row(
         except (MemoryError, KeyboardInterrupt):
             raise
         except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line_message(error)
             if name in suite.own:
                 raise CommandError(f"{row.name}: {reason}", exit_code=1) from error
             absent[name] = reason  # a peer may not know the type, or fail in this version

@@ -17,6 +17,7 @@ from fastclip.cli.demo import training
 from fastclip.cli.durations import seconds_text
 from fastclip.cli.errors import CommandError
 from fastclip.cli.json_output import to_json
+from fastclip.cli.option_checks import check_at_least, check_directory_exists
 from fastclip.cli.progress import steps_progress
 
 _DESCRIPTION = f"""\
@@ -82,14 +83,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_usage(args: argparse.Namespace) -> None:
     """Find what is wrong with the arguments before the work."""
-    for name, least in (("steps", 1), ("seed", 0)):
-        value = getattr(args, name)
-        if value < least:
-            raise CommandError(f"--{name} has to be at least {least}, and is {value}")
+    check_at_least("--steps", args.steps, 1)
+    check_at_least("--seed", args.seed, 0)
     if args.out.suffix.lower() not in _FORMATS:
         raise CommandError(f"--out: {args.out} has to end in {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}")
-    if not args.out.absolute().parent.is_dir():
-        raise CommandError(f"--out: there is no directory {args.out.parent}")
+    check_directory_exists("--out", args.out)
 
 
 def _need_packages() -> None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from fastclip.cli.bench.inputs.arrays import array_dtype, filled, normal_block, sum_of_squares
 from fastclip.cli.bench.inputs.shapes import SHAPES, Shapes
+from fastclip.cli.bench.suites.row import BenchmarkRow
 
 # The elements are normal with this deviation: the square of one is still a normal float16,
 # and the sum of the squares of 124 M of them is still below the largest float16.
@@ -25,7 +26,7 @@ _DEFAULT_DTYPES = {"25.6M": ("f16", "bf16")}  # the others: f32
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(BenchmarkRow):
     """What one line of the benchmark times.
 
     Attributes
@@ -58,16 +59,6 @@ class Row:
         return f"{self.case}/{self.dtype}/{place}/{'clipped' if self.clipped else 'unclipped'}"
 
     @property
-    def elements(self) -> int:
-        """The number of elements of all gradients."""
-        return sum(math.prod(shape) for shape in self.shapes)
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes of all gradients."""
-        return self.elements * (4 if self.dtype == "f32" else 2)
-
-    @property
     def variant(self) -> tuple[str, str]:
         """What tells the row from the others of its case, in two lines."""
         return "in place" if self.in_place else "out of place", "clipped" if self.clipped else "unclipped"
@@ -80,9 +71,7 @@ class Row:
             "dtype": self.dtype,
             "in_place": self.in_place,
             "clipped": self.clipped,
-            "tensors": len(self.shapes),
-            "elements": self.elements,
-            "bytes": self.nbytes,
+            **self.describe_size(),
         }
 
 

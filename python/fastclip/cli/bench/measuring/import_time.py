@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import statistics
-import subprocess
-import sys
 from dataclasses import dataclass
 from typing import Any
+
+from fastclip.cli.bench.measuring.new_process import run_python
 
 _PROGRAM = """
 import time
@@ -45,10 +45,7 @@ def measure_import_time(repeats: int) -> ImportTime:
     times: dict[str, list[float]] = {"fastclip": [], "numpy": []}
     for repeat in range(repeats + 1):
         for module, found in times.items():
-            command = [sys.executable, "-c", _PROGRAM.format(module=module)]
-            answer = subprocess.run(command, capture_output=True, text=True, check=False)
-            if answer.returncode != 0:
-                raise RuntimeError(f"import {module} failed in a new process:\n{answer.stderr}")
+            printed = run_python(["-c", _PROGRAM.format(module=module)], f"import {module} in a new process")
             if repeat > 0:
-                found.append(float(answer.stdout))
+                found.append(float(printed))
     return ImportTime(**times)

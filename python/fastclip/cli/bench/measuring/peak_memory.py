@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from dataclasses import dataclass
 from typing import Any
+
+from fastclip.cli.bench.measuring.new_process import run_python
 
 MIB = 1 << 20
 
@@ -50,11 +51,8 @@ class PeakMemory:
 
 def measure_peak_memory(size: str) -> PeakMemory:
     """Measure the peak in a new process."""
-    command = [sys.executable, "-m", "fastclip.cli.bench.measuring.peak_memory", size]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    if answer.returncode != 0:
-        raise RuntimeError(f"measuring the peak memory failed:\n{answer.stderr}")
-    return PeakMemory(**json.loads(answer.stdout))
+    command = ["-m", "fastclip.cli.bench.measuring.peak_memory", size]
+    return PeakMemory(**json.loads(run_python(command, "measuring the peak memory")))
 
 
 def _resident_bytes(field: str) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastclip.cli.bench.measuring.timing import Timing
-from fastclip.cli.bench.suites.row import Row
+from fastclip.cli.bench.suites.row import BenchmarkRow
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class TimedRow:
 
     Attributes
     ----------
-    row : Row
+    row : BenchmarkRow
         What was timed.
     timings : dict of str to Timing
         By contender: "fastclip", "limit", and the peers that took part.
@@ -27,7 +27,7 @@ class TimedRow:
         How many cores other processes kept busy meanwhile; None where it is not known.
     """
 
-    row: Row
+    row: BenchmarkRow
     timings: dict[str, Timing]
     labels: dict[str, str]
     absent: dict[str, str] = field(default_factory=dict)

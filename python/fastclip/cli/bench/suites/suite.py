@@ -8,10 +8,10 @@ from typing import Any, Generic, TypeVar
 
 from fastclip.cli.bench.measuring.timing import Contender
 from fastclip.cli.bench.suites.peer_libraries import Catalogue
-from fastclip.cli.bench.suites.row import Row
+from fastclip.cli.bench.suites.row import BenchmarkRow
 from fastclip.cli.bench.suites.targets import Target
 
-RowT = TypeVar("RowT", bound=Row)
+RowT = TypeVar("RowT", bound=BenchmarkRow)
 WorkT = TypeVar("WorkT")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from fastclip.cli.bench.clipping import workload
 from fastclip.cli.bench.inputs.arrays import Array, filled, normal_block
 from fastclip.cli.bench.inputs.shapes import SHAPES, Shapes
 from fastclip.cli.bench.measuring.machine import available_memory
+from fastclip.cli.bench.suites.row import BenchmarkRow
 from fastclip.cli.bench.training import optimizers
 from fastclip.cli.bench.training.optimizers import Rule
 
@@ -32,7 +32,7 @@ _DEFAULT_DTYPES = {("gpt2", "adamw"): ("f32", "bf16")}  # the others: f32
 
 
 @dataclass(frozen=True)
-class StepRow:
+class StepRow(BenchmarkRow):
     """What one line of the benchmark times: one step, of float32 variables.
 
     Attributes
@@ -66,16 +66,6 @@ class StepRow:
         return self.rule.name, "clipped" if self.clipped else "not clipped"
 
     @property
-    def elements(self) -> int:
-        """The number of elements of all gradients."""
-        return sum(math.prod(shape) for shape in self.shapes)
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes of all gradients."""
-        return self.elements * (4 if self.dtype == "f32" else 2)
-
-    @property
     def state_nbytes(self) -> int:
         """The bytes of all variables and slots, which a step reads and writes."""
         return self.elements * 4 * (1 + len(self.rule.slots))
@@ -88,9 +78,7 @@ class StepRow:
             "optimizer": self.rule.name,
             "dtype": self.dtype,
             "clipped": self.clipped,
-            "tensors": len(self.shapes),
-            "elements": self.elements,
-            "bytes": self.nbytes,
+            **self.describe_size(),
             "state_bytes": self.state_nbytes,
         }
 
