@@ -1,7 +1,7 @@
-# fastclip: `make demo` shows it at work, `make test` runs every test, `make` lists the rest.
+# fastclip: `make demo` runs the demo, `make test` runs every test, `make` lists all targets.
 #
-# Needed: Python 3.10 or newer (`make PYTHON=/path/to/python3` chooses one) and a Rust toolchain.
-# Everything goes into .venv, target and dist, which `make clean` removes.
+# Requires Python 3.10 or newer (`make PYTHON=/path/to/python3` chooses one) and a Rust toolchain.
+# All files are created in .venv, target and dist, which `make clean` removes.
 
 PYTHON ?= python3
 CARGO ?= cargo
@@ -23,9 +23,9 @@ ASAN_TARGET := x86_64-unknown-linux-gnu
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' Makefile
 
-# What people run -------------------------------------------------------------------------------
+# Targets -------------------------------------------------------------------------------
 
-demo: $(STAMPS)/demo ## train with clipping, draw the picture, measure: the whole in one command
+demo: $(STAMPS)/demo ## train with and without clipping, draw a plot, run a short benchmark
 	$(BIN)/fastclip demo
 
 test: test-rust test-python ## run every test
@@ -36,8 +36,9 @@ test-rust: ## run the tests of the Rust crate, which need no Python
 test-python: $(STAMPS)/test ## run the tests of the package
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# Why the tests cannot be built and run for AArch64 here, or nothing. The standard library for it is that of RUSTC_AARCH64,
-# which is Debian's compiler: rustup's own would have to fetch it.
+# Shell code that prints why the tests cannot be built and run for AArch64 on this machine, or nothing if they can.
+# RUSTC_AARCH64 is Debian's compiler, whose packages include the standard library for AArch64. rustup's compiler would have
+# to download it.
 RUSTC_AARCH64 ?= /usr/bin/rustc
 AARCH64_TARGET := aarch64-unknown-linux-gnu
 AARCH64_LACKS = if [ ! -x $(RUSTC_AARCH64) ]; then \
@@ -49,19 +50,19 @@ AARCH64_LACKS = if [ ! -x $(RUSTC_AARCH64) ]; then \
     elif ! command -v qemu-aarch64-static >/dev/null 2>&1; then \
         echo "no qemu-aarch64-static (Debian: qemu-user-static)"; fi
 
-# The emulator gets no -L: it finds the loader and libc of the arm64 packages, and the cross compiler's libc beside
-# them makes the creation of threads hang.
-test-aarch64: ## run the Rust tests for AArch64, with NEON, in an emulator, if one is there
+# The emulator is run without -L. It finds the loader and libc of the arm64 packages without that option, and with the cross
+# compiler's libc in its search path, creating a thread hangs.
+test-aarch64: ## run the Rust tests for AArch64 (NEON) in an emulator, if one is installed
 	@lacks=$$($(AARCH64_LACKS)); if [ -n "$$lacks" ]; then echo "test-aarch64: skipped, $$lacks"; exit; fi; \
 	set -x; RUSTC=$(RUSTC_AARCH64) CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
 	    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=qemu-aarch64-static \
 	    $(CARGO) test --no-default-features --lib --target $(AARCH64_TARGET) --target-dir target/aarch64
 
-bench: $(STAMPS)/demo ## measure the kernels and the calls
+bench: $(STAMPS)/demo ## run the benchmarks of the kernels and of the calls
 	$(CARGO) bench --no-default-features
 	$(BIN)/fastclip bench $(BENCH_ARGS)
 
-lint: lint-rust lint-python ## check format, lints, types and that the stub tells the truth
+lint: lint-rust lint-python ## check format, lints, types and the stub of the extension module
 
 lint-rust: $(STAMPS)/python
 	$(CARGO) fmt --check
@@ -75,12 +76,12 @@ lint-python: $(STAMPS)/test
 	$(BIN)/mypy --strict
 	$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml fastclip._core
 
-format: $(STAMPS)/test ## put the sources into the format that lint asks for
+format: $(STAMPS)/test ## format the sources as lint requires
 	$(CARGO) fmt
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-# Why the sanitizer cannot run here, or nothing.
+# Shell code that prints why AddressSanitizer cannot run on this machine, or nothing if it can.
 ASAN_LACKS = if ! RUSTUP_AUTO_INSTALL=0 $(CARGO) +nightly --version >/dev/null 2>&1; then \
         echo "no nightly Rust toolchain (rustup toolchain install nightly)"; \
     elif [ "$$($(CARGO) +nightly -vV | sed -n 's/^host: //p')" != $(ASAN_TARGET) ]; then \
@@ -90,17 +91,16 @@ ASAN_LACKS = if ! RUSTUP_AUTO_INSTALL=0 $(CARGO) +nightly --version >/dev/null 2
 ASAN_CARGO := RUSTFLAGS=-Zsanitizer=address $(CARGO) +nightly
 ASAN_FLAGS := --target $(ASAN_TARGET) --target-dir target/asan
 
-# Doctests are left out: rustdoc takes no sanitizer from RUSTFLAGS, and they hold no unsafe code. Allocations beyond memory
-# are to be answered as the system's allocator does, because there are tests of them.
-asan: ## run the Rust tests under AddressSanitizer, if a nightly toolchain is there
+# Doctests are not run: rustdoc does not read the sanitizer option from RUSTFLAGS, and they contain no unsafe code.
+# allocator_may_return_null makes allocations that are too large fail as with the system's allocator, which tests rely on.
+asan: ## run the Rust tests under AddressSanitizer, if a nightly toolchain is installed
 	@lacks=$$($(ASAN_LACKS)); if [ -n "$$lacks" ]; then echo "asan: skipped, $$lacks"; exit; fi; \
 	set -x; ASAN_OPTIONS=allocator_may_return_null=1 $(ASAN_CARGO) test --no-default-features --lib --tests $(ASAN_FLAGS)
 
-# The interpreter has no sanitizer in it, so GCC's runtime is loaded before it, and the C++ library with it,
-# whose exceptions the runtime wraps. First a call that reads past the end of an array has to be caught, or
-# the tests would show nothing. Left out are the other frameworks, the tests of how much memory is used,
-# which a sanitizer changes, and those of the command line.
-asan-module: $(STAMPS)/test ## run the Python tests with an extension module under AddressSanitizer
+# The interpreter is built without the sanitizer, so GCC's runtime is preloaded, together with the C++ library, whose
+# exceptions the runtime intercepts. First, a call that reads past the end of an array checks that the sanitizer works.
+# Not run are the tests of other frameworks, of the memory usage (which a sanitizer changes) and of the command line.
+asan-module: $(STAMPS)/test ## run the Python tests with an extension module built with AddressSanitizer
 	@lacks=$$($(ASAN_LACKS)); if [ -n "$$lacks" ]; then echo "asan-module: skipped, $$lacks"; exit; fi; \
 	set -e; echo "asan-module: building"; \
 	PYO3_BUILD_EXTENSION_MODULE=1 PYO3_PYTHON=$(CURDIR)/$(BIN)/python CARGO_PROFILE_RELEASE_LTO=off \
@@ -120,12 +120,12 @@ ASAN_CONTROL := 'import fastclip, numpy; \
     fastclip.global_norm([numpy.lib.stride_tricks.as_strided(numpy.ones(4096), shape=(4200,))])'
 ASAN_LEAVES_OUT := engine/test_memory.py cli autodiff train/test_tensorflow_training.py
 
-wheel: $(STAMPS)/python ## build the wheel into dist
+wheel: $(STAMPS)/python ## build a wheel in dist
 	@rm -rf dist
 	$(PIP) wheel --no-deps --wheel-dir dist .
 	@ls dist
 
-fresh-wheel-check: wheel ## install the wheel with NumPy alone, elsewhere, and clip with it
+fresh-wheel-check: wheel ## install the wheel in a fresh environment, with NumPy only, and test it
 	@set -e; \
 	fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
 	$(BIN)/python -m venv "$$fresh/venv"; \
@@ -133,17 +133,16 @@ fresh-wheel-check: wheel ## install the wheel with NumPy alone, elsewhere, and c
 	cp tests/package/wheel_smoke.py "$$fresh"; \
 	cd "$$fresh"; venv/bin/python -I wheel_smoke.py
 
-clean: ## remove everything that was built
+clean: ## remove all built files
 	rm -rf $(VENV) dist target .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -f python/fastclip/_core*.so
 	find python tests benches examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # The environment -------------------------------------------------------------------------------
 #
-# Two files hold what an installation was made from: the interpreter, and the checksums of all that
-# goes into the extension module. They are looked at each time and rewritten only when they differ,
-# so that nothing is built twice, and nothing stale is used. The Python sources are not among them:
-# the installation is editable and reads them where they are.
+# Two stamp files record what the installation was built from: the interpreter, and the checksums of all sources of the
+# extension module. Each run compares them with the present state and rewrites them only if they differ, so that changed
+# sources are rebuilt and unchanged ones are not. The Python sources need no stamp, because the installation is editable.
 
 $(STAMPS)/python: FORCE
 	@set -e; \
@@ -168,7 +167,7 @@ $(STAMPS)/sources: FORCE $(STAMPS)/python
 	@ls python/fastclip/_core*.so >/dev/null 2>&1 || rm -f $@
 	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 
-# One rule for each extra that is installed: the demo's, and the tests'.
+# The stamps of the extras "demo" and "test" of the package. Each one installs the extra.
 $(STAMPS)/demo $(STAMPS)/test: $(STAMPS)/sources
 	@echo "fastclip: building and installing .[$(@F)] (minutes the first time, seconds after)"
 	$(PIP) install --editable '.[$(@F)]'

@@ -1,7 +1,7 @@
-"""Times the calls from Python at sizes where the cost of the call itself shows.
+"""Times calls of fastclip on small arrays, where the overhead of the call itself is a large part.
 
-``python benches/test_python_calls.py`` prints the times. As tests, each call runs once, so
-that none of them rots; ``fastclip bench`` is what compares with other libraries.
+``python benches/test_python_calls.py`` prints the times. Under pytest, each call runs once, to check that it
+still works. ``fastclip bench`` compares fastclip with other libraries.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def clip_global_norm_out_of_place(count: int, size: int) -> Call:
 
 def clip_global_norm_in_place(count: int, size: int) -> Call:
     gradients = arrays(count, size)
-    # A norm far above the true one, so that every call scales; by 1 - 2**-20, so that
-    # hundreds of thousands of calls later the elements are still normal numbers.
+    # The norm passed is far above the true one, so that every call scales, by 1 - 2**-20. With this factor
+    # the elements are still normal numbers after hundreds of thousands of calls.
     return lambda: fastclip.clip_by_global_norm(gradients, 1e9 * (1 - 2.0**-20), 1e9, out=gradients)
 
 
@@ -171,7 +171,7 @@ CALLS = (
     proximal_gradient_descent_step,
     proximal_adagrad_step,
 )
-# Tensors and elements of each: one scalar, a small network, a large list of small tensors.
+# Number of tensors and elements per tensor: one scalar, a small network, a long list of small tensors.
 SIZES = ((1, 1), (6, 16_384), (1000, 64))
 
 

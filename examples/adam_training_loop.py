@@ -1,9 +1,9 @@
-"""Train a small network by Adam with clipped gradients; save it half-way, and go on from the file."""
+"""Train a small network by Adam with clipped gradients, save it half-way, and resume from the file."""
 
 import tempfile
 from pathlib import Path
 
-import autograd.numpy as np  # NumPy's functions, which autograd can differentiate
+import autograd.numpy as np  # NumPy functions that autograd can differentiate
 
 from fastclip import Variable
 from fastclip.train import AdamOptimizer
@@ -11,7 +11,7 @@ from fastclip.train import AdamOptimizer
 rng = np.random.default_rng(0)
 x = rng.standard_normal((2048, 8), dtype=np.float32)
 y = np.tanh(x @ rng.standard_normal((8, 1), dtype=np.float32))
-y[::100] *= 1000  # a few broken labels, whose gradients are huge
+y[::100] *= 1000  # a few wrong labels, which have huge gradients
 
 first_weights = [
     rng.standard_normal((8, 32), dtype=np.float32) / np.sqrt(8, dtype=np.float32),
@@ -52,6 +52,6 @@ with tempfile.TemporaryDirectory() as directory:
     print("resumed")
     train(resumed, optimizer_resumed, range(600, 1000))
 
-# The same as without a break, to the last bit.
+# Training without the interruption gives the same bits.
 train(weights, optimizer, range(600, 1000))
 print("the same bits:", all((a.value == b.value).all() for a, b in zip(weights, resumed, strict=True)))

@@ -1,4 +1,4 @@
-"""Runs the command line: ``python -m fastclip``."""
+"""Entry point of ``python -m fastclip``: runs the command line."""
 
 from fastclip.cli import main
 

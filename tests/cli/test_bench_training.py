@@ -188,7 +188,7 @@ def test_each_target_is_for_a_row_and_a_contender_that_exist() -> None:
     rows = {row.name: row for row in step_workload.rows("full")}
     for target in targets.TRAINING_TARGETS:
         row = rows[target.row]
-        assert target.against in {*step_peers.PEERS, *step_peers.OWN, "limit"}
+        assert target.against in {*step_peers.PEERS, *step_peers.FASTCLIP_CONTENDERS, "limit"}
         assert row.clipped or target.against == "limit"
         assert (target.against == "fastclip-f32") is (row.dtype == "bf16")
     without = {row.name for row in rows.values() if not row.clipped}

@@ -1,7 +1,7 @@
 """The command line of fastclip: ``info``, ``clip``, ``bench`` and ``demo``.
 
-Each command is a module of this package with ``add_arguments(parser)`` and
-``run(args) -> int``; it is imported only when it is the command asked for.
+Each command is a module with ``add_arguments(parser)`` and ``run(args) -> int``. Only the module of the
+command that is run gets imported.
 """
 
 from __future__ import annotations
@@ -17,31 +17,35 @@ from fastclip.cli.errors import CommandError
 
 __all__ = ["main"]
 
-# command: (module, what it does in a line)
+# The module of each command, and a summary of the command in one line.
 _COMMANDS = {
     "info": ("fastclip.cli.info", "print version, SIMD level, threads and GPU adapters"),
-    "clip": ("fastclip.cli.clip_file", "clip the tensors of a npz or safetensors file"),
-    "bench": ("fastclip.cli.bench.command", "time fastclip beside NumPy, torch, TensorFlow and JAX"),
-    "demo": ("fastclip.cli.demo.command", "see clipping at work in a small training run"),
+    "clip": ("fastclip.cli.clip_file", "clip the tensors of an npz or safetensors file"),
+    "bench": (
+        "fastclip.cli.bench.command",
+        "compare the speed of fastclip with NumPy, torch, TensorFlow and JAX",
+    ),
+    "demo": ("fastclip.cli.demo.command", "train a small network with and without clipping"),
 }
 
 _EXIT_CODES = """\
 exit codes:
   0    done
-  1    the answer is no: a non-finite gradient was found, a target was missed
+  1    a non-finite gradient was found, or a target was missed
   2    bad usage, a bad file, or a missing optional package
   130  interrupted
 """
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
+    """Argument parser that reports errors in one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see '{self.prog} --help')\n")
 
 
 def _is_negative_number(argument: str) -> bool:
+    """Whether `argument` is a negative number, such as "-1e-3" or "-inf"."""
     if not argument.startswith("-"):
         return False
     try:
@@ -52,6 +56,7 @@ def _is_negative_number(argument: str) -> bool:
 
 
 def _parser(command: str | None) -> argparse.ArgumentParser:
+    """Return a parser of all commands that knows the arguments of `command` only."""
     parser = _Parser(
         prog="fastclip",
         description="Gradient clipping at memory speed.",
@@ -76,7 +81,7 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
 def _run(arguments: list[str]) -> int:
     command = next((a for a in arguments if not a.startswith("-")), None)
     parser = _parser(command)
-    # argparse takes "-1e-3" and "-inf" for options; a leading blank makes them values.
+    # argparse would read "-1e-3" and "-inf" as options. A leading space makes them values.
     args = parser.parse_args([f" {a}" if _is_negative_number(a) else a for a in arguments])
     if args.version:
         import fastclip
@@ -96,12 +101,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv : sequence of str, optional
-        The arguments after the program's name; ``sys.argv[1:]`` if not given.
+        The arguments after the program name. Defaults to ``sys.argv[1:]``.
 
     Returns
     -------
     int
-        0 done, 1 the answer is no, 2 bad usage or a bad file, 130 interrupted.
+        0 on success; 1 if a non-finite gradient was found or a target was missed; 2 for bad usage, a bad
+        file or a missing optional package; 130 if interrupted; 141 if the reader of stdout went away.
 
     Examples
     --------
@@ -120,8 +126,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("fastclip: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader went away (`fastclip info | head -1`); keep the interpreter from
-        # complaining when it flushes stdout at exit.
+        # The reader of stdout has closed the pipe, as in `fastclip info | head -1`. With stdout redirected to
+        # the null device, the interpreter can flush it at exit without an error message.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     return code

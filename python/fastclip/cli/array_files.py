@@ -1,4 +1,4 @@
-"""Files of named arrays: npz and safetensors, read whole and written atomically."""
+"""Reads and writes npz and safetensors files: all entries at once, and atomically."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ import numpy.typing as npt
 from fastclip.cli.errors import CommandError, one_line_message
 
 Array = npt.NDArray[Any]
-Progress = Callable[[int], None]  # told the bytes of each entry when it is done
+Progress = Callable[[int], None]  # called with the size of each entry, in bytes, once it is read or written
 
 
 @dataclass
 class ArrayFile:
-    """The content of a npz or safetensors file.
+    """Content of an npz or safetensors file.
 
     Attributes
     ----------
     arrays : dict of str to ndarray
-        The entries by name, in the order of the file.
+        Arrays by name, in the order of the file.
     metadata : dict of str to str, or None
-        The free text that a safetensors file carries; None where there is none.
+        Metadata of a safetensors file; None if it has none, and for npz files.
     compressed : bool
-        Whether the entries of the npz file were compressed.
+        Whether any entry of the npz file was compressed.
     """
 
     arrays: dict[str, Array] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class ArrayFile:
     compressed: bool = False
 
 
-# How safetensors names the types that a NumPy array can have.
+# Names of NumPy dtypes in the safetensors format.
 _SAFETENSORS_TYPES = {
     "float64": "F64",
     "float32": "F32",
@@ -60,12 +60,12 @@ _SAFETENSORS_TYPES = {
 
 
 def file_format(path: Path) -> str:
-    """Return "npz" or "safetensors", by the suffix of `path`.
+    """Return "npz" or "safetensors", depending on the suffix of `path`.
 
     Raises
     ------
     CommandError
-        If the suffix is another one.
+        If the suffix is neither.
     """
     name = path.suffix.lower().removeprefix(".")
     if name not in ("npz", "safetensors"):
@@ -74,13 +74,13 @@ def file_format(path: Path) -> str:
 
 
 def read_arrays(path: Path, progress: Progress = lambda size: None) -> ArrayFile:
-    """Read all entries of a npz or safetensors file.
+    """Read all entries of an npz or safetensors file.
 
     Raises
     ------
     CommandError
-        If the file is missing, is not of the format that its suffix says, is damaged, or
-        holds an entry that is not a plain array.
+        If the file is missing or damaged, if its format is not the one of its suffix, or if an entry is
+        not a plain array.
     """
     read = _read_npz if file_format(path) == "npz" else _read_safetensors
     if path.is_dir():
@@ -92,15 +92,15 @@ def read_arrays(path: Path, progress: Progress = lambda size: None) -> ArrayFile
 
 
 def write_arrays(path: Path, content: ArrayFile, progress: Progress = lambda size: None) -> None:
-    """Write a npz or safetensors file, all of it or nothing.
+    """Write an npz or safetensors file atomically.
 
-    The file is written beside `path` under another name and then renamed, so that `path`
-    holds either what it held before or the whole new content.
+    The content goes to a temporary file in the same directory, which is then renamed to `path`. An error
+    therefore leaves `path` unchanged.
 
     Raises
     ------
     CommandError
-        If the format cannot hold one of the entries, or if the file cannot be written.
+        If the format does not support one of the entries, or if the file cannot be written.
     """
     if file_format(path) == "npz":
         _check_npz_can_hold(path, content)
@@ -117,8 +117,8 @@ def write_arrays(path: Path, content: ArrayFile, progress: Progress = lambda siz
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a new file beside `path` that takes its place when the block ends without error."""
-    path = Path(os.path.realpath(path))  # a symbolic link stays one
+    """Open a temporary file that replaces `path` if the block ends without an error."""
+    path = Path(os.path.realpath(path))  # replaces the target of a symbolic link, not the link
     if path.is_dir():
         raise IsADirectoryError(None, "this is a directory")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -152,7 +152,7 @@ def _read_npz(path: Path, progress: Progress) -> ArrayFile:
                 with archive.open(member) as stream:
                     array = np.lib.format.read_array(stream, allow_pickle=False)
             except Exception as error:
-                # A damaged archive shows as nearly any exception: of zipfile, zlib, or NumPy.
+                # A damaged archive can raise nearly any exception, from zipfile, zlib or NumPy.
                 raise CommandError(
                     f"{path}: entry {name!r} cannot be read: {one_line_message(error)}"
                 ) from None
@@ -174,7 +174,7 @@ def _check_npz_can_hold(path: Path, content: ArrayFile) -> None:
 
 
 def _write_npz(stream: IO[bytes], content: ArrayFile, progress: Progress) -> None:
-    # np.savez takes the names as keyword arguments, and so refuses an entry named "file".
+    # np.savez is not used: it takes the names as keyword arguments, and so rejects an entry named "file".
     compression = zipfile.ZIP_DEFLATED if content.compressed else zipfile.ZIP_STORED
     with zipfile.ZipFile(stream, "w", compression) as archive:
         for name, array in content.arrays.items():
@@ -185,14 +185,14 @@ def _write_npz(stream: IO[bytes], content: ArrayFile, progress: Progress) -> Non
 
 def _read_safetensors(path: Path, progress: Progress) -> ArrayFile:
     try:
-        import ml_dtypes  # noqa: F401  (gives NumPy the bfloat16 of the file)
+        import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy)
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
         raise CommandError(
             f"{path}: reading safetensors needs the package {error.name}: pip install 'fastclip[cli]'"
         ) from None
     with open(path, "rb"):
-        pass  # what safe_open says of a missing or forbidden file names neither the file nor the cause
+        pass  # raises OSError for a missing or unreadable file; the errors of safe_open do not name the cause
     content = ArrayFile()
     try:
         opened = safe_open(path, framework="numpy")
@@ -204,7 +204,7 @@ def _read_safetensors(path: Path, progress: Progress) -> ArrayFile:
         for name in by_offset():
             try:
                 array = tensors.get_tensor(name)
-            except Exception as error:  # a type that NumPy has not shows as nearly any exception
+            except Exception as error:  # a dtype that NumPy lacks can raise nearly any exception
                 kind = tensors.get_slice(name).get_dtype()
                 raise CommandError(
                     f"{path}: entry {name!r} of type {kind} cannot be read: {one_line_message(error)}"
@@ -221,8 +221,8 @@ def _check_safetensors_can_hold(path: Path, content: ArrayFile) -> None:
 
 
 def _write_safetensors(stream: IO[bytes], content: ArrayFile, progress: Progress) -> None:
-    # Written here rather than by the library, which sorts the entries and builds the whole
-    # file in memory. The format: the length of the header, the header in JSON, the bytes.
+    # The safetensors package is not used: it sorts the entries and builds the complete file in memory.
+    # Format: length of the header (8 bytes, little-endian), header in JSON, bytes of the arrays.
     header: dict[str, Any] = {}
     if content.metadata is not None:
         header["__metadata__"] = content.metadata
@@ -246,7 +246,10 @@ def _write_safetensors(stream: IO[bytes], content: ArrayFile, progress: Progress
 
 
 def _aligned_order(arrays: dict[str, Array]) -> dict[str, Array]:
-    """Keep the order where every entry is aligned to its type; else put wide types first."""
+    """Return `arrays` in an order that aligns the offset of each one to its item size.
+
+    If the order of `arrays` does so, it is kept. Otherwise, arrays with larger item sizes come first.
+    """
     offset = 0
     for array in arrays.values():
         if offset % array.dtype.itemsize:

@@ -1,4 +1,4 @@
-"""``fastclip clip``: clips the tensors of a file."""
+"""``fastclip clip``: clips the tensors of an npz or safetensors file."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from fastclip.cli.progress import bytes_progress
 _DESCRIPTION = """\
 Clip the tensors of IN and write them to OUT.
 
-Both are npz or safetensors files, by their suffix; OUT may be IN. Names, order,
-types and the metadata of safetensors are kept. OUT is replaced in one step at the
-end, so a run that fails leaves it as it was.
+IN and OUT are npz or safetensors files, depending on their suffix. They may be the
+same file. Names, order, dtypes and the metadata of safetensors are kept. OUT is
+written atomically at the end: if the command fails, OUT does not change.
 """
 
 _EPILOG = """\
 exit codes:
   0    done
   1    NaN or inf was found under --on-nonfinite raise; OUT is not written
-  2    bad usage or a bad file; OUT is not written
+  2    bad usage, a bad file or a missing package; OUT is not written
   130  interrupted; OUT is not written
 
 examples:
@@ -45,40 +45,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.add_argument("input", metavar="IN", type=Path, help="the file to read (.npz, .safetensors)")
     parser.add_argument("output", metavar="OUT", type=Path, help="the file to write (.npz, .safetensors)")
-    rule = parser.add_mutually_exclusive_group(required=True)
-    rule.add_argument(
+    methods = parser.add_mutually_exclusive_group(required=True)
+    methods.add_argument(
         "--global-norm",
         metavar="C",
         type=float,
-        help="scale all tensors so that their joint norm is at most C",
+        help="scale all tensors by one factor so that their global norm is at most C",
     )
-    rule.add_argument(
-        "--norm", metavar="C", type=float, help="scale each tensor so that its own norm is at most C"
+    methods.add_argument(
+        "--norm", metavar="C", type=float, help="scale each tensor so that its norm is at most C"
     )
-    rule.add_argument(
-        "--value", metavar=("LO", "HI"), type=float, nargs=2, help="limit each element to LO..HI"
+    methods.add_argument(
+        "--value", metavar=("LO", "HI"), type=float, nargs=2, help="clip each element to the range LO to HI"
     )
     parser.add_argument(
-        "--ord", metavar="P", type=float, help="the order of the norm, above 0; inf is one (default: 2)"
+        "--ord", metavar="P", type=float, help="the order of the norm: a number above 0, or inf (default: 2)"
     )
     parser.add_argument(
         "--on-nonfinite",
         choices=("propagate", "raise", "zero"),
-        help="with --global-norm, what NaN or inf among the tensors does: make all NaN, "
-        "fail with exit code 1, or make all 0 (default: propagate)",
+        help="with --global-norm, what to do if a tensor contains NaN or inf: make all elements NaN "
+        "(propagate), fail with exit code 1 (raise), or make all elements 0 (zero) (default: propagate)",
     )
     parser.add_argument(
         "--skip-integers",
         action="store_true",
-        help="copy integer and bool tensors unchanged (default: refuse)",
+        help="copy integer and bool tensors unchanged (default: fail)",
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Clip the file and report what was done."""
+    """Clip the tensors of the file and print a report."""
     _check_usage(args)
-    file_format(args.output)  # a bad name is an error before the long work, not after it
+    file_format(args.output)  # raises for a bad suffix now rather than after the long work
     with bytes_progress(f"reading {args.input.name}", _size(args.input)) as progress:
         content = read_arrays(args.input, progress)
     gradients = _clippable(args.input, content, args.skip_integers)
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         "copied": [name for name in content.arrays if name not in gradients],
         **report,
     }
-    print(to_json(report) if args.json else _text(report))
+    print(to_json(report) if args.json else _report_text(report))
     return 0
 
 
@@ -124,11 +124,17 @@ def _size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError:
-        return 0  # whoever opens the file says what is wrong
+        return 0  # read_arrays reports the error
 
 
 def _clippable(path: Path, content: ArrayFile, skip_integers: bool) -> dict[str, Array]:
-    """Return the entries to clip, after checking that the rest may be copied."""
+    """Return the entries to clip: all but those of integers or bools.
+
+    Raises
+    ------
+    CommandError
+        If there are integer or bool entries and `skip_integers` is false.
+    """
     gradients = {}
     for name, array in content.arrays.items():
         if array.dtype.kind not in "biu":
@@ -142,9 +148,9 @@ def _clippable(path: Path, content: ArrayFile, skip_integers: bool) -> dict[str,
 
 
 def _clip(gradients: dict[str, Array], args: argparse.Namespace) -> dict[str, Any]:
-    """Clip the entries in the dict, and return what to report."""
-    # What is read from a file is native and writable, except where the file is big-endian.
-    kept_types = {name: array.dtype for name, array in gradients.items()}
+    """Clip the arrays in `gradients`, by replacing or overwriting them, and return the report."""
+    # The arrays are clipped in place, which needs native byte order. Only a big-endian file has others.
+    dtypes = {name: array.dtype for name, array in gradients.items()}
     for name, array in gradients.items():
         if not array.dtype.isnative:
             gradients[name] = array.astype(array.dtype.newbyteorder("="))
@@ -155,7 +161,7 @@ def _clip(gradients: dict[str, Array], args: argparse.Namespace) -> dict[str, An
         report = _clip_by_norm(gradients, args.norm, order)
     else:
         report = _clip_by_value(gradients, *args.value)
-    for name, dtype in kept_types.items():
+    for name, dtype in dtypes.items():
         if gradients[name].dtype != dtype:
             gradients[name] = gradients[name].astype(dtype)
     return report
@@ -181,6 +187,7 @@ def _clip_by_global_norm(
 
 
 def _scale(norm: float, bound: float, on_nonfinite: str = "propagate") -> float:
+    """Return the factor that clips a tensor of the given norm."""
     if not math.isfinite(norm):
         return 0.0 if on_nonfinite == "zero" else math.nan
     return 1.0 if norm <= bound else bound / norm
@@ -211,7 +218,7 @@ def _clip_by_value(gradients: dict[str, Array], low: float, high: float) -> dict
     return {"rule": "value", "low": low, "high": high, "clipped": clipped}
 
 
-def _text(report: dict[str, Any]) -> str:
+def _report_text(report: dict[str, Any]) -> str:
     head = (
         f"{report['input']} -> {report['output']}: "
         f"{report['tensors']:,} tensors, {report['elements']:,} elements"

@@ -1,4 +1,4 @@
-"""``fastclip info``: what this build found on this machine."""
+"""``fastclip info``: the version of fastclip, and the hardware it uses on this machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the version, the SIMD level, the number of threads and the GPU adapters."""
     try:
         facts: dict[str, Any] = dict(fastclip.config())
-    except ValueError as error:  # an environment variable that cannot be understood
+    except ValueError as error:  # an environment variable has an invalid value
         raise CommandError(str(error)) from None
     facts["python"] = platform.python_version()
     facts["numpy"] = np.__version__

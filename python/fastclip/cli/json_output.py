@@ -1,4 +1,4 @@
-"""JSON as scripts can read it: no NaN or Infinity literals, which JSON does not have."""
+"""Strict JSON: without the literals NaN and Infinity, which the standard does not have."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 
 def to_json(value: Any) -> str:
-    """Write `value` as JSON; floats that are not finite become "nan", "inf" or "-inf"."""
-    return json.dumps(_plain(value), indent=2, allow_nan=False)
+    """Return `value` as JSON text, in which non-finite floats are the strings "nan", "inf" and "-inf"."""
+    return json.dumps(_without_nonfinite(value), indent=2, allow_nan=False)
 
 
-def _plain(value: Any) -> Any:
+def _without_nonfinite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(float(value))
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _without_nonfinite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_without_nonfinite(item) for item in value]
     return value

@@ -1,4 +1,4 @@
-"""Progress bars on stderr, where there is a terminal to show them and rich to draw them."""
+"""Progress bars on stderr, shown if stderr is a terminal and rich is installed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ Describe = Callable[[str], None]
 
 @contextlib.contextmanager
 def bytes_progress(description: str, total: int) -> Iterator[Advance]:
-    """Show how many of `total` bytes are done; yields the function that is told of more."""
+    """Show how many of `total` bytes are done.
+
+    Yields a function that advances the bar by a number of bytes.
+    """
     try:
         from rich.console import Console
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
@@ -29,7 +32,7 @@ def bytes_progress(description: str, total: int) -> Iterator[Advance]:
 def steps_progress(total: int) -> Iterator[tuple[Describe, Advance]]:
     """Show how many of `total` steps are done.
 
-    Yields a function that says what is being done now, and one that is told of steps done.
+    Yields a function that sets the text beside the bar, and one that advances the bar by a number of steps.
     """
     try:
         from rich.console import Console
@@ -43,7 +46,7 @@ def steps_progress(total: int) -> Iterator[tuple[Describe, Advance]]:
         *columns,
         console=console,
         transient=True,
-        # Drawn twice a second: what is timed meanwhile should not share the CPU with a bar.
+        # Few redraws, because they take CPU time from the calls that are timed meanwhile.
         refresh_per_second=2,
         disable=not console.is_terminal,
     ) as progress:

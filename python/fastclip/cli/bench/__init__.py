@@ -1,1 +1,1 @@
-"""``fastclip bench``: fastclip beside other libraries, and beside the bandwidth of the machine."""
+"""``fastclip bench``: compares the speed of fastclip with other libraries and with the memory bandwidth."""

@@ -1,4 +1,4 @@
-"""``fastclip bench``: clipping, and optimizer steps, beside what people use today."""
+"""``fastclip bench``: times clipping and optimizer steps in fastclip and in other libraries."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fastclip.cli.bench.arguments import add_arguments, check_usage
 from fastclip.cli.bench.clipping.suite import CLIPPING
 from fastclip.cli.bench.measuring.import_time import measure_import_time
 from fastclip.cli.bench.measuring.peak_memory import measure_peak_memory
-from fastclip.cli.bench.reporting.findings import Findings
-from fastclip.cli.bench.reporting.output import show
+from fastclip.cli.bench.reporting.output import write_results
+from fastclip.cli.bench.reporting.results import Results
 from fastclip.cli.bench.row_timing import time_row
-from fastclip.cli.bench.suites.peer_libraries import chosen_peers, import_peers
+from fastclip.cli.bench.suites.peer_libraries import import_peers, select_peers
 from fastclip.cli.bench.suites.row import BenchmarkRow
 from fastclip.cli.bench.suites.suite import AnySuite
 from fastclip.cli.bench.training.suite import TRAINING
@@ -26,70 +26,76 @@ __all__ = ["add_arguments", "run"]
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure the rows asked for and show what was found."""
+    """Measure the selected rows and print the results."""
     suite = TRAINING if args.train else CLIPPING
-    rows, extras = _chosen(args, suite)
+    rows, process_cases = _select(args, suite)
     if args.list:
-        print("\n".join([*(row.name for row in rows), *extras]))
+        print("\n".join([*(row.name for row in rows), *process_cases]))
         return 0
-    names = chosen_peers(args.peers, suite.peers)
+    peers = select_peers(args.peers, suite.peers)
     check_usage(args)
     with fastclip.threads(args.threads or fastclip.get_num_threads()):
-        return _run(args, suite, rows, extras, names)
+        return _measure(args, suite, rows, process_cases, peers)
 
 
-def _run(
-    args: argparse.Namespace, suite: AnySuite, rows: list[BenchmarkRow], extras: list[str], names: list[str]
+def _measure(
+    args: argparse.Namespace,
+    suite: AnySuite,
+    rows: list[BenchmarkRow],
+    process_cases: list[str],
+    peers: list[str],
 ) -> int:
+    """Measure, print the results and return the exit code."""
     started = time.time()
-    findings = Findings(suite.targets())
-    with steps_progress(len(rows) + len(extras)) as (describe, advance):
+    results = Results(suite.targets())
+    with steps_progress(len(rows) + len(process_cases)) as (describe, advance):
         if rows:
-            describe("importing " + ", ".join(names))
-            import_peers(names, suite.peers, fastclip.get_num_threads())
+            describe("importing " + ", ".join(peers))
+            import_peers(peers, suite.peers, fastclip.get_num_threads())
         for row in rows:
             describe(row.name)
             try:
-                suite.check_memory(row, 1 + len(names))
-                findings.rows.append(time_row(suite, row, names, args, describe))
+                suite.check_memory(row, 1 + len(peers))
+                results.rows.append(time_row(suite, row, peers, args, describe))
             except MemoryError as error:
-                findings.skipped[row.name] = ": ".join(["not enough memory", *map(str, error.args)])
-            gc.collect()  # libraries leave cycles, and some of these hold gigabytes
+                results.skipped[row.name] = ": ".join(["not enough memory", *map(str, error.args)])
+            gc.collect()  # libraries leave reference cycles, some of which hold gigabytes
             advance(1)
-        for extra in extras:
-            describe(extra)
-            _measure_extra(extra, findings, args)
+        for case in process_cases:
+            describe(case)
+            _measure_process_case(case, results, args)
             advance(1)
-    outcomes = findings.outcomes() if args.check else []
-    show(args, findings, names, outcomes, started)
+    outcomes = results.outcomes() if args.check else []
+    write_results(args, results, peers, outcomes, started)
     return 1 if any(outcome.verdict == "missed" for outcome in outcomes) else 0
 
 
-def _chosen(args: argparse.Namespace, suite: AnySuite) -> tuple[list[BenchmarkRow], list[str]]:
-    """Return the rows to time and the cases that are not timed in this process."""
+def _select(args: argparse.Namespace, suite: AnySuite) -> tuple[list[BenchmarkRow], list[str]]:
+    """Return the rows, and the cases that are measured in new processes, that the options select."""
     rows: list[BenchmarkRow] = suite.rows(args.size, args.dtype)
-    extras = list(suite.extras)
+    process_cases = list(suite.process_cases)
     if args.case:
-        for wanted in args.case:
-            if not any(_matches(row.name, wanted) for row in rows) and wanted not in extras:
-                known = ", ".join((*suite.cases, *extras))
-                raise CommandError(f"--case: {wanted!r} is no case ({known}), and no row of --list fits it")
-        rows = [row for row in rows if any(_matches(row.name, wanted) for wanted in args.case)]
-        extras = [extra for extra in extras if extra in args.case]
+        for pattern in args.case:
+            if not any(_matches(row.name, pattern) for row in rows) and pattern not in process_cases:
+                known = ", ".join((*suite.cases, *process_cases))
+                raise CommandError(f"--case: {pattern!r} is no case ({known}), and no row of --list fits it")
+        rows = [row for row in rows if any(_matches(row.name, pattern) for pattern in args.case)]
+        process_cases = [case for case in process_cases if case in args.case]
     elif args.quick:
-        rows = [row for row in rows if any(_matches(row.name, wanted) for wanted in suite.quick)]
-    return rows, extras
+        rows = [row for row in rows if any(_matches(row.name, pattern) for pattern in suite.quick)]
+    return rows, process_cases
 
 
-def _matches(name: str, wanted: str) -> bool:
-    return name.split("/")[0] == wanted or fnmatch.fnmatchcase(name, wanted)
+def _matches(name: str, pattern: str) -> bool:
+    """Whether `pattern` is the case of the row `name`, or a shell-style pattern that matches `name`."""
+    return name.split("/")[0] == pattern or fnmatch.fnmatchcase(name, pattern)
 
 
-def _measure_extra(extra: str, findings: Findings, args: argparse.Namespace) -> None:
+def _measure_process_case(case: str, results: Results, args: argparse.Namespace) -> None:
     try:
-        if extra == "memory":
-            findings.memory = measure_peak_memory(args.size)
+        if case == "memory":
+            results.memory = measure_peak_memory(args.size)
         else:
-            findings.imports = measure_import_time(5 if args.quick or args.size == "small" else 21)
+            results.imports = measure_import_time(5 if args.quick or args.size == "small" else 21)
     except RuntimeError as error:
-        findings.skipped[extra] = str(error).splitlines()[-1]
+        results.skipped[case] = str(error).splitlines()[-1]

@@ -16,14 +16,36 @@ from fastclip.cli.errors import CommandError, one_line_message
 def time_row(
     suite: AnySuite,
     row: BenchmarkRow,
-    names: list[str],
+    peers: list[str],
     args: argparse.Namespace,
     describe: Callable[[str], None],
 ) -> TimedRow:
+    """Time fastclip, the peers and the limit on one row.
+
+    Parameters
+    ----------
+    suite : Suite
+        The suite that the row belongs to.
+    row : BenchmarkRow
+        The row.
+    peers : list of str
+        The selected peers. One that fails is left out; the result contains the reason.
+    args : argparse.Namespace
+        The arguments of the command.
+    describe : callable
+        Called with a text on the progress after each round.
+
+    Raises
+    ------
+    CommandError
+        If fastclip fails or returns a wrong result.
+    MemoryError
+        If there is too little memory for all contenders.
+    """
     work = suite.workload(row)
     absent: dict[str, str] = {}
-    runners = []
-    for name in (*suite.own, *names):
+    contenders = []
+    for name in (*suite.fastclip_contenders, *peers):
         try:
             contender = suite.contender(name, work)
             if contender is None:
@@ -35,21 +57,21 @@ def time_row(
             raise
         except Exception as error:
             reason = one_line_message(error)
-            if name in suite.own:
+            if name in suite.fastclip_contenders:
                 raise CommandError(f"{row.name}: {reason}", exit_code=1) from error
-            absent[name] = reason  # a peer may not know the type, or fail in this version
+            absent[name] = reason  # the installed version may not support the dtype, for example
             continue
-        runners.append(contender)
-    runners.append(suite.limit(work))
+        contenders.append(contender)
+    contenders.append(suite.limit(work))
     quick = args.quick or args.size == "small"
-    others = OtherLoad()
+    other_load = OtherLoad()
     timings = timing.measure(
-        runners,
+        contenders,
         seconds=args.seconds if args.seconds is not None else (0.5 if quick else 10.0),
         rounds=args.rounds,
         min_rounds=3 if quick else 7,
-        pause=0.0 if args.size == "small" else timing.PAUSE,
+        pause=0.0 if args.size == "small" else timing.PAUSE_SECONDS,
         on_round=lambda done: describe(f"{row.name}, round {done}"),
     )
-    labels = {runner.name: runner.label for runner in runners}
-    return TimedRow(row, timings, labels, absent, others.cores())
+    labels = {contender.name: contender.label for contender in contenders}
+    return TimedRow(row, timings, labels, absent, other_load.cores())

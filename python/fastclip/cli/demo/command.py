@@ -1,4 +1,4 @@
-"""``fastclip demo``: a training run that needs its gradients clipped."""
+"""``fastclip demo``: training runs that need gradient clipping."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _DESCRIPTION = f"""\
 Train a small recurrent network on scikit-learn's handwritten digits: by Adam without
 clipping, with clipvalue={training.VALUE_BOUND:g}, and with global_clipnorm={training.GLOBAL_NORM_BOUND:g};
 then by plain SGD without clipping, and with global_clipnorm={training.GLOBAL_NORM_BOUND:g}.
-Data, first weights and batches are the same, and so is the learning rate of all runs of
-an optimizer. Shows what became of each, draws losses and gradient norms, then runs
+Data, initial weights and batches are the same in all runs, and the learning rate in all
+runs of an optimizer. Prints the results, draws losses and gradient norms, then runs
 'fastclip bench --quick'.
 """
 
@@ -36,42 +36,44 @@ explode. (From 1.7 times, Adam trains as well without clipping.) All runs start 
 same weights and see the same batches; those of an optimizer differ in clipping alone.
 """
 
-# What is imported, and the distribution it comes from.
-_NEEDED = {
+# The modules that the demo imports, and their distributions.
+_DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
     "autograd.numpy": "autograd",
     "matplotlib": "matplotlib",
     "rich": "rich",
 }
-_FORMATS = (".png", ".svg", ".pdf")
+_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``fastclip demo``."""
     parser.description = _DESCRIPTION
     parser.add_argument(
-        "--steps", type=int, default=800, metavar="N", help="steps of each run (default: 800)"
+        "--steps", type=int, default=800, metavar="N", help="the number of steps of each run (default: 800)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all random choices (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="the seed of all random numbers (default: 0)"
+    )
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("fastclip-demo.png"),
         metavar="PATH",
-        help="the picture to write (default: fastclip-demo.png)",
+        help="the plot to write: a .png, .svg or .pdf file (default: fastclip-demo.png)",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--no-bench", action="store_true", help="leave out 'fastclip bench --quick'")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    parser.add_argument("--no-bench", action="store_true", help="do not run 'fastclip bench --quick'")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train with and without clipping, show what was found, and run the short benchmark."""
+    """Train with and without clipping, print the results and run the short benchmark."""
     _check_usage(args)
-    _need_packages()
+    _check_packages()
     if not args.json:
         print(_INTRODUCTION, flush=True)
     runs = _train(args)
-    _write_picture(runs, args.out)
+    _write_plot(runs, args.out)
     if args.json:
         return _print_json(runs, args)
     _print_table(runs, args)
@@ -82,17 +84,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_usage(args: argparse.Namespace) -> None:
-    """Find what is wrong with the arguments before the work."""
+    """Raise CommandError for invalid arguments, before the long work."""
     check_at_least("--steps", args.steps, 1)
     check_at_least("--seed", args.seed, 0)
-    if args.out.suffix.lower() not in _FORMATS:
-        raise CommandError(f"--out: {args.out} has to end in {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}")
+    if args.out.suffix.lower() not in _SUFFIXES:
+        raise CommandError(f"--out: {args.out} has to end in {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]}")
     check_directory_exists("--out", args.out)
 
 
-def _need_packages() -> None:
+def _check_packages() -> None:
+    """Raise CommandError if a package is missing."""
     missing = []
-    for module, distribution in _NEEDED.items():
+    for module, distribution in _DISTRIBUTIONS.items():
         try:
             importlib.import_module(module)
         except ImportError:
@@ -113,7 +116,7 @@ def _train(args: argparse.Namespace) -> list[training.Run]:
     return runs
 
 
-def _write_picture(runs: Sequence[training.Run], path: Path) -> None:
+def _write_plot(runs: Sequence[training.Run], path: Path) -> None:
     from fastclip.cli.demo.training_plot import plot_runs
 
     try:
@@ -164,7 +167,7 @@ def _print_table(runs: Sequence[training.Run], args: argparse.Namespace) -> None
 
 
 def _print_json(runs: Sequence[training.Run], args: argparse.Namespace) -> int:
-    """Print all that was found as one object, the benchmark's with it."""
+    """Print the results of the runs and of the benchmark as one JSON object."""
     report: dict[str, Any] = {
         "fastclip": fastclip.config(),
         "settings": {

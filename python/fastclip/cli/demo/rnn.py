@@ -1,4 +1,4 @@
-"""A small recurrent network, whose forward pass autograd can differentiate."""
+"""A small recurrent network, whose forward pass can be differentiated by autograd."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ Weight: TypeAlias = Array | fastclip.Variable
 
 
 class Weights(NamedTuple):
-    """The weights of a recurrent classifier: arrays, or the variables that training updates.
+    """Weights of a recurrent classifier: arrays, or the variables that training updates.
 
     Attributes
     ----------
     input : ndarray or Variable, shape (features, hidden)
-        From what is read at a time step to the hidden state.
+        Weights from the features of a time step to the hidden state.
     recurrent : ndarray or Variable, shape (hidden, hidden)
-        From the hidden state to the next one.
+        Weights from the hidden state to the next one.
     bias : ndarray or Variable, shape (hidden,)
-        Of the hidden state.
+        Bias of the hidden state.
     output : ndarray or Variable, shape (hidden, classes)
-        From the last hidden state to the scores of the classes.
+        Weights from the last hidden state to the scores of the classes.
     output_bias : ndarray or Variable, shape (classes,)
-        Of the scores.
+        Bias of the scores.
     """
 
     input: Weight
@@ -48,24 +48,25 @@ def initial_weights(
     gain: float,
     dtype: npt.DTypeLike = np.float32,
 ) -> Weights:
-    """Draw the weights from which training starts.
+    """Draw random initial weights.
 
     Parameters
     ----------
     rng : numpy.random.Generator
-        Where the random numbers come from.
+        The source of random numbers.
     features, hidden, classes : int
-        Values read per time step, size of the hidden state, number of classes.
+        The number of features per time step, the size of the hidden state, and the number of classes.
     gain : float
-        The recurrent weights are `gain` times a random orthogonal matrix, so that `gain` is what
-        one time step multiplies the hidden state by before the rectifier.
+        The recurrent weights are `gain` times a random orthogonal matrix. The product with them
+        therefore multiplies the norm of the hidden state by `gain`, before the rectifier.
     dtype : dtype_like
-        Of the weights.
+        The dtype of the weights.
 
     Returns
     -------
     Weights
-        Arrays: zero biases, and normal input and output weights of variance 1 / inputs.
+        Arrays. The biases are zero. Input and output weights are normally distributed, with a variance of
+        1 / rows.
     """
     orthogonal, _ = np.linalg.qr(rng.standard_normal((hidden, hidden)))
     drawn = (
@@ -79,21 +80,21 @@ def initial_weights(
 
 
 def class_scores(weights: Weights, inputs: Array) -> Any:
-    """Run the network over its input.
+    """Return the scores that the network gives to each class.
 
     Parameters
     ----------
     weights : Weights
-        Of the network.
+        The weights of the network.
     inputs : ndarray, shape (batch, time, features)
-        What is read.
+        The features of each time step.
 
     Returns
     -------
     ndarray, shape (batch, classes)
-        h @ output + output_bias with h the last hidden state, where h[0] = 0 and
-        h[t] = max(x[t-1] @ input + h[t-1] @ recurrent + bias, 0). While the network is
-        differentiated, autograd's value in the place of the array.
+        h @ output + output_bias, where h is the last hidden state, h[0] = 0 and
+        h[t] = max(x[t-1] @ input + h[t-1] @ recurrent + bias, 0). During differentiation, autograd's
+        box of the array.
     """
     anp = _autograd_numpy()
     state: Any = np.zeros((len(inputs), weights.bias.size), weights.bias.dtype)
@@ -103,22 +104,21 @@ def class_scores(weights: Weights, inputs: Array) -> Any:
 
 
 def cross_entropy(weights: Weights, inputs: Array, labels: Labels) -> Any:
-    """Return the loss of a batch.
+    """Return the mean cross-entropy of a batch.
 
     Parameters
     ----------
     weights : Weights
-        Of the network.
+        The weights of the network.
     inputs : ndarray, shape (batch, time, features)
-        What is read.
+        The features of each time step.
     labels : ndarray of int, shape (batch,)
-        The right classes.
+        The correct classes.
 
     Returns
     -------
     float
-        The mean cross-entropy, in nats. While the network is differentiated, autograd's value in
-        its place.
+        The mean cross-entropy, in nats. During differentiation, autograd's box of the number.
     """
     anp = _autograd_numpy()
     scores = class_scores(weights, inputs)
@@ -128,14 +128,14 @@ def cross_entropy(weights: Weights, inputs: Array, labels: Labels) -> Any:
 
 
 def predict(weights: Weights, inputs: Array) -> Labels:
-    """Name the class with the highest score for each entry of a batch.
+    """Return the class with the highest score for each entry of a batch.
 
     Parameters
     ----------
     weights : Weights
-        Of the network.
+        The weights of the network.
     inputs : ndarray, shape (batch, time, features)
-        What is read.
+        The features of each time step.
 
     Returns
     -------
@@ -147,5 +147,5 @@ def predict(weights: Weights, inputs: Array) -> Labels:
 
 
 def _autograd_numpy() -> Any:
-    # autograd has no type annotations, and is not among what fastclip always has.
+    # importlib, because autograd has no type annotations and is an optional dependency.
     return importlib.import_module("autograd.numpy")

@@ -1,4 +1,4 @@
-"""Training runs that differ in the optimizer, and in how it clips the gradients."""
+"""Training runs that differ in the optimizer and in gradient clipping."""
 
 from __future__ import annotations
 
@@ -14,64 +14,66 @@ import numpy as np
 import fastclip
 from fastclip.cli.demo.rnn import Array, Labels, Weights, cross_entropy, initial_weights, predict
 from fastclip.train import AdamOptimizer, GradientDescentOptimizer, Optimizer
-from fastclip.train._handling import GradientHandling
 
-# A digit is 8 x 8 pixels and is read half a row at a time, in 16 time steps. Recurrent weights with
-# a gain of 3 make the first gradients thousands of times longer than later ones. Plain SGD leaves the
-# range of floats within a few steps. Adam does not, but it divides its steps by the root mean square
-# of the last thousand or so gradients, so that those first ones slow it down for hundreds of steps.
-# With beta2=0.9, which forgets them in ten, it learns without clipping too; with a gain of 1.7 the
-# gradients do not explode at first, and Adam does as well without clipping (seeds 0 to 2).
+# A digit has 8 x 8 pixels. The network reads half a row per time step, so there are 16 time steps.
+# Recurrent weights with a gain of 3 make the norms of the first gradients thousands of times larger than
+# those of later ones. Plain SGD then overflows within a few steps. Adam does not, but it divides its steps
+# by the root mean square of about the last thousand gradients, so the first ones slow it down for hundreds
+# of steps. With beta2=0.9, which averages over about ten gradients, Adam learns without clipping too. With
+# a gain of 1.7, the first gradients do not explode, and Adam learns as well without clipping (seeds 0 to 2).
 PIXELS_PER_TIME_STEP = 4
 HIDDEN = 64
 GAIN = 3.0
 BATCH = 64
-WARM_UP = 0.1  # of the steps; after them the learning rate falls linearly to zero
+WARM_UP = 0.1  # share of the steps in which the learning rate rises; it then falls linearly to zero
 TEST_SHARE = 0.2
 CLASSES = 10
 
 
 @dataclass(frozen=True)
 class Method:
-    """An optimizer, and what it does to gradients.
+    """Optimizer with its learning rate and its gradient clipping.
 
     Attributes
     ----------
     rule : str
-        What the optimizer is called in output.
+        The name of the optimizer in the output.
     optimizer : type
-        A subclass of Optimizer.
+        The class of the optimizer.
     learning_rate : float
-        The highest of the run.
-    handling : dict
-        The keyword arguments that clip: one of them, or none.
+        The highest learning rate of a run.
+    clipvalue, global_clipnorm : float or None
+        The keyword arguments of the optimizer for clipping. At most one of them is not None.
     """
 
     rule: str
     optimizer: type[AdamOptimizer] | type[GradientDescentOptimizer]
     learning_rate: float
-    handling: GradientHandling = field(default_factory=GradientHandling)
+    clipvalue: float | None = None
+    global_clipnorm: float | None = None
 
     @property
     def name(self) -> str:
-        """What it is called in output."""
-        return ", ".join([self.rule, *(f"{key}={value:g}" for key, value in self.handling.items())])
+        """The name of the method in the output, such as "Adam, clipvalue=0.02"."""
+        if self.clipvalue is not None:
+            return f"{self.rule}, clipvalue={self.clipvalue:g}"
+        if self.global_clipnorm is not None:
+            return f"{self.rule}, global_clipnorm={self.global_clipnorm:g}"
+        return self.rule
 
     @property
     def clipping(self) -> str:
-        """What it clips the gradients by."""
-        if "clipvalue" in self.handling:
+        """The kind of clipping: "by value", "by global norm" or "none"."""
+        if self.clipvalue is not None:
             return "by value"
-        return "by global norm" if "global_clipnorm" in self.handling else "none"
+        return "none" if self.global_clipnorm is None else "by global norm"
 
     @property
     def bound(self) -> float:
-        """What it bounds gradients by."""
-        if self.clipping == "none":
-            return math.inf
-        bound = self.handling.get("clipvalue", self.handling.get("global_clipnorm"))
-        assert bound is not None
-        return bound
+        """The bound of the clipping; infinity without clipping."""
+        if self.clipvalue is not None:
+            return self.clipvalue
+        return math.inf if self.global_clipnorm is None else self.global_clipnorm
 
 
 VALUE_BOUND = 0.02
@@ -80,26 +82,26 @@ ADAM_RATE = 0.01
 SGD_RATE = 0.3
 
 ADAM = Method("Adam", AdamOptimizer, ADAM_RATE)
-ADAM_BY_VALUE = Method("Adam", AdamOptimizer, ADAM_RATE, {"clipvalue": VALUE_BOUND})
-ADAM_BY_GLOBAL_NORM = Method("Adam", AdamOptimizer, ADAM_RATE, {"global_clipnorm": GLOBAL_NORM_BOUND})
+ADAM_BY_VALUE = Method("Adam", AdamOptimizer, ADAM_RATE, clipvalue=VALUE_BOUND)
+ADAM_BY_GLOBAL_NORM = Method("Adam", AdamOptimizer, ADAM_RATE, global_clipnorm=GLOBAL_NORM_BOUND)
 SGD = Method("SGD", GradientDescentOptimizer, SGD_RATE)
-SGD_BY_GLOBAL_NORM = Method("SGD", GradientDescentOptimizer, SGD_RATE, {"global_clipnorm": GLOBAL_NORM_BOUND})
+SGD_BY_GLOBAL_NORM = Method("SGD", GradientDescentOptimizer, SGD_RATE, global_clipnorm=GLOBAL_NORM_BOUND)
 METHODS = (ADAM, ADAM_BY_VALUE, ADAM_BY_GLOBAL_NORM, SGD, SGD_BY_GLOBAL_NORM)
 
 
 class Task(NamedTuple):
-    """What the runs share: data, first weights and the order of the batches.
+    """Data, initial weights and batches, which are the same in all runs.
 
     Attributes
     ----------
     train_inputs, test_inputs : ndarray of float32, shape (digits, time, features)
         Pixels between 0 and 1.
     train_labels, test_labels : ndarray of int, shape (digits,)
-        The digits that they show.
+        The digits.
     weights : Weights
-        From which each run starts.
+        The initial weights of each run.
     batches : ndarray of int, shape (steps, batch)
-        The rows of the training data that each step sees.
+        Indices of the training digits in the batch of each step.
     """
 
     train_inputs: Array
@@ -112,26 +114,26 @@ class Task(NamedTuple):
 
 @dataclass
 class Run:
-    """The record of a training run.
+    """Record of a training run.
 
     Attributes
     ----------
     method : Method
-        How it was trained.
+        The optimizer and its clipping.
     losses : list of float
         The loss of the batch at each step taken.
     norms : list of float
         The global norm of the gradients at each step, before clipping.
     clipped_steps : int
-        At how many steps clipping changed the gradients.
+        The number of steps in which clipping changed the gradients.
     update_seconds : float
-        Time spent in apply_gradients: norm, clipping and update.
+        Total time of apply_gradients: norm, clipping and update.
     step_seconds : float
-        Time spent in the steps: forward, backward, clipping and update.
+        Total time of the steps: forward pass, backward pass, clipping and update.
     test_accuracy : float
-        Share of the test digits that the trained network names rightly.
+        Share of the test digits that the trained network classifies correctly.
     diverged : bool
-        Whether a weight became NaN or infinite; the run ends with the step that did it.
+        Whether a weight became NaN or infinite, in the last step, which ends the run.
     """
 
     method: Method
@@ -145,42 +147,42 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """Steps taken."""
+        """The number of steps."""
         return len(self.losses)
 
     @property
     def final_loss(self) -> float:
-        """Mean loss of the last 20 steps; NaN if the run diverged."""
+        """The mean loss of the last 20 steps; NaN if the run diverged."""
         return math.nan if self.diverged else float(np.mean(self.losses[-20:]))
 
     @property
     def clipped_share(self) -> float:
-        """Share of the steps at which clipping changed the gradients."""
+        """The share of the steps in which clipping changed the gradients."""
         return self.clipped_steps / self.steps
 
     @property
     def largest_norm(self) -> float:
-        """The largest finite norm before clipping."""
+        """The largest finite gradient norm before clipping; NaN if there is none."""
         return max((norm for norm in self.norms if math.isfinite(norm)), default=math.nan)
 
 
 def digits_task(*, steps: int, seed: int) -> Task:
-    """Prepare scikit-learn's handwritten digits, a network and an order of batches.
+    """Return a task with scikit-learn's handwritten digits, and random weights and batches.
 
     Parameters
     ----------
     steps : int
-        For how many steps batches are drawn.
+        The number of batches.
     seed : int
-        Of all random choices.
+        The seed of all random numbers.
 
     Returns
     -------
     Task
-        The same for the same arguments.
+        The task. It is the same for the same arguments.
     """
     rng = np.random.default_rng(seed)
-    # scikit-learn has no type annotations, and is not among what fastclip always has.
+    # importlib, because scikit-learn has no type annotations and is an optional dependency.
     digits = importlib.import_module("sklearn.datasets").load_digits()
     order = rng.permutation(len(digits.target))
     tests = round(TEST_SHARE * len(order))
@@ -200,40 +202,45 @@ def digits_task(*, steps: int, seed: int) -> Task:
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Return the learning rate of a step as a share of the highest: it rises linearly, then falls to zero."""
+    """Return the learning rate of a step as a share of the highest learning rate.
+
+    It rises linearly during the first `WARM_UP` of the steps, then falls linearly to zero.
+    """
     rising = (step + 1) / (WARM_UP * steps)
     falling = (1 - step / steps) / (1 - WARM_UP)
     return min(rising, falling, 1.0)
 
 
 def train(task: Task, method: Method, advance: Callable[[int], None] = lambda steps: None) -> Run:
-    """Train the network.
+    """Train the network and measure its test accuracy.
 
     Parameters
     ----------
     task : Task
-        Data, first weights and batches; left as it is.
+        Data, initial weights and batches, which are not modified.
     method : Method
-        What turns gradients into steps.
+        The optimizer and its clipping.
     advance : callable, optional
-        Told of each step taken.
+        Called with 1 after each step.
 
     Returns
     -------
     Run
-        What happened. It is shorter than `task` has batches if the weights became NaN or infinite.
+        The record of the run. It has fewer steps than `task` has batches if a weight became NaN or infinite.
     """
     run = Run(method)
     weights = Weights(*(fastclip.Variable(array) for array in task.weights))
     global_step = np.zeros((), np.int64)
     steps = len(task.batches)
     optimizer = method.optimizer(
-        lambda: method.learning_rate * learning_rate(int(global_step), steps), **method.handling
+        lambda: method.learning_rate * learning_rate(int(global_step), steps),
+        clipvalue=method.clipvalue,
+        global_clipnorm=method.global_clipnorm,
     )
-    # Products this small gain nothing from more threads, and lose much where other work keeps the
-    # cores busy. scikit-learn brings threadpoolctl along.
+    # Matrix products of this size are not faster with more threads, and much slower if other processes keep
+    # the cores busy. threadpoolctl is a dependency of scikit-learn.
     one_blas_thread = importlib.import_module("threadpoolctl").threadpool_limits(1, user_api="blas")
-    # A run that diverges overflows on its way; that is what is to be seen, and no cause for warnings.
+    # Overflows in a run that diverges are expected and need no warnings.
     with one_blas_thread, np.errstate(over="ignore", invalid="ignore"):
         for batch in task.batches:
             loss = _recorded_loss(weights, task.train_inputs[batch], task.train_labels[batch], run.losses)
@@ -246,7 +253,7 @@ def train(task: Task, method: Method, advance: Callable[[int], None] = lambda st
             run.update_seconds += end - computed
             run.step_seconds += end - start
 
-            # For the record only, and so outside of the time that the step takes.
+            # These values are for the record, so computing them is not part of the step's time.
             norm = _norm(optimizer, [gradient for gradient, _ in grads_and_vars])
             run.norms.append(norm)
             if method.clipping == "by value":
@@ -263,7 +270,7 @@ def train(task: Task, method: Method, advance: Callable[[int], None] = lambda st
 
 
 def _recorded_loss(weights: Weights, inputs: Array, labels: Labels, losses: list[float]) -> Callable[[], Any]:
-    """The loss of a batch as a function without parameters, which also notes what it returns."""
+    """Return a function without parameters that returns the loss of a batch and appends it to `losses`."""
     value_of = importlib.import_module("autograd.tracer").getval
 
     def loss() -> Any:
@@ -275,7 +282,10 @@ def _recorded_loss(weights: Weights, inputs: Array, labels: Labels, losses: list
 
 
 def _norm(optimizer: Optimizer, gradients: list[Any]) -> float:
-    """The global norm of a step's gradients before clipping, which the optimizer knows if it needed it."""
+    """Return the global norm of a step's gradients before clipping.
+
+    The optimizer has computed it if it clips by the global norm.
+    """
     if optimizer.last_norm is not None:
         return float(optimizer.last_norm)
     return float(fastclip.global_norm(gradients))

@@ -1,4 +1,4 @@
-"""Training runs as a picture: loss and gradient norm over the steps."""
+"""Draws the loss and the gradient norm of training runs."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from matplotlib.figure import Figure
 
 from fastclip.cli.demo.training import CLASSES, GLOBAL_NORM_BOUND, Run
 
-# Okabe and Ito's palette, which stays distinct without full colour vision.
+# Okabe and Ito's palette, which is distinct to colour-blind readers too.
 _COLOURS = {"none": "#D55E00", "by value": "#0072B2", "by global norm": "#009E73"}
 _SMOOTHING = 15  # steps
 
 
 def plot_runs(runs: Sequence[Run], path: Path) -> None:
-    """Draw the loss and the gradient norm of each run on logarithmic axes, a column for each optimizer.
+    """Draw the loss and the gradient norm of each run on logarithmic axes, one column per optimizer.
 
-    Thin lines are single steps, thick lines running medians. A run that diverged ends in a cross.
+    Thin lines show single steps, thick lines running medians. A run that diverged ends in a cross.
 
     Parameters
     ----------
     runs : sequence of Run
-        What to draw; each has at least one step.
+        The runs. Each has at least one step.
     path : Path
-        The file to write; its suffix says the format, such as ".png".
+        The file to write. Its suffix determines the format, such as ".png".
     """
     rules = list(dict.fromkeys(run.method.rule for run in runs))
     figure = Figure(figsize=(6 * len(rules), 7), layout="constrained")
@@ -36,13 +36,15 @@ def plot_runs(runs: Sequence[Run], path: Path) -> None:
     grid = figure.subplots(2, len(rules), sharex=True, sharey="row", squeeze=False)
     tops = [_top(runs, kind) for kind in ([run.losses for run in runs], [run.norms for run in runs])]
     for rule, (losses, norms) in zip(rules, grid.T, strict=True):
-        own = [run for run in runs if run.method.rule == rule]
-        for run in own:
+        in_column = [run for run in runs if run.method.rule == rule]
+        for run in in_column:
             _draw(losses, run, run.losses, tops[0])
             _draw(norms, run, run.norms, tops[1])
-        losses.set_title(f"{rule}, learning rate up to {own[0].method.learning_rate:g}")
-        _mark(losses, math.log(CLASSES), "a guess", "dimgray")
-        _mark(norms, GLOBAL_NORM_BOUND, f"global_clipnorm={GLOBAL_NORM_BOUND:g}", _COLOURS["by global norm"])
+        losses.set_title(f"{rule}, learning rate up to {in_column[0].method.learning_rate:g}")
+        _draw_reference(losses, math.log(CLASSES), "a guess", "dimgray")
+        _draw_reference(
+            norms, GLOBAL_NORM_BOUND, f"global_clipnorm={GLOBAL_NORM_BOUND:g}", _COLOURS["by global norm"]
+        )
         norms.set_xlabel("step")
         losses.legend(loc="upper right", frameon=False, title="clipping")
     for axes in grid.flat:
@@ -70,7 +72,11 @@ def plot_runs(runs: Sequence[Run], path: Path) -> None:
 
 
 def _top(runs: Sequence[Run], series: Sequence[Sequence[float]]) -> float:
-    """Where runs that diverge leave the picture: if it held them, nothing would be seen of the others."""
+    """Return the upper end of an axis.
+
+    It ignores all but the first value of runs that diverged: an axis for their largest values would
+    compress the curves of the other runs.
+    """
     shown = [
         value
         for run, values in zip(runs, series, strict=True)
@@ -81,7 +87,7 @@ def _top(runs: Sequence[Run], series: Sequence[Sequence[float]]) -> float:
 
 
 def _draw(axes: Axes, run: Run, values: Sequence[float], top: float) -> None:
-    """Draw a line of a run, which leaves the picture above `top`."""
+    """Draw the curve of a run. If it diverged, its cross is at `top` at most."""
     colour = _COLOURS[run.method.clipping]
     steps = np.arange(1, run.steps + 1)
     shown = np.array(values)
@@ -107,8 +113,8 @@ def _draw(axes: Axes, run: Run, values: Sequence[float], top: float) -> None:
         )
 
 
-def _mark(axes: Axes, value: float, text: str, colour: str) -> None:
-    """Draw a dashed line across, and say what it is."""
+def _draw_reference(axes: Axes, value: float, text: str, colour: str) -> None:
+    """Draw a dashed horizontal line with a label."""
     axes.axhline(value, color=colour, linestyle="--", linewidth=1.2)
     axes.annotate(
         text,

@@ -1,1 +1,1 @@
-"""Rows of ``fastclip bench``: clipping by fastclip and by other libraries."""
+"""Benchmark of clipping: ``fastclip bench``."""

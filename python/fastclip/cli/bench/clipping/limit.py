@@ -1,4 +1,4 @@
-"""The limit of a row: how fast this machine can move the bytes that the work has to move."""
+"""The limit of a clipping row: the time this machine needs to move the bytes that clipping must move."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from fastclip.cli.bench.measuring.timing import Contender
 
 
 def limit_passes(row: Row) -> str:
-    """Say which passes over the memory of a row cannot be done without.
+    """Return the passes over memory that the work of a row requires, such as "read + scale".
 
-    A norm has to be known before anything can be scaled, so that a global norm takes a pass
-    that reads and then one that writes; a row of a matrix stays in the cache in between.
+    Clipping by the global norm requires a pass that reads all gradients, for the norm, before the pass that
+    scales them. A row of a matrix stays in the cache between the two, so clipping by the norm of the rows
+    requires one pass.
     """
     if row.operation != "global-norm":
         return "scale" if row.in_place else "copy"
@@ -26,22 +27,22 @@ def limit_passes(row: Row) -> str:
 
 
 def limit(work: Workload) -> Contender:
-    """Return the contender that makes just these passes, with plain SIMD loops.
+    """Return the contender that makes these passes and nothing else, with plain SIMD loops.
 
-    The loops run on as many threads as fastclip uses, over one buffer of as many bytes as
-    the gradients have, whatever their type. Out of place, the buffer written to is there
-    beforehand: fresh memory is no part of the limit. Where the gradients are refreshed, so
-    is this buffer, in pieces of the same sizes: what is in the caches is then the same.
+    The loops run on as many threads as fastclip uses, over one buffer that has the size of all gradients.
+    For out-of-place rows, the output buffer is allocated in advance: the limit does not include the
+    allocation of memory. If the gradients are restored before each call, so is this buffer, in pieces of
+    the same sizes, so that the content of the caches is the same.
     """
     passes = limit_passes(work.row)
     source, refresh = gradient_buffer(work.gradients, refreshed=work.row.in_place and work.row.clipped)
-    target = np.ones(source.size if "copy" in passes else 0, np.float32)
+    output = np.ones(source.size if "copy" in passes else 0, np.float32)
 
     def call() -> None:
         if "read" in passes:
             _core.bandwidth_read(source)
         if "copy" in passes:
-            _core.bandwidth_copy(source, target, 0.5)
+            _core.bandwidth_copy(source, output, 0.5)
         elif "scale" in passes:
             _core.bandwidth_scale(source, 0.5)
 
@@ -49,7 +50,11 @@ def limit(work: Workload) -> Contender:
 
 
 def gradient_buffer(gradients: Sequence[Array], *, refreshed: bool) -> tuple[Array, Callable[[], None]]:
-    """Return a buffer of as many bytes as the gradients have, and what refreshes it as they are."""
+    """Return a float32 buffer of the size of all gradients, and a function that restores it.
+
+    If `refreshed` is true, the function copies pieces of the sizes of the gradients, as restoring the
+    gradients does. Otherwise it does nothing.
+    """
     source: Array = np.ones(max(1, -(-sum(gradient.nbytes for gradient in gradients) // 4)), np.float32)
     if not refreshed:
         return source, lambda: None

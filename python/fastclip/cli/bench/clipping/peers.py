@@ -1,8 +1,8 @@
-"""The contenders at clipping: fastclip, and what people use today.
+"""Contenders of the clipping benchmark: fastclip, NumPy, torch, TensorFlow and JAX.
 
-Each function below takes the workload of a row and returns what is timed, or None where
-the library has no such function (torch does not clip out of place, TensorFlow and JAX do
-not clip in place). The libraries are imported only here, and only when asked for.
+For each contender and operation, a function takes the workload of a row and returns a label and the
+function to time, or None if the library does not support the row: torch does not clip by the global norm
+out of place, TensorFlow and JAX do not clip in place. A library is imported only if it is selected.
 """
 
 from __future__ import annotations
@@ -18,41 +18,41 @@ import fastclip
 from fastclip.cli.bench.clipping.workload import Workload
 from fastclip.cli.bench.inputs.arrays import Array
 from fastclip.cli.bench.measuring.timing import Contender
-from fastclip.cli.bench.suites.peer_libraries import Catalogue, torch_tensor
+from fastclip.cli.bench.suites.peer_libraries import Peer, Peers, torch_tensor
 
 Call = Callable[[], object]
-Labelled = tuple[str, Call] | None
+LabelledCall = tuple[str, Call] | None
 
-PEERS: Catalogue = {
-    "numpy": ("NumPy as people write it", ()),
-    "expert": ("NumPy as an expert writes it", ()),
-    "torch": ("torch", ("torch",)),
-    "tf": ("TensorFlow, in a tf.function", ("tensorflow",)),
-    "jax": ("optax, or JAX where optax has no such function; jitted", ("jax", "optax")),
+PEERS: Peers = {
+    "numpy": Peer("NumPy, with straightforward expressions"),
+    "expert": Peer("NumPy, with the fastest functions for the purpose"),
+    "torch": Peer("torch", ("torch",)),
+    "tf": Peer("TensorFlow, in a tf.function", ("tensorflow",)),
+    "jax": Peer("jitted optax, or jitted JAX if optax has no such function", ("jax", "optax")),
 }
 
 
 def contender(name: str, work: Workload) -> Contender | None:
-    """Return fastclip or a peer at the work of a row; None if it has no such function."""
+    """Return the contender `name` for a workload; None if it does not support the row."""
     labelled = _CONTENDERS[name, work.row.operation](work)
     return None if labelled is None else Contender(name, *labelled, refresh=work.refresh)
 
 
 def check_result(contender: Contender, work: Workload) -> None:
-    """Raise if what the contender made is not what the row is about."""
+    """Raise AssertionError if the contender's last result is wrong."""
     result: Any = work.gradients[0] if work.row.in_place else contender.result
     if not work.row.in_place:
         while isinstance(result, (list, tuple)):
             result = result[0]
     if contender.name == "torch" and not work.row.in_place:
-        result = result.float()  # NumPy takes no bfloat16 from torch
+        result = result.float()  # torch cannot convert bfloat16 to NumPy
     expected = work.expected_start()
     start = np.asarray(result).reshape(-1)[: expected.size].astype(np.float64)
     if not np.allclose(start, expected, rtol=0.02, atol=1e-6):
         raise AssertionError(f"{work.row.name}: {contender.label} gave {start[:4]}, expected {expected[:4]}")
 
 
-def _fastclip_global_norm(work: Workload) -> Labelled:
+def _fastclip_global_norm(work: Workload) -> LabelledCall:
     gradients, bound = work.gradients, work.bound
     if work.row.in_place:
         return (
@@ -62,22 +62,22 @@ def _fastclip_global_norm(work: Workload) -> Labelled:
     return "clip_by_global_norm", lambda: fastclip.clip_by_global_norm(gradients, bound)
 
 
-def _fastclip_norm_of_rows(work: Workload) -> Labelled:
+def _fastclip_norm_of_rows(work: Workload) -> LabelledCall:
     (gradient,), bound = work.gradients, work.bound
     return "clip_by_norm(axes=[1])", lambda: fastclip.clip_by_norm(gradient, bound, axes=[1])
 
 
-def _fastclip_value(work: Workload) -> Labelled:
+def _fastclip_value(work: Workload) -> LabelledCall:
     (gradient,), bound = work.gradients, work.bound
     out = gradient if work.row.in_place else None
     return "clip_by_value", lambda: fastclip.clip_by_value(gradient, -bound, bound, out=out)
 
 
-def _numpy_global_norm(work: Workload) -> Labelled:
+def _numpy_global_norm(work: Workload) -> LabelledCall:
     gradients, bound = work.gradients, work.bound
     if work.row.dtype == "bf16":
 
-        def scale() -> Any:  # the sum of bfloat16 in bfloat16 stops growing: nobody keeps that
+        def scale() -> Any:  # a sum in bfloat16 stops growing early, so it is computed in float32
             squares = (np.sum(np.square(g.astype(np.float32))) for g in gradients)
             return gradients[0].dtype.type(bound / max(np.sqrt(sum(squares)), bound))
     else:
@@ -100,7 +100,7 @@ def _numpy_global_norm(work: Workload) -> Labelled:
     return "g * (c / max(norm, c))", out_of_place
 
 
-def _numpy_norm_of_rows(work: Workload) -> Labelled:
+def _numpy_norm_of_rows(work: Workload) -> LabelledCall:
     (g,), bound = work.gradients, work.bound
 
     def call() -> Array:
@@ -111,13 +111,13 @@ def _numpy_norm_of_rows(work: Workload) -> Labelled:
     return "g * (c / np.maximum(norms, c))", call
 
 
-def _numpy_value(work: Workload) -> Labelled:
+def _numpy_value(work: Workload) -> LabelledCall:
     (g,), bound = work.gradients, work.bound
     out = g if work.row.in_place else None
     return "np.clip", lambda: np.clip(g, -bound, bound, out=out)
 
 
-def _expert_global_norm(work: Workload) -> Labelled:
+def _expert_global_norm(work: Workload) -> LabelledCall:
     gradients, bound = work.gradients, work.bound
     factor_type = gradients[0].dtype.type
 
@@ -126,7 +126,7 @@ def _expert_global_norm(work: Workload) -> Labelled:
         for g in gradients:
             flat = g.ravel()
             if work.row.dtype != "f32":
-                flat = flat.astype(np.float32)  # np.vdot of halves is slow, and a running sum loses digits
+                flat = flat.astype(np.float32)  # np.vdot of float16 is slow, and its sum loses digits
             total += float(np.vdot(flat, flat))
         return math.sqrt(total)
 
@@ -146,10 +146,10 @@ def _expert_global_norm(work: Workload) -> Labelled:
     return "np.vdot, np.multiply", out_of_place
 
 
-def _expert_norm_of_rows(work: Workload) -> Labelled:
+def _expert_norm_of_rows(work: Workload) -> LabelledCall:
     (g,), bound = work.gradients, work.bound
     if work.row.dtype == "bf16":
-        return None  # np.einsum does not take it
+        return None  # np.einsum does not support bfloat16
 
     def call() -> Array:
         norms = np.sqrt(np.einsum("ij,ij->i", g, g))
@@ -159,13 +159,13 @@ def _expert_norm_of_rows(work: Workload) -> Labelled:
     return "np.einsum, np.multiply", call
 
 
-def _torch_global_norm(work: Workload) -> Labelled:
+def _torch_global_norm(work: Workload) -> LabelledCall:
     if not work.row.in_place:
         return None
     torch = importlib.import_module("torch")
     parameters, bound = [], work.bound
     for gradient in work.gradients:
-        # Only .grad is touched; the parameter itself is never read, nor its memory used.
+        # Clipping uses .grad only. The memory of the parameter itself is never read or written.
         tensor = torch_tensor(gradient)
         parameter = torch.empty_like(tensor, requires_grad=True)
         parameter.grad = tensor
@@ -174,13 +174,13 @@ def _torch_global_norm(work: Workload) -> Labelled:
     return "clip_grad_norm_", lambda: clip(parameters, bound)
 
 
-def _torch_norm_of_rows(work: Workload) -> Labelled:
+def _torch_norm_of_rows(work: Workload) -> LabelledCall:
     torch = importlib.import_module("torch")
     tensor, bound = torch_tensor(work.gradients[0]), work.bound
     return "torch.renorm", lambda: torch.renorm(tensor, 2, 0, bound)
 
 
-def _torch_value(work: Workload) -> Labelled:
+def _torch_value(work: Workload) -> LabelledCall:
     torch = importlib.import_module("torch")
     tensor, bound = torch_tensor(work.gradients[0]), work.bound
     if work.row.in_place:
@@ -188,54 +188,54 @@ def _torch_value(work: Workload) -> Labelled:
     return "torch.clamp", lambda: torch.clamp(tensor, -bound, bound)
 
 
-def _tensorflow(work: Workload, label: str, function: Callable[[Any, Any], Any]) -> Labelled:
+def _tensorflow(work: Workload, label: str, function: Callable[[Any, Any], Any]) -> LabelledCall:
     if work.row.in_place:
         return None
     tf = importlib.import_module("tensorflow")
-    # TensorFlow's own copies of the gradients: it does not share NumPy's memory.
+    # These are copies of the gradients, because TensorFlow does not share memory with NumPy.
     tensors = [tf.constant(gradient) for gradient in work.gradients]
     compiled = tf.function(lambda gradients: function(tf, gradients))
     return label, lambda: compiled(tensors)
 
 
-def _tensorflow_global_norm(work: Workload) -> Labelled:
+def _tensorflow_global_norm(work: Workload) -> LabelledCall:
     bound = work.bound
     return _tensorflow(
         work, "tf.clip_by_global_norm", lambda tf, gradients: tf.clip_by_global_norm(gradients, bound)
     )
 
 
-def _tensorflow_norm_of_rows(work: Workload) -> Labelled:
+def _tensorflow_norm_of_rows(work: Workload) -> LabelledCall:
     bound = work.bound
     return _tensorflow(
         work, "tf.clip_by_norm", lambda tf, gradients: tf.clip_by_norm(gradients[0], bound, axes=[1])
     )
 
 
-def _tensorflow_value(work: Workload) -> Labelled:
+def _tensorflow_value(work: Workload) -> LabelledCall:
     bound = work.bound
     return _tensorflow(
         work, "tf.clip_by_value", lambda tf, gradients: tf.clip_by_value(gradients[0], -bound, bound)
     )
 
 
-def _jax(work: Workload, label: str, function: Callable[[Any], Any]) -> Labelled:
+def _jax(work: Workload, label: str, function: Callable[[Any], Any]) -> LabelledCall:
     if work.row.in_place:
         return None
     jax = importlib.import_module("jax")
-    arrays = [jax.numpy.array(gradient) for gradient in work.gradients]  # JAX's own copies
+    arrays = [jax.numpy.array(gradient) for gradient in work.gradients]  # copies
     compiled = jax.jit(function)
     return label, lambda: jax.block_until_ready(compiled(arrays))
 
 
-def _optax_global_norm(work: Workload) -> Labelled:
+def _optax_global_norm(work: Workload) -> LabelledCall:
     clip = importlib.import_module("optax").clip_by_global_norm(work.bound)
     return _jax(
         work, "optax.clip_by_global_norm", lambda gradients: clip.update(gradients, clip.init(None))[0]
     )
 
 
-def _jax_norm_of_rows(work: Workload) -> Labelled:
+def _jax_norm_of_rows(work: Workload) -> LabelledCall:
     jnp, bound = importlib.import_module("jax.numpy"), work.bound
 
     def clip(gradients: Any) -> Any:
@@ -246,12 +246,12 @@ def _jax_norm_of_rows(work: Workload) -> Labelled:
     return _jax(work, "g * (c / jnp.maximum(norms, c))", clip)
 
 
-def _jax_value(work: Workload) -> Labelled:
+def _jax_value(work: Workload) -> LabelledCall:
     jnp, bound = importlib.import_module("jax.numpy"), work.bound
     return _jax(work, "jnp.clip", lambda gradients: jnp.clip(gradients[0], -bound, bound))
 
 
-_CONTENDERS: dict[tuple[str, str], Callable[[Workload], Labelled]] = {
+_CONTENDERS: dict[tuple[str, str], Callable[[Workload], LabelledCall]] = {
     ("fastclip", "global-norm"): _fastclip_global_norm,
     ("fastclip", "norm-of-rows"): _fastclip_norm_of_rows,
     ("fastclip", "value"): _fastclip_value,
@@ -260,7 +260,7 @@ _CONTENDERS: dict[tuple[str, str], Callable[[Workload], Labelled]] = {
     ("numpy", "value"): _numpy_value,
     ("expert", "global-norm"): _expert_global_norm,
     ("expert", "norm-of-rows"): _expert_norm_of_rows,
-    ("expert", "value"): lambda work: None,  # np.clip is what an expert writes
+    ("expert", "value"): lambda work: None,  # the same as "numpy": np.clip
     ("torch", "global-norm"): _torch_global_norm,
     ("torch", "norm-of-rows"): _torch_norm_of_rows,
     ("torch", "value"): _torch_value,

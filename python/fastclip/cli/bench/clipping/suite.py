@@ -1,4 +1,4 @@
-"""The suite of ``fastclip bench``: rows that clip gradients."""
+"""Suite of ``fastclip bench``: rows that clip gradients."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from fastclip.cli.bench.suites.suite import Suite
 
 CLIPPING = Suite(
     cases=workload.CASES,
-    extras=("memory", "import"),
-    # No row of these takes longer than some seconds.
+    process_cases=("memory", "import"),
+    # Each of these rows takes a few seconds at most.
     quick=(
         "resnet50/f32/*/clipped",
         "many/f32/in-place/clipped",
         "mlp/f32/in-place/*",
         "clip-by-value/f32/in-place/*",
     ),
-    own=("fastclip",),
+    fastclip_contenders=("fastclip",),
     peers=peers.PEERS,
     rows=workload.rows,
     check_memory=lambda row, contenders: None,

@@ -1,4 +1,4 @@
-"""The rows of the benchmark, and the gradients that a row clips."""
+"""Rows of the clipping benchmark, and the gradients that a row clips."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from fastclip.cli.bench.inputs.arrays import array_dtype, filled, normal_block, 
 from fastclip.cli.bench.inputs.shapes import SHAPES, Shapes
 from fastclip.cli.bench.suites.row import BenchmarkRow
 
-# The elements are normal with this deviation: the square of one is still a normal float16,
-# and the sum of the squares of 124 M of them is still below the largest float16.
+# Standard deviation of the gradients' elements, which are normally distributed. The square of one element
+# is a normal float16, and the sum of 124 M squares is below the largest float16.
 DEVIATION = 0.01
 
-# The models are clipped by their global norm; the other cases are a single tensor.
+# Cases that are clipped by their global norm. The other cases are single tensors.
 MODELS = ("gpt2", "resnet50", "many", "mlp")
 CASES = (*MODELS, "25.6M", "clip-by-norm", "clip-by-value")
 DTYPES = ("f32", "f16", "bf16")
-_DEFAULT_DTYPES = {"25.6M": ("f16", "bf16")}  # the others: f32
+_DEFAULT_DTYPES = {"25.6M": ("f16", "bf16")}  # other cases: f32
 
 
 @dataclass(frozen=True)
 class Row(BenchmarkRow):
-    """What one line of the benchmark times.
+    """Row that clips gradients.
 
     Attributes
     ----------
     case : str
         One of `CASES`.
     operation : {"global-norm", "norm-of-rows", "value"}
-        The clipping function.
+        The clipping method. "norm-of-rows" clips each row of a matrix by its own norm.
     dtype : {"f32", "f16", "bf16"}
-        The type of the gradients.
+        The dtype of the gradients.
     in_place : bool
         Whether the gradients are overwritten.
     clipped : bool
-        Whether the bound is below the norm, so that there is something to do.
+        Whether the bound is below the norm, so that clipping changes the gradients.
     shapes : tuple of shapes
         The shapes of the gradients.
     """
@@ -60,11 +60,11 @@ class Row(BenchmarkRow):
 
     @property
     def variant(self) -> tuple[str, str]:
-        """What tells the row from the others of its case, in two lines."""
+        """Two short texts that distinguish the row from the others in its table."""
         return "in place" if self.in_place else "out of place", "clipped" if self.clipped else "unclipped"
 
     def describe(self) -> dict[str, Any]:
-        """Return the row's part of the JSON output."""
+        """Return the properties of the row for the JSON output."""
         return {
             "case": self.case,
             "operation": self.operation,
@@ -76,45 +76,53 @@ class Row(BenchmarkRow):
 
 
 def rows(size: str, dtypes: Sequence[str] | None = None) -> list[Row]:
-    """Return all rows, of the types asked for or of each case's own."""
-    found = []
+    """Return all rows.
+
+    Parameters
+    ----------
+    size : {"full", "small"}
+        The size of the shapes.
+    dtypes : sequence of str, optional
+        The dtypes of the gradients. By default, each case has dtypes of its own.
+    """
+    result = []
     for case in CASES:
         shapes = SHAPES[size][case]()
         for dtype in dtypes if dtypes is not None else _DEFAULT_DTYPES.get(case, ("f32",)):
             if case in MODELS:
-                found += [
+                result += [
                     Row(case, "global-norm", dtype, in_place, clipped, shapes)
                     for in_place in (True, False)
                     for clipped in (True, False)
                 ]
             elif case == "25.6M":
-                found.append(Row(case, "global-norm", dtype, True, True, shapes))
+                result.append(Row(case, "global-norm", dtype, True, True, shapes))
             elif case == "clip-by-norm":
-                found.append(Row(case, "norm-of-rows", dtype, False, True, shapes))
+                result.append(Row(case, "norm-of-rows", dtype, False, True, shapes))
             else:
-                found += [Row(case, "value", dtype, in_place, True, shapes) for in_place in (True, False)]
-    return found
+                result += [Row(case, "value", dtype, in_place, True, shapes) for in_place in (True, False)]
+    return result
 
 
 class Workload:
-    """The gradients of a row and the bound to clip them to.
+    """Gradients of a row, and the bound to clip them to.
 
-    All contenders of a row work on the same arrays, so that none is luckier than another
-    with where its memory lies. Clipping in place would leave nothing to clip for the next
-    call: `refresh` puts the gradients back, outside what is timed, before every call of
-    every contender. The bound can so be one number for the whole row. Calls that do not
-    write to their input need no refresh, and have none.
+    All contenders of a row use the same arrays, so that differences in the placement of memory do not
+    favour any of them. After clipping in place, there would be nothing left to clip for the next call.
+    `refresh` therefore restores the gradients before every call of every contender; its time is not
+    measured. The bound is thus one number for all calls. Where the input is not overwritten, `refresh`
+    does nothing.
 
     Attributes
     ----------
     row : Row
-        What the gradients are for.
+        The row.
     gradients : list of ndarray
-        What the contenders clip.
+        The gradients that the contenders clip.
     bound : float
-        The norm to clip to: half of the norm, or twice the norm where `row.clipped` is
-        false; of each row of the matrix under clip-by-norm. Under clip-by-value, the
-        bounds are ``-bound`` and ``bound`` and half of the elements are outside.
+        For operation "global-norm", half of the global norm, or twice the global norm if `row.clipped` is
+        false. For "norm-of-rows", the same multiple of the expected norm of a matrix row. For "value",
+        half of the elements are outside ``-bound`` to ``bound``.
     """
 
     def __init__(self, row: Row) -> None:
@@ -122,30 +130,30 @@ class Workload:
         dtype = array_dtype(row.dtype)
         block = normal_block(2024, row.elements, DEVIATION)
         self.gradients = [filled(np.empty(shape, dtype), block) for shape in row.shapes]
-        writes = row.in_place and row.clipped
-        self._pristine = [gradient.copy() for gradient in self.gradients] if writes else []
+        changes = row.in_place and row.clipped
+        self._originals = [gradient.copy() for gradient in self.gradients] if changes else []
         factor = 0.5 if row.clipped else 2.0
         if row.operation == "global-norm":
             self.bound = factor * math.sqrt(sum(sum_of_squares(g) for g in self.gradients))
         elif row.operation == "norm-of-rows":
             self.bound = factor * DEVIATION * math.sqrt(row.shapes[0][1])
         else:
-            self.bound = 0.6745 * DEVIATION  # the median of the magnitudes
+            self.bound = 0.6745 * DEVIATION  # the median of the absolute values of the elements
 
     def refresh(self) -> None:
-        """Undo what clipping in place did."""
-        for gradient, pristine in zip(self.gradients, self._pristine, strict=False):
-            np.copyto(gradient, pristine)
+        """Restore the gradients after clipping in place."""
+        for gradient, original in zip(self.gradients, self._originals, strict=False):
+            np.copyto(gradient, original)
 
     def expected_start(self, count: int = 256) -> npt.NDArray[np.float64]:
-        """Return what the first elements of the first gradient have to become."""
-        first = (self._pristine or self.gradients)[0]
+        """Return the correct result for the first `count` elements of the first gradient."""
+        first = (self._originals or self.gradients)[0]
         start = first.reshape(-1)[:count].astype(np.float64)
         if self.row.operation == "value":
             return np.clip(start, -self.bound, self.bound)
         if self.row.operation == "norm-of-rows":
-            whole = first.astype(np.float64)
-            norms = np.linalg.norm(whole, axis=1, keepdims=True)
-            scaled: npt.NDArray[np.float64] = whole * (self.bound / np.maximum(norms, self.bound))
+            matrix = first.astype(np.float64)
+            norms = np.linalg.norm(matrix, axis=1, keepdims=True)
+            scaled: npt.NDArray[np.float64] = matrix * (self.bound / np.maximum(norms, self.bound))
             return scaled.reshape(-1)[:count]
         return start * 0.5 if self.row.clipped else start

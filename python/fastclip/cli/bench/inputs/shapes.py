@@ -1,4 +1,4 @@
-"""The shapes of the gradients that the benchmark clips."""
+"""Shapes of the gradients in the benchmark."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Shapes = tuple[Shape, ...]
 
 
 def gpt2(*, width: int = 768, blocks: int = 12, vocabulary: int = 50257, context: int = 1024) -> Shapes:
-    """Return the shapes of GPT-2; small, as by default, is 148 tensors of 124 M elements."""
+    """Return the shapes of GPT-2. The default is GPT-2 small: 148 tensors with 124 M elements."""
     shapes: list[Shape] = [(vocabulary, width), (context, width)]
     for _ in range(blocks):
         shapes += [(width,), (width,)]  # ln_1
@@ -24,12 +24,12 @@ def gpt2(*, width: int = 768, blocks: int = 12, vocabulary: int = 50257, context
 
 
 def resnet50(*, width: int = 64, classes: int = 1000) -> Shapes:
-    """Return the shapes of ResNet-50; by default 161 tensors of 25.6 M elements."""
+    """Return the shapes of ResNet-50, by default 161 tensors with 25.6 M elements."""
     shapes: list[Shape] = []
 
     def convolution(outputs: int, inputs: int, size: int) -> None:
         shapes.append((outputs, inputs, size, size))
-        shapes.extend([(outputs,), (outputs,)])  # the batch normalisation after it
+        shapes.extend([(outputs,), (outputs,)])  # scale and offset of the batch normalisation that follows
 
     convolution(width, 3, 7)
     inputs = width
@@ -40,18 +40,18 @@ def resnet50(*, width: int = 64, classes: int = 1000) -> Shapes:
             convolution(inner, inner, 3)
             convolution(4 * inner, inner, 1)
             if block == 0:
-                convolution(4 * inner, inputs, 1)  # the shortcut
+                convolution(4 * inner, inputs, 1)  # the shortcut connection
             inputs = 4 * inner
     shapes += [(classes, inputs), (classes,)]
     return tuple(shapes)
 
 
 def mlp(*layers: int) -> Shapes:
-    """Return weights and biases of dense layers; 784-112-96-10 is 6 tensors of 0.1 M elements."""
+    """Return the shapes of the weights and biases of dense layers with the given widths."""
     return tuple(shape for pair in itertools.pairwise(layers) for shape in (pair, pair[1:]))
 
 
-# By --size: "full" is what the targets are for, "small" keeps the structure and little else.
+# Shapes by --size and case. The targets are for "full"; "small" has the same structure with few elements.
 SHAPES: dict[str, dict[str, Callable[[], Shapes]]] = {
     "full": {
         "gpt2": gpt2,

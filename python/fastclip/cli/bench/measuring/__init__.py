@@ -1,1 +1,1 @@
-"""Measurements of times, memory and the machine."""
+"""Measurements of time and memory, and of the state of the machine."""

@@ -1,4 +1,4 @@
-"""How long ``import fastclip`` takes beside ``import numpy``, each in new processes."""
+"""Measures the time of ``import fastclip`` and of ``import numpy``, each in new processes."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ print(time.perf_counter() - start)
 
 @dataclass(frozen=True)
 class ImportTime:
-    """The times of the imports, in seconds."""
+    """Times of the imports, in seconds, one per process."""
 
     fastclip: list[float]
     numpy: list[float]
 
     @property
     def difference(self) -> float:
-        """How much longer fastclip takes, which imports NumPy itself; of medians."""
+        """The median time of ``import fastclip``, which imports NumPy too, minus that of ``import numpy``."""
         return statistics.median(self.fastclip) - statistics.median(self.numpy)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the row of the JSON output."""
+        """Return the row for the JSON output."""
         return {
             "row": "import",
             "kind": "import",
@@ -41,11 +41,14 @@ class ImportTime:
 
 
 def measure_import_time(repeats: int) -> ImportTime:
-    """Import the two in turns, `repeats` times each, after once for the file cache."""
+    """Import the two modules alternately, `repeats` times each.
+
+    A first import of each fills the file cache and is not counted.
+    """
     times: dict[str, list[float]] = {"fastclip": [], "numpy": []}
     for repeat in range(repeats + 1):
-        for module, found in times.items():
+        for module, seconds in times.items():
             printed = run_python(["-c", _PROGRAM.format(module=module)], f"import {module} in a new process")
             if repeat > 0:
-                found.append(float(printed))
+                seconds.append(float(printed))
     return ImportTime(**times)

@@ -1,4 +1,4 @@
-"""What the benchmark ran on."""
+"""Describes the machine and the libraries that the benchmark ran on."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _PACKAGES = (
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return the CPU, its cores, the memory, the system, and the versions of what is compared."""
+    """Return the CPU, its cores, the memory, the operating system, and the versions of the libraries."""
     return {
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "cores_usable": _usable_cores(),
-        "memory_bytes": _memory(),
+        "memory_bytes": _memory_bytes(),
         "system": f"{platform.system()} {platform.release()}",
         "architecture": platform.machine(),
         "versions": {"python": platform.python_version(), **_versions()},
@@ -35,7 +35,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def cpu_model() -> str:
-    """Return the name that the CPU gives itself, or what comes closest to it."""
+    """Return the model name of the CPU, or the processor type or architecture if the name is unknown."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             key, _, value = line.partition(":")
@@ -45,9 +45,9 @@ def cpu_model() -> str:
         pass
     if platform.system() == "Darwin":
         command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        answer = subprocess.run(command, capture_output=True, text=True, check=False)
-        if answer.returncode == 0:
-            return answer.stdout.strip()
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return done.stdout.strip()
     return platform.processor() or platform.machine()
 
 
@@ -57,7 +57,7 @@ def _usable_cores() -> int | None:
     return os.cpu_count()
 
 
-def _memory() -> int | None:
+def _memory_bytes() -> int | None:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -65,7 +65,7 @@ def _memory() -> int | None:
 
 
 def available_memory() -> int | None:
-    """Return the bytes of memory that could be had now; None where the system does not say."""
+    """Return the memory available to new allocations, in bytes; None if the system does not report it."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -76,10 +76,10 @@ def available_memory() -> int | None:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions

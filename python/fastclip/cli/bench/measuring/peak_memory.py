@@ -1,6 +1,6 @@
-"""The memory that an out-of-place call takes at its peak, measured in a process of its own.
+"""Measures the peak memory of an out-of-place call, in a new process.
 
-``python -m fastclip.cli.bench.measuring.peak_memory full`` is that process; it prints JSON.
+The new process runs ``python -m fastclip.cli.bench.measuring.peak_memory full``, which prints JSON.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """The memory of a process that clips the gradients of ResNet-50 out of place.
+    """Memory of a process that clips the gradients of ResNet-50 out of place.
 
     Attributes
     ----------
     input_bytes, output_bytes : int
-        The gradients, and the clipped gradients.
+        Size of the gradients, and of the clipped gradients.
     peak_bytes : int
-        The most that the process held at any time, above what it held before there were
-        gradients: interpreter, NumPy, fastclip and its threads.
+        Peak memory of the process minus its memory before the gradients were allocated, which is that of
+        the interpreter, NumPy, fastclip and its threads.
     """
 
     input_bytes: int
@@ -34,11 +34,11 @@ class PeakMemory:
 
     @property
     def excess_bytes(self) -> int:
-        """What the call took beyond its inputs and outputs."""
+        """The memory that the call took in addition to its inputs and outputs."""
         return self.peak_bytes - self.input_bytes - self.output_bytes
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the row of the JSON output."""
+        """Return the row for the JSON output."""
         return {
             "row": "memory/f32/out-of-place",
             "kind": "memory",
@@ -50,13 +50,13 @@ class PeakMemory:
 
 
 def measure_peak_memory(size: str) -> PeakMemory:
-    """Measure the peak in a new process."""
+    """Measure the peak memory in a new process, with shapes of `size` "full" or "small"."""
     command = ["-m", "fastclip.cli.bench.measuring.peak_memory", size]
     return PeakMemory(**json.loads(run_python(command, "measuring the peak memory")))
 
 
 def _resident_bytes(field: str) -> int:
-    """Return VmRSS (now) or VmHWM (the most so far) of this process."""
+    """Return VmRSS (the present memory) or VmHWM (the peak so far) of this process, in bytes."""
     try:
         with open("/proc/self/status") as status:
             for line in status:
@@ -66,7 +66,7 @@ def _resident_bytes(field: str) -> int:
         pass
     if sys.platform == "win32":
         raise NotImplementedError("the peak memory of a process is not measured on Windows")
-    # Elsewhere there is only the most so far, which a process that only grows is also at now.
+    # Other systems report the peak only. It equals the present memory of a process that only grows.
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -79,7 +79,7 @@ def _measure(size: str) -> dict[str, int]:
     import fastclip
     from fastclip.cli.bench.inputs.shapes import SHAPES
 
-    # Threads, lazy imports and free lists of the first calls are not the call's own.
+    # A first call, so that the threads, lazy imports and free lists it creates are not measured.
     random = np.random.default_rng(2024)
     fastclip.clip_by_global_norm([random.standard_normal(100_000, np.float32)], 1.0)
     before = _resident_bytes("VmRSS")

@@ -1,4 +1,4 @@
-"""Measuring contenders beside each other, in turns, in one process."""
+"""Times several contenders in one process, in interleaved rounds."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-# Before a turn, the threads of the contender before it have to come to rest: after a call,
-# OpenMP and BLAS threads spin for up to some 25 ms, and would take a core from the next.
-PAUSE = 0.03
-# What a turn of short calls lasts; a call longer than this is made once a turn.
-TURN = 0.005
+# Pause before each turn, in seconds. OpenMP and BLAS threads spin for up to about 25 ms after a call and
+# would take CPU time from the next contender.
+PAUSE_SECONDS = 0.03
+# Duration of a turn of short calls, in seconds. Calls that take longer are made once per turn.
+TURN_SECONDS = 0.005
 MAX_CALLS_PER_TURN = 64
 
 
 @dataclass
 class Contender:
-    """One way to do the work of a row.
+    """One implementation of the work of a row.
 
     Attributes
     ----------
     name : str
-        What the results are filed under: "fastclip", "numpy", "torch", "limit", ...
+        The key of the results: "fastclip", "numpy", "torch", "limit", ...
     label : str
-        What is called, for people.
+        The function or expression that is timed, for the JSON output and error messages.
     call : callable
-        The work; timed.
+        Does the work. Only this function is timed.
     refresh : callable
-        Brings the input back to what it was; not timed.
+        Restores the input before each call.
     result : object
-        What the last call returned. It lives until the next call has returned, as it does
-        in a training loop, and so does the memory of an out-of-place result.
+        The return value of the last call. It is kept until the next call has returned, as in a training
+        loop, so the memory of an out-of-place result is not free for reuse during that call.
     """
 
     name: str
@@ -44,23 +44,23 @@ class Contender:
 
 @dataclass
 class Timing:
-    """The times of one contender, in seconds: one for each round."""
+    """Times of one contender, in seconds, one per round."""
 
     rounds: list[float] = field(default_factory=list)
 
     @property
     def median(self) -> float:
-        """The median over the rounds."""
+        """The median of the rounds, in seconds."""
         return statistics.median(self.rounds)
 
     @property
     def minimum(self) -> float:
-        """The fastest round."""
+        """The time of the fastest round, in seconds."""
         return min(self.rounds)
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """The first and the third quartile over the rounds."""
+        """The first and the third quartile of the rounds, in seconds."""
         if len(self.rounds) == 1:
             return self.rounds[0], self.rounds[0]
         first, _, third = statistics.quantiles(self.rounds, n=4, method="inclusive")
@@ -68,15 +68,15 @@ class Timing:
 
 
 def turn_order(count: int, turn: int) -> list[int]:
-    """Return who is when in round `turn`, of `count` contenders.
+    """Return the indices of `count` contenders in the order in which they run in round `turn`.
 
-    The order is rotated by one each round, so that over `count` rounds everyone is once in
-    each place. It is a Williams design: within 2 * `count` rounds everyone also comes
-    equally often after each of the others, so that none always inherits the caches (and
-    the spinning threads) of the same predecessor.
+    The order is rotated by one each round, so that over `count` rounds each contender has each position
+    once. It is a Williams design: within 2 * `count` rounds each contender also runs equally often after
+    each of the others, so that no contender always inherits the caches and the spinning threads of the
+    same predecessor.
     """
     zigzag = [(step + 1) // 2 if step % 2 else (count - step // 2) % count for step in range(count)]
-    order = [(place + turn) % count for place in zigzag]
+    order = [(index + turn) % count for index in zigzag]
     return order[::-1] if count % 2 and (turn // count) % 2 else order
 
 
@@ -87,7 +87,7 @@ def measure(
     rounds: int | None = None,
     min_rounds: int = 5,
     max_rounds: int = 200,
-    pause: float = PAUSE,
+    pause: float = PAUSE_SECONDS,
     on_round: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Timing]:
     """Time all contenders in interleaved rounds.
@@ -95,63 +95,69 @@ def measure(
     Parameters
     ----------
     contenders : sequence of Contender
-        Who takes part. Each has been called at least once before (compiled, warmed up).
+        The contenders. Each one must have been called before, so that it is compiled and warm.
     seconds : float
-        Rounds are added until this time is over.
+        Duration of the measurement, in seconds: no round starts after it.
     rounds : int, optional
-        Make exactly so many rounds instead.
+        The exact number of rounds. If given, `seconds`, `min_rounds` and `max_rounds` have no effect.
     min_rounds, max_rounds : int
-        The least and the most rounds that `seconds` can lead to.
+        The smallest and the largest number of rounds, whatever `seconds` is.
     pause : float
-        Seconds of rest before each turn.
+        Pause before each turn, in seconds.
     on_round : callable
-        Told the number of rounds done.
+        Called after each round with the number of rounds done.
 
     Returns
     -------
     dict of str to Timing
-        By the contenders' names. A round counts as the median of the calls of its turn.
+        Times by contender name. The time of a round is the median of the calls in the contender's turn.
     """
     timings = {contender.name: Timing() for contender in contenders}
     calls = {contender.name: _calls_per_turn(contender) for contender in contenders}
-    collecting = gc.isenabled()
+    gc_was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
         start = time.perf_counter()
         done = 0
-        while done < rounds if rounds is not None else _goes_on(done, start, seconds, min_rounds, max_rounds):
-            for place in turn_order(len(contenders), done):
-                contender = contenders[place]
+        while (
+            done < rounds
+            if rounds is not None
+            else _another_round(done, start, seconds, min_rounds, max_rounds)
+        ):
+            for index in turn_order(len(contenders), done):
+                contender = contenders[index]
                 time.sleep(pause)
-                times = _turn(contender, calls[contender.name])
-                timings[contender.name].rounds.append(times)
+                timings[contender.name].rounds.append(_time_turn(contender, calls[contender.name]))
             done += 1
             on_round(done)
     finally:
-        if collecting:
+        if gc_was_enabled:
             gc.enable()
     return timings
 
 
-def _goes_on(done: int, start: float, seconds: float, min_rounds: int, max_rounds: int) -> bool:
+def _another_round(done: int, start: float, seconds: float, min_rounds: int, max_rounds: int) -> bool:
     return done < min_rounds or (done < max_rounds and time.perf_counter() - start < seconds)
 
 
 def _calls_per_turn(contender: Contender) -> int:
-    _timed_call(contender)
-    estimate = _timed_call(contender)
-    return max(1, min(MAX_CALLS_PER_TURN, int(TURN / max(estimate, 1e-9))))
+    """Return how many calls fit into a turn, estimated from the second of two calls."""
+    _time_call(contender)
+    estimate = _time_call(contender)
+    return max(1, min(MAX_CALLS_PER_TURN, int(TURN_SECONDS / max(estimate, 1e-9))))
 
 
-def _turn(contender: Contender, calls: int) -> float:
-    if calls > 1:  # short calls: wake the contender's threads and fill the caches first
+def _time_turn(contender: Contender, calls: int) -> float:
+    """Return the median time of `calls` calls, in seconds."""
+    if calls > 1:  # short calls: first wake the contender's threads and fill the caches
         for _ in range((calls + 3) // 4):
-            _timed_call(contender)
-    return statistics.median(_timed_call(contender) for _ in range(calls))
+            _time_call(contender)
+    return statistics.median(_time_call(contender) for _ in range(calls))
 
 
-def _timed_call(contender: Contender) -> float:
+def _time_call(contender: Contender) -> float:
+    """Return the time of one call, in seconds, and keep its result."""
     contender.refresh()
     start = time.perf_counter_ns()
     contender.result = contender.call()

@@ -1,1 +1,1 @@
-"""Results of the benchmark: tables, plot and targets."""
+"""Results of a benchmark run, and their output as tables, JSON and a plot."""

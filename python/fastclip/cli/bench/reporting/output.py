@@ -1,4 +1,4 @@
-"""Writes the results of a run: tables, JSON and a plot."""
+"""Writes the results of a run as tables, JSON and a plot."""
 
 from __future__ import annotations
 
@@ -9,19 +9,34 @@ from typing import Any
 
 import fastclip
 from fastclip.cli.bench.measuring.machine import describe_machine
-from fastclip.cli.bench.reporting.findings import Findings
+from fastclip.cli.bench.reporting.results import Results
 from fastclip.cli.bench.suites.targets import Outcome
 from fastclip.cli.errors import CommandError
 from fastclip.cli.json_output import to_json
 
 
-def show(
+def write_results(
     args: argparse.Namespace,
-    findings: Findings,
-    names: list[str],
+    results: Results,
+    peers: list[str],
     outcomes: list[Outcome],
     started: float,
 ) -> None:
+    """Write the plot, the JSON and the tables that the options request.
+
+    Parameters
+    ----------
+    args : argparse.Namespace
+        The arguments of the command.
+    results : Results
+        The results of the run.
+    peers : list of str
+        The selected peers.
+    outcomes : list of Outcome
+        The comparison with the targets; empty without ``--check``.
+    started : float
+        The value of `time.time` at the start of the run.
+    """
     machine = describe_machine()
     config = fastclip.config()
     if args.plot is not None:
@@ -29,7 +44,7 @@ def show(
 
         title = f"fastclip {config['version']} on {machine['cpu']}, {config['threads']} threads"
         try:
-            plot_rows(findings.rows, title, args.plot)
+            plot_rows(results.rows, title, args.plot)
         except (OSError, ValueError) as error:
             raise CommandError(f"--plot: {args.plot} cannot be written: {error}") from None
     if args.json is not None:
@@ -40,18 +55,18 @@ def show(
                 "train": args.train,
                 "size": args.size,
                 "threads": config["threads"],
-                "peers": names,
+                "peers": peers,
                 "seconds_in_all": time.time() - started,
             },
-            "rows": [row.to_dict() for row in findings.rows],
-            "skipped": findings.skipped,
+            "rows": [row.to_dict() for row in results.rows],
+            "skipped": results.skipped,
         }
-        report["rows"] += [extra.to_dict() for extra in (findings.memory, findings.imports) if extra]
+        report["rows"] += [result.to_dict() for result in (results.memory, results.imports) if result]
         if args.check:
             report["targets"] = [outcome.to_dict() for outcome in outcomes]
         _write_json(args.json, to_json(report))
     if args.json != "-":
-        _print_tables(findings, names, outcomes, f"{machine['cpu']}, {config['threads']} threads")
+        _print_tables(results, peers, outcomes, f"{machine['cpu']}, {config['threads']} threads")
 
 
 def _write_json(path: str, text: str) -> None:
@@ -64,20 +79,20 @@ def _write_json(path: str, text: str) -> None:
         raise CommandError(f"--json: {path} cannot be written: {error.strerror}") from None
 
 
-def _print_tables(findings: Findings, names: list[str], outcomes: list[Outcome], machine: str) -> None:
+def _print_tables(results: Results, peers: list[str], outcomes: list[Outcome], machine: str) -> None:
     from rich.console import Console
 
     from fastclip.cli.bench.reporting import table
 
     console = Console()
     console.print(machine, highlight=False)
-    if findings.rows:
-        table.print_rows(console, findings.rows, names)
-    if findings.memory is not None:
-        table.print_memory(console, findings.memory)
-    if findings.imports is not None:
-        table.print_import(console, findings.imports)
-    for name, reason in findings.skipped.items():
+    if results.rows:
+        table.print_rows(console, results.rows, peers)
+    if results.memory is not None:
+        table.print_memory(console, results.memory)
+    if results.imports is not None:
+        table.print_import(console, results.imports)
+    for name, reason in results.skipped.items():
         console.print(f"{name}: not measured: {reason}", style="yellow", markup=False)
     if outcomes:
         table.print_outcomes(console, outcomes)

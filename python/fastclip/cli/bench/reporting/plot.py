@@ -1,4 +1,4 @@
-"""The results of the benchmark as a picture."""
+"""Draws the results of the benchmark."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _MARKERS = {
 
 
 def plot_rows(rows: Sequence[TimedRow], title: str, path: Path) -> None:
-    """Draw each contender's median time as a multiple of the limit, a line for each row.
+    """Draw the median time of each contender as a multiple of the limit, one line per row.
 
     Parameters
     ----------
     rows : sequence of TimedRow
-        What to draw, from the top.
+        The rows, from top to bottom.
     title : str
-        Names the machine.
+        The title of the plot.
     path : Path
-        The file to write; its suffix says the format, such as ".png".
+        The file to write. Its suffix determines the format, such as ".png".
     """
     figure = Figure(figsize=(9, 1.8 + 0.34 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)

@@ -1,4 +1,4 @@
-"""The results of the benchmark as tables in the terminal."""
+"""Prints the results of the benchmark as tables in the terminal."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from fastclip.cli.bench.reporting.timed_row import TimedRow
 from fastclip.cli.bench.suites.targets import Outcome
 from fastclip.cli.durations import seconds_range_text, seconds_text
 
-# Cores that others keep busy from which on the times are in doubt.
+# Number of cores kept busy by other processes above which the times are unreliable.
 NOTICEABLE_LOAD = 0.15
 
 
 def print_rows(console: Console, rows: Sequence[TimedRow], peers: Sequence[str]) -> None:
-    """Print a table for each case: fastclip's time in each row, and the others beside it."""
+    """Print a table for each case and dtype, with fastclip's time in each row and ratios to the others."""
     for (case, dtype), group in itertools.groupby(rows, key=lambda row: (row.row.case, row.row.dtype)):
         in_case = list(group)
         first = in_case[0].row
-        own = [name for row in in_case for name in row.timings if name.startswith("fastclip-")]
-        others = ["limit", *peers, *dict.fromkeys(own)]
+        variants = [name for row in in_case for name in row.timings if name.startswith("fastclip-")]
+        others = ["limit", *peers, *dict.fromkeys(variants)]
         tensors = f"{len(first.shapes):,} tensors, " if len(first.shapes) > 1 else ""
         title = f"{case} {dtype} ({tensors}{first.elements:,} elements)"
         table = Table(
@@ -38,7 +38,9 @@ def print_rows(console: Console, rows: Sequence[TimedRow], peers: Sequence[str])
             heading = name.replace("-", "\n")
             table.add_column(heading, width=max(7, *map(len, heading.split("\n"))), justify="right")
         for row in in_case:
-            table.add_row(_row_cell(row), _own_cell(row), *(_peer_cell(row, name) for name in others))
+            table.add_row(
+                _variant_cell(row), _fastclip_cell(row), *(_ratio_cell(row, name) for name in others)
+            )
         console.print(table)
     console.print(
         "Under fastclip: median time and quartiles. Under the others: fastclip's median time / theirs "
@@ -54,7 +56,7 @@ def print_rows(console: Console, rows: Sequence[TimedRow], peers: Sequence[str])
 
 
 def print_other_load(console: Console, rows: Sequence[TimedRow]) -> None:
-    """Warn if other processes were at work while the rows were timed."""
+    """Print a warning if other processes kept the machine busy while rows were timed."""
     disturbed = [row for row in rows if (row.other_cores or 0.0) > NOTICEABLE_LOAD]
     if disturbed:
         worst = max(disturbed, key=lambda row: row.other_cores or 0.0)
@@ -68,21 +70,21 @@ def print_other_load(console: Console, rows: Sequence[TimedRow]) -> None:
         )
 
 
-def _row_cell(row: TimedRow) -> Text:
+def _variant_cell(row: TimedRow) -> Text:
     first, second = row.row.variant
     cell = Text(first)
     cell.append(f"\n{second}", style="dim")
     return cell
 
 
-def _own_cell(row: TimedRow) -> Text:
+def _fastclip_cell(row: TimedRow) -> Text:
     timing = row.timings["fastclip"]
     cell = Text(seconds_text(timing.median), style="bold")
     cell.append(f"\n{seconds_range_text(*timing.quartiles)}", style="dim not bold")
     return cell
 
 
-def _peer_cell(row: TimedRow, name: str) -> Text:
+def _ratio_cell(row: TimedRow, name: str) -> Text:
     ratio = row.ratio(name)
     if ratio is None:
         return Text("-", style="dim")
@@ -93,7 +95,7 @@ def _peer_cell(row: TimedRow, name: str) -> Text:
 
 
 def print_memory(console: Console, memory: PeakMemory) -> None:
-    """Print the peak memory of an out-of-place call in a line."""
+    """Print the peak memory of an out-of-place call."""
     console.print(
         f"peak memory, out of place: {memory.peak_bytes / MIB:,.1f} MiB; inputs and outputs are "
         f"{(memory.input_bytes + memory.output_bytes) / MIB:,.1f} MiB, "
@@ -103,14 +105,14 @@ def print_memory(console: Console, memory: PeakMemory) -> None:
 
 
 def print_import(console: Console, times: ImportTime) -> None:
-    """Print the time of the import in a line."""
+    """Print the import time of fastclip minus that of NumPy."""
     console.print(
         f"import fastclip: {1e3 * times.difference:+.1f} ms on top of import numpy", highlight=False
     )
 
 
 def print_outcomes(console: Console, outcomes: Sequence[Outcome]) -> None:
-    """Print each target and whether it is met."""
+    """Print each target and whether it was met."""
     styles = {"met": "green", "missed": "bold red", "not measured": "dim"}
     table = Table(title="targets", title_justify="left")
     for heading in ("row", "against"):

@@ -1,4 +1,4 @@
-"""What the benchmark found for one row."""
+"""Times of all contenders of one row."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from fastclip.cli.bench.suites.row import BenchmarkRow
 
 @dataclass(frozen=True)
 class TimedRow:
-    """The times of all contenders of a row.
+    """Times of all contenders of a row.
 
     Attributes
     ----------
     row : BenchmarkRow
-        What was timed.
+        The row.
     timings : dict of str to Timing
-        By contender: "fastclip", "limit", and the peers that took part.
+        Times by contender: "fastclip", "limit", the peers and, if it took part, "fastclip-f32".
     labels : dict of str to str
-        What each contender called.
+        The function or expression that was timed, by contender.
     absent : dict of str to str
-        The peers that could not take part, and why.
+        The peers that failed, and why.
     other_cores : float or None
-        How many cores other processes kept busy meanwhile; None where it is not known.
+        Average number of cores that other processes kept busy meanwhile; None if it is unknown.
     """
 
     row: BenchmarkRow
@@ -34,13 +34,13 @@ class TimedRow:
     other_cores: float | None = None
 
     def ratio(self, other: str) -> float | None:
-        """Return fastclip's median time divided by that of `other`; None if it took no part."""
+        """Return fastclip's median time divided by that of `other`, or None if `other` was not timed."""
         if other not in self.timings:
             return None
         return self.timings["fastclip"].median / self.timings[other].median
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the row of the JSON output; times in seconds."""
+        """Return the row for the JSON output. Times are in seconds."""
         others = [name for name in self.timings if name != "fastclip"]
         return {
             "row": self.row.name,

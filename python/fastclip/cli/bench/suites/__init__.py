@@ -1,1 +1,1 @@
-"""Parts that every suite of benchmark rows needs: rows, targets and other libraries."""
+"""Parts common to the suites of benchmark rows: row and suite types, targets, and the other libraries."""

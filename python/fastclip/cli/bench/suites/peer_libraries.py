@@ -1,6 +1,6 @@
-"""The libraries that the benchmark compares with: which are installed, and importing them.
+"""Selects and imports the libraries that the benchmark compares fastclip with.
 
-They are imported only here and by the contenders, and only when asked for.
+They are imported only here and in the ``peers`` modules, and only if they are selected.
 """
 
 from __future__ import annotations
@@ -12,59 +12,81 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastclip.cli.bench.inputs.arrays import Array
 from fastclip.cli.errors import CommandError
 
-# peer: (what it is, the packages it needs)
-Catalogue = Mapping[str, tuple[str, tuple[str, ...]]]
+
+class Peer(NamedTuple):
+    """A contender other than fastclip and the limit.
+
+    Attributes
+    ----------
+    description : str
+        The library, and how it is used.
+    packages : tuple of str
+        The packages to import.
+    """
+
+    description: str
+    packages: tuple[str, ...] = ()
+
+
+Peers = Mapping[str, Peer]  # by name
 
 _ALIASES = {"optax": "jax", "tensorflow": "tf"}
 
 
-def chosen_peers(text: str | None, catalogue: Catalogue) -> list[str]:
-    """Return the peers named in `text`, or all that are installed where it is None.
+def select_peers(text: str | None, available: Peers) -> list[str]:
+    """Return the names of the selected peers.
+
+    Parameters
+    ----------
+    text : str or None
+        Names or aliases of peers, separated by commas, or "none". None selects all installed peers.
+    available : Peers
+        All peers of the suite.
 
     Raises
     ------
     CommandError
-        If a name is not a peer's, or if a peer that is named is not installed.
+        If a name in `text` is unknown, or if a package that it needs is not installed.
     """
     if text is None:
-        return [peer for peer in catalogue if not _missing(peer, catalogue)]
+        return [peer for peer in available if not _missing(peer, available)]
     if text == "none":
         return []
     names = [_ALIASES.get(name.strip(), name.strip()) for name in text.split(",")]
     for name in names:
-        if name not in catalogue:
-            raise CommandError(f"--peers: {name!r} is not one of {', '.join(catalogue)}, none")
-        if missing := _missing(name, catalogue):
+        if name not in available:
+            raise CommandError(f"--peers: {name!r} is not one of {', '.join(available)}, none")
+        if missing := _missing(name, available):
             raise CommandError(f"--peers: {name} is not installed: pip install {' '.join(missing)}")
-    return [peer for peer in catalogue if peer in names]
+    return [peer for peer in available if peer in names]
 
 
-def _missing(peer: str, catalogue: Catalogue) -> list[str]:
-    return [package for package in catalogue[peer][1] if importlib.util.find_spec(package) is None]
+def _missing(peer: str, available: Peers) -> list[str]:
+    return [package for package in available[peer].packages if importlib.util.find_spec(package) is None]
 
 
-def import_peers(peers: Sequence[str], catalogue: Catalogue, threads: int) -> None:
-    """Import the peers' libraries and give each as many threads as fastclip has."""
-    packages = {package for peer in peers for package in catalogue[peer][1]}
+def import_peers(peers: Sequence[str], available: Peers, threads: int) -> None:
+    """Import the packages of the peers and limit each of them to `threads` threads."""
+    packages = {package for peer in peers for package in available[peer].packages}
     if "torch" in packages:
         importlib.import_module("torch").set_num_threads(threads)
     if "tensorflow" in packages:
-        # The first operation starts the runtime, which looks for GPUs and reads the threads.
-        with _environment(TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="-1"), _held_back_stderr():
+        # The first operation starts the runtime, which searches for GPUs and fixes the number of threads.
+        with _environment(TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="-1"), _withheld_stderr():
             tensorflow = importlib.import_module("tensorflow")
-            with contextlib.suppress(RuntimeError):  # TensorFlow is in use already
+            with contextlib.suppress(RuntimeError):  # raised if the runtime has been started before
                 tensorflow.config.threading.set_intra_op_parallelism_threads(threads)
                 tensorflow.config.threading.set_inter_op_parallelism_threads(threads)
             tensorflow.constant(0.0)
     if "jax" in packages:
-        # NPROC is what sets the size of XLA's thread pool; nothing else does.
+        # NPROC is the only setting for the size of XLA's thread pool.
         with _environment(NPROC=str(threads), JAX_PLATFORMS="cpu"):
             importlib.import_module("jax").devices()
     with contextlib.suppress(ImportError):
@@ -72,7 +94,7 @@ def import_peers(peers: Sequence[str], catalogue: Catalogue, threads: int) -> No
 
 
 def torch_tensor(array: Array) -> Any:
-    """Return a torch tensor over the memory of `array`, bfloat16 too."""
+    """Return a torch tensor that shares memory with `array`, which may be bfloat16."""
     torch = importlib.import_module("torch")
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
@@ -81,6 +103,7 @@ def torch_tensor(array: Array) -> Any:
 
 @contextlib.contextmanager
 def _environment(**variables: str) -> Iterator[None]:
+    """Set environment variables for the duration of the block."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -94,20 +117,20 @@ def _environment(**variables: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _held_back_stderr() -> Iterator[None]:
-    """Keep what is written to file descriptor 2, and show it only if the block raises.
+def _withheld_stderr() -> Iterator[None]:
+    """Withhold what is written to file descriptor 2, and write it there only if the block raises.
 
-    TensorFlow logs to it before its log level can be set.
+    TensorFlow logs to that descriptor before its log level can be set.
     """
     sys.stderr.flush()
     stderr = os.dup(2)
-    with tempfile.TemporaryFile() as held_back:
-        os.dup2(held_back.fileno(), 2)
+    with tempfile.TemporaryFile() as withheld:
+        os.dup2(withheld.fileno(), 2)
         try:
             yield
         except BaseException:
-            held_back.seek(0)
-            os.write(stderr, held_back.read())
+            withheld.seek(0)
+            os.write(stderr, withheld.read())
             raise
         finally:
             os.dup2(stderr, 2)

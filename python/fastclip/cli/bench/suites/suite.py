@@ -1,4 +1,4 @@
-"""What ``fastclip bench`` can run: the rows of a suite, and who takes part in them."""
+"""Definition of a suite: the rows that ``fastclip bench`` can time, and their contenders."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from fastclip.cli.bench.measuring.timing import Contender
-from fastclip.cli.bench.suites.peer_libraries import Catalogue
+from fastclip.cli.bench.suites.peer_libraries import Peers
 from fastclip.cli.bench.suites.row import BenchmarkRow
 from fastclip.cli.bench.suites.targets import Target
 
@@ -17,40 +17,42 @@ WorkT = TypeVar("WorkT")
 
 @dataclass(frozen=True)
 class Suite(Generic[RowT, WorkT]):
-    """Rows, what makes the contenders of one, and what they are measured for.
+    """A set of benchmark rows, and the functions that prepare their contenders.
 
     Attributes
     ----------
-    cases, extras : tuple of str
-        The cases of the rows, and those that are not timed in this process.
+    cases : tuple of str
+        The cases of the rows.
+    process_cases : tuple of str
+        Further cases, which are no rows and are measured in new processes: "memory" and "import".
     quick : tuple of str
-        Patterns of the rows that ``--quick`` leaves.
-    own : tuple of str
-        The contenders that are fastclip; the first has to take part.
-    peers : mapping
-        The other contenders: what each is, and the packages it needs.
+        Patterns of the names of the rows that ``--quick`` selects.
+    fastclip_contenders : tuple of str
+        The names of the contenders that call fastclip. The first one takes part in every row.
+    peers : Peers
+        The contenders that call other libraries.
     rows : callable
-        Takes ``--size`` and the types asked for, if any, and returns the rows.
+        Takes ``--size`` and the selected dtypes (None for the defaults) and returns the rows.
     check_memory : callable
-        Takes a row and the number of contenders that were asked for; raises MemoryError where
-        the machine cannot have them side by side.
+        Takes a row and the number of contenders. Raises MemoryError if the machine has too little memory
+        for all of them at the same time.
     workload : callable
-        Returns the data of a row.
+        Takes a row and returns its workload: the gradients and whatever else the contenders share.
     contender : callable
-        Takes a name and the data of a row; returns None where that one has nothing to compare.
+        Takes a name and a workload. Returns None if that contender does not support the row.
     check_result : callable
-        Raises if a contender's first call has not done what the row is about.
+        Takes a contender that has been called once, and the workload. Raises if the result is wrong.
     limit : callable
-        Returns the contender that only moves the bytes.
+        Takes a workload and returns the contender that only moves the bytes.
     targets : callable
-        Returns what fastclip is to reach.
+        Returns the performance targets.
     """
 
     cases: tuple[str, ...]
-    extras: tuple[str, ...]
+    process_cases: tuple[str, ...]
     quick: tuple[str, ...]
-    own: tuple[str, ...]
-    peers: Catalogue
+    fastclip_contenders: tuple[str, ...]
+    peers: Peers
     rows: Callable[[str, Sequence[str] | None], list[RowT]]
     check_memory: Callable[[RowT, int], None]
     workload: Callable[[RowT], WorkT]

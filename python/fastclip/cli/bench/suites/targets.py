@@ -1,4 +1,4 @@
-"""What fastclip is to reach, and whether it did."""
+"""Performance targets of fastclip, and the comparison of measurements with them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Target:
-    """A bound on one number of the benchmark.
+    """Upper bound on one number that the benchmark measures.
 
     Attributes
     ----------
     row : str
         The name of the row.
     against : str
-        What the number compares with: a contender, or what `unit` is counted from.
+        What fastclip is compared with: a contender, the size of inputs and outputs, or the import of NumPy.
     at_most : float
-        The bound.
+        The upper bound.
     unit : str
-        "x" for a ratio of median times, "MiB" and "ms" for what is on top of `against`.
+        "x" if the number is fastclip's median time divided by that of `against`; "MiB" or "ms" if it is
+        the difference to `against`.
     """
 
     row: str
@@ -51,7 +52,7 @@ TARGETS = (
     Target("import", "import numpy", 15.0, "ms"),
 )
 
-# With --train. Without clipping, the limit is that of one pass.
+# Targets of --train. In rows without clipping, the limit reads the gradients only once.
 TRAINING_TARGETS = (
     Target("gpt2/adamw/f32", "torch", 0.75),
     Target("gpt2/adamw/f32", "numpy", 0.17),
@@ -80,7 +81,7 @@ TRAINING_TARGETS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """A target and the number measured for it; None where the run did not measure it."""
+    """A target and the measured number, which is None if the run did not measure it."""
 
     target: Target
     measured: float | None
@@ -93,7 +94,7 @@ class Outcome:
         return "met" if self.measured <= self.target.at_most else "missed"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the entry of the JSON output."""
+        """Return the entry for the JSON output."""
         return {
             "row": self.target.row,
             "against": self.target.against,
@@ -107,6 +108,20 @@ class Outcome:
 def compare(
     measured: Mapping[tuple[str, str], float], targets: Sequence[Target] | None = None
 ) -> list[Outcome]:
-    """Compare measurements, by row and what they compare with, with all targets (`TARGETS`)."""
-    goals = TARGETS if targets is None else targets
-    return [Outcome(target, measured.get((target.row, target.against))) for target in goals]
+    """Compare measurements with targets.
+
+    Parameters
+    ----------
+    measured : mapping
+        The measured numbers, by the `row` and `against` of their targets.
+    targets : sequence of Target, optional
+        Defaults to `TARGETS`.
+
+    Returns
+    -------
+    list of Outcome
+        One outcome for each target, in the order of the targets.
+    """
+    if targets is None:
+        targets = TARGETS
+    return [Outcome(target, measured.get((target.row, target.against))) for target in targets]

@@ -1,1 +1,1 @@
-"""Rows of ``fastclip bench --train``: clipping and an optimizer step together."""
+"""Benchmark of optimizer steps with and without clipping: ``fastclip bench --train``."""

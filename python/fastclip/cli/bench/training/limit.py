@@ -1,4 +1,4 @@
-"""The limit of a step: how fast this machine moves the bytes that a step has to move."""
+"""The limit of a training row: the time this machine needs to move the bytes that a step must move."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from fastclip.cli.bench.training.workload import StepRow, StepWorkload
 
 
 def limit_passes(row: StepRow) -> str:
-    """Say which passes over memory a step cannot do without.
+    """Return the passes over memory that a step requires, such as "read + scale".
 
-    One pass reads the gradients for their norm, where there is clipping; the other reads them again and
-    reads and writes variable and slots.
+    With clipping, the first pass reads the gradients, for their norm. Then the gradients are read, and
+    variables and slots are read and written ("scale").
     """
     return "read + read + scale" if row.clipped else "read + scale"
 
 
 def limit(work: StepWorkload) -> Contender:
-    """Return the contender that makes just these passes, with plain SIMD loops.
+    """Return the contender that makes these passes and nothing else, with plain SIMD loops.
 
-    The loops are those of :mod:`fastclip.cli.bench.clipping.limit`, in turn: each reading pass is over one
-    buffer of as many bytes as the gradients have, and the pass that reads and writes is over one of as many
-    as variables and slots have together. The first of them is refreshed as the gradients are.
+    The loops are those of :mod:`fastclip.cli.bench.clipping.limit`. Each reading pass is over a buffer of
+    the size of all gradients, which is restored before each call as the gradients are. The pass that reads
+    and writes is over a buffer of the size of all variables and slots.
     """
     passes = limit_passes(work.row)
     gradients, refresh = gradient_buffer(work.gradients, refreshed=True)
@@ -33,6 +33,8 @@ def limit(work: StepWorkload) -> Contender:
     def call() -> None:
         for _ in range(passes.count("read")):
             _core.bandwidth_read(gradients)
-        _core.bandwidth_scale(state, -1.0)  # by less than 1, the numbers would become subnormal
+        _core.bandwidth_scale(
+            state, -1.0
+        )  # a smaller factor would make the elements subnormal after many calls
 
     return Contender("limit", passes, call, refresh)

@@ -1,7 +1,7 @@
-"""The contenders at optimizer steps: fastclip, and what people use today.
+"""Contenders of the training benchmark: fastclip, NumPy and torch.
 
-Each function below takes the workload of a row and returns what is timed, or None where
-it has nothing to compare. torch is imported only here, and only when asked for.
+For each contender, a function takes the workload of a row and returns the contender, or None if it does
+not support the row. torch is imported only if it is selected.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from fastclip.cli.bench.inputs.arrays import Array
 from fastclip.cli.bench.measuring.timing import Contender
-from fastclip.cli.bench.suites.peer_libraries import Catalogue, torch_tensor
+from fastclip.cli.bench.suites.peer_libraries import Peer, Peers, torch_tensor
 from fastclip.cli.bench.training.optimizers import (
     BETA1,
     BETA2,
@@ -27,48 +27,48 @@ from fastclip.cli.bench.training.optimizers import (
 )
 from fastclip.cli.bench.training.workload import StepWorkload
 
-# fastclip itself; in rows of narrower gradients also with float32 ones, to compare with.
-OWN = ("fastclip", "fastclip-f32")
-PEERS: Catalogue = {
-    "numpy": ("NumPy as people write it", ()),
-    "torch": ("torch, fused", ("torch",)),
-    "torch-foreach": ("torch, foreach", ("torch",)),
+# "fastclip-f32" takes part in rows of float16 and bfloat16 gradients, with float32 gradients instead.
+FASTCLIP_CONTENDERS = ("fastclip", "fastclip-f32")
+PEERS: Peers = {
+    "numpy": Peer("NumPy, with straightforward expressions"),
+    "torch": Peer("torch, with fused=True", ("torch",)),
+    "torch-foreach": Peer("torch, with foreach=True", ("torch",)),
 }
 
 
 @dataclass
 class StepContender(Contender):
-    """A contender that keeps variables and slots of its own.
+    """Contender with its own variables and slots.
 
     Attributes
     ----------
     state : callable
-        Returns the first variable, and the first of its slots (None if there is none).
+        Returns the first variable and its first slot, which is None for an optimizer without slots.
     """
 
     state: Callable[[], tuple[Any, Any]] = lambda: (None, None)
 
 
 def contender(name: str, work: StepWorkload) -> StepContender | None:
-    """Return fastclip or a peer at the work of a row; None if it has nothing to compare."""
+    """Return the contender `name` for a workload; None if it does not support the row."""
     return _CONTENDERS[name](name, work)
 
 
 def check_result(contender: Contender, work: StepWorkload) -> None:
-    """Raise if the contender's first step was not what the row is about."""
+    """Raise AssertionError if the contender's first step was wrong. It must have made one step."""
     assert isinstance(contender, StepContender)
     step = work.first_step()
     variable, slot = contender.state()
-    moved = np.asarray(variable).reshape(-1)[step.elements] - step.before
-    _check_close(f"{contender.label} moved the variable by", moved, step.after - step.before)
+    change = np.asarray(variable).reshape(-1)[step.elements] - step.before
+    _check_close(f"{contender.label} moved the variable by", change, step.after - step.before)
     if step.slot is not None:
-        found = np.asarray(slot).reshape(-1)[step.elements]
-        _check_close(f"{contender.label} made the slot", found, step.slot)
+        actual = np.asarray(slot).reshape(-1)[step.elements]
+        _check_close(f"{contender.label} made the slot", actual, step.slot)
 
 
-def _check_close(what: str, found: Array, expected: Array) -> None:
-    if not np.allclose(found, expected, rtol=0.02, atol=0.01 * np.max(np.abs(expected))):
-        raise AssertionError(f"{what} {found[:4]}, expected {expected[:4]}")
+def _check_close(what: str, actual: Array, expected: Array) -> None:
+    if not np.allclose(actual, expected, rtol=0.02, atol=0.01 * np.max(np.abs(expected))):
+        raise AssertionError(f"{what} {actual[:4]}, expected {expected[:4]}")
 
 
 def _fastclip(name: str, work: StepWorkload) -> StepContender:
@@ -99,16 +99,17 @@ def _numpy(name: str, work: StepWorkload) -> StepContender | None:
         return None
     adamw = work.row.rule.name == "adamw"
     gradients, variables, bound = work.gradients, work.variables(), work.bound
-    narrow = work.row.dtype != "f32"  # sums of narrow gradients lose digits, or overflow: nobody keeps that
+    # Sums in float16 or bfloat16 lose digits or overflow, so such gradients are converted.
+    convert = work.row.dtype != "f32"
     m = [np.zeros_like(w) for w in variables]
     v = [np.zeros_like(w) for w in variables] if adamw else []
     steps = 0
 
     def clipped() -> list[Array]:
-        wide = [g.astype(np.float32) for g in gradients] if narrow else gradients
-        norm = np.sqrt(sum(np.sum(np.square(g)) for g in wide))
+        converted = [g.astype(np.float32) for g in gradients] if convert else gradients
+        norm = np.sqrt(sum(np.sum(np.square(g)) for g in converted))
         factor = bound / max(norm, bound)
-        return [g * factor for g in wide]
+        return [g * factor for g in converted]
 
     def call_adamw() -> None:
         nonlocal steps
@@ -143,7 +144,7 @@ def _torch(name: str, work: StepWorkload) -> StepContender | None:
     parameters = [torch.from_numpy(w).requires_grad_() for w in variables]
     for parameter, gradient in zip(parameters, work.gradients, strict=True):
         if work.row.dtype != "f32" and hasattr(parameter, "grad_dtype"):
-            parameter.grad_dtype = None  # let it have any; the step then says whether it takes it
+            parameter.grad_dtype = None  # allows any dtype; optimizer.step() raises if it does not support it
         parameter.grad = torch_tensor(gradient)
     kind = "foreach" if name == "torch-foreach" else "fused"
     clip = torch.nn.utils.clip_grad_norm_

@@ -1,4 +1,4 @@
-"""The suite of ``fastclip bench --train``: rows that clip and step."""
+"""Suite of ``fastclip bench --train``: rows that clip gradients and update variables."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from fastclip.cli.bench.training import limit, peers, workload
 
 TRAINING = Suite(
     cases=workload.CASES,
-    extras=(),
+    process_cases=(),
     quick=("resnet50/adamw/f32", "resnet50/adagrad/f32", "many/*", "mlp/*"),
-    own=peers.OWN,
+    fastclip_contenders=peers.FASTCLIP_CONTENDERS,
     peers=peers.PEERS,
     rows=workload.rows,
     check_memory=workload.check_memory,

@@ -1,4 +1,4 @@
-"""The rows of ``fastclip bench --train``: gradients, and the variables that a step updates."""
+"""Rows of the training benchmark, and the gradients and variables of a row."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from fastclip.cli.bench.training import optimizers
 from fastclip.cli.bench.training.optimizers import Rule
 
 CASES = ("gpt2", "resnet50", "many", "mlp")
-# What the variables start from is normal with this deviation, as GPT-2's weights are.
+# Standard deviation of the initial variables, which are normally distributed, as in GPT-2.
 _DEVIATION = 0.02
 
-# case: the optimizers whose step comes with clipping, and those without
+# The optimizers of each case whose steps clip the gradients, and those whose steps do not.
 _CLIPPED = {
     "gpt2": (optimizers.ADAMW, optimizers.MOMENTUM_RULE),
     "resnet50": (optimizers.ADAMW,),
@@ -28,12 +28,12 @@ _CLIPPED = {
     "mlp": (optimizers.ADAMW,),
 }
 _UNCLIPPED = {"resnet50": optimizers.OTHERS}
-_DEFAULT_DTYPES = {("gpt2", "adamw"): ("f32", "bf16")}  # the others: f32
+_DEFAULT_DTYPES = {("gpt2", "adamw"): ("f32", "bf16")}  # other rows: f32
 
 
 @dataclass(frozen=True)
 class StepRow(BenchmarkRow):
-    """What one line of the benchmark times: one step, of float32 variables.
+    """Row that makes one optimizer step with float32 variables.
 
     Attributes
     ----------
@@ -42,11 +42,11 @@ class StepRow(BenchmarkRow):
     rule : Rule
         The optimizer.
     dtype : {"f32", "f16", "bf16"}
-        The type of the gradients.
+        The dtype of the gradients.
     clipped : bool
-        Whether the gradients are clipped by their global norm first, to half of it.
+        Whether the step clips the gradients to half of their global norm.
     shapes : tuple of shapes
-        The shapes of the gradients, and of the variables.
+        The shapes of the gradients and of the variables.
     """
 
     case: str
@@ -62,16 +62,16 @@ class StepRow(BenchmarkRow):
 
     @property
     def variant(self) -> tuple[str, str]:
-        """What tells the row from the others of its case, in two lines."""
+        """Two short texts that distinguish the row from the others in its table."""
         return self.rule.name, "clipped" if self.clipped else "not clipped"
 
     @property
     def state_nbytes(self) -> int:
-        """The bytes of all variables and slots, which a step reads and writes."""
+        """The size of all variables and slots, which a step reads and writes, in bytes."""
         return self.elements * 4 * (1 + len(self.rule.slots))
 
     def describe(self) -> dict[str, Any]:
-        """Return the row's part of the JSON output."""
+        """Return the properties of the row for the JSON output."""
         return {
             "case": self.case,
             "operation": "step",
@@ -84,30 +84,38 @@ class StepRow(BenchmarkRow):
 
 
 def rows(size: str, dtypes: Sequence[str] | None = None) -> list[StepRow]:
-    """Return all rows, with gradients of the types asked for or of each row's own."""
-    found = []
+    """Return all rows.
+
+    Parameters
+    ----------
+    size : {"full", "small"}
+        The size of the shapes.
+    dtypes : sequence of str, optional
+        The dtypes of the gradients. By default, each row has dtypes of its own.
+    """
+    result = []
     for case in CASES:
         shapes = SHAPES[size][case]()
         for rules, clipped in ((_CLIPPED[case], True), (_UNCLIPPED.get(case, ()), False)):
             for rule in rules:
-                own = _DEFAULT_DTYPES.get((case, rule.name), ("f32",))
-                found += [StepRow(case, rule, dtype, clipped, shapes) for dtype in dtypes or own]
-    # The rows of a case and type make a table.
-    return sorted(found, key=lambda row: (CASES.index(row.case), workload.DTYPES.index(row.dtype)))
+                default = _DEFAULT_DTYPES.get((case, rule.name), ("f32",))
+                result += [StepRow(case, rule, dtype, clipped, shapes) for dtype in dtypes or default]
+    # Rows of the same case and dtype have to be adjacent, because they share a table.
+    return sorted(result, key=lambda row: (CASES.index(row.case), workload.DTYPES.index(row.dtype)))
 
 
 @dataclass(frozen=True)
 class FirstStep:
-    """What one step has to make of some elements of the first variable, in float64.
+    """Correct result of the first step for some elements of the first variable, in float64.
 
     Attributes
     ----------
     elements : ndarray
-        Their indices in the flat variable.
+        Indices of the elements in the flattened variable.
     before, after : ndarray
-        The variable there.
+        These elements of the variable before and after the step.
     slot : ndarray or None
-        The first of its slots there, after the step; None if there is none.
+        The same elements of its first slot after the step; None for an optimizer without slots.
     """
 
     elements: Array
@@ -117,20 +125,20 @@ class FirstStep:
 
 
 class StepWorkload:
-    """The gradients of a row, the bound to clip them to, and variables for each contender.
+    """Gradients of a row, the bound to clip them to, and initial variables.
 
-    All contenders read the same gradients. torch clips them in place, and in training the
-    backward pass has just written them: `refresh` writes them anew, outside what is timed,
-    before every call of every contender. Variables and slots are each contender's own.
+    All contenders read the same gradients. `refresh` restores the gradients before every call of every
+    contender, because torch clips them in place, and because in training the backward pass has written
+    them just before the step; its time is not measured. Each contender has its own variables and slots.
 
     Attributes
     ----------
     row : StepRow
-        What the gradients are for.
+        The row.
     gradients : list of ndarray
-        What the contenders step with.
+        The gradients.
     bound : float
-        Half of the gradients' global norm.
+        Half of the global norm of the gradients.
     """
 
     def __init__(self, row: StepRow) -> None:
@@ -143,35 +151,35 @@ class StepWorkload:
         self._block = normal_block(1742, row.elements, _DEVIATION)
 
     def refresh(self) -> None:
-        """Write the gradients anew."""
+        """Restore the gradients."""
         self._clipping.refresh()
 
     def variables(self) -> list[Array]:
-        """Return new variables; they are the same for each contender."""
+        """Return new variables, with the same values in each call."""
         return [filled(np.empty(shape, np.float32), self._block) for shape in self.row.shapes]
 
     def first_step(self) -> FirstStep:
-        """Return what one step from fresh slots has to make of the first variable."""
+        """Return the correct result of the first step for elements of the first variable."""
         gradient = self._clipping.expected_start()
         if not self.row.clipped:
-            gradient *= 2.0  # that was half of it
+            gradient *= 2.0  # expected_start returns half of the gradient
         before = self._block[: gradient.size].astype(np.float64)
-        # Adam's step is nearly the sign of the gradient: where that is tiny, epsilon matters, which
-        # TensorFlow's formula and torch's have in different places.
+        # Adam's first step is nearly proportional to the sign of the gradient. For tiny gradients epsilon
+        # matters, and TensorFlow's and torch's formulas differ in its position.
         elements = np.flatnonzero(np.abs(gradient) > 0.01 * np.max(np.abs(gradient)))
         after, slot = self.row.rule.first_step(before[elements], gradient[elements])
         return FirstStep(elements, before[elements], after, slot)
 
 
 def check_memory(row: StepRow, contenders: int) -> None:
-    """Raise MemoryError if the machine has too little for `contenders` and the limit beside them.
+    """Raise MemoryError if there is too little memory for `contenders` contenders and the limit.
 
-    Linux would end the process rather than refuse the memory.
+    Without this check, Linux would kill the process instead of failing an allocation.
     """
     needed = (contenders + 1) * row.state_nbytes
-    needed += 4 * row.nbytes  # the gradients and the limit's, each with what they are refreshed from
-    needed += 2 * 4 * row.elements  # what a peer makes in between
-    if row.dtype != "f32":  # another contender, with gradients of its own
+    needed += 4 * row.nbytes  # the gradients and the buffer of the limit, and a copy of each
+    needed += 2 * 4 * row.elements  # temporary arrays of a peer
+    if row.dtype != "f32":  # fastclip-f32, with float32 gradients and their copy
         needed += row.state_nbytes + 2 * 4 * row.elements
     available = available_memory()
     if available is not None and needed > available:

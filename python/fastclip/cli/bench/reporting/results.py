@@ -12,16 +12,31 @@ from fastclip.cli.bench.suites.targets import Outcome, Target, compare
 
 
 @dataclass
-class Findings:
-    """What a run has measured so far, of which targets."""
+class Results:
+    """Results of a run of the benchmark, filled in while it runs.
 
-    goals: Sequence[Target]
+    Attributes
+    ----------
+    targets : sequence of Target
+        The performance targets to compare with.
+    rows : list of TimedRow
+        The timed rows.
+    memory : PeakMemory or None
+        The peak memory of an out-of-place call, if it was measured.
+    imports : ImportTime or None
+        The import times, if they were measured.
+    skipped : dict of str to str
+        The rows and cases that could not be measured, and why.
+    """
+
+    targets: Sequence[Target]
     rows: list[TimedRow] = field(default_factory=list)
     memory: PeakMemory | None = None
     imports: ImportTime | None = None
     skipped: dict[str, str] = field(default_factory=dict)
 
     def outcomes(self) -> list[Outcome]:
+        """Compare the results with all targets."""
         measured: dict[tuple[str, str], float] = {}
         for row in self.rows:
             for name in row.timings:
@@ -32,4 +47,4 @@ class Findings:
             measured["memory/f32/out-of-place", "inputs + outputs"] = self.memory.excess_bytes / MIB
         if self.imports is not None:
             measured["import", "import numpy"] = 1e3 * self.imports.difference
-        return compare(measured, self.goals)
+        return compare(measured, self.targets)
