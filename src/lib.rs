@@ -42,7 +42,7 @@
 )]
 #![cfg_attr(
     not(feature = "python"),
-    allow(dead_code, reason = "the bindings are what calls it; without them its tests do")
+    allow(dead_code, unused_imports, reason = "the bindings call it; without them only tests do")
 )]
 
 mod allocation;

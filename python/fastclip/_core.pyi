@@ -6,8 +6,12 @@ import numpy.typing as npt
 from typing_extensions import Self
 
 __all__ = [
+    "CallerSlots",
+    "GradientClipping",
     "NonFiniteError",
+    "RowGradient",
     "Slots",
+    "StepRequest",
     "__version__",
     "are_plain_pairs",
     "bandwidth_copy",
@@ -119,30 +123,49 @@ def bandwidth_scale(x: npt.NDArray[np.float32], factor: float, /) -> None: ...
 def bandwidth_copy(x: npt.NDArray[np.float32], out: npt.NDArray[np.float32], factor: float, /) -> None: ...
 def check_variables(arrays: _Arrays, argument: str, /) -> None: ...
 def are_plain_pairs(pairs: list[Any], /) -> bool: ...
-def take_step(
-    slots: Slots,
-    gradients: list[Any],
-    rows: tuple[_Arrays, _Arrays, list[bool]] | None,
-    arrays: list[npt.NDArray[Any]] | None,
-    numbers: Callable[
-        [],
-        tuple[
-            Sequence[float],
-            list[tuple[npt.NDArray[np.float64], float]],
-            npt.NDArray[np.int64],
-            npt.NDArray[np.float64],
+def take_step(request: StepRequest, /) -> bool: ...
+
+@final
+class StepRequest:
+    def __new__(
+        cls,
+        slots: Slots | CallerSlots,
+        pairs: list[Any],
+        numbers: Callable[
+            [],
+            tuple[
+                list[tuple[float, ...]],
+                list[tuple[npt.NDArray[np.float64], float]],
+                npt.NDArray[np.int64],
+                npt.NDArray[np.float64],
+            ],
         ],
-    ],
-    initial: Sequence[float],
-    handling: tuple[str, float, float, str],
-    whole: bool,
-    global_step: npt.NDArray[np.integer[Any]] | None,
-    /,
-) -> bool: ...
+        clipping: GradientClipping,
+        loss_scale: float,
+        global_step: npt.NDArray[np.integer[Any]] | None = None,
+    ) -> Self: ...
+
+@final
+class GradientClipping:
+    def __new__(cls, clip: str, bound: float, on_nonfinite: str) -> Self: ...
+
+@final
+class RowGradient:
+    def __new__(
+        cls,
+        values: npt.NDArray[Any],
+        indices: npt.NDArray[np.int64],
+        given: npt.NDArray[Any],
+        is_clamped: bool,
+    ) -> Self: ...
+
+@final
+class CallerSlots:
+    def __new__(cls, rule: str) -> Self: ...
 
 @final
 class Slots:
-    def __new__(cls, rule: str) -> Self: ...
+    def __new__(cls, rule: str, initial: Sequence[float]) -> Self: ...
     def entries(self) -> list[tuple[npt.NDArray[Any], list[npt.NDArray[Any]]]]: ...
     def of(self, array: npt.NDArray[Any]) -> list[npt.NDArray[Any]] | None: ...
     def has_slots(self) -> bool: ...

@@ -98,8 +98,7 @@ mod tests {
 
     fn segment(len: usize) -> Segment {
         let run = Run { pointer: std::ptr::null_mut(), scalar: Scalar::F32, is_written: false };
-        // SAFETY: a plan reads no memory.
-        unsafe { Segment::dense(false, len, [Some(run), None, None, None]) }
+        Segment::dense_in_test(false, len, [Some(run), None, None, None])
     }
 
     #[test]

@@ -155,8 +155,7 @@ mod tests {
     fn run(input: &mut [f32], output: *mut f32, action: Action, threads: usize) {
         let run = |pointer, is_written| Some(segment::Run { pointer, scalar: Scalar::F32, is_written });
         let operands = [run(input.as_mut_ptr().cast(), false), run(output.cast(), true), None, None];
-        // SAFETY: the output is the input, or a vector of the same length.
-        let mut segments = [unsafe { Segment::dense(false, input.len(), operands) }];
+        let mut segments = [Segment::dense_in_test(false, input.len(), operands)];
         let plan = Plan::new(&segments).unwrap();
         let context = Context { level: isa::detected(), threads };
         let workspace = Workspace::new(context, &segments, &plan).unwrap();

@@ -255,8 +255,7 @@ mod tests {
             .map(|t| {
                 let pointer = t.as_mut_ptr().cast::<u8>();
                 let run = Run { pointer, scalar: dtype.scalar, is_written: false };
-                // SAFETY: the tests' tensors outlive their segments.
-                unsafe { Segment::dense(dtype.complex, t.len(), [Some(run), None, None, None]) }
+                Segment::dense_in_test(dtype.complex, t.len(), [Some(run), None, None, None])
             })
             .collect()
     }

@@ -208,7 +208,6 @@ def test_has_unsafe_code(source: str, expected: bool) -> None:
     assert has_unsafe_code(source) is expected
 
 
-@pytest.mark.xfail(strict=False, reason="`unsafe` is still being moved into fewer files")
 def test_at_most_eight_rust_files_outside_the_bindings_have_unsafe_code() -> None:
     bindings = SOURCE / "py"
     files = [

@@ -88,7 +88,7 @@ class GradientClipping:
     def row_bound(self, loss_scale: float) -> float:
         """Return the bound on elements of repeated rows, which are clamped before they are summed.
 
-        It is infinite unless gradients are clipped by value. The rows are not divided by the loss scale yet, so
-        that the bound is multiplied by it.
+        It is infinite unless gradients are clipped by value. It is multiplied by the loss scale, by which the
+        rows have not been divided yet.
         """
         return self._bound * loss_scale if self._clip == "value" else math.inf

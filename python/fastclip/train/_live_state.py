@@ -20,16 +20,16 @@ class LiveState:
     """The objects that a step changes, apart from the variables.
 
     The compiled part writes to them in the call that updates the variables, so that an interrupt finds all of
-    them as they were before the step or all as they are after it. Loading a state creates another object, which
-    replaces this one in one assignment.
+    them as they were before the step or all as they are after it. Loading a state creates another object,
+    which replaces this one in one assignment.
 
     Attributes
     ----------
     slots : _core.Slots
         The variables that have been updated, their slots, and their low-precision copies.
     counters : dict of str to ndarray of float64, shape ()
-        The numbers that the rule keeps besides slots, such as the powers of Adam's betas. NaN before the first
-        step.
+        The numbers that the rule keeps besides slots, such as the powers of Adam's betas. NaN before the
+        first step.
     skipped_steps : ndarray of int64, shape ()
         The number of steps that were skipped.
     report : ndarray of float64, shape (3,)

@@ -26,8 +26,8 @@ from fastclip.train._step_counter import as_step_counter
 __all__ = ["Optimizer"]
 
 _Array = npt.NDArray[Any]
-#: The hyper-parameters of a step in the rule's order, the counters with their values after the step, the number of
-#: skipped steps, and the report on the norm.
+#: The hyper-parameters of a step, the counters with their values after it, the number of skipped steps, and
+#: the report on the norm.
 _Numbers = tuple[
     list[tuple[float, ...]],
     list[tuple[npt.NDArray[np.float64], float]],

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from fastclip import _core
 from fastclip._arguments.arrays import describe
-from fastclip._functions.clip import clip_by_value
+from fastclip._compiled.clip import clip_by_value
 from fastclip._indexed_slices import IndexedSlices
 from fastclip._numpy_memory import raises_memory_error
 from fastclip._variables.variable import Variable
@@ -116,10 +116,8 @@ def _checked_values(slices: IndexedSlices, array: _Array, name: str) -> _Array:
 
 
 @raises_memory_error
-def _unique_rows(
-    indices: _Array, values: _Array, array: _Array, bound: float
-) -> tuple[_Array, _Array, bool]:
-    """Return each row once, in ascending order of the indices, the indices, and whether the rows were clamped.
+def _unique_rows(indices: _Array, values: _Array, array: _Array, bound: float) -> tuple[_Array, _Array, bool]:
+    """Return unique rows in ascending order, their indices, and whether the rows were clamped.
 
     Rows that are not repeated are left to the step, which clamps them as it does a dense gradient.
     """
@@ -135,7 +133,7 @@ def _unique_rows(
                 # In a narrower type the bound would be rounded to it, and so would the sums.
                 values = values.astype(array.dtype)
             if bound < math.inf and values.dtype.kind == "f":
-                values, is_clamped = clip_by_value(values, -bound, bound), True
+                values, is_clamped = clip_by_value(values, -bound, bound, None), True
             summed = IndexedSlices(values, indices).coalesce()
             values, indices = summed.values, summed.indices
     return (

@@ -393,6 +393,21 @@ fn is_dense<const N: usize>(dims: &[Dim<N>], base: &[*mut u8; N], scalars: [Scal
 }
 
 #[cfg(test)]
+impl<const N: usize> Segment<N> {
+    /// [`Segment::new`] for tests, which keep the memory of the operands alive and unshared.
+    pub fn in_test(is_complex: bool, shape: &[usize], operands: [Option<Operand>; N]) -> Self {
+        // SAFETY: the test's contract.
+        unsafe { Self::new(is_complex, shape, operands) }.unwrap()
+    }
+
+    /// [`Segment::dense`] for tests, which keep the memory of the operands alive and unshared.
+    pub fn dense_in_test(is_complex: bool, len: usize, operands: [Option<Run>; N]) -> Self {
+        // SAFETY: the test's contract.
+        unsafe { Self::dense(is_complex, len, operands) }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::engine::exec::ChunkMut;

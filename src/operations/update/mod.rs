@@ -303,8 +303,7 @@ mod tests {
         /// The update of all of them.
         fn update(&mut self, with_copy: bool) -> ParameterUpdate {
             let (len, runs) = (self.w.len(), self.runs(with_copy));
-            // SAFETY: vectors of this length, which outlive the step.
-            of(unsafe { Segment::dense(false, len, runs) })
+            of(Segment::dense_in_test(false, len, runs))
         }
 
         fn bits(&self) -> Vec<u32> {
@@ -392,8 +391,7 @@ mod tests {
                 ..operands[VARIABLE].unwrap()
             };
             operands[VARIABLE] = Some(variable);
-            // SAFETY: vectors of this length, the variable's of twice that.
-            let update = of(unsafe { Segment::new(false, &[n], operands) }.unwrap());
+            let update = of(Segment::in_test(false, &[n], operands));
             take(*kind, update, isa::detected(), 3);
             case.w = spread.iter().step_by(2).copied().collect();
             assert!(case.bits() == want.bits(), "{kind:?}");
@@ -416,12 +414,10 @@ mod tests {
             let mut values = case.g.clone();
             let len_of_rows = values.len();
             let rows = [Some(run(&mut values, Scalar::F32, false))];
-            // SAFETY: a vector of this length, which outlives the step.
-            let rows = unsafe { Segment::dense(false, len_of_rows, rows) };
+            let rows = Segment::dense_in_test(false, len_of_rows, rows);
             let mut runs = case.runs(false);
             runs[GRADIENT] = None;
-            // SAFETY: as above.
-            let mut update = of(unsafe { Segment::dense(false, rows_count * len, runs) });
+            let mut update = of(Segment::dense_in_test(false, rows_count * len, runs));
             update.parameters.rows =
                 Some(RowGradient { indices: indices.clone(), row_len: len, values: rows });
             take(kind, update, isa::detected(), 2);
@@ -439,8 +435,7 @@ mod tests {
                     let mut g: Vec<G> = case.g.iter().map(|v| make(*v)).collect();
                     let mut runs = case.runs(false);
                     runs[GRADIENT] = Some(run(&mut g, scalar, false));
-                    // SAFETY: vectors of this length.
-                    let update = of(unsafe { Segment::dense(false, n, runs) });
+                    let update = of(Segment::dense_in_test(false, n, runs));
                     let transform = GradientTransform { factor, clamp };
                     let before = case.w.clone();
                     take_transformed(RuleKind::GradientDescent, update, transform, isa::detected(), 2);
@@ -502,8 +497,7 @@ mod tests {
             for (k, values) in slots.iter_mut().enumerate() {
                 operands[SLOTS + k] = operand(run(values, slot, true), &of_s);
             }
-            // SAFETY: vectors of this length, the variable's of `stride` times that.
-            let update = of(unsafe { Segment::new(false, &[n], operands) }.unwrap());
+            let update = of(Segment::in_test(false, &[n], operands));
             take(kind, update, isa::detected(), 2);
             w = spread.iter().step_by(stride).copied().collect();
             let bits = |v: f64| v.to_bits();

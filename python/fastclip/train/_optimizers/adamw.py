@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastclip.train._hyper_parameter import HyperParameter, current
+from fastclip.train._hyper_parameter import HyperParameter
 from fastclip.train._optimizers.adam import AdamOptimizer
 
 if TYPE_CHECKING:
