@@ -15,8 +15,8 @@ import fastclip
 from fastclip import IndexedSlices, Variable
 from fastclip._autodiff.gradients import compute_gradients
 from support import fresh_python
-from support import record_tensorflow_gradients as recorded
-from support.record_tensorflow_gradients import Case
+from support.recorders import gradients as recorded
+from support.recorders.gradients import Case
 from support.strategies import PROPERTY
 
 pytest.importorskip("autograd")

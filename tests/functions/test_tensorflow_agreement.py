@@ -1,8 +1,7 @@
-"""fastclip gives TensorFlow's results, and where it differs it does so on purpose.
+"""The clip functions agree with TensorFlow's, except in listed cases where fastclip differs deliberately.
 
-TensorFlow's results are read from ``data/tensorflow_clip.npz``, which
-``record_tensorflow.py`` wrote; the last tests call TensorFlow itself where it is
-installed.
+TensorFlow's results are read from ``support/data/tensorflow_clip.npz``, which
+``support/recorders/clipping.py`` wrote; the last tests call TensorFlow where it is installed.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ import fastclip
 
 pytest.importorskip("ml_dtypes")
 
-from support import record_tensorflow
-from support.record_tensorflow import AGREEMENT, BFLOAT16, DIFFERENCE, REFUSAL, SEED, Case, Slices
+from support.recorders import clipping as recorder
+from support.recorders.clipping import AGREEMENT, BFLOAT16, DIFFERENCE, REFUSAL, SEED, Case, Slices
 
-VERSIONS, CASES = record_tensorflow.load()
+VERSIONS, CASES = recorder.load()
 AGREEMENTS = [case for case in CASES if case.group == AGREEMENT]
 REFUSALS = [case for case in CASES if case.group == REFUSAL]
 DIFFERENCES = {case.id: case for case in CASES if case.group == DIFFERENCE}
@@ -161,7 +160,7 @@ def assert_case_agrees(case: Case, units: int) -> None:
         assert isinstance(actual, tuple)
         clipped, norm = actual
         expected_clipped, expected_norm = expected
-        precision = record_tensorflow.use_norm_dtype(case.arguments)
+        precision = recorder.use_norm_dtype(case.arguments)
         assert_agrees(clipped, expected_clipped, units, precision)
         if "use_norm" in case.arguments:
             assert_returned_as_given(norm, case.arguments["use_norm"])
@@ -205,7 +204,7 @@ def test_file_is_of_the_current_script() -> None:
     def described(cases: Sequence[Case]) -> list[tuple[str, str, str, str | None]]:
         return [(case.id, case.function, case.group, case.raises) for case in cases]
 
-    assert described(CASES) == described(record_tensorflow.build_cases())
+    assert described(CASES) == described(recorder.build_cases())
     assert VERSIONS["tensorflow"]
 
 
@@ -425,7 +424,7 @@ def test_every_recorded_difference_is_tested() -> None:
 LIVE_DTYPES = ("-float32-", "-float64-", "-bfloat16-", "-int64-", "-uint8-", "-mixed-dtypes")
 LIVE = [
     case
-    for case in record_tensorflow.build_cases(SEED + 1)
+    for case in recorder.build_cases(SEED + 1)
     if case.group == AGREEMENT and any(dtype in case.id for dtype in LIVE_DTYPES)
 ]
 
@@ -433,7 +432,7 @@ LIVE = [
 @pytest.fixture(scope="module")
 def tensorflow() -> Any:
     pytest.importorskip("tensorflow")
-    return record_tensorflow.import_tensorflow()
+    return recorder.import_tensorflow()
 
 
 @pytest.mark.interop("tensorflow")
@@ -443,5 +442,5 @@ def tensorflow() -> Any:
 @pytest.mark.parametrize("case", LIVE, ids=case_id)
 def test_agrees_with_installed_tensorflow(tensorflow: Any, case: Case) -> None:
     """The same comparison with other numbers."""
-    result = record_tensorflow.run_tensorflow(tensorflow, case)
+    result = recorder.run_tensorflow(tensorflow, case)
     assert_case_agrees(replace(case, result=result), LIVE_UNITS)

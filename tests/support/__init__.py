@@ -1,1 +1,1 @@
-"""What several tests use: oracles, strategies, and the recorders of other libraries' results."""
+"""Modules shared by several tests: oracles, strategies, recorded data, fresh interpreters, tracing."""

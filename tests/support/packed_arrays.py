@@ -1,7 +1,7 @@
-"""Arrays of many dtypes in one file: a flat array for each dtype, and JSON that points into them.
+"""Nested values with arrays of many dtypes: one flat array per dtype, and JSON that points into them.
 
-What ``record_tensorflow.py`` and ``record_tensorflow_training.py`` write and read. Nothing is
-pickled, and the same values give the same bytes again.
+The recorders of clipping and training results write and read such files. Nothing is pickled, and equal values
+are encoded to equal bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 class Slices(NamedTuple):
-    """The parts of an ``IndexedSlices``, of no framework."""
+    """Values, indices and shape of an ``IndexedSlices``, independent of any framework."""
 
     values: NDArray[Any]
     indices: NDArray[Any]
@@ -25,34 +25,34 @@ class Slices(NamedTuple):
 
 
 def dtype_of(name: str) -> np.dtype[Any]:
-    """The NumPy dtype of a name, bfloat16 included."""
+    """Returns the NumPy dtype of a name, which may be ``bfloat16``."""
     return BFLOAT16 if name == "bfloat16" else np.dtype(name)
 
 
 class Pack:
-    """One flat array per dtype; a value becomes JSON that points into them.
+    """One growing flat array per dtype; `encode` converts a value to JSON that points into them.
 
     Parameters
     ----------
     share : bool
-        Store arrays of the same bytes once.
+        Store arrays of equal dtype, shape and bytes once.
     """
 
     def __init__(self, *, share: bool = False) -> None:
         self.flat: dict[str, list[NDArray[Any]]] = {}
         self.length: dict[str, int] = {}
-        self.known: dict[tuple[str, tuple[int, ...], bytes], dict[str, Any]] | None = {} if share else None
+        self.stored: dict[tuple[str, tuple[int, ...], bytes], dict[str, Any]] | None = {} if share else None
 
     def array(self, value: NDArray[Any]) -> dict[str, Any]:
-        if self.known is None:
+        if self.stored is None:
             return self._append(value)
         key = (value.dtype.name, value.shape, value.tobytes())
-        if key not in self.known:
-            self.known[key] = self._append(value)
-        return self.known[key]
+        if key not in self.stored:
+            self.stored[key] = self._append(value)
+        return self.stored[key]
 
     def _append(self, value: NDArray[Any]) -> dict[str, Any]:
-        # One element stands for all of a long constant array.
+        # Of a long array whose elements are all equal, one element is stored.
         constant = value.size > 256 and bool((value == value.flat[0]).all())
         stored = value.reshape(-1)[:1] if constant else value.reshape(-1)
         name = value.dtype.name
@@ -79,15 +79,15 @@ class Pack:
         raise TypeError(f"cannot store a {type(value).__name__}")
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """The flat arrays, by dtype name."""
-        joined = {name: np.concatenate(parts) for name, parts in sorted(self.flat.items())}
+        """Returns the flat arrays by dtype name, bfloat16 as its bits in uint16."""
+        joined = {name: np.concatenate(pieces) for name, pieces in sorted(self.flat.items())}
         if "bfloat16" in joined:
             joined["bfloat16"] = joined["bfloat16"].view(np.uint16)
         return joined
 
 
 def decode(value: Any, flat: Mapping[str, NDArray[Any]]) -> Any:
-    """The value that `Pack.encode` was given."""
+    """Returns the value that `Pack.encode` converted to this JSON."""
     if isinstance(value, list):
         return [decode(entry, flat) for entry in value]
     if not isinstance(value, dict):

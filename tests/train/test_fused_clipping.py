@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import fastclip
 from fastclip import IndexedSlices
 from support import oracle
-from support.record_tensorflow_training import required_arguments
+from support.recorders.training import required_arguments
 from support.strategies import FINITE_KINDS, PROPERTY, REAL_DTYPES, dtype_id, finite_values
 from support.training_cases import (
     A_FEW_OPTIMIZERS,

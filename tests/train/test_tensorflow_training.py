@@ -1,7 +1,7 @@
-"""fastclip's optimizers take TensorFlow's steps: variables and slots, over trajectories of several steps.
+"""fastclip's optimizers agree with TensorFlow's in variables and slots over trajectories of several steps.
 
-TensorFlow's are read from ``data/tensorflow_training.npz``, which ``record_tensorflow_training.py``
-wrote; the last tests run TensorFlow and torch themselves where they are installed.
+TensorFlow's trajectories are read from ``support/data/tensorflow_training.npz``, which
+``support/recorders/training.py`` wrote; the last tests run TensorFlow and torch where they are installed.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import fastclip
 
 pytest.importorskip("ml_dtypes")
 
-from support import record_tensorflow_training
 from support.packed_arrays import Slices
-from support.record_tensorflow import import_tensorflow
-from support.record_tensorflow_training import KINDS, SEED, Case, required_arguments, signature_of
+from support.recorders import training as recorder
+from support.recorders.clipping import import_tensorflow
+from support.recorders.training import KINDS, SEED, Case, required_arguments, signature_of
 from support.reference_optimizers import ReferenceOptimizer, assert_close
 from support.training_cases import optimizer_class
 
-RECORDING = record_tensorflow_training.load()
+RECORDING = recorder.load()
 CLIPPED = [case for case in RECORDING.cases if case.clip_norm is not None]
 
 # In float32 TensorFlow rounds hyper-parameters too (beta2 = 0.999 costs 1.3e-5), in float64 it was given
@@ -104,8 +104,8 @@ def test_file_is_of_the_current_script() -> None:
     def described(cases: Iterable[Case]) -> list[tuple[Any, ...]]:
         return [(case.id, case.optimizer, case.arguments, case.clip_norm) for case in cases]
 
-    assert described(RECORDING.cases) == described(record_tensorflow_training.build_cases())
-    assert {case.optimizer for case in RECORDING.cases} == set(record_tensorflow_training.OPTIMIZERS)
+    assert described(RECORDING.cases) == described(recorder.build_cases())
+    assert {case.optimizer for case in RECORDING.cases} == set(recorder.OPTIMIZERS)
     assert RECORDING.versions["tensorflow"]
 
 
@@ -150,7 +150,7 @@ def test_agrees_with_tensorflow_with_gradients_clipped_before(case: Case) -> Non
     assert_case_agrees(case, clip_by_hand=True)
 
 
-@pytest.mark.parametrize("name", record_tensorflow_training.OPTIMIZERS)
+@pytest.mark.parametrize("name", recorder.OPTIMIZERS)
 def test_constructor_takes_tensorflow_arguments_in_their_order(name: str) -> None:
     # The scope that non-slot variables have in a graph: there is no graph here.
     recorded = [
@@ -249,12 +249,10 @@ def test_adamw_agrees_with_torch(epsilon: float) -> None:
 # --- TensorFlow itself, where it is installed ----------------------------------
 
 #: Other numbers, for one choice of arguments of each optimizer.
-LIVE_ARGUMENTS = tuple(
-    f"{name}-{list(choices)[-1]}-" for name, choices in record_tensorflow_training.ARGUMENTS.items()
-)
+LIVE_ARGUMENTS = tuple(f"{name}-{list(choices)[-1]}-" for name, choices in recorder.ARGUMENTS.items())
 LIVE = [
     case
-    for case in record_tensorflow_training.build_cases(SEED + 1)
+    for case in recorder.build_cases(SEED + 1)
     if case.id.startswith(LIVE_ARGUMENTS) and ("missing" in case.id or case.id.endswith("sparse"))
 ]
 
@@ -272,4 +270,4 @@ def tensorflow() -> Any:
 @pytest.mark.parametrize("case", LIVE, ids=case_id)
 def test_agrees_with_installed_tensorflow(tensorflow: Any, case: Case) -> None:
     """The same comparison with other numbers."""
-    assert_case_agrees(record_tensorflow_training.run_tensorflow(tensorflow, case))
+    assert_case_agrees(recorder.run_tensorflow(tensorflow, case))

@@ -1,12 +1,13 @@
-"""Record the gradients of TensorFlow's clip functions, as test data.
+"""Records the gradients of TensorFlow's clip functions as test data.
 
-Run ``python tests/record_tensorflow_gradients.py`` with ``tensorflow-cpu`` installed: it differentiates the
-cases below with ``tf.GradientTape`` and writes the results to ``tests/data/tensorflow_gradients.npz``, which
-``test_autodiff.py`` compares with; it takes the cases and the reader of the file from this module, which
-imports TensorFlow only to record. Nothing in the file is pickled.
+To record, install ``tensorflow-cpu`` and run ``python -m support.recorders.gradients`` in ``tests/``. The
+recorder differentiates the cases below with ``tf.GradientTape`` and writes the gradients to
+``support/data/tensorflow_gradients.npz``. ``autodiff/test_autodiff.py`` compares fastclip with that file and
+imports the cases and the reader of the file from this module, which imports TensorFlow only to record.
+Nothing in the file is pickled.
 
-A case is a function of some arrays, each of which it is differentiated by, and fixed arguments. Its outputs
-are multiplied by weights and summed, so that each element of each gradient is told apart.
+A case is a function of some arrays and fixed arguments, differentiated with respect to each of the arrays.
+Its outputs are multiplied by weights and summed, so that each element of each gradient has another value.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-DATA_FILE = Path(__file__).parent / "data" / "tensorflow_gradients.npz"
+DATA_FILE = Path(__file__).parents[1] / "data" / "tensorflow_gradients.npz"
 SEED = 20250314
 
 Array = NDArray[Any]
@@ -28,17 +29,17 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Case:
-    """A call, and what it is differentiated by.
+    """A function and the arrays that it is differentiated with respect to.
 
     Attributes
     ----------
     id : str
-        The name of the test.
+        The id of the test.
     call : callable
         Called as ``call(library, *arrays)``, with fastclip or TensorFlow's functions under the same names;
         returns a list of outputs.
     arrays : tuple of ndarray
-        What it is differentiated by.
+        The arguments that `call` is differentiated with respect to.
     """
 
     id: str
@@ -46,14 +47,14 @@ class Case:
     arrays: tuple[Array, ...] = field(repr=False)
 
 
-def weights(outputs: list[tuple[int, ...]]) -> list[Array]:
-    """Fixed weights for outputs of some shapes, no two of them the same."""
+def weights(shapes: list[tuple[int, ...]]) -> list[Array]:
+    """Returns fixed weights, no two of them equal, for outputs of these shapes."""
     rng = np.random.default_rng(SEED)
-    return [rng.normal(size=shape) for shape in outputs]
+    return [rng.normal(size=shape) for shape in shapes]
 
 
 def build_cases() -> list[Case]:
-    """All cases, with the same random numbers each time."""
+    """Returns all cases, with the same random numbers each time."""
     rng = np.random.default_rng(SEED)
     cases: list[Case] = []
 
@@ -66,7 +67,7 @@ def build_cases() -> list[Case]:
         return lambda lib, t, c: [lib.clip_by_norm(t, c, axes)]
 
     matrix, cube, vector = rng.normal(size=(4, 3)), rng.normal(size=(2, 3, 4)), rng.normal(size=5)
-    some = np.array(1.25)
+    bound = np.array(1.25)
 
     bounds = lambda lib, t, low, high: [lib.clip_by_value(t, low, high)]  # noqa: E731
     add("clip_by_value", bounds, matrix, np.array(-0.5), np.array(0.75))
@@ -77,10 +78,10 @@ def build_cases() -> list[Case]:
     add("clip_by_value-crossed bounds", bounds, matrix, np.array(0.5), np.array(-0.5))
     add("clip_by_value-equal bounds", bounds, at_bounds, np.array(0.5), np.array(0.5))
 
-    add("clip_by_norm-clipped", norm(), matrix, some)
+    add("clip_by_norm-clipped", norm(), matrix, bound)
     add("clip_by_norm-not clipped", norm(), matrix, np.array(100.0))
     add("clip_by_norm-at the bound", norm(), np.array([3.0, 4.0]), np.array(5.0))
-    add("clip_by_norm-zeros", norm(), np.zeros((2, 3)), some)
+    add("clip_by_norm-zeros", norm(), np.zeros((2, 3)), bound)
     add("clip_by_norm-zero bound", norm(), matrix, np.array(0.0))
     add("clip_by_norm-negative bound", norm(), matrix, np.array(-1.0))
     add("clip_by_norm-rows", norm([1]), matrix, np.array(1.0))
@@ -94,20 +95,20 @@ def build_cases() -> list[Case]:
     add("clip_by_average_norm-clipped", average, matrix, np.array(0.1))
     add("clip_by_average_norm-not clipped", average, matrix, np.array(10.0))
 
-    def together(lib: Any, a: Any, b: Any, c: Any) -> list[Any]:
+    def computed_norm(lib: Any, a: Any, b: Any, c: Any) -> list[Any]:
         clipped, total = lib.clip_by_global_norm([a, None, b], c)
         return [clipped[0], clipped[2], total]
 
-    def known(lib: Any, a: Any, b: Any, c: Any, n: Any) -> list[Any]:
+    def use_norm(lib: Any, a: Any, b: Any, c: Any, n: Any) -> list[Any]:
         clipped, total = lib.clip_by_global_norm([a, b], c, use_norm=n)
         return [*clipped, total]
 
-    add("clip_by_global_norm-clipped", together, matrix, vector, some)
-    add("clip_by_global_norm-not clipped", together, matrix, vector, np.array(100.0))
-    add("clip_by_global_norm-at the bound", together, np.array([3.0]), np.array([[4.0]]), np.array(5.0))
-    add("clip_by_global_norm-one tensor of zeros", together, np.zeros(3), vector, some)
-    add("clip_by_global_norm-known norm", known, matrix, vector, some, np.array(7.0))
-    add("clip_by_global_norm-known norm below", known, matrix, vector, some, np.array(0.5))
+    add("clip_by_global_norm-clipped", computed_norm, matrix, vector, bound)
+    add("clip_by_global_norm-not clipped", computed_norm, matrix, vector, np.array(100.0))
+    add("clip_by_global_norm-at the bound", computed_norm, np.array([3.0]), np.array([[4.0]]), np.array(5.0))
+    add("clip_by_global_norm-one tensor of zeros", computed_norm, np.zeros(3), vector, bound)
+    add("clip_by_global_norm-known norm", use_norm, matrix, vector, bound, np.array(7.0))
+    add("clip_by_global_norm-known norm below", use_norm, matrix, vector, bound, np.array(0.5))
     add("global_norm", lambda lib, a, b: [lib.global_norm([a, None, b])], matrix, cube)
     return cases
 
@@ -124,9 +125,9 @@ class TensorFlow:
 
 
 def run_tensorflow(tf: Any, case: Case) -> list[Array]:
-    """TensorFlow's gradients of a case; zeros where there are none."""
+    """Returns TensorFlow's gradients of a case, zeros for arguments that the outputs do not depend on."""
     if "average" in case.id and case.arrays[0].dtype == np.float64:
-        # TensorFlow's function takes float32 alone.
+        # TensorFlow's clip_by_average_norm accepts float32 alone.
         arrays = [array.astype(np.float32) for array in case.arrays]
     else:
         arrays = list(case.arrays)
@@ -138,22 +139,22 @@ def run_tensorflow(tf: Any, case: Case) -> list[Array]:
         total = tf.add_n(
             [tf.reduce_sum(o * tf.constant(w, o.dtype)) for o, w in zip(outputs, scales, strict=True)]
         )
-    found = tape.gradient(total, tensors, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    gradients = tape.gradient(total, tensors, unconnected_gradients=tf.UnconnectedGradients.ZERO)
     return [
         np.asarray(tf.convert_to_tensor(gradient)).astype(array.dtype)
-        for gradient, array in zip(found, case.arrays, strict=True)
+        for gradient, array in zip(gradients, case.arrays, strict=True)
     ]
 
 
 def load() -> dict[str, list[Array]]:
-    """The recorded gradients of each case."""
+    """Returns the recorded gradients of each case, by its id."""
     with np.load(DATA_FILE, allow_pickle=False) as file:
         recorded = {name: file[name] for name in file.files}
     return {case.id: [recorded[f"{case.id}/{i}"] for i in range(len(case.arrays))] for case in build_cases()}
 
 
 def main() -> None:
-    """Record all cases."""
+    """Records all cases."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 

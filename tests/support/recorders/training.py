@@ -1,29 +1,30 @@
-"""Record how TensorFlow's v1 optimizers train, as test data.
+"""Records the training trajectories of TensorFlow's v1 optimizers as test data.
 
-Run ``python tests/record_tensorflow_training.py`` with ``tensorflow-cpu`` installed: it takes the steps below
-with every optimizer of ``tf.compat.v1.train``, eagerly on the CPU with resource variables, and writes
-``tests/data/tensorflow_training.npz``. ``test_tensorflow_training.py`` compares fastclip with that file and
-needs no TensorFlow; it takes the cases and the reader of the file from this module, which imports TensorFlow
-only to record.
+To record, install ``tensorflow-cpu`` and run ``python -m support.recorders.training`` in ``tests/``. The
+recorder takes the steps below with every optimizer of ``tf.compat.v1.train``, eagerly on the CPU with
+resource variables, and writes ``support/data/tensorflow_training.npz``. ``train/test_tensorflow_training.py``
+compares fastclip with that file and needs no TensorFlow: it imports the cases and the reader of the file from
+this module, which imports TensorFlow only to record.
 
-A trajectory has five steps, and the variables and all slots are recorded after each:
+A trajectory has five steps, and the variables and all slots are recorded after each. Its kind is one of:
 
 ``dense``
     A matrix, a vector and a number, with dense gradients.
 ``sparse``
-    A matrix and a vector with slices, in which rows repeat and differ from step to step (in one step there
-    are none), and a vector with dense gradients.
+    A matrix and a vector with slices, whose rows repeat and differ from step to step (in one step the slices
+    are empty), and a vector with dense gradients.
 ``missing``
-    Dense and sparse gradients, where some variables have none in some steps, one of them in the first.
+    Dense and sparse gradients, where some variables have no gradient in some steps, one of them in the first.
 
-Each is taken with the gradients as they are, or with those of ``tf.clip_by_global_norm``, which changes them
-in some steps and not in others.
+Each trajectory is recorded with the gradients unchanged, or clipped by ``tf.clip_by_global_norm``, which
+changes them in some steps and not in others.
 
-Also in the file: the constructors' signatures, and what TensorFlow says to arguments that it refuses.
+The file also holds the signatures of the constructors, and TensorFlow's error messages for arguments that it
+refuses.
 
-TensorFlow holds a Python float as float32, so the hyper-parameters of float64 cases are given to it as
-``np.float64``. In float32 it computes 1 - beta2 from a rounded beta2: 0.999 costs 1.3e-5, and a value nearer
-to 1 would cost more than the agreement that is asked for. The other values here lose nothing in that way.
+TensorFlow holds a Python float as float32, so the hyper-parameters of float64 cases are passed to it as
+``np.float64``. In float32 it computes 1 - beta2 from a rounded beta2: 0.999 costs a relative error of 1.3e-5,
+and a value nearer to 1 would cost more than the tolerance of the tests. The other values here cost nothing.
 """
 
 from __future__ import annotations
@@ -42,14 +43,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from support.packed_arrays import Pack, Slices, decode
-from support.record_tensorflow import import_tensorflow, to_tensorflow
+from support.recorders.clipping import import_tensorflow, to_tensorflow
 
-DATA_FILE = Path(__file__).parent / "data" / "tensorflow_training.npz"
+DATA_FILE = Path(__file__).parents[1] / "data" / "tensorflow_training.npz"
 SEED = 20240917
 STEPS = 5
 CLIP_NORM = 1.25
 
-#: Sizes of the gradients of each step: their global norm is above `CLIP_NORM` in some and below in others.
+#: Standard deviation of the gradients in each step: the global norm is above `CLIP_NORM` in some steps only.
 SIZES = (1.0, 0.1, 2.0, 0.3, 0.05)
 
 OPTIMIZERS = (
@@ -69,7 +70,7 @@ _L1 = "l1_regularization_strength"
 _L2 = "l2_regularization_strength"
 _SHRINKAGE = "l2_shrinkage_regularization_strength"
 
-#: Constructor arguments, by optimizer and what they are about. AdagradDA's `global_step` is added to them.
+#: Constructor arguments, by optimizer and label. AdagradDA's `global_step` is added to them.
 ARGUMENTS: dict[str, dict[str, dict[str, Any]]] = {
     "GradientDescent": {
         "usual": {"learning_rate": 0.1},
@@ -145,7 +146,7 @@ ARGUMENTS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
-#: Arguments that TensorFlow refuses.
+#: Optimizers and constructor arguments for which TensorFlow raises.
 REFUSALS: list[tuple[str, dict[str, Any]]] = [
     *((name, {"name": ""}) for name in OPTIMIZERS),
     ("Adagrad", {"initial_accumulator_value": 0.0}),
@@ -161,12 +162,12 @@ REFUSALS: list[tuple[str, dict[str, Any]]] = [
 
 KINDS = ("dense", "sparse", "missing")
 
-#: Of float64 each kind once: its rounding is not what differs.
+#: Kinds and clip norms recorded in float64, each kind once: the precision affects rounding only.
 FLOAT64_KINDS = (("dense", None), ("sparse", None), ("missing", CLIP_NORM))
 
 
 class Step(NamedTuple):
-    """What there is after a step: variables, and a list for each slot with None where there is none yet."""
+    """The variables after a step and, by slot name, the slots, with None for those not yet created."""
 
     variables: list[NDArray[Any]]
     slots: dict[str, list[NDArray[Any] | None]]
@@ -174,23 +175,24 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """A trajectory, and once recorded, what came of it.
+    """A trajectory and, once recorded, its steps.
 
     Parameters
     ----------
     id : str
-        ``optimizer-arguments-dtype-kind``, with ``-clipped`` where the gradients are.
+        ``optimizer-label-dtype-kind``, with ``-clipped`` appended where the gradients are clipped.
     optimizer : str
         The name of the class without ``Optimizer``.
     arguments : dict
         Constructor arguments.
     clip_norm : float or None
-        The bound of the gradients' global norm.
+        The bound of the gradients' global norm; None leaves them unchanged.
     variables : list of ndarray
-        Where they start.
+        The initial values.
     gradients : list of list
         For each step a gradient of each variable: an array, `Slices` or None.
     result : list of Step or None
+        The recorded steps.
     """
 
     id: str
@@ -204,15 +206,16 @@ class Case:
 
 @dataclass(frozen=True)
 class Recording:
-    """What the file holds.
+    """The contents of the file.
 
     Parameters
     ----------
     versions : dict
-        What produced it.
+        The versions of TensorFlow and NumPy that recorded it.
     cases : list of Case
+        The trajectories, with their steps.
     signatures : dict
-        For each optimizer its constructor's parameters: their names, and the defaults of those that have one.
+        By optimizer, the parameters of its constructor: name and, if it has one, default.
     refusals : list
         Optimizer, arguments, the name of the exception and its message.
     """
@@ -227,33 +230,33 @@ class Recording:
 
 
 def build_cases(seed: int = SEED) -> list[Case]:
-    """All cases, without results."""
+    """Returns all cases, without results."""
     cases = []
     for optimizer, choices in ARGUMENTS.items():
-        for what, arguments in choices.items():
+        for label, arguments in choices.items():
             for kind in KINDS:
                 for clip_norm in (None, CLIP_NORM):
-                    cases.append(_case(seed, optimizer, what, arguments, "float32", kind, clip_norm))
+                    cases.append(_case(seed, optimizer, label, arguments, "float32", kind, clip_norm))
             for kind, bound in FLOAT64_KINDS:
-                cases.append(_case(seed, optimizer, what, arguments, "float64", kind, bound))
+                cases.append(_case(seed, optimizer, label, arguments, "float64", kind, bound))
     return cases
 
 
 def _case(
     seed: int,
     optimizer: str,
-    what: str,
+    label: str,
     arguments: dict[str, Any],
     dtype: str,
     kind: str,
     clip_norm: float | None,
 ) -> Case:
-    # The same numbers for every optimizer: the file holds them once.
+    # Every optimizer has the same numbers, so that the file holds them once.
     rng = np.random.default_rng([seed, zlib.crc32(kind.encode())])
-    variables, gradients = _START[kind](rng)
+    variables, gradients = _BUILDERS[kind](rng)
     clipped = "" if clip_norm is None else "-clipped"
     return Case(
-        f"{optimizer}-{what}-{dtype}-{kind}{clipped}",
+        f"{optimizer}-{label}-{dtype}-{kind}{clipped}",
         optimizer,
         arguments,
         clip_norm,
@@ -272,9 +275,9 @@ def _normal(rng: np.random.Generator, *shape: int, size: float = 1.0) -> NDArray
     return np.asarray(size * rng.standard_normal(shape))
 
 
-def _slices(rng: np.random.Generator, rows: list[int], of: tuple[int, ...], size: float) -> Slices:
-    values = _normal(rng, len(rows), *of[1:], size=size)
-    return Slices(values, np.array(rows, np.int64), np.array(of, np.int64))
+def _slices(rng: np.random.Generator, rows: list[int], shape: tuple[int, ...], size: float) -> Slices:
+    values = _normal(rng, len(rows), *shape[1:], size=size)
+    return Slices(values, np.array(rows, np.int64), np.array(shape, np.int64))
 
 
 def _dense(rng: np.random.Generator) -> tuple[list[Any], list[list[Any]]]:
@@ -293,7 +296,7 @@ def _sparse(rng: np.random.Generator) -> tuple[list[Any], list[list[Any]]]:
         [_slices(rng, first, (5, 3), size), _slices(rng, second, (4,), size), _normal(rng, 2, size=size)]
         for first, second, size in zip(matrix_rows, vector_rows, SIZES, strict=True)
     ]
-    # The shape of the whole is not always known, nor are indices always 64 bits wide.
+    # `dense_shape` may be None, and indices may be 32 bits wide.
     last = gradients[-1][0]
     gradients[-1][0] = Slices(last.values, last.indices.astype(np.int32))
     return variables, gradients
@@ -303,22 +306,23 @@ def _missing(rng: np.random.Generator) -> tuple[list[Any], list[list[Any]]]:
     variables = [_normal(rng, 2, 3), _normal(rng, 4, 2), _normal(rng, 3)]
     rows = [[3, 1, 3], [0], [1, 0, 1], [2, 2], [3, 0]]
     gradients: list[list[Any]] = [
-        [_normal(rng, 2, 3, size=size), _slices(rng, of_step, (4, 2), size), _normal(rng, 3, size=size)]
-        for of_step, size in zip(rows, SIZES, strict=True)
+        [_normal(rng, 2, 3, size=size), _slices(rng, step_rows, (4, 2), size), _normal(rng, 3, size=size)]
+        for step_rows, size in zip(rows, SIZES, strict=True)
     ]
     for step, position in ((0, 2), (1, 1), (2, 0), (3, 0), (3, 2)):
         gradients[step][position] = None
     return variables, gradients
 
 
-_START = {"dense": _dense, "sparse": _sparse, "missing": _missing}
+#: By kind, the function that generates initial values and gradients.
+_BUILDERS = {"dense": _dense, "sparse": _sparse, "missing": _missing}
 
 
 # --- TensorFlow --------------------------------------------------------------
 
 
 def run_tensorflow(tf: Any, case: Case) -> Case:
-    """The case with TensorFlow's result."""
+    """Returns the case with TensorFlow's steps as its result."""
     dtype = case.variables[0].dtype
     arguments = {
         name: np.float64(value) if isinstance(value, float) and dtype == np.float64 else value
@@ -359,7 +363,7 @@ def _float64_defaults(tf: Any, optimizer: str) -> dict[str, Any]:
 
 
 def signature_of(optimizer: Any) -> list[list[Any]]:
-    """The names of a constructor's positional parameters, and their defaults where they have one."""
+    """Returns a constructor's positional parameters: each name, followed by the default if there is one."""
     parameters = list(inspect.signature(optimizer.__init__).parameters.values())[1:]
     return [
         [parameter.name, *([] if parameter.default is parameter.empty else [parameter.default])]
@@ -369,7 +373,7 @@ def signature_of(optimizer: Any) -> list[list[Any]]:
 
 
 def required_arguments(optimizer: str) -> dict[str, Any]:
-    """Values of the parameters that have no default."""
+    """Returns values for the parameters of a constructor that have no default."""
     required: dict[str, Any] = {
         "Adam": {},
         "Adadelta": {},
@@ -381,7 +385,7 @@ def required_arguments(optimizer: str) -> dict[str, Any]:
 
 
 def refusal_of(tf: Any, optimizer: str, arguments: Mapping[str, Any]) -> tuple[str, str]:
-    """The name of TensorFlow's exception, and its message."""
+    """Returns the name of TensorFlow's exception and its message."""
     try:
         kind = getattr(tf.compat.v1.train, f"{optimizer}Optimizer")
         kind(**{**required_arguments(optimizer), **arguments})
@@ -391,7 +395,7 @@ def refusal_of(tf: Any, optimizer: str, arguments: Mapping[str, Any]) -> tuple[s
 
 
 def record(tf: Any) -> Recording:
-    """Everything, from TensorFlow."""
+    """Returns all trajectories, signatures and refusals of TensorFlow."""
     return Recording(
         {"tensorflow": tf.__version__, "numpy": np.__version__},
         [run_tensorflow(tf, case) for case in build_cases()],
@@ -415,7 +419,7 @@ def _encoded(pack: Pack, case: Case) -> dict[str, Any]:
         "result": [
             [
                 pack.encode(step.variables),
-                {name: pack.encode(of_variables) for name, of_variables in step.slots.items()},
+                {name: pack.encode(arrays) for name, arrays in step.slots.items()},
             ]
             for step in steps
         ],
@@ -423,7 +427,7 @@ def _encoded(pack: Pack, case: Case) -> dict[str, Any]:
 
 
 def save(path: Path, recording: Recording) -> None:
-    """Write a recording."""
+    """Writes a recording."""
     pack = Pack(share=True)
     text = json.dumps(
         {
@@ -439,7 +443,7 @@ def save(path: Path, recording: Recording) -> None:
 
 
 def load(path: Path = DATA_FILE) -> Recording:
-    """Read a recording."""
+    """Reads a recording."""
     with np.load(path, allow_pickle=False) as file:
         flat = {name: file[name] for name in file.files}
     contents = json.loads(flat["recording"].tobytes())
@@ -448,7 +452,7 @@ def load(path: Path = DATA_FILE) -> Recording:
         steps = [
             Step(
                 decode(variables, flat),
-                {name: decode(of_variables, flat) for name, of_variables in slots.items()},
+                {name: decode(arrays, flat) for name, arrays in slots.items()},
             )
             for variables, slots in entry.pop("result")
         ]
@@ -460,7 +464,7 @@ def load(path: Path = DATA_FILE) -> Recording:
 
 
 def main() -> None:
-    """Record everything."""
+    """Records all trajectories, signatures and refusals."""
     parser = argparse.ArgumentParser(description="Record TensorFlow's optimizers as test data.")
     parser.add_argument("--output", type=Path, default=DATA_FILE, help="the file to write")
     output: Path = parser.parse_args().output

@@ -1,24 +1,23 @@
-"""Record what TensorFlow's clip functions return, as test data.
+"""Records the results of TensorFlow's clip functions as test data.
 
-Run ``python tests/record_tensorflow.py`` with ``tensorflow-cpu`` installed: it
-calls TensorFlow eagerly on the CPU with the cases below and writes inputs and
-results to ``tests/data/tensorflow_clip.npz``. ``test_tensorflow_agreement.py``
-compares fastclip with that file and needs no TensorFlow; it takes the cases and
-the reader of the file from this module, which imports TensorFlow only to record.
+To record, install ``tensorflow-cpu`` and run ``python -m support.recorders.clipping`` in ``tests/``. The
+recorder calls TensorFlow eagerly on the CPU with the cases below and writes inputs and results to
+``support/data/tensorflow_clip.npz``. ``functions/test_tensorflow_agreement.py`` compares fastclip with that
+file and needs no TensorFlow: it imports the cases and the reader of the file from this module, which imports
+TensorFlow only to record.
 
 There are three groups of cases:
 
 ``agreement``
-    fastclip gives TensorFlow's result, up to the rounding of TensorFlow's
-    low-precision steps.
+    fastclip returns TensorFlow's result, up to the rounding errors of TensorFlow's low-precision steps.
 ``refusal``
-    Both refuse the arguments; the case names the exception that fastclip raises.
+    Both raise; the case names the exception that fastclip raises.
 ``difference``
-    fastclip deliberately gives something else; each has its own test.
+    fastclip deliberately returns another result; each of these cases has its own test.
 
-The file holds one flat array per dtype (bfloat16 as its bits in uint16), the
-cases as JSON that points into those arrays, and the versions that produced it.
-Nothing in it is pickled. The same versions write the same bytes again.
+The file holds one flat array per dtype (bfloat16 as its bits in uint16), the cases as JSON that points into
+those arrays, and the versions of the libraries that produced it. Nothing in it is pickled. The same versions
+write the same bytes again.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from numpy.typing import NDArray
 
 from support.packed_arrays import BFLOAT16, Pack, Slices, decode, dtype_of
 
-DATA_FILE = Path(__file__).parent / "data" / "tensorflow_clip.npz"
+DATA_FILE = Path(__file__).parents[1] / "data" / "tensorflow_clip.npz"
 SEED = 20240611
 
 AGREEMENT = "agreement"
@@ -53,29 +52,29 @@ UNSIGNED = ("uint8", "uint16", "uint32", "uint64")
 NAN = float("nan")
 INF = float("inf")
 
-# The bounds used with float16 and bfloat16 tensors have few significant bits, so
-# that TensorFlow's rounding of the bound to the tensor's dtype changes nothing.
+# The bounds used with float16 and bfloat16 tensors have few significant bits, so that TensorFlow's rounding
+# of the bound to the tensor's dtype changes nothing.
 CLIP_NORM = 1.25
 
 
 @dataclass(frozen=True)
 class Case:
-    """One call and, once recorded, its result.
+    """A call of one function and, once recorded, its result.
 
     Parameters
     ----------
     id : str
-        ``function-dtype-what``; the name of the test.
+        ``function-dtype-label``, which is also the id of the test.
     function : str
-        The name the function has in fastclip.
+        The function's name in fastclip.
     arguments : dict
         Keyword arguments: arrays, `Slices`, numbers, strings, None, lists and tuples.
     group : str
         ``agreement``, ``refusal`` or ``difference``.
     raises : str or None
-        For a refusal, the exception that fastclip raises.
+        The name of the exception that fastclip raises, for a refusal.
     result : Any
-        What TensorFlow returned; the name of its exception if it raised one.
+        TensorFlow's result, or the name of the exception that it raised.
     """
 
     id: str
@@ -90,9 +89,9 @@ class Case:
 
 
 class _Numbers:
-    """Random inputs of a case, from a seed and the case's id.
+    """Random inputs of a case, generated from a seed and the case's id.
 
-    A case keeps its numbers when others are added or removed.
+    Adding or removing other cases does not change the inputs of a case.
     """
 
     def __init__(self, seed: int) -> None:
@@ -113,7 +112,7 @@ class _Numbers:
         return np.asarray(parts[0] + 1j * parts[1]).astype(dtype)
 
     def slices(self, dtype: str, rows: int = 4, columns: int = 3) -> Slices:
-        """Slices in which the first row and the last are for the same index."""
+        """Returns slices whose first and last rows have the same index."""
         indices = np.arange(rows, dtype=np.int64)[::-1].copy()
         indices[0] = indices[-1]
         return Slices(
@@ -127,7 +126,7 @@ Build = Callable[[_Numbers], dict[str, Any]]
 
 
 class _Cases:
-    """Collects cases, giving each its own random numbers."""
+    """A list of cases, each built from its own random numbers."""
 
     def __init__(self, seed: int) -> None:
         self.numbers = _Numbers(seed)
@@ -136,19 +135,19 @@ class _Cases:
     def add(
         self,
         function: str,
-        what: str,
+        label: str,
         build: Build,
         *,
         group: str = AGREEMENT,
         raises: str | None = None,
     ) -> None:
-        case_id = f"{function}-{what}"
+        case_id = f"{function}-{label}"
         self.numbers.restart(case_id)
         self.cases.append(Case(case_id, function, build(self.numbers), group, raises))
 
 
 def build_cases(seed: int = SEED) -> list[Case]:
-    """All cases, without results."""
+    """Returns all cases, without results."""
     cases = _Cases(seed)
     for dtype in FLOATS:
         _clip_by_value_floats(cases, dtype)
@@ -172,14 +171,14 @@ def _clip_by_value_floats(cases: _Cases, d: str) -> None:
     def bounded(t: Any, lo: Any, hi: Any, **more: Any) -> dict[str, Any]:
         return {"t": t, "clip_value_min": lo, "clip_value_max": hi, **more}
 
-    def add(what: str, build: Build) -> None:
-        cases.add("clip_by_value", f"{d}-{what}", build)
+    def add(label: str, build: Build) -> None:
+        cases.add("clip_by_value", f"{d}-{label}", build)
 
     def special() -> NDArray[Any]:
         return np.array([NAN, 1.0, INF, -INF, -0.0, 0.0, -NAN, 3.0, -3.0]).astype(dtype_of(d))
 
     def bound(numbers: _Numbers, *shape: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """A lower and a higher bound at every place."""
+        """Returns two arrays, each element of the first not above that of the second."""
         low, high = np.sort(numbers.normal("float64", 2, *shape), axis=0).astype(dtype_of(d))
         return np.asarray(low), np.asarray(high)
 
@@ -221,10 +220,10 @@ def _clip_by_value_integers(cases: _Cases, d: str) -> None:
     low, high = (-90, 90) if lowest < 0 else (0, 180)
     middle = (low + high) // 2
 
-    def add(what: str, t: Callable[[_Numbers], Any], lo: Any, hi: Any) -> None:
+    def add(label: str, t: Callable[[_Numbers], Any], lo: Any, hi: Any) -> None:
         cases.add(
             "clip_by_value",
-            f"{d}-{what}",
+            f"{d}-{label}",
             lambda n: {"t": t(n), "clip_value_min": lo, "clip_value_max": hi},
         )
 
@@ -238,7 +237,7 @@ def _clip_by_value_integers(cases: _Cases, d: str) -> None:
     add("per-row", t, np.array([[middle - 20], [middle], [middle + 9]], d), middle + 30)
     add("per-column", t, middle - 20, np.array([10, 20, 30, 40, 50], d))
     add("min-above-max", t, middle + 10, middle - 10)
-    # Above 2**53 for the 64-bit types: wrong if the bounds pass through float64.
+    # Above 2**53 for the 64-bit types: the results are wrong if the bounds are converted to float64.
     add("extremes", extremes, lowest + 1, highest - 1)
     add("empty", lambda n: np.zeros((2, 0), d), middle, middle)
     add("slices", lambda n: Slices(t(n), np.array([5, 0, 0])), middle - 20, middle + 30)
@@ -246,24 +245,24 @@ def _clip_by_value_integers(cases: _Cases, d: str) -> None:
 
 def _clip_by_norm(cases: _Cases, d: str) -> None:
     def add(
-        what: str,
+        label: str,
         t: Callable[[_Numbers], Any],
         clip_norm: Any = CLIP_NORM,
         **more: Any,
     ) -> None:
-        cases.add("clip_by_norm", f"{d}-{what}", lambda n: {"t": t(n), "clip_norm": clip_norm, **more})
+        cases.add("clip_by_norm", f"{d}-{label}", lambda n: {"t": t(n), "clip_norm": clip_norm, **more})
 
     def normal(*shape: int, scale: float = 1.0) -> Callable[[_Numbers], Any]:
         return lambda n: n.normal(d, *shape, scale=scale)
 
-    def given(values: Any) -> Callable[[_Numbers], Any]:
+    def constant(values: Any) -> Callable[[_Numbers], Any]:
         return lambda n: np.array(values, dtype=np.float64).astype(dtype_of(d))
 
     add("1-d", normal(7))
     add("2-d", normal(3, 4))
     add("3-d", normal(2, 3, 4))
     add("4-d", normal(2, 3, 2, 2))
-    add("0-d", given(5.0))
+    add("0-d", constant(5.0))
     add("empty", normal(0, 3))
     add("axes-0", normal(3, 4), axes=[0])
     add("axes-1", normal(3, 4), axes=[1])
@@ -279,9 +278,9 @@ def _clip_by_norm(cases: _Cases, d: str) -> None:
     add("axes-array", normal(2, 3, 4), axes=np.array([1, 2], np.int32))
     add("axes-empty-tensor", normal(0, 3), axes=[0])
     add("below-bound", normal(3, 4), 100.0)
-    add("some-rows-below-bound", given([[3, 4, 0], [0.25, 0.5, 0], [0, 0, 0]]), axes=[1])
-    add("norm-equals-bound", given([3.0, -4.0]), 5.0)
-    add("zeros", given(np.zeros((3, 2))))
+    add("some-rows-below-bound", constant([[3, 4, 0], [0.25, 0.5, 0], [0, 0, 0]]), axes=[1])
+    add("norm-equals-bound", constant([3.0, -4.0]), 5.0)
+    add("zeros", constant(np.zeros((3, 2))))
     add("zero-clip-norm", normal(3, 4), 0.0)
     add("negative-clip-norm", normal(3, 4), -2.0)
     add("integer-clip-norm", normal(3, 4), 2, name="clip")
@@ -290,10 +289,10 @@ def _clip_by_norm(cases: _Cases, d: str) -> None:
     add("clip-norm-per-row", normal(3, 4), np.array([[0.5], [1.25], [9.0]]), axes=[1])
     add("clip-norm-per-column", normal(3, 4), np.array([0.5, 1.25, 9.0, -1.0]), axes=[0])
     add("clip-norm-per-row-of-one-norm", normal(3, 4), np.array([[0.5], [1.25], [9.0]]))
-    add("nan", given([1.0, NAN, 2.0, 0.0]))
-    add("nan-in-a-row", given([[3.0, 4.0], [NAN, 1.0], [0.5, 0.25]]), axes=[1])
-    add("nan-in-a-column", given([[3.0, 4.0], [NAN, 1.0], [0.5, 0.25]]), axes=[0])
-    add("mixed-magnitudes", given([100.0, -0.0625, 3.0, 0.001, -20.0]), 4.0)
+    add("nan", constant([1.0, NAN, 2.0, 0.0]))
+    add("nan-in-a-row", constant([[3.0, 4.0], [NAN, 1.0], [0.5, 0.25]]), axes=[1])
+    add("nan-in-a-column", constant([[3.0, 4.0], [NAN, 1.0], [0.5, 0.25]]), axes=[0])
+    add("mixed-magnitudes", constant([100.0, -0.0625, 3.0, 0.001, -20.0]), 4.0)
     add("slices", lambda n: n.slices(d))
     add("slices-axes-1", lambda n: n.slices(d, 5, 4), axes=[1])
     add("slices-below-bound", lambda n: n.slices(d), 50.0)
@@ -301,12 +300,12 @@ def _clip_by_norm(cases: _Cases, d: str) -> None:
 
 
 def _clip_by_average_norm(cases: _Cases) -> None:
-    # float32 alone: TensorFlow's function multiplies by a float32 element count
-    # and fails for every other dtype.
-    def add(what: str, t: Callable[[_Numbers], Any], clip_norm: Any = 0.125, **more: Any) -> None:
+    # float32 alone: TensorFlow's function multiplies by a float32 element count and fails for every other
+    # dtype.
+    def add(label: str, t: Callable[[_Numbers], Any], clip_norm: Any = 0.125, **more: Any) -> None:
         cases.add(
             "clip_by_average_norm",
-            f"float32-{what}",
+            f"float32-{label}",
             lambda n: {"t": t(n), "clip_norm": clip_norm, **more},
         )
 
@@ -326,7 +325,7 @@ def _clip_by_average_norm(cases: _Cases) -> None:
 
 
 def _tensors(n: _Numbers, d: str) -> list[Any]:
-    """Tensors of several shapes, with a None and slices among them."""
+    """Returns tensors of several shapes, with None and slices among them."""
     return [
         n.normal(d, 3, 4),
         None,
@@ -340,8 +339,8 @@ def _tensors(n: _Numbers, d: str) -> list[Any]:
 
 
 def _global_norm(cases: _Cases, d: str) -> None:
-    def add(what: str, t_list: Callable[[_Numbers], Any], **more: Any) -> None:
-        cases.add("global_norm", f"{d}-{what}", lambda n: {"t_list": t_list(n), **more})
+    def add(label: str, t_list: Callable[[_Numbers], Any], **more: Any) -> None:
+        cases.add("global_norm", f"{d}-{label}", lambda n: {"t_list": t_list(n), **more})
 
     add("one", lambda n: [n.normal(d, 3, 4)])
     add("mixed", lambda n: _tensors(n, d), name="norm")
@@ -358,18 +357,18 @@ def _global_norm(cases: _Cases, d: str) -> None:
 
 def _clip_by_global_norm(cases: _Cases, d: str) -> None:
     def add(
-        what: str,
+        label: str,
         t_list: Callable[[_Numbers], Any],
         clip_norm: Any = CLIP_NORM,
         **more: Any,
     ) -> None:
         cases.add(
             "clip_by_global_norm",
-            f"{d}-{what}",
+            f"{d}-{label}",
             lambda n: {"t_list": t_list(n), "clip_norm": clip_norm, **more},
         )
 
-    def given(*values: Any) -> Callable[[_Numbers], Any]:
+    def constants(*values: Any) -> Callable[[_Numbers], Any]:
         return lambda n: [np.array(v, np.float64).astype(dtype_of(d)) for v in values]
 
     add("one", lambda n: [n.normal(d, 3, 4)])
@@ -378,18 +377,18 @@ def _clip_by_global_norm(cases: _Cases, d: str) -> None:
     add("many", lambda n: [n.normal(d, 3) for _ in range(20)])
     add("slices", lambda n: [n.slices(d), n.slices(d, 6, 2)._replace(dense_shape=None)])
     add("below-bound", lambda n: _tensors(n, d), 64.0)
-    add("norm-equals-bound", given([2.0, -3.0], [6.0]), 7.0)
+    add("norm-equals-bound", constants([2.0, -3.0], [6.0]), 7.0)
     add("same-tensor-twice", lambda n: [n.normal(d, 4)] * 2)
-    add("zeros", given([0.0, 0.0], [[0.0]]))
+    add("zeros", constants([0.0, 0.0], [[0.0]]))
     add("zero-clip-norm", lambda n: _tensors(n, d), 0.0)
     add("integer-clip-norm", lambda n: _tensors(n, d), 2)
     add("0-d-clip-norm", lambda n: _tensors(n, d), np.array(1.25, dtype_of(d)))
-    add("mixed-magnitudes", given([100.0, 0.001], [-0.0625, -20.0], [3.0]), 4.0)
-    add("nan", given([1.0, NAN, 2.0], [3.0]))
-    add("inf", given([1.0, 2.0], [INF, 0.0]))
-    add("minus-inf", given([1.0, 2.0], [[-INF]]))
-    add("nan-and-inf", given([NAN, 2.0], [INF, -INF], [0.0]))
-    add("nan-below-bound", given([0.25, NAN], [0.5]), 64.0)
+    add("mixed-magnitudes", constants([100.0, 0.001], [-0.0625, -20.0], [3.0]), 4.0)
+    add("nan", constants([1.0, NAN, 2.0], [3.0]))
+    add("inf", constants([1.0, 2.0], [INF, 0.0]))
+    add("minus-inf", constants([1.0, 2.0], [[-INF]]))
+    add("nan-and-inf", constants([NAN, 2.0], [INF, -INF], [0.0]))
+    add("nan-below-bound", constants([0.25, NAN], [0.5]), 64.0)
     add(
         "nan-in-slices",
         lambda n: [
@@ -408,10 +407,10 @@ def _lists_without_arrays(cases: _Cases) -> None:
 
 
 def _clip_by_global_norm_with_use_norm(cases: _Cases) -> None:
-    def add(what: str, t_list: Callable[[_Numbers], Any], use_norm: Any) -> None:
+    def add(label: str, t_list: Callable[[_Numbers], Any], use_norm: Any) -> None:
         cases.add(
             "clip_by_global_norm",
-            f"use_norm-{what}",
+            f"use_norm-{label}",
             lambda n: {"t_list": t_list(n), "clip_norm": CLIP_NORM, "use_norm": use_norm},
         )
 
@@ -426,7 +425,7 @@ def _clip_by_global_norm_with_use_norm(cases: _Cases) -> None:
         add(f"{d}-zero", tensors, 0.0)
         add(f"{d}-nan", tensors, NAN)
         add(f"{d}-inf", tensors, INF)
-        # The norm was given, so nothing is reduced and the NaN stays where it is.
+        # With `use_norm` no norm is computed, so only the element that is NaN becomes NaN.
         add(f"{d}-nan-among-values", lambda n: [np.array([NAN, 1, -2], dtype_of(d))], 5.0)
 
     def complexes(d: str) -> None:
@@ -452,8 +451,8 @@ def _clip_by_global_norm_with_use_norm(cases: _Cases) -> None:
 
 
 def _refusals(cases: _Cases) -> None:
-    def add(function: str, what: str, raises: str, **arguments: Any) -> None:
-        cases.add(function, what, lambda n: arguments, group=REFUSAL, raises=raises)
+    def add(function: str, label: str, raises: str, **arguments: Any) -> None:
+        cases.add(function, label, lambda n: arguments, group=REFUSAL, raises=raises)
 
     matrix = np.arange(6, dtype=np.float32).reshape(2, 3)
     integers = np.arange(6, dtype=np.int32)
@@ -505,8 +504,8 @@ def _refusals(cases: _Cases) -> None:
 
 
 def _differences(cases: _Cases) -> None:
-    def add(function: str, what: str, **arguments: Any) -> None:
-        cases.add(function, what, lambda n: arguments, group=DIFFERENCE)
+    def add(function: str, label: str, **arguments: Any) -> None:
+        cases.add(function, label, lambda n: arguments, group=DIFFERENCE)
 
     def single(*values: Any) -> NDArray[Any]:
         return np.array(values, np.float32)
@@ -565,12 +564,12 @@ def _differences(cases: _Cases) -> None:
         "float32-small": ("float32", 2.0**-90, 2.0**-90),
         "float64-small": ("float64", 1e-320, 1e-320),
     }
-    for what, (dtype, size, clip_norm) in extremes.items():
+    for label, (dtype, size, clip_norm) in extremes.items():
         t = (np.array([0.75, -1.0, 0.0]) * size).astype(dtype_of(dtype))
-        add("clip_by_norm", what, t=t, clip_norm=clip_norm)
-        add("clip_by_global_norm", what, t_list=[t, None], clip_norm=clip_norm)
+        add("clip_by_norm", label, t=t, clip_norm=clip_norm)
+        add("clip_by_global_norm", label, t_list=[t, None], clip_norm=clip_norm)
 
-    # The rounding errors of a float32 sum show: TensorFlow's norm is 99.99996.
+    # A float32 sum of so many elements has visible rounding errors: TensorFlow's norm is 99.99996.
     add("global_norm", "long-sum", t_list=[np.full(1_000_000, 0.1, np.float32)])
     halves = np.full(4095, 1.001, np.float16)
     add("global_norm", "float16", t_list=[halves])
@@ -600,11 +599,11 @@ def _differences(cases: _Cases) -> None:
 
 
 def import_tensorflow() -> Any:
-    """TensorFlow, set to give the same bits on every run."""
+    """Imports TensorFlow and configures it to return the same bits on every run."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     tf: Any = importlib.import_module("tensorflow")
-    # Too late, and harmless, when TensorFlow has already run something.
+    # TensorFlow raises when an operation has run before; the settings are then left as they are.
     with contextlib.suppress(RuntimeError):
         tf.config.threading.set_intra_op_parallelism_threads(1)
         tf.config.threading.set_inter_op_parallelism_threads(1)
@@ -613,7 +612,7 @@ def import_tensorflow() -> Any:
 
 
 def to_tensorflow(tf: Any, value: Any) -> Any:
-    """Arrays and slices as TensorFlow's; anything else as it is."""
+    """Converts arrays and slices to TensorFlow's types, and returns anything else unchanged."""
     if isinstance(value, Slices):
         return tf.IndexedSlices(
             tf.constant(value.values),
@@ -628,7 +627,7 @@ def to_tensorflow(tf: Any, value: Any) -> Any:
 
 
 def from_tensorflow(tf: Any, value: Any) -> Any:
-    """The reverse of `to_tensorflow`."""
+    """Converts TensorFlow's tensors and slices to arrays and `Slices`, the reverse of `to_tensorflow`."""
     if isinstance(value, tf.IndexedSlices):
         shape = value.dense_shape
         return Slices(
@@ -644,10 +643,10 @@ def from_tensorflow(tf: Any, value: Any) -> Any:
 
 
 def use_norm_dtype(arguments: Mapping[str, Any]) -> np.dtype[Any] | None:
-    """The dtype in which TensorFlow holds ``use_norm``; None if it is not given.
+    """Returns the dtype in which TensorFlow holds ``use_norm``, or None without that argument.
 
-    TensorFlow takes a tensor alone, so a number goes in as a tensor of the dtype
-    of the first entry of the list.
+    TensorFlow accepts only a tensor, so a number is passed as a tensor of the dtype of the list's first
+    entry.
     """
     use_norm = arguments.get("use_norm")
     if use_norm is None:
@@ -659,7 +658,7 @@ def use_norm_dtype(arguments: Mapping[str, Any]) -> np.dtype[Any] | None:
 
 
 def call_tensorflow(tf: Any, case: Case) -> Any:
-    """TensorFlow's result for a case, as TensorFlow returns it."""
+    """Calls TensorFlow with a case's arguments and returns its result unconverted."""
     function = {
         "clip_by_value": tf.clip_by_value,
         "clip_by_norm": tf.clip_by_norm,
@@ -672,7 +671,7 @@ def call_tensorflow(tf: Any, case: Case) -> Any:
     if dtype is not None:
         arguments["use_norm"] = np.asarray(arguments["use_norm"], dtype)
     arguments = {
-        # A bare array is a refusal of its own; TensorFlow gets it as it is.
+        # In a refusal `t_list` may be a bare array, which TensorFlow has to receive unconverted.
         key: value if case.group == REFUSAL and key == "t_list" else to_tensorflow(tf, value)
         for key, value in arguments.items()
     }
@@ -680,7 +679,7 @@ def call_tensorflow(tf: Any, case: Case) -> Any:
 
 
 def run_tensorflow(tf: Any, case: Case) -> Any:
-    """TensorFlow's result for a case, in NumPy's types; its exception's name."""
+    """Returns TensorFlow's result for a case in NumPy's types, or the name of its exception."""
     try:
         return from_tensorflow(tf, call_tensorflow(tf, case))
     except (tf.errors.InvalidArgumentError, TypeError, ValueError) as error:
@@ -693,7 +692,7 @@ def run_tensorflow(tf: Any, case: Case) -> Any:
 
 
 def save(path: Path, cases: Iterable[Case], versions: Mapping[str, str]) -> None:
-    """Write cases with their results."""
+    """Writes cases with their results."""
     pack = Pack()
     text = json.dumps(
         [
@@ -718,7 +717,7 @@ def save(path: Path, cases: Iterable[Case], versions: Mapping[str, str]) -> None
 
 
 def load(path: Path = DATA_FILE) -> tuple[dict[str, str], list[Case]]:
-    """Read the versions that recorded the file, and its cases."""
+    """Reads the versions of the libraries that recorded the file, and its cases."""
     with np.load(path, allow_pickle=False) as file:
         flat = {name: file[name] for name in file.files}
     flat["bfloat16"] = flat["bfloat16"].view(BFLOAT16)
@@ -738,7 +737,7 @@ def load(path: Path = DATA_FILE) -> tuple[dict[str, str], list[Case]]:
 
 
 def main() -> None:
-    """Record all cases."""
+    """Records all cases."""
     parser = argparse.ArgumentParser(description="Record TensorFlow's clip functions as test data.")
     parser.add_argument("--output", type=Path, default=DATA_FILE, help="the file to write")
     output: Path = parser.parse_args().output
