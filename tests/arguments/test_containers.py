@@ -10,7 +10,7 @@ import pytest
 
 import fastclip
 from support import oracle
-from support.strategies import dtype_id
+from support.dtypes import dtype_id
 
 
 class Layer(NamedTuple):

@@ -11,15 +11,8 @@ import pytest
 
 import fastclip
 from support import fresh_python, oracle
-from support.strategies import (
-    BFLOAT16,
-    FLOAT_DTYPES,
-    INTEGER_DTYPES,
-    LAYOUTS,
-    dtype_id,
-    finite_values,
-    laid_out,
-)
+from support.dtypes import BFLOAT16, FLOAT_DTYPES, INTEGER_DTYPES, dtype_id
+from support.strategies import LAYOUTS, finite_values, laid_out
 
 SINGLE: dict[str, Any] = {
     "clip_by_value": lambda t: fastclip.clip_by_value(t, -0.5, 0.5),

@@ -1,4 +1,4 @@
-"""Forking after the thread pool was used, in interpreters of their own and with a time limit."""
+"""Forks after the thread pool was used, each in a fresh interpreter and with a time limit."""
 
 from __future__ import annotations
 
@@ -13,42 +13,22 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 ENVIRONMENT = {"FASTCLIP_NUM_THREADS": "3", "PYTHONWARNINGS": "ignore::DeprecationWarning"}
 
 SETUP = """
-import os, sys, threading, time
+import os, sys, threading
 import numpy as np
 import fastclip
+from support.forking import fork_and_call, wait_for
 
 arrays = [np.random.default_rng(1).standard_normal(2_000_000).astype(np.float32), np.ones(5)]
 expected, expected_norm = fastclip.clip_by_global_norm(arrays, 1.0)
 
-def right():
+def is_correct():
     clipped, norm = fastclip.clip_by_global_norm(arrays, 1.0)
     same = all(a.tobytes() == b.tobytes() for a, b in zip(clipped, expected))
     copies = [a.copy() for a in arrays]
     fastclip.clip_by_global_norm(copies, 1.0, out=copies)
     return same and norm == expected_norm and copies[0].tobytes() == expected[0].tobytes()
 
-def child(function):
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        code = 0 if function() else 2
-    finally:
-        os._exit(code)
-
-def reap(pid, limit=60):
-    end = time.monotonic() + limit
-    while time.monotonic() < end:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(pid, 9)
-    os.waitpid(pid, 0)
-    raise SystemExit(f"child {pid} hung")
-
-assert right()
+assert is_correct()
 """
 
 
@@ -59,20 +39,20 @@ def run(script: str) -> None:
 def test_child_after_use_in_the_parent() -> None:
     run(
         """
-assert reap(child(right)) == 0
-assert right()
+assert wait_for(fork_and_call(is_correct)) == 0
+assert is_correct()
 print("done")
 """
     )
 
 
-def test_several_children_at_once_and_the_parent_beside_them() -> None:
+def test_several_children_and_the_parent_at_once() -> None:
     run(
         """
-pids = [child(right) for _ in range(4)]
-assert right()
-assert [reap(pid) for pid in pids] == [0] * 4
-assert right()
+pids = [fork_and_call(is_correct) for _ in range(4)]
+assert is_correct()
+assert [wait_for(pid) for pid in pids] == [0] * 4
+assert is_correct()
 print("done")
 """
     )
@@ -82,14 +62,14 @@ def test_grandchild() -> None:
     run(
         """
 def middle():
-    return right() and reap(child(right)) == 0 and right()
-assert reap(child(middle)) == 0
+    return is_correct() and wait_for(fork_and_call(is_correct)) == 0 and is_correct()
+assert wait_for(fork_and_call(middle)) == 0
 print("done")
 """
     )
 
 
-def test_fork_while_other_threads_are_within_a_call() -> None:
+def test_fork_while_other_threads_are_in_a_call() -> None:
     run(
         """
 stop = threading.Event()
@@ -101,24 +81,24 @@ for worker in workers:
     worker.start()
 try:
     for _ in range(6):
-        assert reap(child(right)) == 0
+        assert wait_for(fork_and_call(is_correct)) == 0
 finally:
     stop.set()
     for worker in workers:
         worker.join()
-assert right()
+assert is_correct()
 print("done")
 """
     )
 
 
-def test_child_sets_its_own_count_of_threads() -> None:
+def test_child_sets_its_own_number_of_threads() -> None:
     run(
         """
 def other_count():
     fastclip.set_num_threads(2)
-    return fastclip.get_num_threads() == 2 and right()
-assert reap(child(other_count)) == 0
+    return fastclip.get_num_threads() == 2 and is_correct()
+assert wait_for(fork_and_call(other_count)) == 0
 assert fastclip.get_num_threads() == 3
 print("done")
 """
@@ -126,20 +106,20 @@ print("done")
 
 
 def test_child_that_ends_normally() -> None:
-    """Through interpreter shutdown, with the parent's pool in its memory but not its threads."""
+    """The interpreter shuts down with the parent's thread pool in its memory, but without its threads."""
     run(
         """
 pid = os.fork()
 if pid == 0:
-    assert right()
+    assert is_correct()
     sys.exit(0)
-assert reap(pid) == 0
+assert wait_for(pid) == 0
 print("done")
 """
     )
 
 
-def test_outputs_of_the_parent_in_the_child() -> None:
+def test_child_uses_and_frees_outputs_of_the_parent() -> None:
     run(
         """
 def use_and_free():
@@ -150,9 +130,9 @@ def use_and_free():
     fastclip.free_cached_memory()
     again, _ = fastclip.clip_by_global_norm(arrays, 1.0)
     return again[0].tobytes() == kept
-assert reap(child(use_and_free)) == 0
+assert wait_for(fork_and_call(use_and_free)) == 0
 assert expected[0].any()
-assert right()
+assert is_correct()
 print("done")
 """
     )

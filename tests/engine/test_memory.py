@@ -11,9 +11,8 @@ import pytest
 
 import fastclip
 from support import fresh_python, oracle
-from support.strategies import FLOAT_DTYPES, LAYOUTS, dtype_id, finite_values, laid_out
-
-EVERY_FLOAT = pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=dtype_id)
+from support.dtypes import EVERY_FLOAT
+from support.strategies import LAYOUTS, finite_values, laid_out
 
 CALLS: dict[str, Any] = {
     "value": lambda t: fastclip.clip_by_value(t, -1e3, 1e3),

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import platform
 from typing import Any
 
 import numpy as np
 import pytest
 
 import fastclip
-from support import fresh_python, oracle
-from support.strategies import FLOAT_DTYPES, dtype_id, finite_values, laid_out
+from support import oracle, simd_levels
+from support.dtypes import EVERY_FLOAT
+from support.strategies import finite_values, laid_out
 
-EVERY_FLOAT = pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=dtype_id)
 ORDERS = (1, 2, 2.5, np.inf)
 
 
@@ -143,41 +141,22 @@ note("nonfinite", np.isnan(fastclip.clip_by_norm(a, 1.0)), fastclip.clip_by_valu
 json.dump(digests, sys.stdout)
 """
 
-LEVELS = {
-    "x86_64": ["scalar", "sse2", "sse4.2", "avx2", "avx512"],
-    "AMD64": ["scalar", "sse2", "sse4.2", "avx2", "avx512"],
-    "aarch64": ["scalar", "neon"],
-    "arm64": ["scalar", "neon"],
-}.get(platform.machine(), ["scalar"])
-
 
 @pytest.fixture(scope="module")
-def digests_at_the_full_level() -> dict[str, str]:
-    digests: dict[str, str] = json.loads(fresh_python.run(DIGESTS).stdout)
-    assert digests.pop("isa") == digests["detected"]
+def expected_digests() -> dict[str, str]:
+    digests = simd_levels.digests_at_the_detected_level(DIGESTS)
+    assert len(digests) > 500
     return digests
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_any_simd_level(level: str, digests_at_the_full_level: dict[str, str]) -> None:
-    detected = digests_at_the_full_level["detected"]
-    assert detected in LEVELS
-    if LEVELS.index(level) > LEVELS.index(detected):
-        pytest.skip(f"this processor stops at {detected}")
-    environment = {"FASTCLIP_ISA": level}
-    digests = json.loads(fresh_python.run(DIGESTS, env=environment).stdout)
-    assert digests.pop("isa") == level
-    assert len(digests) > 500
-    differing = [name for name, digest in digests_at_the_full_level.items() if digest != digests[name]]
-    assert not differing, f"{len(differing)} results at {level} differ: {differing[:10]}"
+@simd_levels.EVERY_LEVEL
+def test_any_simd_level(level: str, expected_digests: dict[str, str]) -> None:
+    simd_levels.assert_same_digests(DIGESTS, expected_digests, level)
 
 
 @pytest.mark.parametrize("count", ["1", "3"])
-def test_simd_level_and_threads_together(count: str, digests_at_the_full_level: dict[str, str]) -> None:
-    environment = {"FASTCLIP_ISA": "scalar", "FASTCLIP_NUM_THREADS": count}
-    digests = json.loads(fresh_python.run(DIGESTS, env=environment).stdout)
-    assert digests.pop("isa") == "scalar"
-    assert digests == digests_at_the_full_level
+def test_simd_level_and_threads_together(count: str, expected_digests: dict[str, str]) -> None:
+    simd_levels.assert_same_digests(DIGESTS, expected_digests, "scalar", threads=count)
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -13,9 +13,8 @@ import pytest
 
 import fastclip
 from support import oracle
-from support.strategies import FLOAT_DTYPES, dtype_id, finite_values
-
-EVERY_FLOAT = pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=dtype_id)
+from support.dtypes import EVERY_FLOAT
+from support.strategies import finite_values
 
 
 class Exchange:

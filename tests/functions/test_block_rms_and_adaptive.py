@@ -13,18 +13,9 @@ from hypothesis import strategies as st
 
 import fastclip
 from support import fresh_python, oracle
-from support.strategies import (
-    FLOAT_DTYPES,
-    PROPERTY,
-    REAL_DTYPES,
-    array_lists,
-    arrays,
-    dtype_id,
-    finite_values,
-    limit_factors,
-)
+from support.dtypes import EVERY_FLOAT, REAL_DTYPES
+from support.strategies import PROPERTY, array_lists, arrays, finite_values, limit_factors
 
-EVERY_FLOAT = pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=dtype_id)
 SHAPES: list[tuple[int, ...]] = [
     (),
     (1,),

@@ -11,9 +11,8 @@ from hypothesis import given
 
 import fastclip
 from support import oracle
-from support.strategies import FLOAT_DTYPES, PROPERTY, arrays, dtype_id, finite_values, limit_factors
-
-EVERY_FLOAT = pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=dtype_id)
+from support.dtypes import EVERY_FLOAT
+from support.strategies import PROPERTY, arrays, finite_values, limit_factors
 
 
 def test_signature() -> None:

@@ -14,17 +14,8 @@ from hypothesis import strategies as st
 
 import fastclip
 from support import oracle
-from support.strategies import (
-    BFLOAT16,
-    FLOAT_DTYPES,
-    PROPERTY,
-    array_lists,
-    dtype_id,
-    finite_values,
-    limit_factors,
-)
-
-EVERY_FLOAT = pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=dtype_id)
+from support.dtypes import BFLOAT16, EVERY_FLOAT
+from support.strategies import PROPERTY, array_lists, finite_values, limit_factors
 
 
 def two_arrays(dtype: Any = np.float32) -> list[Any]:

@@ -12,18 +12,8 @@ from hypothesis import strategies as st
 
 import fastclip
 from support import oracle
-from support.strategies import (
-    FLOAT_DTYPES,
-    LAYOUTS,
-    PROPERTY,
-    arrays,
-    dtype_id,
-    finite_values,
-    laid_out,
-    limit_factors,
-)
-
-EVERY_FLOAT = pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=dtype_id)
+from support.dtypes import EVERY_FLOAT
+from support.strategies import LAYOUTS, PROPERTY, arrays, finite_values, laid_out, limit_factors
 
 
 def test_signature() -> None:

@@ -12,21 +12,8 @@ from hypothesis import strategies as st
 
 import fastclip
 from support import oracle
-from support.strategies import (
-    BFLOAT16,
-    INTEGER_DTYPES,
-    LAYOUTS,
-    PROPERTY,
-    REAL_DTYPES,
-    arrays,
-    dtype_id,
-    finite_values,
-    laid_out,
-    nonfinite_arrays,
-)
-
-EVERY_REAL = pytest.mark.parametrize("dtype", REAL_DTYPES, ids=dtype_id)
-EVERY_INTEGER = pytest.mark.parametrize("dtype", INTEGER_DTYPES, ids=dtype_id)
+from support.dtypes import BFLOAT16, EVERY_INTEGER, EVERY_REAL, REAL_DTYPES, dtype_id
+from support.strategies import LAYOUTS, PROPERTY, arrays, finite_values, laid_out, nonfinite_arrays
 
 
 def assert_equal(got: Any, expected: Any) -> None:

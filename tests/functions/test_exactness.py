@@ -11,19 +11,9 @@ import pytest
 
 import fastclip
 from support import oracle
-from support.strategies import (
-    BFLOAT16,
-    COMPLEX_DTYPES,
-    FLOAT_DTYPES,
-    NARROW_DTYPES,
-    REAL_DTYPES,
-    dtype_id,
-    finite_values,
-)
+from support.dtypes import BFLOAT16, COMPLEX_DTYPES, EVERY_FLOAT, EVERY_NARROW, EVERY_REAL, dtype_id
+from support.strategies import finite_values
 
-EVERY_FLOAT = pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=dtype_id)
-EVERY_NARROW = pytest.mark.parametrize("dtype", NARROW_DTYPES, ids=dtype_id)
-EVERY_REAL = pytest.mark.parametrize("dtype", REAL_DTYPES, ids=dtype_id)
 EVERY_DOUBLE = pytest.mark.parametrize("dtype", ["float64", "complex128"])
 KINDS = pytest.mark.parametrize("kind", ["normal", "wide", "tiny", "huge", "constant"])
 

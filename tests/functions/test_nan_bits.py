@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
-from test_reproducible import LEVELS
 
 import fastclip
-from support import fresh_python
+from support import simd_levels
 
 #: Results over random bit patterns, many of which are NaNs, as digests by name.
 DIGESTS = """
@@ -74,23 +71,14 @@ print(json.dumps(digests))
 
 
 @pytest.fixture(scope="module")
-def digests_at_the_full_level() -> dict[str, str]:
-    digests: dict[str, str] = json.loads(fresh_python.run(DIGESTS).stdout)
-    assert digests.pop("isa") == digests["detected"]
-    return digests
+def expected_digests() -> dict[str, str]:
+    return simd_levels.digests_at_the_detected_level(DIGESTS)
 
 
 @pytest.mark.parametrize("threads", ["1", "3"])
-@pytest.mark.parametrize("level", LEVELS)
-def test_nans_have_the_same_bits(level: str, threads: str, digests_at_the_full_level: dict[str, str]) -> None:
-    detected = digests_at_the_full_level["detected"]
-    if LEVELS.index(level) > LEVELS.index(detected):
-        pytest.skip(f"this processor stops at {detected}")
-    environment = {"FASTCLIP_ISA": level, "FASTCLIP_NUM_THREADS": threads}
-    digests = json.loads(fresh_python.run(DIGESTS, env=environment).stdout)
-    assert digests.pop("isa") == level
-    differing = [name for name, digest in digests_at_the_full_level.items() if digest != digests[name]]
-    assert not differing, f"{len(differing)} results at {level} differ: {differing[:10]}"
+@simd_levels.EVERY_LEVEL
+def test_nans_have_the_same_bits(level: str, threads: str, expected_digests: dict[str, str]) -> None:
+    simd_levels.assert_same_digests(DIGESTS, expected_digests, level, threads)
 
 
 def test_a_nan_that_is_computed_is_quiet_positive_and_without_payload() -> None:

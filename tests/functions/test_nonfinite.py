@@ -13,18 +13,16 @@ from hypothesis import strategies as st
 
 import fastclip
 from support import oracle
+from support.dtypes import EVERY_FLOAT
 from support.strategies import (
-    FLOAT_DTYPES,
     PROPERTY,
     WRITABLE_LAYOUTS,
     array_lists,
-    dtype_id,
     finite_values,
     laid_out,
     nonfinite_arrays,
 )
 
-EVERY_FLOAT = pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=dtype_id)
 BAD = pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf], ids=repr)
 LIMITS = st.sampled_from([0.0, 1e-3, 1.0, 1e9])
 ORDERS = st.sampled_from([0.5, 1, 2, 3, math.inf])

@@ -14,19 +14,9 @@ from hypothesis import strategies as st
 
 import fastclip
 from support import oracle
-from support.strategies import (
-    BFLOAT16,
-    FLOAT_DTYPES,
-    LAYOUTS,
-    NARROW_DTYPES,
-    PROPERTY,
-    array_lists,
-    dtype_id,
-    finite_values,
-    laid_out,
-)
+from support.dtypes import BFLOAT16, EVERY_FLOAT, NARROW_DTYPES, dtype_id
+from support.strategies import LAYOUTS, PROPERTY, array_lists, finite_values, laid_out
 
-EVERY_FLOAT = pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=dtype_id)
 ORDERS = (0.5, 1, 1.5, 2, 2.0, 3, 7.25, 20, math.inf)
 
 

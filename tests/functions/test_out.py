@@ -15,18 +15,8 @@ from hypothesis import strategies as st
 
 import fastclip
 from support import fresh_python, oracle
-from support.strategies import (
-    FLOAT_DTYPES,
-    LAYOUTS,
-    PROPERTY,
-    WRITABLE_LAYOUTS,
-    array_lists,
-    dtype_id,
-    finite_values,
-    laid_out,
-)
-
-EVERY_FLOAT = pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=dtype_id)
+from support.dtypes import EVERY_FLOAT
+from support.strategies import LAYOUTS, PROPERTY, WRITABLE_LAYOUTS, array_lists, finite_values, laid_out
 
 #: The functions of one array, as calls with ``t`` and ``out`` left open; each changes the array.
 SINGLE: dict[str, Callable[..., Any]] = {

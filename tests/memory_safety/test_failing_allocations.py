@@ -1,13 +1,13 @@
-"""Calls for which there is no memory: MemoryError, with nothing changed, and the next call works.
+"""A call whose allocations fail raises MemoryError and changes nothing, and the next call succeeds.
 
-`fail_allocation.c` makes single allocations fail, wherever they are made: in the compiled part, in its helper
-threads, in NumPy or in the interpreter. Each public function is called again and again, with the first
-allocation failing, then the second, until none is left that could. `allocation_driver.py` does it in
-processes of their own, because what is not handled ends the process.
+`drivers/fail_allocation.c` makes single allocations fail, in fastclip's compiled module, in its threads, in
+NumPy or in the interpreter. Each public function is called repeatedly, with the first allocation failing,
+then the second, and so on to the last. `drivers/failing_allocations.py` makes these calls in processes of
+their own, because an allocation failure that is not handled ends the process.
 
-FASTCLIP_THOROUGH=1 in the environment lets every single allocation fail in every call. Otherwise, where a
-call makes many, it is some of the first, of the last and of those between, and most modes try a third of
-the calls.
+With FASTCLIP_THOROUGH=1 in the environment every single allocation of every call fails once. Otherwise, of a
+call with many allocations, some of the first, some of the last and some between fail, and most modes try a
+third of the calls.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pytest
 
 from support import fresh_python
 
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parent
 THOROUGH = os.environ.get("FASTCLIP_THOROUGH", "0") != "0"
 GROUPS = ("norms", "global", "one", "value", "rules", "optimizers", "handling", "state", "errors")
 #: For each mode, how many allocations of a call fail in turn.
@@ -41,23 +41,17 @@ pytestmark = [
 def library(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("library") / "fail_allocation.so"
     flags = ["-shared", "-fPIC", "-O1", "-ftls-model=initial-exec"]
-    subprocess.run(["cc", *flags, "-o", path, HERE / "fail_allocation.c", "-ldl", "-pthread"], check=True)
+    source = FOLDER / "drivers" / "fail_allocation.c"
+    subprocess.run(["cc", *flags, "-o", path, source, "-ldl", "-pthread"], check=True)
     return str(path)
 
 
-def run(library: str, *arguments: str, **env: str) -> str:
-    env |= {"LD_PRELOAD": library, "RUST_BACKTRACE": "0", "PYTHONWARNINGS": "ignore"}
-    driver = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    return fresh_python.run(driver, *arguments, env=env, timeout=1700 if THOROUGH else 280).stdout
-
-
-def test_an_array_is_refused_by_numpy_when_its_allocation_fails(library: str) -> None:
-    """A test of the tool."""
+def test_library_makes_numpys_allocation_of_an_array_fail(library: str) -> None:
     script = f"""
 import sys
-sys.path.insert(0, {str(HERE)!r})
+sys.path.insert(0, {str(FOLDER)!r})
 import numpy as np
-from allocation_driver import armed_calls
+from drivers.failing_allocations import armed_calls
 call, failures, count = armed_calls({library!r})
 assert call(lambda: np.ones(1000), -1, 0, 0).sum() == 1000
 assert failures() == 0
@@ -82,10 +76,21 @@ def test_without_memory_a_call_raises_memory_error_and_changes_nothing(
 ) -> None:
     if mode in ("anywhere", "cold") and group == "errors":
         pytest.skip("none of these calls takes more than one thread")
-    more = {"PYTHONMALLOC": "malloc"} if mode == "objects" else {}
+    env = {"LD_PRELOAD": library, "RUST_BACKTRACE": "0", "PYTHONWARNINGS": "ignore"}
+    if mode == "objects":
+        env["PYTHONMALLOC"] = "malloc"
     most = 2000 if THOROUGH else MODES[mode]
-    output = run(library, str(HERE / "allocation_driver.py"), library, group, mode, str(most), **more)
-    *failures, summary = [json.loads(line) for line in output.splitlines()]
+    done = fresh_python.run_module(
+        "drivers.failing_allocations",
+        library,
+        group,
+        mode,
+        str(most),
+        folder=FOLDER,
+        env=env,
+        timeout=1700 if THOROUGH else 280,
+    )
+    *failures, summary = [json.loads(line) for line in done.stdout.splitlines()]
     shown = "\n".join(f"{f['case']}, allocation {f['n']}: {f['wrong']}" for f in failures[:25])
     assert not failures, f"{summary['failed']} of {summary['tried']} trials went wrong\n{shown}"
     assert summary["tried"] > 0

@@ -1,4 +1,4 @@
-"""Forks at awkward moments: in the middle of another thread's step, and into a process of the same number."""
+"""Forks in the middle of another thread's step, and forks whose child has the process id of its parent."""
 
 from __future__ import annotations
 
@@ -17,42 +17,19 @@ ENVIRONMENT = {
     "RUST_BACKTRACE": "0",
 }
 
-REAP = """
+SETUP = """
 import ctypes, os, signal, sys, threading, time
 import numpy as np
 import fastclip
 from fastclip.train import AdamOptimizer
-
-def child(function):
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        code = 0 if function() else 2
-    except BaseException:
-        import traceback
-        traceback.print_exc()
-    finally:
-        os._exit(code)
-
-def reap(pid, limit=20):
-    end = time.monotonic() + limit
-    while time.monotonic() < end:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    os.kill(pid, 9)
-    os.waitpid(pid, 0)
-    raise SystemExit(f"child {pid} hung")
+from support.forking import fork_and_call, wait_for
 """
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_child_of_a_fork_in_the_middle_of_a_step_steps_with_the_same_optimizer(threads: int) -> None:
+def test_child_forked_in_the_middle_of_a_step_can_step_with_the_same_optimizer(threads: int) -> None:
     fresh_python.run(
-        REAP
+        SETUP
         + f"""
 sys.setswitchinterval(1e-4)
 variables = [np.zeros(1_000_000, np.float32) for _ in range(2)]
@@ -86,7 +63,7 @@ begun.wait()
 try:
     for trial in range(12):
         time.sleep(0.001 * trial)
-        assert reap(child(steps)) == 0
+        assert wait_for(fork_and_call(steps), 20) == 0
 finally:
     stop.set()
     for worker in workers:
@@ -98,41 +75,41 @@ optimizer.apply_gradients(pairs, counter)
     )
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="process numbers have namespaces on Linux alone")
-def test_child_that_has_the_number_of_its_parent_has_helpers_of_its_own() -> None:
-    """In another namespace of process numbers the child of a fork can have its parent's number."""
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has PID namespaces")
+def test_child_with_the_process_id_of_its_parent_starts_its_own_threads() -> None:
+    """In another PID namespace the child of a fork can have its parent's process id."""
     done = fresh_python.run(
-        REAP
+        SETUP
         + """
 CLONE_NEWPID = 0x20000000
 libc = ctypes.CDLL(None, use_errno=True)
-here = os.getpid()
-ready, told = os.pipe()
+parent_id = os.getpid()
+read_end, write_end = os.pipe()
 helper = os.fork()
 if helper == 0:
-    # It makes the namespace; its child is the first process there, and keeps it alive.
+    # Creates the namespace; its child is the first process there, and keeps it alive.
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in range(3):
         os.dup2(null, descriptor)
     if libc.unshare(CLONE_NEWPID):
-        os.write(told, b"none\\n")
+        os.write(write_end, b"none\\n")
         os._exit(0)
     first = os.fork()
     if first == 0:
         try:
             with open("/proc/sys/kernel/ns_last_pid", "w") as last:
-                last.write(str(here - 1))
-            os.write(told, b"set\\n")
+                last.write(str(parent_id - 1))
+            os.write(write_end, b"set\\n")
         except OSError:
-            os.write(told, b"none\\n")
+            os.write(write_end, b"none\\n")
         time.sleep(50)
         os._exit(0)
-    os.write(told, f"{first}\\n".encode())
+    os.write(write_end, f"{first}\\n".encode())
     os.waitpid(first, 0)
     os._exit(0)
-os.close(told)
+os.close(write_end)
 lines = []
-with os.fdopen(ready) as pipe:
+with os.fdopen(read_end) as pipe:
     for line in pipe:
         lines.append(line.strip())
         if len(lines) == 2 or line == "none\\n":
@@ -141,9 +118,9 @@ first = next((int(line) for line in lines if line.isdigit()), 0)
 arrays = [np.random.default_rng(1).standard_normal(2_000_000).astype(np.float32)]
 expected, norm = fastclip.clip_by_global_norm(arrays, 1.0)
 
-def right():
-    if os.getpid() != here:
-        print("another number", os.getpid(), here, flush=True)
+def is_correct():
+    if os.getpid() != parent_id:
+        print("another id", os.getpid(), parent_id, flush=True)
     clipped, again = fastclip.clip_by_global_norm(arrays, 1.0)
     return again == norm and clipped[0].tobytes() == expected[0].tobytes()
 
@@ -153,7 +130,7 @@ try:
     elif libc.setns(os.open(f"/proc/{first}/ns/pid", os.O_RDONLY), CLONE_NEWPID):
         print("no namespaces")
     else:
-        assert reap(child(right)) == 0
+        assert wait_for(fork_and_call(is_correct), 20) == 0
         print("done")
 finally:
     if first:
@@ -163,6 +140,6 @@ finally:
         env=ENVIRONMENT,
         timeout=60,
     ).stdout
-    if "no namespaces" in done or "another number" in done:
-        pytest.skip(f"a child with its parent's number cannot be made here: {done.splitlines()[0]}")
+    if "no namespaces" in done or "another id" in done:
+        pytest.skip(f"cannot fork a child with its parent's process id here: {done.splitlines()[0]}")
     assert done == "done\n"

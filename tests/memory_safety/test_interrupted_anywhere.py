@@ -1,176 +1,160 @@
-"""An interrupt at any line of fastclip's: an optimizer holds what it did before or what it will after.
+"""An optimizer interrupted at any line of fastclip's code has the state from before the call or from after
+it.
 
-Ctrl-C is raised where the interpreter finds the time, which may be at any line. Here a trace function raises
-it: at the first line that a call comes to, in another try at the second, and so on, until a call goes
-through.
+The interpreter may raise KeyboardInterrupt at any line. Here a trace function raises an exception at the
+first line that a call runs, in another trial at the second, and so on, until a call runs to its end.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
 
 import fastclip
-from allocation_cases import PAIRS, Steps
+from drivers.allocation_cases import PAIRS, Steps
+from support.line_tracing import call_with_action
 from support.training_cases import EVERY_OPTIMIZER, VARIANTS
-
-PACKAGE = str(Path(fastclip.__file__).parent) + os.sep
 
 pytestmark = pytest.mark.skipif(sys.gettrace() is not None, reason="something else traces already")
 
 
 class Interrupt(BaseException):
-    """What no code expects."""
+    """An exception that no code of fastclip expects."""
 
 
-def interrupted_at(number: int, call: Callable[[], Any], opcodes: bool) -> bool:
-    """Raise `Interrupt` at one of the lines (or instructions) of `call`. Returns whether it has as many."""
-    left = number
+def interrupted_at(line: int, call: Callable[[], Any], opcodes: bool) -> bool:
+    """Raises `Interrupt` at one of the lines (or instructions) of `call`. Returns whether it has so many."""
 
-    def trace(frame: FrameType, event: str, _: Any) -> Any:
-        nonlocal left
-        if not frame.f_code.co_filename.startswith(PACKAGE):
-            return None
-        frame.f_trace_opcodes = opcodes
-        if event in ("line", "opcode"):
-            if left == 0:
-                left = -1
-                sys.settrace(None)
-                raise Interrupt
-            left -= 1
-        return trace
+    def interrupt() -> None:
+        raise Interrupt
 
-    # The tests' coverage, if it is measured, goes on afterwards.
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        call()
-    except Interrupt:
-        assert left == -1
-        return True
-    finally:
-        sys.settrace(before)
-    assert left != -1, "the interrupt was lost"
-    return False
+    ran, error = call_with_action(call, interrupt, line, catch=Interrupt, opcodes=opcodes)
+    assert ran == (error is not None), "the interrupt was lost"
+    return ran
 
 
-def check_all(make: Callable[[], tuple[Steps, Callable[[], Any]]], opcodes: bool = False) -> None:
-    """Interrupt a call everywhere. `make` gives what is watched, and the call."""
-    taken, call = make()
-    before = taken.watched()
+def check_all(prepare: Callable[[], tuple[Steps, Callable[[], Any]]], opcodes: bool = False) -> None:
+    """Interrupts a call at each of its lines.
+
+    Parameters
+    ----------
+    prepare : callable
+        Returns an optimizer with its variables, and the call to interrupt.
+    opcodes : bool
+        Interrupt at each bytecode instruction too.
+    """
+    training, call = prepare()
+    before = training.watched()
     call()
-    after = taken.watched()
-    found = set()
-    for number in range(20_000):
-        taken, call = make()
-        assert taken.watched() == before
-        raised = interrupted_at(number, call, opcodes)
-        left = taken.watched()
-        assert left in (before, after), f"interrupted at {number}: {differences(left, before, after)}"
-        found.add(left == after)
+    after = training.watched()
+    outcomes = set()
+    for line in range(20_000):
+        training, call = prepare()
+        assert training.watched() == before
+        raised = interrupted_at(line, call, opcodes)
+        state = training.watched()
+        assert state in (before, after), f"interrupted at {line}: {differences(state, before, after)}"
+        outcomes.add(state == after)
         if not raised:
             break
-        # It goes on from there.
-        if left == before:
+        # A call that had no effect can be repeated.
+        if state == before:
             call()
-            assert taken.watched() == after, f"interrupted at {number}"
+            assert training.watched() == after, f"interrupted at {line}"
     else:
-        pytest.fail("it does not end")
-    assert found == {True, False}
+        pytest.fail("the call has more lines than were tried")
+    assert outcomes == {True, False}
 
 
-def differences(left: list[bytes], before: list[bytes], after: list[bytes]) -> str:
-    """Which parts have changed, and which not, of those that a call changes."""
-    parts = [
-        f"{old[:24]!r}: {'as before' if part == old else 'as after' if part == new else 'neither'}"
-        for part, old, new in zip(left, before, after, strict=False)
+def differences(state: list[bytes], before: list[bytes], after: list[bytes]) -> str:
+    """Describes which of the entries that a call changes have changed."""
+    entries = [
+        f"{old[:24]!r}: {'as before' if entry == old else 'as after' if entry == new else 'neither'}"
+        for entry, old, new in zip(state, before, after, strict=False)
         if old != new
     ]
-    return "; ".join(parts) + (f" ({len(left)}, {len(before)}, {len(after)} parts)")
+    return "; ".join(entries) + (f" ({len(state)}, {len(before)}, {len(after)} entries)")
 
 
 LOADING = ["Adam", "Nesterov", "AdagradDA", "RMSProp-centered", "GradientDescent"]
 
 
-@pytest.mark.parametrize("listed", [False, True], ids=["met", "listed"])
+@pytest.mark.parametrize("listed", [False, True], ids=["known variables", "var_list"])
 @pytest.mark.parametrize("variant", LOADING)
-def test_state_is_loaded_wholly_or_not_at_all(variant: str, listed: bool) -> None:
+def test_state_is_loaded_entirely_or_not_at_all(variant: str, listed: bool) -> None:
     source = Steps(variant, *PAIRS["small"](), steps=3, on_nonfinite="skip")
     source.optimizer.skipped_steps = 5
     state = source.optimizer.state_dict()
 
-    def make() -> tuple[Steps, Callable[[], Any]]:
-        taken = Steps(variant, *PAIRS["small"](), steps=1, on_nonfinite="skip")
-        variables = taken.variables if listed else None
-        return taken, lambda: taken.optimizer.load_state_dict(state, variables)
+    def prepare() -> tuple[Steps, Callable[[], Any]]:
+        training = Steps(variant, *PAIRS["small"](), steps=1, on_nonfinite="skip")
+        variables = training.variables if listed else None
+        return training, lambda: training.optimizer.load_state_dict(state, variables)
 
-    check_all(make)
+    check_all(prepare)
 
 
-def test_state_of_no_steps_is_loaded_wholly_or_not_at_all() -> None:
+def test_state_from_before_the_first_step_is_loaded_entirely_or_not_at_all() -> None:
     state = Steps("Adam", *PAIRS["small"]()).optimizer.state_dict()
 
-    def make() -> tuple[Steps, Callable[[], Any]]:
-        taken = Steps("Adam", *PAIRS["small"](), steps=1)
-        return taken, lambda: taken.optimizer.load_state_dict(state, [])
+    def prepare() -> tuple[Steps, Callable[[], Any]]:
+        training = Steps("Adam", *PAIRS["small"](), steps=1)
+        return training, lambda: training.optimizer.load_state_dict(state, [])
 
-    check_all(make)
+    check_all(prepare)
 
 
-def test_state_is_loaded_wholly_or_not_at_all_at_any_instruction() -> None:
+def test_state_is_loaded_entirely_or_not_at_all_at_any_instruction() -> None:
     source = Steps("Adam", *PAIRS["small"](), steps=3, on_nonfinite="skip")
     state = source.optimizer.state_dict()
 
-    def make() -> tuple[Steps, Callable[[], Any]]:
-        taken = Steps("Adam", *PAIRS["small"](), steps=1, on_nonfinite="skip")
-        return taken, lambda: taken.optimizer.load_state_dict(state)
+    def prepare() -> tuple[Steps, Callable[[], Any]]:
+        training = Steps("Adam", *PAIRS["small"](), steps=1, on_nonfinite="skip")
+        return training, lambda: training.optimizer.load_state_dict(state)
 
-    check_all(make, opcodes=True)
+    check_all(prepare, opcodes=True)
 
 
 @pytest.mark.parametrize("steps", [0, 1])
 @EVERY_OPTIMIZER
 def test_step_is_taken_or_not_taken(variant: str, steps: int) -> None:
-    def make() -> tuple[Steps, Callable[[], Any]]:
-        taken = Steps(variant, *PAIRS["small"](), steps=steps, global_clipnorm=1.0)
-        return taken, taken.apply
+    def prepare() -> tuple[Steps, Callable[[], Any]]:
+        training = Steps(variant, *PAIRS["small"](), steps=steps, global_clipnorm=1.0)
+        return training, training.apply
 
-    check_all(make)
+    check_all(prepare)
 
 
 @pytest.mark.parametrize("kind", ["repeated_rows", "overlapping", "mixed"])
 def test_step_with_gradients_of_other_kinds_is_taken_or_not_taken(kind: str) -> None:
-    def make() -> tuple[Steps, Callable[[], Any]]:
-        taken = Steps("Adam", *PAIRS[kind](), steps=1, clipnorm=1.0, loss_scale=8.0)
-        return taken, taken.apply
+    def prepare() -> tuple[Steps, Callable[[], Any]]:
+        training = Steps("Adam", *PAIRS[kind](), steps=1, clipnorm=1.0, loss_scale=8.0)
+        return training, training.apply
 
-    check_all(make)
+    check_all(prepare)
 
 
 def test_step_is_taken_or_not_taken_at_any_instruction() -> None:
-    def make() -> tuple[Steps, Callable[[], Any]]:
-        taken = Steps("Adam", *PAIRS["small"](), steps=1, global_clipnorm=1.0)
-        return taken, taken.apply
+    def prepare() -> tuple[Steps, Callable[[], Any]]:
+        training = Steps("Adam", *PAIRS["small"](), steps=1, global_clipnorm=1.0)
+        return training, training.apply
 
-    check_all(make, opcodes=True)
+    check_all(prepare, opcodes=True)
 
 
 @pytest.mark.parametrize("variant", ["Adam", "Nesterov"])
-def test_step_that_is_left_out_is_counted_or_not_left_out(variant: str) -> None:
-    def make() -> tuple[Steps, Callable[[], Any]]:
+def test_nonfinite_step_is_skipped_and_counted_or_neither(variant: str) -> None:
+    def prepare() -> tuple[Steps, Callable[[], Any]]:
         gradients, variables = PAIRS["small"]()
-        taken = Steps(variant, gradients, variables, steps=1, on_nonfinite="skip")
+        training = Steps(variant, gradients, variables, steps=1, on_nonfinite="skip")
         gradients[0][3] = np.nan
-        return taken, taken.apply
+        return training, training.apply
 
-    check_all(make)
+    check_all(prepare)
 
 
 def test_every_optimizer_is_among_the_variants() -> None:

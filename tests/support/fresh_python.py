@@ -1,4 +1,4 @@
-"""Runs a script in a fresh interpreter: for what a running test process can no longer show."""
+"""Runs code in a fresh interpreter, for behaviour that a running test process cannot show any more."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
-#: Variables that steer the library or the thread pools beside it.
-STEERING = ("FASTCLIP_", "RAYON_", "OMP_", "OPENBLAS_", "MKL_")
+#: Prefixes of environment variables that configure fastclip or other libraries' thread pools.
+CONFIGURING = ("FASTCLIP_", "RAYON_", "OMP_", "OPENBLAS_", "MKL_")
+
+TESTS = Path(__file__).parents[1]
 
 
 def run(
@@ -18,11 +21,46 @@ def run(
     timeout: float = 120,
     expect: int | None = 0,
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``script`` with no steering variable set but those in ``env``; a hang is a failure."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(STEERING)}
-    clean |= {"OPENBLAS_NUM_THREADS": "1"} | (env or {})
+    """Runs a script, which may import from `support`, and checks its exit status.
+
+    Parameters
+    ----------
+    script : str
+        Source code, dedented before it is run.
+    *arguments : str
+        ``sys.argv[1:]`` of the script.
+    env : dict, optional
+        Environment variables to set. Of those that configure fastclip or a thread pool no others are set.
+    timeout : float
+        Seconds after which the interpreter is killed and `subprocess.TimeoutExpired` is raised.
+    expect : int or None
+        The exit status to check for; None accepts any.
+    """
+    return _run(["-c", textwrap.dedent(script), *arguments], [TESTS], env, timeout, expect)
+
+
+def run_module(
+    module: str,
+    *arguments: str,
+    folder: Path = TESTS,
+    env: dict[str, str] | None = None,
+    timeout: float = 120,
+) -> subprocess.CompletedProcess[str]:
+    """Runs a module found in `folder` or in ``tests/`` as a program, and checks that it exits with status 0.
+
+    The other parameters are those of `run`.
+    """
+    return _run(["-m", module, *arguments], [folder, TESTS], env, timeout, 0)
+
+
+def _run(
+    command: list[str], folders: list[Path], env: dict[str, str] | None, timeout: float, expect: int | None
+) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(CONFIGURING)}
+    paths = [*map(str, folders), *filter(None, [clean.get("PYTHONPATH")])]
+    clean |= {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)} | (env or {})
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), *arguments],
+        [sys.executable, *command],
         env=clean,
         capture_output=True,
         text=True,

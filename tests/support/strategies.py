@@ -16,6 +16,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from support.dtypes import COMPLEX_DTYPES, FLOAT_DTYPES, real_counterpart
+
 Array = npt.NDArray[Any]
 
 #: Settings of every property test: the same examples on every run, and no clock.
@@ -27,37 +29,12 @@ PROPERTY = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-REAL_DTYPES: tuple[np.dtype[Any], ...] = (
-    np.dtype(np.float16),
-    BFLOAT16,
-    np.dtype(np.float32),
-    np.dtype(np.float64),
-)
-COMPLEX_DTYPES: tuple[np.dtype[Any], ...] = (np.dtype(np.complex64), np.dtype(np.complex128))
-FLOAT_DTYPES = REAL_DTYPES + COMPLEX_DTYPES
-NARROW_DTYPES = REAL_DTYPES[:3] + COMPLEX_DTYPES[:1]
-INTEGER_DTYPES: tuple[np.dtype[Any], ...] = tuple(
-    np.dtype(name) for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-)
-
 #: Layouts that hold every element once, so that they can be written too.
 WRITABLE_LAYOUTS = ("C", "F", "permuted", "stepped", "reversed", "offset", "misaligned")
 LAYOUTS = (*WRITABLE_LAYOUTS, "broadcast")
 
 #: What finite values look like.
 FINITE_KINDS = ("normal", "wide", "tiny", "huge", "constant", "sparse")
-
-
-def dtype_id(dtype: object) -> str:
-    """Name of a dtype in a test's id."""
-    return str(dtype)
-
-
-def real_counterpart(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype of the parts."""
-    parts: dict[Any, np.dtype[Any]] = {np.dtype("c8"): np.dtype("f4"), np.dtype("c16"): np.dtype("f8")}
-    return parts.get(dtype, dtype)
 
 
 def finite_values(

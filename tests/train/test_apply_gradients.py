@@ -13,17 +13,9 @@ from numpy.lib.stride_tricks import as_strided
 
 import fastclip
 from fastclip import IndexedSlices
+from support.dtypes import BFLOAT16, REAL_DTYPES, dtype_id
 from support.reference_optimizers import ReferenceOptimizer, assert_close
-from support.strategies import (
-    BFLOAT16,
-    LAYOUTS,
-    PROPERTY,
-    REAL_DTYPES,
-    WRITABLE_LAYOUTS,
-    dtype_id,
-    finite_values,
-    laid_out,
-)
+from support.strategies import LAYOUTS, PROPERTY, WRITABLE_LAYOUTS, finite_values, laid_out
 from support.training_cases import (
     A_FEW_OPTIMIZERS,
     EVERY_OPTIMIZER,

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 import fastclip
 from fastclip import IndexedSlices
 from support import oracle
+from support.dtypes import REAL_DTYPES, dtype_id
 from support.recorders.training import required_arguments
-from support.strategies import FINITE_KINDS, PROPERTY, REAL_DTYPES, dtype_id, finite_values
+from support.strategies import FINITE_KINDS, PROPERTY, finite_values
 from support.training_cases import (
     A_FEW_OPTIMIZERS,
     EVERY_OPTIMIZER,

@@ -11,15 +11,8 @@ from hypothesis import strategies as st
 
 import fastclip
 from fastclip import IndexedSlices
-from support.strategies import (
-    BFLOAT16,
-    FINITE_KINDS,
-    PROPERTY,
-    WRITABLE_LAYOUTS,
-    dtype_id,
-    finite_values,
-    laid_out,
-)
+from support.dtypes import BFLOAT16, dtype_id
+from support.strategies import FINITE_KINDS, PROPERTY, WRITABLE_LAYOUTS, finite_values, laid_out
 from support.training_cases import (
     A_FEW_OPTIMIZERS,
     EVERY_OPTIMIZER,

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import platform
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +10,9 @@ import pytest
 
 import fastclip
 from fastclip import IndexedSlices
-from support import fresh_python
-from support.strategies import BFLOAT16, dtype_id, finite_values, laid_out
+from support import simd_levels
+from support.dtypes import BFLOAT16, dtype_id
+from support.strategies import finite_values, laid_out
 from support.training_cases import EVERY_OPTIMIZER, VARIANTS, Training, assert_same_training
 
 #: Optimizers whose rule has the number of the step in it.
@@ -128,7 +126,6 @@ def test_steps_of_one_optimizer_from_several_threads_follow_each_other(variant: 
 
 DIGESTS = """
 import hashlib, json, sys
-sys.path.insert(0, sys.argv[1])
 import ml_dtypes, numpy as np, fastclip
 from support.training_cases import VARIANTS, Training, slots_of
 
@@ -162,43 +159,19 @@ for variant in VARIANTS:
 json.dump(digests, sys.stdout)
 """
 
-LEVELS = {
-    "x86_64": ["scalar", "sse2", "sse4.2", "avx2", "avx512"],
-    "AMD64": ["scalar", "sse2", "sse4.2", "avx2", "avx512"],
-    "aarch64": ["scalar", "neon"],
-    "arm64": ["scalar", "neon"],
-}.get(platform.machine(), ["scalar"])
-
-
-def digests_with(**environment: str) -> dict[str, str]:
-    """What the script finds under these variables."""
-    directory = str(Path(__file__).parents[1])
-    digests: dict[str, str] = json.loads(fresh_python.run(DIGESTS, directory, env=environment).stdout)
-    return digests
-
 
 @pytest.fixture(scope="module")
-def digests_at_the_full_level() -> dict[str, str]:
-    digests = digests_with()
-    assert digests.pop("isa") == digests["detected"]
+def expected_digests() -> dict[str, str]:
+    digests = simd_levels.digests_at_the_detected_level(DIGESTS)
     assert len(set(digests.values())) == len(digests) > 150
     return digests
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_any_simd_level(level: str, digests_at_the_full_level: dict[str, str]) -> None:
-    detected = digests_at_the_full_level["detected"]
-    assert detected in LEVELS
-    if LEVELS.index(level) > LEVELS.index(detected):
-        pytest.skip(f"this processor stops at {detected}")
-    digests = digests_with(FASTCLIP_ISA=level)
-    assert digests.pop("isa") == level
-    differing = [name for name, digest in digests_at_the_full_level.items() if digest != digests[name]]
-    assert not differing, f"{len(differing)} trainings at {level} differ: {differing[:10]}"
+@simd_levels.EVERY_LEVEL
+def test_any_simd_level(level: str, expected_digests: dict[str, str]) -> None:
+    simd_levels.assert_same_digests(DIGESTS, expected_digests, level)
 
 
 @pytest.mark.parametrize("count", ["1", "3"])
-def test_simd_level_and_threads_together(count: str, digests_at_the_full_level: dict[str, str]) -> None:
-    digests = digests_with(FASTCLIP_ISA="scalar", FASTCLIP_NUM_THREADS=count)
-    assert digests.pop("isa") == "scalar"
-    assert digests == digests_at_the_full_level
+def test_simd_level_and_threads_together(count: str, expected_digests: dict[str, str]) -> None:
+    simd_levels.assert_same_digests(DIGESTS, expected_digests, "scalar", threads=count)

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 import fastclip
 from fastclip import GraphKeys, Variable
-from support.strategies import BFLOAT16, PROPERTY
+from support.dtypes import BFLOAT16
+from support.strategies import PROPERTY
 
 
 def is_in(variable: Variable, variables: list[Variable]) -> bool:

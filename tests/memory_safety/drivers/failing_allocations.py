@@ -22,8 +22,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[number]) for number in (0, 1)]
-
 #: So many seconds for the trials of a case in one mode.
 LIMIT = 40
 #: What the interpreter says when it had no memory for an exception.
@@ -58,7 +56,7 @@ def chosen(total: int, most: int) -> list[int]:
 
 def outcome(call: Callable[[], Any], tolerant: bool = False) -> tuple[str, Any]:
     """What a call comes to: its result, or its exception."""
-    from allocation_cases import fingerprint
+    from drivers.allocation_cases import fingerprint
 
     try:
         result = call()
@@ -147,7 +145,7 @@ def in_child(work: Callable[[Callable[[str], None]], None]) -> tuple[list[str], 
 
 def main(library: str, group: str, mode: str, most: str) -> None:
     import fastclip
-    from allocation_cases import GROUPS, LARGE_KINDS
+    from drivers.allocation_cases import GROUPS, LARGE_KINDS
 
     # Small objects have room in memory that Python has already.
     spare: list[Any] = [bytes(size) for size in range(0, 480, 16) for _ in range(1000)]
