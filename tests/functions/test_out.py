@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 import fastclip
 from support import fresh_python, oracle
 from support.dtypes import EVERY_FLOAT
-from support.strategies import LAYOUTS, PROPERTY, WRITABLE_LAYOUTS, array_lists, finite_values, laid_out
+from support.strategies import (
+    LAYOUTS,
+    PROPERTY,
+    WRITABLE_LAYOUTS,
+    array_lists,
+    finite_values,
+    laid_out,
+    read_only,
+)
 
 #: The functions of one array, as calls with ``t`` and ``out`` left open; each changes the array.
 SINGLE: dict[str, Callable[..., Any]] = {
@@ -149,11 +157,6 @@ def assert_refused(error: Any, match: str, arrays: list[Any], out: Any) -> None:
     for x, copy in zip(memory, before, strict=True):
         if isinstance(x, np.ndarray):
             assert oracle.same_bits(x, copy)
-
-
-def read_only(array: Any) -> Any:
-    array.flags.writeable = False
-    return array
 
 
 @pytest.mark.parametrize(

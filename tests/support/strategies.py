@@ -108,6 +108,13 @@ def laid_out(values: Array, layout: str) -> Array:
     return view
 
 
+def read_only(array: Array) -> Array:
+    """Returns a read-only view of an array."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
 def shapes(max_side: int = 5) -> st.SearchStrategy[tuple[int, ...]]:
     """0-d, empty and small shapes; vectors long enough to pass several SIMD registers."""
     small = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=max_side)

@@ -10,7 +10,15 @@ import pytest
 
 import fastclip
 import fastclip.train
-from support.reference_optimizers import ReferenceOptimizer
+from fastclip import IndexedSlices
+from support.reference_optimizers import ReferenceOptimizer, assert_close
+from support.strategies import finite_values
+
+#: The dtypes that variables may have.
+VARIABLE_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
+#: Relative error allowed against the float64 reference, by the variable's dtype.
+RELATIVE_TOLERANCE = {np.dtype(np.float32): 2e-5, np.dtype(np.float64): 1e-10}
 
 #: An optimizer's name and arguments with which every part of its rule counts.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -148,3 +156,45 @@ def assert_same_training(actual: Training, expected: Training) -> None:
             assert (slot is None) == (theirs[name] is None)
             if slot is not None:
                 assert slot.tobytes() == theirs[name].tobytes(), f"{name} of variable {position} differs"
+
+
+def normal(seed: int, *shape: int, dtype: Any = np.float32) -> Any:
+    return finite_values(np.random.default_rng(seed), shape, dtype)
+
+
+def slices(seed: int, rows: Sequence[int], of: tuple[int, ...], dtype: Any = np.float32) -> IndexedSlices:
+    """Slices of a variable of shape `of`."""
+    return IndexedSlices(normal(seed, len(rows), *of[1:], dtype=dtype), np.array(rows, np.int64), of)
+
+
+def some_variables(dtype: Any = np.float32) -> list[Any]:
+    """Five: a vector, a matrix, a number, an empty one and another vector."""
+    shapes: list[tuple[int, ...]] = [(4,), (5, 3), (), (0, 2), (6,)]
+    return [normal(seed, *shape, dtype=dtype) for seed, shape in enumerate(shapes)]
+
+
+def some_gradients(seed: int = 50, dtype: Any = np.float32) -> list[Any]:
+    """Dense ones for `some_variables`, slices for the matrix."""
+    return [
+        normal(seed, 4, dtype=dtype),
+        slices(seed + 1, [4, 0, 4], (5, 3), dtype),
+        normal(seed + 2, dtype=dtype),
+        normal(seed + 3, 0, 2, dtype=dtype),
+        normal(seed + 4, 6, dtype=dtype),
+    ]
+
+
+def assert_agrees_with_reference(training: Training, expected: Any) -> None:
+    """Check variables and slots against a `ReferenceOptimizer`."""
+    for position, variable in enumerate(training.variables):
+        value = value_of(variable)
+        epsilon = float(np.finfo(value.dtype).eps)
+        pairs = {"variable": (value, expected.variables[position])}
+        for name, slot in slots_of(training.optimizer, variable).items():
+            if slot is None:
+                assert not expected.slots[position]
+            else:
+                pairs[name] = (slot, np.asarray(expected.slots[position][name]))
+        for name, (ours, theirs) in pairs.items():
+            terms = expected.terms[position].get(name, np.abs(theirs))
+            assert_close(ours, theirs, terms, relative=RELATIVE_TOLERANCE[value.dtype], rounding=8 * epsilon)

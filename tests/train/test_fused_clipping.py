@@ -74,39 +74,22 @@ def assert_close_training(actual: Training, expected: Training, relative: float)
 
 
 @EVERY_OPTIMIZER
-@pytest.mark.parametrize("bound", [0.05, 3.0, 1e9, 0.0, np.inf])
-def test_global_clipnorm_has_the_bits_of_clipping_before(variant: str, bound: float) -> None:
-    fused, separate = (
-        Training(variant, variables_of(), global_clipnorm=bound),
-        Training(variant, variables_of()),
-    )
+@pytest.mark.parametrize(
+    ("clip", "bound"),
+    [
+        *(("global_clipnorm", bound) for bound in (0.05, 3.0, 1e9, 0.0, np.inf)),
+        *(("clipvalue", bound) for bound in (0.05, 0.5, 1e9, 0.0, np.inf)),
+        *(("clipnorm", bound) for bound in (0.05, 1.0, 1e9, 0.0, np.inf)),
+    ],
+)
+def test_fused_clipping_has_the_bits_of_separate_clipping(variant: str, clip: str, bound: float) -> None:
+    fused, separate = Training(variant, variables_of(), **{clip: bound}), Training(variant, variables_of())
     for seed in (1, 2, 3):
         gradients = gradients_of(seed)
-        gradients[seed] = None
+        if clip == "global_clipnorm":
+            gradients[seed] = None
         fused.step(gradients)
-        separate.step(clipped_before(gradients, global_clipnorm=bound))
-        assert_same_training(fused, separate)
-
-
-@EVERY_OPTIMIZER
-@pytest.mark.parametrize("bound", [0.05, 0.5, 1e9, 0.0, np.inf])
-def test_clipvalue_has_the_bits_of_clipping_before(variant: str, bound: float) -> None:
-    fused, separate = Training(variant, variables_of(), clipvalue=bound), Training(variant, variables_of())
-    for seed in (1, 2, 3):
-        gradients = gradients_of(seed)
-        fused.step(gradients)
-        separate.step(clipped_before(gradients, clipvalue=bound))
-        assert_same_training(fused, separate)
-
-
-@EVERY_OPTIMIZER
-@pytest.mark.parametrize("bound", [0.05, 1.0, 1e9, 0.0, np.inf])
-def test_clipnorm_has_the_bits_of_clipping_each_before(variant: str, bound: float) -> None:
-    fused, separate = Training(variant, variables_of(), clipnorm=bound), Training(variant, variables_of())
-    for seed in (1, 2, 3):
-        gradients = gradients_of(seed)
-        fused.step(gradients)
-        separate.step(clipped_before(gradients, clipnorm=bound))
+        separate.step(clipped_before(gradients, **{clip: bound}))
         assert_same_training(fused, separate)
 
 

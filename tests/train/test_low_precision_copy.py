@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import fastclip
 from fastclip import IndexedSlices
 from support.dtypes import BFLOAT16, dtype_id
-from support.strategies import FINITE_KINDS, PROPERTY, WRITABLE_LAYOUTS, finite_values, laid_out
+from support.strategies import FINITE_KINDS, PROPERTY, WRITABLE_LAYOUTS, finite_values, laid_out, read_only
 from support.training_cases import (
     A_FEW_OPTIMIZERS,
     EVERY_OPTIMIZER,
@@ -257,11 +257,6 @@ def test_copy_follows_the_constraint() -> None:
     training.optimizer.set_low_precision_copy(variable, copy)
     training.step([normal(2, 50)])
     assert_is_copy(copy, variable.value)
-
-
-def read_only(array: Any) -> Any:
-    array.flags.writeable = False
-    return array
 
 
 REFUSED: dict[str, tuple[Any, type[Exception]]] = {

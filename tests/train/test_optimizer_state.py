@@ -12,7 +12,7 @@ import pytest
 import fastclip
 from fastclip import IndexedSlices
 from support.reference_optimizers import RULES
-from support.strategies import finite_values
+from support.strategies import finite_values, read_only
 from support.training_cases import (
     A_FEW_OPTIMIZERS,
     EVERY_OPTIMIZER,
@@ -481,12 +481,6 @@ OTHER_VARIABLES: dict[str, tuple[Callable[[list[Any]], Any], type[Exception]]] =
     "a list of numbers": (lambda variables: [[0.0] * 40, *variables[1:]], TypeError),
     "read-only": (lambda variables: [read_only(variables[0]), *variables[1:]], ValueError),
 }
-
-
-def read_only(variable: Any) -> Any:
-    view = variable.view()
-    view.flags.writeable = False
-    return view
 
 
 # Where nothing is kept of a variable, nothing of its dtype is in the state.

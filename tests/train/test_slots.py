@@ -1,4 +1,4 @@
-"""Slots are the optimizer's own, whatever is done with the arrays that show them."""
+"""Slots: their names, and their memory, which belongs to the optimizer."""
 
 from __future__ import annotations
 
@@ -10,8 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+import fastclip
 from fastclip import Variable
 from fastclip.train import AdamOptimizer, AdamWOptimizer, GradientDescentOptimizer, MomentumOptimizer
+from support.training_cases import (
+    EVERY_OPTIMIZER,
+    VARIANTS,
+    Training,
+    build,
+    normal,
+    optimizer_class,
+    reference,
+    slots_of,
+    some_gradients,
+    some_variables,
+)
 
 
 def momentum_after_a_step(shape: tuple[int, ...]) -> tuple[MomentumOptimizer, Any]:
@@ -164,3 +177,119 @@ def test_each_hyper_parameter_is_asked_for_once_a_step() -> None:
         calls.clear()
         optimizer.apply_gradients([(np.float32([1.0]), variable)])
         assert sorted(calls) == ["beta1", "beta2", "eps", "lr"]
+
+
+# --- get_slot, variables and names ---------------------------------------------------------------
+
+SLOT_NAMES = {
+    "GradientDescent": [],
+    "Momentum": ["momentum"],
+    "Nesterov": ["momentum"],
+    "Adam": ["m", "v"],
+    "AdamW": ["m", "v"],
+    "Adagrad": ["accumulator"],
+    "AdagradDA": ["gradient_accumulator", "gradient_squared_accumulator"],
+    "RMSProp": ["momentum", "rms"],
+    "RMSProp-centered": ["mg", "momentum", "rms"],
+    "Adadelta": ["accum", "accum_update"],
+    "Ftrl": ["accum", "linear"],
+    "Ftrl-power": ["accum", "linear"],
+    "ProximalGradientDescent": [],
+    "ProximalAdagrad": ["accumulator"],
+}
+
+
+@EVERY_OPTIMIZER
+def test_slots_are_there_after_the_first_step(variant: str) -> None:
+    training = Training(variant, some_variables())
+    optimizer = training.optimizer
+    assert optimizer.get_slot_names() == []
+    for name in SLOT_NAMES[variant]:
+        assert optimizer.get_slot(training.variables[0], name) is None
+    training.step(some_gradients())
+    assert optimizer.get_slot_names() == SLOT_NAMES[variant]
+    for variable in training.variables:
+        for name in SLOT_NAMES[variant]:
+            slot = optimizer.get_slot(variable, name)
+            assert isinstance(slot, np.ndarray)
+            assert slot.shape == variable.shape
+            assert slot.dtype == variable.dtype
+            assert slot.flags.writeable
+        assert optimizer.get_slot(variable, "no such slot") is None
+    assert optimizer.get_slot(normal(1, 4), "m") is None
+
+
+@EVERY_OPTIMIZER
+def test_slot_is_live_memory(variant: str) -> None:
+    actual, expected = Training(variant, [normal(1, 5)]), Training(variant, [normal(1, 5)])
+    for training in (actual, expected):
+        training.step([normal(2, 5)])
+    slots = slots_of(actual.optimizer, actual.variables[0])
+    before = {name: slot.tobytes() for name, slot in slots.items()}
+    for name, slot in slots.items():
+        again = actual.optimizer.get_slot(actual.variables[0], name)
+        assert np.shares_memory(slot, again)
+    actual.step([normal(3, 5)])
+    if slots:
+        assert any(slot.tobytes() != before[name] for name, slot in slots.items())
+    # What is written there counts in the next step.
+    if slots:
+        for slot in slots.values():
+            slot[...] = 0.25
+        expected.step([normal(3, 5)])
+        for training in (actual, expected):
+            training.step([normal(4, 5)])
+        assert actual.variables[0].tobytes() != expected.variables[0].tobytes()
+
+
+def test_variable_is_known_again_by_its_memory() -> None:
+    matrix = normal(1, 4, 4)
+    optimizer = build("Adam")
+    optimizer.apply_gradients([(normal(2, 4, 4), matrix)])
+    m = optimizer.get_slot(matrix, "m")
+    same = matrix[:]
+    assert np.shares_memory(optimizer.get_slot(same, "m"), m)
+    optimizer.apply_gradients([(normal(3, 4, 4), same)])
+    assert np.shares_memory(optimizer.get_slot(matrix, "m"), m)
+    expected = reference("Adam", [normal(1, 4, 4)])
+    expected.apply([normal(2, 4, 4)])
+    expected.apply([normal(3, 4, 4)])
+    np.testing.assert_allclose(matrix, expected.variables[0], rtol=2e-5, atol=1e-6)
+
+
+def test_array_at_the_address_of_one_that_is_gone_is_another_variable() -> None:
+    """Slots belong to a variable, not to its address."""
+    optimizer = build("Momentum")
+    for seed in range(40):
+        variable = normal(seed, 1000)
+        before = variable.copy()
+        gradient = normal(seed + 100, 1000)
+        optimizer.apply_gradients([(gradient, variable)])
+        np.testing.assert_allclose(variable, before - 0.1 * gradient, rtol=1e-5, atol=1e-6)
+        del variable
+
+
+@EVERY_OPTIMIZER
+def test_variables_are_the_memory_of_the_state(variant: str) -> None:
+    training = Training(variant, some_variables())
+    optimizer = training.optimizer
+    training.step(some_gradients())
+    state = optimizer.variables()
+    assert all(isinstance(array, np.ndarray) for array in state)
+    for variable in training.variables:
+        for slot in slots_of(optimizer, variable).values():
+            if slot.size:
+                assert sum(np.shares_memory(slot, array) for array in state) == 1
+    assert len(state) >= len(SLOT_NAMES[variant]) * len(training.variables)
+
+
+@EVERY_OPTIMIZER
+def test_name_is_that_of_the_constructor(variant: str) -> None:
+    assert build(variant).get_name() == VARIANTS[variant][0]
+    assert build(variant, name="mine").get_name() == "mine"
+
+
+def test_gates_have_tensorflow_values() -> None:
+    optimizer = fastclip.train.Optimizer
+    assert (optimizer.GATE_NONE, optimizer.GATE_OP, optimizer.GATE_GRAPH) == (0, 1, 2)
+    assert issubclass(optimizer_class("Adam"), optimizer)
