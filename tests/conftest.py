@@ -1,4 +1,4 @@
-"""Settings of the whole suite: the libraries that some tests need, and how Hypothesis searches."""
+"""Settings of the whole suite: the libraries that some tests need, and the profiles of Hypothesis."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from collections.abc import Generator
 import hypothesis
 import pytest
 
-# Plots are drawn to files, on machines without a screen too.
+# Plots are drawn to files, also on machines without a screen.
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-# No deadline: a shared machine is sometimes slow. In CI the same examples each time.
+# No deadline, as a shared machine is sometimes slow. CI uses the same examples on every run.
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
-# Tests marked `interop("torch")` skip where torch is not installed. So that a CI that means to run them
-# notices when they do not run, FASTCLIP_REQUIRE_INTEROP makes such skips failures: "1" for every library,
-# or names with commas between them ("tensorflow,jax"). CI finds these tests by their mark, so a test that
-# skips for want of one of these libraries and has no mark fails anywhere.
+# Tests marked `interop("torch")` skip where torch is not installed. FASTCLIP_REQUIRE_INTEROP turns such skips
+# into failures, so that a CI job for these tests cannot pass without running them: "1" for every library, or
+# names separated by commas ("tensorflow,jax"). CI selects these tests by their mark, so a test that skips
+# because one of these libraries is missing and has no mark always fails.
 REQUIRE = "FASTCLIP_REQUIRE_INTEROP"
 LIBRARIES = ("torch", "tensorflow", "jax", "optax", "mpi4py")
 NOT_IMPORTED = re.compile(r"could not import '([\w.]+)'")
@@ -67,7 +67,7 @@ def pytest_make_collect_report(
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     report = yield
     if report.skipped:
-        # A module that skipped has not come as far as its `pytestmark`.
+        # `pytestmark` is not set yet where the module was skipped, so the source is searched for the mark.
         is_marked = "mark.interop(" in collector.path.read_text(encoding="utf-8")
         _judge_skip(report, _unimportable(report), is_marked=is_marked)
     return report
@@ -76,7 +76,7 @@ def pytest_make_collect_report(
 def _judge_skip(
     report: pytest.TestReport | pytest.CollectReport, libraries: set[str], *, is_marked: bool
 ) -> None:
-    """Make a skip for want of ``libraries`` a failure, where it is one."""
+    """Turns a skip caused by missing ``libraries`` into a failure, if the test is unmarked or required."""
     if not report.skipped or hasattr(report, "wasxfail"):
         return
     if not is_marked and libraries & set(LIBRARIES):
@@ -91,7 +91,7 @@ def _judge_skip(
 
 
 def _is_required(libraries: set[str]) -> bool:
-    """Whether a test of these libraries has to run here."""
+    """Whether FASTCLIP_REQUIRE_INTEROP requires tests of these libraries to run."""
     value = os.environ.get(REQUIRE, "").strip()
     if not libraries or value in ("", "0"):
         return False
@@ -99,15 +99,15 @@ def _is_required(libraries: set[str]) -> bool:
 
 
 def _marked_libraries(item: pytest.Item) -> set[str]:
-    """The libraries that the marks of a test name."""
+    """Returns the libraries named by a test's interop marks."""
     return {library for mark in item.iter_markers("interop") for library in mark.args}
 
 
 def _unimportable(report: pytest.TestReport | pytest.CollectReport) -> set[str]:
-    """The library that ``pytest.importorskip`` did not find, if that is why the report says skipped."""
+    """Returns the library that ``pytest.importorskip`` did not find, if that is why the test was skipped."""
     return {name.partition(".")[0] for name in NOT_IMPORTED.findall(_reason(report))}
 
 
 def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
-    """Why a report says that something was skipped."""
+    """Returns the reason of a skip."""
     return str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)

@@ -1,8 +1,8 @@
-"""What every clipping function should give, in plain Python and NumPy.
+"""Reference results of every clipping function, in plain Python and NumPy.
 
-Norms are exact: sums of squares are taken in integers, and the root is carried to 130 bits as a
-``Fraction``. Products are rounded once, to nearest even. Slow, short, and independent of the library:
-nothing here imports it.
+Norms are exact: sums of squares are computed in integers, and the root to 130 bits as a ``Fraction``.
+Products are rounded once, to nearest even. The code is slow, short, and independent of fastclip, which it
+does not import.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FLOAT32_TINY = 2.0**-126
 FLOAT64_SMALLEST = Fraction(2) ** -1074
 FLOAT64_TINY = Fraction(2) ** -1022
 FLOAT64_MAX = Fraction(np.finfo(np.float64).max)
-#: Relative error that a float64 norm may have.
+#: Relative error allowed in a float64 norm.
 NORM_TOLERANCE = Fraction(1, 10**14)
 
 
@@ -32,7 +32,7 @@ NORM_TOLERANCE = Fraction(1, 10**14)
 
 
 def float64_parts(array: Any) -> Array:
-    """The elements as a flat float64 array, exactly; a complex element gives two."""
+    """Returns the reals of an array as a flat float64 array: all real parts, then all imaginary parts."""
     array = np.asarray(array)
     if np.iscomplexobj(array):
         wide = array.astype(np.complex128).ravel()
@@ -42,7 +42,7 @@ def float64_parts(array: Any) -> Array:
 
 
 def moduli(array: Any, exponent: int = 0) -> Array:
-    """The absolute values divided by ``2**exponent``, as a flat float64 array."""
+    """Returns the absolute values divided by ``2**exponent``, as a flat float64 array."""
     array = np.asarray(array)
     if np.iscomplexobj(array):
         wide = array.astype(np.complex128).ravel()
@@ -62,7 +62,7 @@ def same_bits(a: Any, b: Any) -> bool:
 
 
 def all_nan(array: Any) -> bool:
-    """Whether every element is NaN; for complex elements, both parts."""
+    """Whether every element is NaN, in both parts if the elements are complex."""
     return bool(np.isnan(float64_parts(array)).all())
 
 
@@ -70,7 +70,7 @@ def all_nan(array: Any) -> bool:
 
 
 def round_to(values: Array, dtype: npt.DTypeLike) -> Array:
-    """Round float64 ``values`` once, to nearest even, to a real float ``dtype``."""
+    """Rounds float64 ``values`` once, to nearest even, to a real floating-point ``dtype``."""
     dtype = np.dtype(dtype)
     if dtype == BFLOAT16:
         return _round_to_bfloat16(values)
@@ -79,8 +79,8 @@ def round_to(values: Array, dtype: npt.DTypeLike) -> Array:
 
 
 def _round_to_bfloat16(values: Array) -> Array:
-    # 8 significant bits, the last of them never below 2**-133. Done with integers, since a cast from
-    # float64 may go through float32 and round twice.
+    # bfloat16 has 8 significant bits, the last of them never below 2**-133. The values are rounded to
+    # integers times that bit, since a cast from float64 may go through float32 and round twice.
     values = np.asarray(values, np.float64)
     finite = np.isfinite(values)
     _, exponent = np.frexp(np.where(finite, values, 0.0))
@@ -94,7 +94,7 @@ def _round_to_bfloat16(values: Array) -> Array:
 
 
 def to_float(value: Fraction) -> float:
-    """The nearest float64; infinity beyond the largest."""
+    """Returns the nearest float64, infinity above the largest."""
     try:
         return float(value)
     except OverflowError:
@@ -110,7 +110,7 @@ def to_float32(value: Fraction) -> np.float32:
 
 
 def sum_of_squares(arrays: Iterable[Any]) -> Fraction:
-    """The exact sum of squares of finite elements."""
+    """Returns the exact sum of squares of finite elements."""
     per_exponent: dict[int, int] = {}
     for array in arrays:
         mantissas, exponents = np.frexp(float64_parts(array))
@@ -125,7 +125,7 @@ def sum_of_squares(arrays: Iterable[Any]) -> Fraction:
 
 
 def square_root(value: Fraction) -> Fraction:
-    """The root, from below, to more than 120 bits."""
+    """Returns the square root, rounded down, to more than 120 bits."""
     if value == 0:
         return Fraction(0)
     magnitude = value.numerator.bit_length() - value.denominator.bit_length()
@@ -135,12 +135,12 @@ def square_root(value: Fraction) -> Fraction:
 
 
 def norm(arrays: Iterable[Any], ord: float = 2) -> Fraction:
-    """The norm of all elements of ``arrays`` together; exact for ``ord`` 1 (real), 2 and inf (real)."""
+    """Returns the norm of all elements of ``arrays``; exact for ``ord`` 2, and if they are real for 1 and inf."""
     arrays = list(arrays)
     if ord == 2:
         return square_root(sum_of_squares(arrays))
-    # Scaled so that the largest is about 1: no power leaves the range, and no modulus is denormal but
-    # those that count for nothing.
+    # Scaled so that the largest modulus is about 1: no power overflows, and only moduli too small to affect
+    # the norm are denormal.
     largest_part = max(
         (float(np.abs(float64_parts(array)).max(initial=0.0)) for array in arrays), default=0.0
     )
@@ -158,25 +158,25 @@ def norm(arrays: Iterable[Any], ord: float = 2) -> Fraction:
 
 
 def has_denormal_moduli(arrays: Iterable[Any]) -> bool:
-    """Whether complex elements are so small that their moduli, as float64, are known to a few bits only."""
+    """Whether complex128 elements are so small that their moduli have few significant bits in float64."""
     doubles = [float64_parts(array) for array in arrays if np.asarray(array).dtype == np.complex128]
     largest = max((float(np.abs(parts).max(initial=0.0)) for parts in doubles), default=0.0)
     return 0.0 < largest < 2.0**-1000
 
 
 def norm_dtype(arrays: Iterable[Any], value: Fraction) -> np.dtype[Any]:
-    """float64 if an input has its precision, or if float32 could not hold the norm."""
+    """Returns float64 if an input has that precision or if the norm overflows float32, else float32."""
     dtypes = [np.asarray(array).dtype for array in arrays]
-    wide = any(dtype in (np.float64, np.complex128) for dtype in dtypes)
-    return np.dtype(np.float64 if wide or np.isinf(to_float32(value)) else np.float32)
+    is_float64 = any(dtype in (np.float64, np.complex128) for dtype in dtypes)
+    return np.dtype(np.float64 if is_float64 or np.isinf(to_float32(value)) else np.float32)
 
 
 def assert_norm_value(got: Any, exact: Fraction, dtype: np.dtype[Any], ord: float = 2) -> None:
-    """``got`` is ``exact`` within one ulp of float32, or within 1e-14 of itself in float64."""
+    """Checks a norm: within one ulp of ``exact`` in float32, within a relative error of 1e-14 in float64."""
     value = float(got)
     assert np.isfinite(value), f"norm {value} of finite elements; exact: {to_float(exact)}"
     error = abs(Fraction(value) - exact)
-    # Powers other than the square are rounded, and the root of a small order magnifies that.
+    # Powers other than the square are rounded, and the root of a small order magnifies that error.
     slack = Fraction(0) if ord in (1, 2, math.inf) else Fraction(max(1.0, 1.0 / ord)) / 10**12
     if dtype == np.float32:
         ulp = Fraction(float(np.spacing(to_float32(exact))))
@@ -187,7 +187,7 @@ def assert_norm_value(got: Any, exact: Fraction, dtype: np.dtype[Any], ord: floa
 
 
 def assert_norm(got: Any, arrays: Sequence[Any], ord: float = 2) -> None:
-    """``got`` is the scalar that the norm of finite ``arrays`` should be, its type included."""
+    """Checks the value and the type of a norm of finite ``arrays``."""
     exact = norm(arrays, ord)
     assert exact <= FLOAT64_MAX, "the oracle was asked for a norm that float64 cannot hold"
     dtype = norm_dtype(arrays, exact)
@@ -200,16 +200,16 @@ def assert_norm(got: Any, arrays: Sequence[Any], ord: float = 2) -> None:
 
 
 def scale(norm: float, clip: float) -> float:
-    """``clip / max(norm, clip)`` in float64."""
+    """Returns ``clip / max(norm, clip)`` in float64."""
     return 1.0 if norm <= clip else clip / norm
 
 
 def scaled(array: Any, factor: float) -> Array:
-    """The product with the scale, rounded once.
+    """Returns the product of an array and a factor, rounded once.
 
-    float64 is multiplied by the float64 scale. Narrower elements take the scale rounded to float32: the
-    exact product then fits float64, and is rounded to the dtype. A scale too small for a normal float32
-    stays in float64.
+    float64 elements are multiplied by the float64 factor. Narrower elements are multiplied by the factor
+    rounded to float32: the exact product fits float64 and is rounded to the dtype. A factor too small for a
+    normal float32 stays in float64.
     """
     array = np.asarray(array)
     if np.iscomplexobj(array):
@@ -228,7 +228,7 @@ def scaled(array: Any, factor: float) -> Array:
 
 
 def scale_candidates(norm: Fraction, clip: float) -> list[float]:
-    """The float64 scales that a norm within its tolerance can give, the likeliest first."""
+    """Returns the float64 factors that result from norms within the tolerance, the likeliest first."""
     if math.isinf(clip) or norm * (1 + 2 * NORM_TOLERANCE) <= Fraction(clip):
         return [1.0]
     likeliest = min(float(Fraction(clip) / norm), 1.0)
@@ -237,39 +237,39 @@ def scale_candidates(norm: Fraction, clip: float) -> list[float]:
     steps = sorted(range(-100, 101), key=abs) if clip > 0 else [0]
     bits = [here + step for step in steps if 0 <= here + step <= top]
     if norm - Fraction(clip) < FLOAT64_SMALLEST:
-        bits.append(top)  # denormal: no float64 lies between the two
+        bits.append(top)  # both are denormal: no float64 lies between them
     return [float(value) for value in np.array(bits, np.int64).view(np.float64)]
 
 
 def _assert_close_products(outputs: Sequence[Array], inputs: Sequence[Array], scale: Fraction) -> None:
-    """For a scale too small for a normal float64, which itself would cost more than a rounding."""
+    """Checks products with a factor too small for a normal float64, with a tolerance for the rounded factor."""
     for output, array in zip(outputs, inputs, strict=True):
         info: Any = ml_dtypes.finfo(array.dtype)  # type: ignore[no-untyped-call]
         smallest, epsilon = Fraction(float(info.smallest_subnormal)), Fraction(float(info.eps))
-        for got, given in zip(float64_parts(output), float64_parts(array), strict=True):
-            exact = Fraction(float(given)) * scale
+        for got, element in zip(float64_parts(output), float64_parts(array), strict=True):
+            exact = Fraction(float(element)) * scale
             allowed = abs(exact) * (NORM_TOLERANCE + epsilon) + smallest
             if scale < FLOAT64_SMALLEST and got == 0:
-                continue  # no float64 holds the scale
+                continue  # the factor is below the smallest float64
             assert abs(Fraction(float(got)) - exact) <= allowed, f"{got} for {to_float(exact)}"
 
 
 def assert_clipped(outputs: Sequence[Any], inputs: Sequence[Any], norm: Fraction, clip: float) -> None:
-    """Every output is its input times one scale, the same for all, that follows from ``norm``."""
+    """Checks that all outputs are their inputs times the same factor, one that follows from ``norm``."""
     outputs = [np.asarray(output) for output in outputs]
     inputs = [np.asarray(array) for array in inputs]
     assert len(outputs) == len(inputs)
     for output, array in zip(outputs, inputs, strict=True):
         assert output.dtype == array.dtype
         assert output.shape == array.shape
-    wide = any(array.dtype in (np.float64, np.complex128) for array in inputs)
-    if wide and 0 < clip < math.inf and Fraction(clip) < norm * FLOAT64_TINY:
+    is_float64 = any(array.dtype in (np.float64, np.complex128) for array in inputs)
+    if is_float64 and 0 < clip < math.inf and Fraction(clip) < norm * FLOAT64_TINY:
         _assert_close_products(outputs, inputs, Fraction(clip) / norm)
         return
     tried: set[float] = set()
     for factor in scale_candidates(norm, clip):
         single = float(np.float32(factor))
-        key = factor if wide or single < FLOAT32_TINY else single
+        key = factor if is_float64 or single < FLOAT32_TINY else single
         if key in tried:
             continue
         tried.add(key)
@@ -288,7 +288,7 @@ def assert_clipped(outputs: Sequence[Any], inputs: Sequence[Any], norm: Fraction
 
 
 def clip_by_value(array: Any, low: Any, high: Any) -> Array:
-    """``max(min(array, high), low)`` in the dtype of ``array``; a NaN anywhere gives NaN."""
+    """Returns ``max(min(array, high), low)`` in the dtype of ``array``, NaN where any of them is NaN."""
     array = np.asarray(array)
     with np.errstate(all="ignore"):
         low = np.asarray(np.asarray(low).astype(array.dtype))
@@ -300,7 +300,7 @@ def clip_by_value(array: Any, low: Any, high: Any) -> Array:
 
 
 def slices_along(shape: tuple[int, ...], axes: Any) -> Iterator[tuple[Any, ...]]:
-    """Index tuples of the slices that are reduced over ``axes`` (None: all of them)."""
+    """Yields the indices of the slices that a norm over ``axes`` reduces; None means all axes."""
     count = len(shape)
     if axes is None:
         reduced = set(range(count))
@@ -312,7 +312,7 @@ def slices_along(shape: tuple[int, ...], axes: Any) -> Iterator[tuple[Any, ...]]
 
 
 def assert_clipped_by_norm(output: Any, array: Any, clip: Any, axes: Any = None, ord: float = 2) -> None:
-    """``output`` is ``array * clip / max(norm, clip)``, slice by slice."""
+    """Checks that ``output`` is ``array * clip / max(norm, clip)`` in each slice along ``axes``."""
     output, array = np.asarray(output), np.asarray(array)
     limits = np.broadcast_to(np.maximum(np.asarray(clip, np.float64), 0.0), array.shape)
     for index in slices_along(array.shape, axes):
@@ -321,7 +321,7 @@ def assert_clipped_by_norm(output: Any, array: Any, clip: Any, axes: Any = None,
         if limit.size and bool((limit == limit.flat[0]).all()):
             assert_clipped([output[index]], [array[index]], exact, float(limit.flat[0]))
             continue
-        # The limit differs within the slice: the scale is one for each element.
+        # Where the limit differs within the slice, each element has a factor of its own.
         for place in np.ndindex(limit.shape):
             assert_clipped(
                 [np.asarray(output[index])[place]],
@@ -334,7 +334,7 @@ def assert_clipped_by_norm(output: Any, array: Any, clip: Any, axes: Any = None,
 
 
 def average_norm(array: Any) -> Fraction:
-    """The norm divided by the number of elements."""
+    """Returns the norm divided by the number of elements."""
     array = np.asarray(array)
     return norm([array]) / Fraction(max(array.size, 1))
 
@@ -345,7 +345,7 @@ def root_mean_square(array: Any) -> Fraction:
 
 
 def unit_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The axes that one output unit spans, as optax and the NFNet authors take them."""
+    """Returns the axes that one output unit spans, by the convention of optax and the NFNet authors."""
     if sum(side != 1 for side in shape) <= 1:
         return tuple(range(len(shape)))
     if len(shape) in (2, 3):
@@ -363,11 +363,11 @@ def assert_adaptively_clipped(
     eps: float = 1e-3,
     axes: Any = None,
 ) -> None:
-    """Each unit's norm is at most ``clipping * max(norm of the parameter's unit, eps)``."""
+    """Checks that each unit is clipped to ``clipping * max(norm of the parameter's unit, eps)``."""
     output, gradient, parameter = map(np.asarray, (output, gradient, parameter))
     for index in slices_along(gradient.shape, unit_axes(gradient.shape) if axes is None else axes):
         limit = Fraction(clipping) * max(norm([parameter[index]]), Fraction(eps))
-        # An own rounding goes into the limit, far below what the float32 scale can show.
+        # The limit is rounded to float64, an error far below the rounding error of the float32 factor.
         assert_clipped([output[index]], [gradient[index]], norm([gradient[index]]), to_float(limit))
     assert output.dtype == gradient.dtype
     assert output.shape == gradient.shape

@@ -1,7 +1,7 @@
 """TensorFlow v1's update rules, and decoupled weight decay, in plain NumPy and float64.
 
-Written from the formulas, one array at a time, with no thought for speed: what the optimizers of fastclip and
-the recorded trajectories of TensorFlow are both held against. Nothing here imports either.
+Written from the formulas, one array at a time, without optimization. Both fastclip's optimizers and
+TensorFlow's recorded trajectories are compared with it; it imports neither library.
 """
 
 from __future__ import annotations
@@ -16,24 +16,26 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 Hyper = Mapping[str, Any]
-#: (variable, gradient, slots, hyper-parameters, number of this step from 1) -> new variable; slots in place.
+#: Maps variable, gradient, slots, hyper-parameters and the number of the step, counted from 1, to the new
+#: variable; replaces the entries of the slots.
 Update = Callable[[Array, Array, dict[str, Array], Hyper, int], Array]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """An optimizer's rule.
+    """An optimizer's update rule.
 
     Parameters
     ----------
     update : callable
         The step of one variable.
     slots : dict
-        The initial value of each slot: a number, or the hyper-parameter that says it.
+        The initial value of each slot: a number, or the name of the hyper-parameter that has the value.
     defaults : dict
-        Hyper-parameters that need not be given.
+        Default values of hyper-parameters.
     moves_every_row : bool
-        Whether rows that a sparse gradient does not name are taken as rows of zeros; else they stay.
+        Whether a sparse gradient also updates the rows that it does not contain, as if their gradient were
+        zero.
     """
 
     update: Update
@@ -127,7 +129,7 @@ def _proximal_adagrad(w: Array, g: Array, slots: dict[str, Array], h: Hyper, ste
 _ADAM = {"learning_rate": 0.001, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
 _STRENGTHS = {"l1_regularization_strength": 0.0, "l2_regularization_strength": 0.0}
 
-#: By the name of the optimizer, which is the class's without "Optimizer".
+#: Rules by the name of the optimizer, which is that of its class without "Optimizer".
 RULES = {
     "GradientDescent": Rule(_gradient_descent),
     "Momentum": Rule(_momentum, {"momentum": 0.0}, {"use_nesterov": False}),
@@ -189,12 +191,12 @@ class ReferenceOptimizer:
     Attributes
     ----------
     variables : list of ndarray
-        The values now.
+        The current values.
     slots : list of dict
-        The slots of each variable; empty until it has had a gradient.
+        The slots of each variable, empty before its first gradient.
     terms : list of dict
-        For each variable, by slot and for itself as "variable", the largest absolute value of what was added
-        up in each element so far: what the rounding errors of the element are relative to.
+        For each variable, by slot name and for the variable itself as "variable", the largest absolute value
+        of the terms added up in each element so far. The element's rounding errors are relative to it.
     """
 
     def __init__(self, name: str, variables: Sequence[npt.ArrayLike], **hyper: Any) -> None:
@@ -206,10 +208,10 @@ class ReferenceOptimizer:
         self.steps = 0
 
     def apply(self, gradients: Sequence[Any], clip_norm: float | None = None) -> None:
-        """Take a step: a gradient for each variable, which is an array, slices, or None.
+        """Takes a step with a gradient for each variable: an array, slices, or None.
 
-        Slices have `values` and `indices`; repeated rows are summed. With `clip_norm` all gradients are
-        scaled by the norm of all of them together, that of slices being the norm of their values.
+        Slices have `values` and `indices`; repeated rows are summed. With `clip_norm` the gradients are
+        clipped by their global norm, to which slices contribute the norm of their values.
         """
         scale = 1.0
         if clip_norm is not None:
@@ -245,7 +247,8 @@ class ReferenceOptimizer:
         terms, slots = self.terms[position], self.slots[position]
         new = {"variable": self.variables[position], **slots}
         if "linear" in slots:
-            # FTRL's sum has a term with the variable in it, and the variable is that sum over this factor.
+            # FTRL's "linear" has a term proportional to the variable, which in turn is "linear" divided by
+            # this factor.
             factor = slots["accum"] ** -self.hyper["learning_rate_power"] / self.hyper["learning_rate"]
             new["linear"] = np.maximum(np.abs(slots["linear"]), factor * np.abs(before))
         for name, value in new.items():
@@ -261,23 +264,27 @@ class ReferenceOptimizer:
 
 
 def global_norm(gradients: Sequence[Any]) -> float:
-    """The norm of all gradients together."""
-    parts = [getattr(g, "values", g) for g in gradients if g is not None]
-    return math.sqrt(
-        math.fsum(float(np.sum(np.square(np.asarray(part).astype(np.float64)))) for part in parts)
-    )
+    """Returns the norm of all gradients together."""
+    arrays = [np.asarray(getattr(g, "values", g)).astype(np.float64) for g in gradients if g is not None]
+    return math.sqrt(math.fsum(float(np.sum(np.square(array))) for array in arrays))
 
 
 def assert_close(actual: Any, expected: Array, terms: Array, *, relative: float, rounding: float) -> None:
-    """Check values to a relative error, where they are not what is left of larger ones.
+    """Checks values to a relative error, with an allowance for cancellation.
 
     Parameters
     ----------
-    actual, expected : ndarray
-        What is checked, of any dtype, and the reference.
+    actual : ndarray
+        Values of any dtype.
+    expected : ndarray
+        The reference.
     terms : ndarray
-        Of `ReferenceOptimizer.terms`. A difference of nearly equal numbers keeps their rounding errors, so an
-        error of `rounding` times these is let pass.
+        An entry of `ReferenceOptimizer.terms`.
+    relative : float
+        Error allowed relative to `expected`.
+    rounding : float
+        Error allowed relative to `terms`, in addition: a difference of nearly equal numbers keeps their
+        rounding errors.
     """
     wide = np.asarray(actual).astype(np.float64)
     assert wide.shape == expected.shape

@@ -1,7 +1,7 @@
-"""Arrays for property tests: every dtype, shape, memory layout and range of values that may come in.
+"""Arrays for property tests, of every dtype, shape, memory layout and range of values.
 
-Values are drawn through a seeded generator rather than element by element: it is a hundred times faster,
-and a seed is all that a failing example has to show.
+Hypothesis draws the seed of a random generator rather than each element: this is a hundred times faster, and
+a failing example is reported as a seed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from support.dtypes import COMPLEX_DTYPES, FLOAT_DTYPES, real_counterpart
 
 Array = npt.NDArray[Any]
 
-#: Settings of every property test: the same examples on every run, and no clock.
+#: Settings of every property test: the same examples on every run, and no deadline.
 PROPERTY = settings(
     max_examples=60,
     deadline=None,
@@ -29,18 +29,18 @@ PROPERTY = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
-#: Layouts that hold every element once, so that they can be written too.
+#: Layouts in which every element has memory of its own, so that they can be written.
 WRITABLE_LAYOUTS = ("C", "F", "permuted", "stepped", "reversed", "offset", "misaligned")
 LAYOUTS = (*WRITABLE_LAYOUTS, "broadcast")
 
-#: What finite values look like.
+#: Distributions of finite values; `finite_values` generates them.
 FINITE_KINDS = ("normal", "wide", "tiny", "huge", "constant", "sparse")
 
 
 def finite_values(
     rng: np.random.Generator, shape: tuple[int, ...], dtype: npt.DTypeLike, kind: str = "normal"
 ) -> Array:
-    """Finite elements of one ``kind``; no norm of a few thousand of them leaves float64."""
+    """Returns finite elements of one ``kind``, whose norm fits float64 for a few thousand of them."""
     dtype = np.dtype(dtype)
     if dtype in COMPLEX_DTYPES:
         part = real_counterpart(dtype)
@@ -71,9 +71,9 @@ def finite_values(
 
 
 def laid_out(values: Array, layout: str) -> Array:
-    """The same values in memory of another layout (``broadcast`` repeats the first along axis 0).
+    """Copies values to memory of another layout; ``broadcast`` repeats the first along axis 0.
 
-    Gaps between elements hold NaN, so that a read beside an element shows.
+    Gaps between elements hold NaN (99 for integers), so that results show if a gap was read.
     """
     values = np.asarray(values)
     shape, dtype = values.shape, values.dtype
@@ -116,7 +116,7 @@ def read_only(array: Array) -> Array:
 
 
 def shapes(max_side: int = 5) -> st.SearchStrategy[tuple[int, ...]]:
-    """0-d, empty and small shapes; vectors long enough to pass several SIMD registers."""
+    """Draws 0-d, empty and small shapes, and vectors longer than several SIMD registers."""
     small = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=max_side)
     vectors = st.integers(0, 200).map(lambda length: (length,))
     return small | vectors
@@ -130,7 +130,7 @@ def arrays(
     kinds: Sequence[str] = FINITE_KINDS,
     shape: st.SearchStrategy[tuple[int, ...]] | None = None,
 ) -> Array:
-    """One array of finite values."""
+    """Draws an array of finite values."""
     dtype = draw(st.sampled_from(dtypes))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     sides = draw(shapes() if shape is None else shape)
@@ -144,7 +144,7 @@ def array_lists(
     kinds: Sequence[str] = FINITE_KINDS,
     min_size: int = 0,
 ) -> st.SearchStrategy[list[Array]]:
-    """A few arrays, dtypes and layouts mixed."""
+    """Draws a list of at most four arrays of different dtypes and layouts."""
     return st.lists(arrays(dtypes, layouts, kinds), min_size=min_size, max_size=4)
 
 
@@ -154,7 +154,7 @@ def nonfinite_arrays(
     dtypes: Sequence[np.dtype[Any]] = FLOAT_DTYPES,
     layouts: Sequence[str] = WRITABLE_LAYOUTS,
 ) -> Array:
-    """An array with one to three elements replaced by NaN or an infinity."""
+    """Draws an array with one to three elements replaced by NaN or an infinity."""
     shape = hnp.array_shapes(min_dims=0, max_dims=3, min_side=1, max_side=7)
     array = draw(arrays(dtypes, layouts, shape=shape))
     bad: list[Any] = [np.nan, np.inf, -np.inf]
@@ -166,5 +166,5 @@ def nonfinite_arrays(
     return array
 
 
-#: Limits relative to the norm: none, far below, just below, equal, above, infinite.
+#: Limits relative to the norm: zero, far below, just below, equal, above, infinite.
 limit_factors = st.sampled_from([0.0, 1e-30, 1e-3, 0.5, 0.999999, 1.0, 1.0000001, 3.0, 1e6, np.inf])

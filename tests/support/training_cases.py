@@ -20,7 +20,7 @@ VARIABLE_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 #: Relative error allowed against the float64 reference, by the variable's dtype.
 RELATIVE_TOLERANCE = {np.dtype(np.float32): 2e-5, np.dtype(np.float64): 1e-10}
 
-#: An optimizer's name and arguments with which every part of its rule counts.
+#: By variant, an optimizer's name and constructor arguments with which every term of its rule has an effect.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "GradientDescent": ("GradientDescent", {"learning_rate": 0.1}),
     "Momentum": ("Momentum", {"learning_rate": 0.1, "momentum": 0.9}),
@@ -58,17 +58,17 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 EVERY_OPTIMIZER = pytest.mark.parametrize("variant", VARIANTS)
 
-#: One without slots, one with a slot, one with more state than slots: enough for what all share.
+#: Optimizers without slots, with one slot, and with state besides slots: enough to test code that all share.
 A_FEW_OPTIMIZERS = pytest.mark.parametrize("variant", ["GradientDescent", "Nesterov", "Adam", "Ftrl"])
 
 
 def optimizer_class(name: str) -> Any:
-    """The class of an optimizer's name, which goes without "Optimizer"."""
+    """Returns the class of an optimizer, by the class's name without "Optimizer"."""
     return getattr(fastclip.train, f"{name}Optimizer")
 
 
 def build(variant: str, global_step: Any = None, **more: Any) -> Any:
-    """An optimizer; `global_step` is that of AdagradDA's constructor."""
+    """Returns a new optimizer; `global_step` is an argument of AdagradDA's constructor."""
     name, arguments = VARIANTS[variant]
     if name == "AdagradDA":
         arguments = {
@@ -79,7 +79,7 @@ def build(variant: str, global_step: Any = None, **more: Any) -> Any:
 
 
 class Training:
-    """An optimizer with variables and the number of steps, which it counts.
+    """An optimizer with its variables and a global step.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ class Training:
     variables : sequence
         Updated in place.
     **more
-        Constructor arguments over those of the variant.
+        Constructor arguments that are added to those of the variant or replace them.
     """
 
     def __init__(self, variant: str, variables: Sequence[Any], **more: Any) -> None:
@@ -101,23 +101,23 @@ class Training:
         self.optimizer.apply_gradients(pairs, global_step=self.global_step)
 
     def state(self) -> list[bytes]:
-        """Variables and everything the optimizer holds, bit for bit."""
+        """Returns the bytes of the variables, the global step and all state of the optimizer."""
         return snapshot(self.optimizer, *self.variables, self.global_step)
 
 
 def reference(variant: str, variables: Sequence[Any], **more: Any) -> ReferenceOptimizer:
-    """The reference in float64 for the same arguments."""
+    """Returns the float64 reference of a variant."""
     name, arguments = VARIANTS[variant]
     return ReferenceOptimizer(name, [value_of(v).astype(np.float64) for v in variables], **arguments, **more)
 
 
 def value_of(variable: Any) -> Any:
-    """The array of a variable."""
+    """Returns the array of a variable, which may be an array itself."""
     return variable.value if isinstance(variable, fastclip.Variable) else variable
 
 
 def whole_memory(array: Any) -> bytes:
-    """The bytes of the memory that an array is a view of, those between its elements too."""
+    """Returns the bytes of the memory that an array is a view of, including those between its elements."""
     array = value_of(array)
     while isinstance(array.base, np.ndarray):
         array = array.base
@@ -127,7 +127,7 @@ def whole_memory(array: Any) -> bytes:
 
 
 def snapshot(optimizer: Any, *arrays: Any) -> list[bytes]:
-    """Everything that a refused call must leave as it was: memory of arrays, and the optimizer's state."""
+    """Returns as bytes what a refused call must not change: the arrays' memory and the optimizer's state."""
     state = optimizer.state_dict()
     taken = [whole_memory(array) for array in arrays]
     taken += [
@@ -140,12 +140,12 @@ def snapshot(optimizer: Any, *arrays: Any) -> list[bytes]:
 
 
 def slots_of(optimizer: Any, variable: Any) -> dict[str, Any]:
-    """The slots of a variable, by name."""
+    """Returns the slots of a variable by name."""
     return {name: optimizer.get_slot(variable, name) for name in optimizer.get_slot_names()}
 
 
 def assert_same_training(actual: Training, expected: Training) -> None:
-    """Check that variables and slots have the same bits, whatever their layout."""
+    """Checks that variables and slots have the same bits, whatever their layout."""
     assert actual.optimizer.get_slot_names() == expected.optimizer.get_slot_names()
     assert int(actual.global_step) == int(expected.global_step)
     for position, (a, b) in enumerate(zip(actual.variables, expected.variables, strict=True)):
@@ -162,19 +162,19 @@ def normal(seed: int, *shape: int, dtype: Any = np.float32) -> Any:
     return finite_values(np.random.default_rng(seed), shape, dtype)
 
 
-def slices(seed: int, rows: Sequence[int], of: tuple[int, ...], dtype: Any = np.float32) -> IndexedSlices:
-    """Slices of a variable of shape `of`."""
-    return IndexedSlices(normal(seed, len(rows), *of[1:], dtype=dtype), np.array(rows, np.int64), of)
+def slices(seed: int, rows: Sequence[int], shape: tuple[int, ...], dtype: Any = np.float32) -> IndexedSlices:
+    """Returns slices of the given rows for a variable of this shape."""
+    return IndexedSlices(normal(seed, len(rows), *shape[1:], dtype=dtype), np.array(rows, np.int64), shape)
 
 
 def some_variables(dtype: Any = np.float32) -> list[Any]:
-    """Five: a vector, a matrix, a number, an empty one and another vector."""
+    """Returns five variables: a vector, a matrix, a number, an empty array and another vector."""
     shapes: list[tuple[int, ...]] = [(4,), (5, 3), (), (0, 2), (6,)]
     return [normal(seed, *shape, dtype=dtype) for seed, shape in enumerate(shapes)]
 
 
 def some_gradients(seed: int = 50, dtype: Any = np.float32) -> list[Any]:
-    """Dense ones for `some_variables`, slices for the matrix."""
+    """Returns gradients of `some_variables`: slices for the matrix, dense arrays for the others."""
     return [
         normal(seed, 4, dtype=dtype),
         slices(seed + 1, [4, 0, 4], (5, 3), dtype),
@@ -185,7 +185,7 @@ def some_gradients(seed: int = 50, dtype: Any = np.float32) -> list[Any]:
 
 
 def assert_agrees_with_reference(training: Training, expected: Any) -> None:
-    """Check variables and slots against a `ReferenceOptimizer`."""
+    """Checks variables and slots against a `ReferenceOptimizer`."""
     for position, variable in enumerate(training.variables):
         value = value_of(variable)
         epsilon = float(np.finfo(value.dtype).eps)

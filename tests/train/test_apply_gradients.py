@@ -55,7 +55,7 @@ def test_pairs_may_come_in_any_iterable(container: Callable[[Pairs], Any]) -> No
     assert_same_training(actual, expected)
 
 
-def test_name_is_taken_and_not_used() -> None:
+def test_name_is_accepted_and_unused() -> None:
     actual, expected = Training("Adam", some_variables()), Training("Adam", some_variables())
     pairs = list(zip(some_gradients(), actual.variables, strict=True))
     actual.optimizer.apply_gradients(grads_and_vars=pairs, global_step=actual.global_step, name="train")
@@ -76,8 +76,7 @@ def test_variable_without_gradient_keeps_its_bits_and_gets_no_slots(variant: str
 
 
 @EVERY_OPTIMIZER
-def test_variables_that_come_and_go_keep_their_slots(variant: str) -> None:
-    """A step over fewer variables, or in another order, is that step with None for the others."""
+def test_step_with_some_of_the_variables_is_a_step_with_none_for_the_others(variant: str) -> None:
     actual, expected = Training(variant, some_variables()), Training(variant, some_variables())
     for chosen in ([0, 1], [4, 0], [2, 1, 4], [1]):
         gradients = some_gradients(50 + len(chosen))
@@ -113,7 +112,7 @@ def test_global_step_variable_grows_by_one() -> None:
 
 @pytest.mark.parametrize("kind", ["array", "Variable"])
 def test_adagrad_da_reads_the_global_step_of_its_constructor(kind: str) -> None:
-    """With l1 the step's number counts; it is that before `apply_gradients` has counted on."""
+    """With l1 the update depends on the global step, which is read before `apply_gradients` increments it."""
     value = np.array(0, np.int64)
     global_step = value if kind == "array" else fastclip.Variable(value, trainable=False)
     optimizer, variable = build("AdagradDA", global_step), normal(1, 6)
@@ -123,7 +122,7 @@ def test_adagrad_da_reads_the_global_step_of_its_constructor(kind: str) -> None:
         optimizer.apply_gradients([(gradient, variable)], global_step=global_step)
         expected.apply([gradient])
         np.testing.assert_allclose(variable, expected.variables[0], rtol=2e-5, atol=1e-6)
-    # Not counted on: every step is the fifth.
+    # Without the argument `global_step` the counter is not incremented.
     optimizer.apply_gradients([(normal(9, 6), variable)])
     assert int(np.asarray(global_step)) == 4
 
@@ -132,7 +131,7 @@ def test_adagrad_da_reads_the_global_step_of_its_constructor(kind: str) -> None:
 @pytest.mark.parametrize(
     "kind", ["callable", "array", "float32 array", "Variable", "scalar", "callable of array"]
 )
-def test_learning_rate_may_be_anything_that_is_a_number(variant: str, kind: str) -> None:
+def test_learning_rate_may_be_a_number_an_array_a_variable_or_a_callable(variant: str, kind: str) -> None:
     holder = np.array(0.5)
     if kind == "float32 array":
         holder = np.array(0.5, np.float32)
@@ -186,12 +185,12 @@ HYPER_PARAMETERS = {
 @pytest.mark.parametrize("kind", ["callable", "array"])
 def test_hyper_parameters_that_tensorflow_calls_may_be_callable(variant: str, kind: str) -> None:
     numbers = HYPER_PARAMETERS[variant]
-    given = {
+    arguments = {
         name: np.array(value) if kind == "array" else (lambda value=value: value)
         for name, value in numbers.items()
     }
     actual, expected = (
-        Training(variant, some_variables(), **given),
+        Training(variant, some_variables(), **arguments),
         Training(variant, some_variables(), **numbers),
     )
     for seed in (50, 60, 70):

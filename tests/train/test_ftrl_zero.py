@@ -1,4 +1,4 @@
-"""Ftrl leaves an element alone that has never had a gradient, as TensorFlow's kernel does."""
+"""Ftrl does not change an element whose gradients were all zero, like TensorFlow's kernel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastclip.train import FtrlOptimizer
 def test_an_element_without_gradient_stays_zero_where_the_accumulator_starts_at_zero(
     dtype: type[np.floating], power: float, l1: float
 ) -> None:
-    # Longer than a register, with a rest.
+    # Longer than a SIMD register, and no multiple of its length.
     variable = np.zeros(37, dtype)
     gradient = np.zeros(37, dtype)
     gradient[::3] = 2.0
@@ -28,7 +28,7 @@ def test_an_element_without_gradient_stays_zero_where_the_accumulator_starts_at_
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_an_element_recovers_when_its_first_gradient_comes(dtype: type[np.floating]) -> None:
+def test_zero_gradients_do_not_affect_the_first_nonzero_step(dtype: type[np.floating]) -> None:
     late, fresh = np.zeros(5, dtype), np.zeros(5, dtype)
     gradient = np.full(5, 0.5, dtype)
     first = FtrlOptimizer(0.1, initial_accumulator_value=0.0)
@@ -39,7 +39,7 @@ def test_an_element_recovers_when_its_first_gradient_comes(dtype: type[np.floati
     np.testing.assert_array_equal(late, fresh)
 
 
-def test_a_nan_gradient_still_shows() -> None:
+def test_nan_gradient_makes_the_element_nan() -> None:
     variable = np.zeros(5, np.float32)
     gradient = np.array([0.0, np.nan, 0.0, np.nan, 0.0], np.float32)
     FtrlOptimizer(0.1, initial_accumulator_value=0.0).apply_gradients([(gradient, variable)])

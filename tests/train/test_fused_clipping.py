@@ -1,4 +1,4 @@
-"""Clipping inside the step is clipping before it; and what a NaN or an infinity does."""
+"""Clipping inside a step has the results of clipping before it; policies for NaN and infinite gradients."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ def variables_of(dtype: Any = np.float32) -> list[Any]:
 def gradients_of(
     seed: int, dtype: Any = np.float32, kind: str = "normal", rows: Sequence[int] = (5, 1, 2)
 ) -> list[Any]:
-    """Four dense gradients, and slices."""
+    """Returns four dense gradients and slices of `rows`."""
     rng = np.random.default_rng([seed, 7])
     dense: list[Any] = [finite_values(rng, shape, dtype, kind) for shape in SHAPES[:4]]
     return [*dense, IndexedSlices(finite_values(rng, (3, 2), dtype, kind), list(rows), (6, 2))]
 
 
 def values_of(gradients: Sequence[Any]) -> list[Any]:
-    """The arrays, those of slices too, without None."""
+    """Returns the arrays of the gradients, of slices their values, without None."""
     return [getattr(gradient, "values", gradient) for gradient in gradients if gradient is not None]
 
 
 def clipped_before(gradients: Sequence[Any], **clip: float) -> list[Any]:
-    """The gradients as fastclip's functions clip them."""
+    """Clips gradients with fastclip's functions."""
     ((kind, bound),) = clip.items()
     if kind == "global_clipnorm":
         return list(fastclip.clip_by_global_norm(list(gradients), bound)[0])
@@ -61,7 +61,7 @@ def clipped_before(gradients: Sequence[Any], **clip: float) -> list[Any]:
 
 
 def assert_close_training(actual: Training, expected: Training, relative: float) -> None:
-    """Check that variables and slots agree to a rounding error of the gradients."""
+    """Checks that variables and slots agree to a rounding error of the gradients."""
     for a, b in zip(actual.variables, expected.variables, strict=True):
         np.testing.assert_allclose(a, b, rtol=relative, atol=relative)
         for name, slot in slots_of(actual.optimizer, a).items():
@@ -70,7 +70,7 @@ def assert_close_training(actual: Training, expected: Training, relative: float)
             )
 
 
-# --- clipping in the step, and before it --------------------------------------------
+# --- clipping in the step and before it ---------------------------------------------
 
 
 @EVERY_OPTIMIZER
@@ -97,13 +97,13 @@ def test_fused_clipping_has_the_bits_of_separate_clipping(variant: str, clip: st
 @pytest.mark.parametrize("clip", CLIPS)
 @pytest.mark.parametrize("bound", [0.3, 1e9])
 def test_repeated_rows_are_clipped_before_they_are_summed(variant: str, clip: str, bound: float) -> None:
-    """The functions clip `values` as they are, and so does the step."""
+    """Both the functions and the step clip the `values` of slices before repeated rows are summed."""
     fused, separate = Training(variant, variables_of(), **{clip: bound}), Training(variant, variables_of())
     for seed in (1, 2, 3):
         gradients = gradients_of(seed, rows=(5, 1, 5))
         fused.step(gradients)
         separate.step(clipped_before(gradients, **{clip: bound}))
-        # A sum that is scaled is rounded otherwise than scaled terms that are summed.
+        # Scaling a sum and summing scaled terms differ in rounding.
         assert_close_training(fused, separate, 2e-6)
 
 
@@ -137,7 +137,7 @@ def test_clipvalue_clamps_repeated_rows_in_the_type_of_the_variable(dtype: Any, 
     optimizer.apply_gradients([(IndexedSlices(gradient[[0, 2, 1]], [0, 0, 1]), w)])
     expected = np.array([[bound + bound, sixteenth - bound], [sixteenth, bound]], variable_dtype)
     if np.dtype(dtype) == np.float64 and variable_dtype is np.float32:
-        # Wider than the variable: clamped and summed as it is, and rounded once.
+        # A gradient wider than the variable is clamped and summed in its own dtype, and rounded once.
         expected = np.array([[0.2, 0.0625 - 0.1], [0.0625, 0.1]]).astype(np.float32)
     assert oracle.same_bits(-w, expected)
 
@@ -154,7 +154,7 @@ def test_clipping_gradients_of_any_dtype_agrees_with_clipping_before(
     for seed in (1, 2):
         gradients = gradients_of(seed, dtype)
         fused.step(gradients)
-        # Before the step a clipped gradient is rounded to its own dtype, inside it it is not.
+        # The functions round a clipped gradient to its dtype, which the step does not do.
         wide = np.result_type(np.float32, dtype) if dtype.itemsize > 2 else np.dtype(np.float32)
         separate.step(clipped_before([as_dtype(g, wide) for g in gradients], **{clip: 0.3}))
     relative = 1e-12 if variable_dtype == np.float64 and dtype == np.float64 else 2e-5
@@ -175,7 +175,7 @@ def as_dtype(gradient: Any, dtype: Any) -> Any:
     st.sampled_from([1e-30, 1e-3, 0.7, 1.0, 1e3, 1e30]),
     st.integers(0, 2**32 - 1),
 )
-def test_any_finite_gradients_are_clipped_as_before_the_step(
+def test_any_finite_gradients_are_clipped_with_the_bits_of_separate_clipping(
     variant: str, clip: str, kind: str, bound: float, seed: int
 ) -> None:
     fused, separate = Training(variant, variables_of(), **{clip: bound}), Training(variant, variables_of())
@@ -192,12 +192,12 @@ def test_any_finite_gradients_are_clipped_as_before_the_step(
 def test_float64_gradients_near_the_ends_of_the_range(
     variant: str, size: float, bound: float, clip: str
 ) -> None:
-    """Their squares leave the range, and the scale may be subnormal."""
+    """The squares overflow or underflow, and the factor may be subnormal."""
     variables = [np.array([0.5, -2.0, 3.0]), np.array(1.5)]
     gradients = [np.array([0.75, -1.0, 0.0]) * size, np.array(-0.5 * size)]
     fused = Training(variant, [v.copy() for v in variables], **{clip: bound})
     separate = Training(variant, [v.copy() for v in variables])
-    # A gradient that is left large overflows in the rule itself; that is the rule's.
+    # A gradient that is still large after clipping overflows in the update rule, with both kinds of clipping.
     fused.step(gradients)
     separate.step(clipped_before(gradients, **{clip: bound}))
     for a, b in zip(fused.variables, separate.variables, strict=True):
@@ -207,7 +207,7 @@ def test_float64_gradients_near_the_ends_of_the_range(
 
 @pytest.mark.parametrize("bound", [1e-3, 1e-7, 1e-20])
 def test_float32_gradients_with_a_subnormal_scale(bound: float) -> None:
-    """The scale is 1e-41 and below, where float32 has few digits left."""
+    """The factor is 1e-41 or smaller, where float32 has few significant bits."""
     gradient = np.array([1e38, -2e38, 3.0, 0.0], np.float32)
     variable = np.zeros(4, np.float32)
     optimizer = build("GradientDescent", learning_rate=1.0, global_clipnorm=bound)
@@ -219,7 +219,7 @@ def test_float32_gradients_with_a_subnormal_scale(bound: float) -> None:
 
 @pytest.mark.parametrize("clip", CLIPS)
 @EVERY_OPTIMIZER
-def test_clipping_writes_no_gradient(variant: str, clip: str) -> None:
+def test_clipping_does_not_write_gradients(variant: str, clip: str) -> None:
     training = Training(variant, variables_of(), **{clip: 1e-3})
     gradients = gradients_of(1)
     before = [array.tobytes() for array in values_of(gradients)]
@@ -232,7 +232,7 @@ def test_clipping_writes_no_gradient(variant: str, clip: str) -> None:
 
 
 def test_clipping_a_long_list_of_gradients() -> None:
-    """More tensors, and longer ones, than a thread takes at a time."""
+    """More tensors than a batch has, some of them longer than a chunk."""
     rng = np.random.default_rng(1)
     shapes: list[tuple[int, ...]] = [*[(17,)] * 300, (200_003,), (1,), (500, 501)]
     variables = [finite_values(rng, shape, np.float32) for shape in shapes]
@@ -288,7 +288,7 @@ def test_bound_may_be_any_real_number(clip: str, bound: Any) -> None:
 
 
 @EVERY_OPTIMIZER
-def test_what_is_fastclips_own_is_keyword_only(variant: str) -> None:
+def test_arguments_that_tensorflow_does_not_have_are_keyword_only(variant: str) -> None:
     kind = type(build(variant))
     parameters = inspect.signature(kind).parameters.values()
     positional = [p for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
@@ -320,7 +320,7 @@ def test_loss_scale_must_be_positive_and_finite(variant: str, scale: float) -> N
         build(variant, loss_scale=scale)
 
 
-# --- what is told afterwards ----------------------------------------------------------------
+# --- last_norm -------------------------------------------------------------------------------
 
 
 @EVERY_OPTIMIZER
@@ -343,7 +343,7 @@ def test_last_norm_of_float64_gradients_is_float64() -> None:
     assert training.optimizer.last_norm == fastclip.global_norm(gradients_of(1, np.float64))
 
 
-def test_last_norm_is_told_when_nothing_was_clipped() -> None:
+def test_last_norm_is_set_when_nothing_was_clipped() -> None:
     training = Training("Adam", variables_of(), global_clipnorm=1e9)
     training.step(gradients_of(1))
     assert training.optimizer.last_norm == fastclip.global_norm(gradients_of(1))
@@ -391,8 +391,8 @@ def test_any_loss_scale_divides_the_gradients(variant: str, clip: str | None) ->
 
 
 @A_FEW_OPTIMIZERS
-def test_loss_scale_of_float16_gradients_saves_what_would_underflow(variant: str) -> None:
-    """1e-6 has a bit or two in float16, and 2**16 times that has all of them."""
+def test_loss_scale_keeps_float16_gradients_from_underflowing(variant: str) -> None:
+    """1e-6 has one or two significant bits in float16, and 2**16 times that has all of them."""
     gradient = np.full(9, 1e-6)
     scaled, plain = (
         Training(variant, [np.ones(9, np.float32)], loss_scale=scale) for scale in (65536.0, None)
@@ -412,7 +412,7 @@ EVERY_CLIP = pytest.mark.parametrize("clip", [None, *CLIPS])
 
 
 def with_bad(place: str, bad: float, dtype: Any = np.float32) -> tuple[list[Any], int]:
-    """Gradients of which one is not finite, and its position."""
+    """Returns gradients of which one has a non-finite element, and its position in the list."""
     gradients = gradients_of(5, dtype)
     if place == "dense":
         gradients[1][2, 4] = bad
@@ -472,7 +472,7 @@ def test_skip_updates_nothing_and_counts(variant: str, clip: str | None, place: 
         training.step(gradients)
         assert training.optimizer.skipped_steps == skipped
         assert training.global_step == skipped - 1
-        # Powers of beta too: what follows is as if the step had not been.
+        # The powers of beta do not change either: later steps have the bits of a training without this step.
         training.step(gradients_of(skipped))
         other.step(gradients_of(skipped))
         assert_same_training(training, other)
@@ -481,7 +481,7 @@ def test_skip_updates_nothing_and_counts(variant: str, clip: str | None, place: 
 
 @EVERY_OPTIMIZER
 @BAD
-def test_propagate_makes_all_of_a_global_norm_nan(variant: str, bad: float) -> None:
+def test_propagate_with_global_clipnorm_makes_every_variable_nan(variant: str, bad: float) -> None:
     training = Training(variant, variables_of(), global_clipnorm=0.5)
     gradients, _ = with_bad("dense", bad)
     training.step(gradients)
@@ -497,7 +497,7 @@ def test_propagate_makes_all_of_a_global_norm_nan(variant: str, bad: float) -> N
 
 @A_FEW_OPTIMIZERS
 @BAD
-def test_propagate_keeps_to_its_tensor_with_clipnorm(variant: str, bad: float) -> None:
+def test_propagate_with_clipnorm_affects_one_variable(variant: str, bad: float) -> None:
     training, clean = (
         Training(variant, variables_of(), clipnorm=0.5),
         Training(variant, variables_of(), clipnorm=0.5),
@@ -513,7 +513,7 @@ def test_propagate_keeps_to_its_tensor_with_clipnorm(variant: str, bad: float) -
 @A_FEW_OPTIMIZERS
 @pytest.mark.parametrize("clip", [None, "clipvalue"])
 @BAD
-def test_propagate_keeps_to_its_element_without_a_norm(variant: str, clip: str | None, bad: float) -> None:
+def test_propagate_without_a_norm_affects_one_element(variant: str, clip: str | None, bad: float) -> None:
     bound = {} if clip is None else {clip: 0.5}
     training, clean = Training(variant, variables_of(), **bound), Training(variant, variables_of(), **bound)
     gradients, _ = with_bad("dense", bad)
@@ -521,7 +521,7 @@ def test_propagate_keeps_to_its_element_without_a_norm(variant: str, clip: str |
     clean.step(gradients_of(5))
     element = training.variables[1][2, 4]
     if clip == "clipvalue" and np.isinf(bad):
-        # An infinity is brought to the bound, as by clip_by_value.
+        # Like clip_by_value, clipvalue replaces an infinity by the bound.
         gradients[1][2, 4] = np.copysign(np.float32(0.5), bad)
         expected = Training(variant, variables_of(), **bound)
         expected.step(gradients)
@@ -536,7 +536,7 @@ def test_propagate_keeps_to_its_element_without_a_norm(variant: str, clip: str |
 @pytest.mark.parametrize("policy", ["raise", "skip"])
 @pytest.mark.parametrize("dtype", REAL_DTYPES, ids=dtype_id)
 @EVERY_CLIP
-def test_nonfinite_elements_are_seen_in_every_dtype(
+def test_nonfinite_elements_are_found_in_every_dtype(
     policy: str, dtype: np.dtype[Any], clip: str | None
 ) -> None:
     bound = {} if clip is None else {clip: 0.5}
@@ -555,7 +555,7 @@ def test_nonfinite_elements_are_seen_in_every_dtype(
 @pytest.mark.parametrize("policy", ["raise", "skip"])
 @pytest.mark.parametrize("size", [1e308, 1e-320])
 @EVERY_CLIP
-def test_finite_gradients_are_finite_whatever_their_squares(
+def test_finite_gradients_whose_squares_overflow_are_finite(
     policy: str, size: float, clip: str | None
 ) -> None:
     bound = {} if clip is None else {clip: 0.5}
@@ -566,8 +566,7 @@ def test_finite_gradients_are_finite_whatever_their_squares(
 
 
 @pytest.mark.parametrize("policy", ["raise", "skip"])
-def test_a_nonfinite_element_is_found_wherever_it_is(policy: str) -> None:
-    """In a gradient of several chunks, strided too."""
+def test_nonfinite_element_is_found_in_any_chunk_of_a_gradient(policy: str) -> None:
     for layout, length in ((1, 150_001), (2, 70_003)):
         for at in (0, 1, 63, 65_535, 65_536, length - 1):
             gradient = np.zeros(length * layout, np.float32)[::layout]
@@ -583,7 +582,7 @@ def test_a_nonfinite_element_is_found_wherever_it_is(policy: str) -> None:
 
 
 @pytest.mark.parametrize("policy", ["raise", "skip"])
-def test_a_nonfinite_variable_is_not_the_gradients_fault(policy: str) -> None:
+def test_nonfinite_variable_with_finite_gradients_is_accepted(policy: str) -> None:
     variable = np.array([np.nan, 1.0], np.float32)
     training = Training("GradientDescent", [variable], on_nonfinite=policy)
     training.step([np.ones(2, np.float32)])
@@ -604,7 +603,7 @@ def test_loss_scale_does_not_hide_an_infinity(policy: str) -> None:
     assert training.global_step == 0
 
 
-def test_every_policy_takes_finite_steps_alike() -> None:
+def test_finite_steps_have_the_same_bits_with_every_policy() -> None:
     expected: Training | None = None
     makers: list[Callable[[], Training]] = [
         lambda policy=policy: Training("Adam", variables_of(), on_nonfinite=policy, global_clipnorm=0.5)  # type: ignore[misc]

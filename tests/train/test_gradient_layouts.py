@@ -43,7 +43,7 @@ def test_gradients_may_be_narrower_or_wider_than_variables(
     expected = reference(variant, training.variables)
     for seed in (50, 60, 70):
         gradients = some_gradients(seed, gradient_dtype)
-        # Rows once each: how repeated ones are summed has a test of its own.
+        # Without repeated rows; how these are summed is tested in test_sparse_gradients.py.
         gradients[1] = slices(seed, [3, 0, 4], (5, 3), gradient_dtype)
         training.step(gradients)
         expected.apply(gradients)
@@ -56,13 +56,13 @@ def test_gradients_may_be_narrower_or_wider_than_variables(
 
 @EVERY_OPTIMIZER
 @pytest.mark.parametrize("gradient_dtype", REAL_DTYPES[:2], ids=dtype_id)
-def test_narrow_gradient_counts_as_the_same_numbers_in_float32(
+def test_narrow_gradient_has_the_effect_of_the_same_numbers_in_float32(
     variant: str, gradient_dtype: np.dtype[Any]
 ) -> None:
     narrow, wide = Training(variant, some_variables()), Training(variant, some_variables())
     for seed in (50, 60):
         gradients = some_gradients(seed, gradient_dtype)
-        # Rows once each: how repeated ones are summed has a test of its own.
+        # Without repeated rows; how these are summed is tested in test_sparse_gradients.py.
         gradients[1] = slices(seed, [3, 0, 4], (5, 3), gradient_dtype)
         narrow.step(gradients)
         wide.step(widened(gradient) for gradient in gradients)
@@ -97,7 +97,7 @@ def test_gradient_may_be_a_list_of_floats() -> None:
     assert_same_training(actual, expected)
 
 
-def test_gradient_may_be_of_the_other_byte_order() -> None:
+def test_gradient_may_have_the_other_byte_order() -> None:
     actual, expected = Training("Adam", [normal(1, 5)]), Training("Adam", [normal(1, 5)])
     gradient = normal(2, 5)
     actual.step([gradient.astype(gradient.dtype.newbyteorder())])
@@ -118,7 +118,7 @@ def test_variable_may_be_any_writable_buffer() -> None:
 
 @st.composite
 def layouts_of_a_training(draw: st.DrawFn) -> tuple[str, Any, list[Any]]:
-    """An optimizer, a variable and gradients, in any memory layouts."""
+    """Draws an optimizer, a variable and gradients, in any memory layouts."""
     variant = draw(st.sampled_from(list(VARIANTS)))
     dtype = draw(st.sampled_from(VARIABLE_DTYPES))
     shape = draw(st.sampled_from([(), (0,), (3, 0, 2), (7,), (133,), (4, 5), (3, 17), (2, 3, 4), (1, 1, 9)]))
@@ -152,14 +152,14 @@ def test_any_layout_gives_the_bits_of_contiguous_copies(
             expected.apply([gradient])
             assert_agrees_with_reference(training, expected)
     assert_same_training(training, contiguous)
-    # Nothing beside the elements was written.
+    # Only the elements were written, not the memory between them.
     variable[...] = start
     assert whole_memory(variable) == memory
 
 
 @EVERY_OPTIMIZER
 @pytest.mark.parametrize("layout", WRITABLE_LAYOUTS)
-def test_sparse_step_takes_any_layout(variant: str, layout: str) -> None:
+def test_sparse_step_accepts_any_layout(variant: str, layout: str) -> None:
     values = normal(1, 6, 5)
     training = Training(variant, [laid_out(values, layout)])
     contiguous = Training(variant, [values.copy()])
@@ -174,7 +174,7 @@ def test_sparse_step_takes_any_layout(variant: str, layout: str) -> None:
 @EVERY_OPTIMIZER
 @pytest.mark.parametrize("dtype", VARIABLE_DTYPES, ids=dtype_id)
 def test_long_arrays_agree_with_the_formula(variant: str, dtype: np.dtype[Any]) -> None:
-    """Longer than a chunk, so that several are taken, and no multiple of any register."""
+    """The arrays have several chunks, and no multiple of a SIMD register's elements."""
     variables = [normal(1, 70_001, dtype=dtype), normal(2, 3, dtype=dtype), normal(3, 300, 301, dtype=dtype)]
     training = Training(variant, variables)
     expected = reference(variant, variables)
@@ -197,11 +197,11 @@ def test_variables_may_all_be_empty(variant: str, clip: dict[str, float]) -> Non
     assert training.optimizer.last_norm is None or training.optimizer.last_norm == 0
 
 
-# --- memory shared ------------------------------------------------------------------------
+# --- shared memory ------------------------------------------------------------------------
 
 
 def shared_gradients(first: Any, second: Any) -> dict[str, list[Any]]:
-    """Gradients for two square matrices that are views of the matrices themselves."""
+    """Returns gradients of two square matrices that are views of the matrices themselves."""
     half_precision = np.frombuffer(first, np.float16).reshape(8, 16)[:, :8]
     return {
         "the variable": [first, second],
@@ -217,16 +217,16 @@ def shared_gradients(first: Any, second: Any) -> dict[str, list[Any]]:
     }
 
 
-@pytest.mark.parametrize("what", shared_gradients(np.zeros((8, 8), np.float32), np.zeros((8, 8), np.float32)))
+@pytest.mark.parametrize("case", shared_gradients(np.zeros((8, 8), np.float32), np.zeros((8, 8), np.float32)))
 @pytest.mark.parametrize("variant", ["GradientDescent", "Nesterov", "Adam", "Adagrad"])
 @pytest.mark.parametrize("clip", [{}, {"global_clipnorm": 0.5}], ids=["unclipped", "clipped"])
-def test_gradient_that_shares_memory_with_a_variable_counts_as_it_was(
-    variant: str, what: str, clip: dict[str, float]
+def test_gradient_that_shares_memory_with_a_variable_is_read_before_it_is_written(
+    variant: str, case: str, clip: dict[str, float]
 ) -> None:
     start = [normal(1, 8, 8), normal(2, 8, 8)]
     shared = Training(variant, [value.copy() for value in start], **clip)
     copied = Training(variant, [value.copy() for value in start], **clip)
-    gradients = shared_gradients(*shared.variables)[what]
+    gradients = shared_gradients(*shared.variables)[case]
     copies = [
         IndexedSlices(g.values.copy(), g.indices)
         if isinstance(g, IndexedSlices)
@@ -241,7 +241,7 @@ def test_gradient_that_shares_memory_with_a_variable_counts_as_it_was(
 
 
 @pytest.mark.parametrize("clip", [{}, {"global_clipnorm": 0.5}], ids=["unclipped", "clipped"])
-def test_gradient_that_is_a_slot_counts_as_it_was(clip: dict[str, float]) -> None:
+def test_gradient_that_is_a_slot_is_read_before_it_is_written(clip: dict[str, float]) -> None:
     actual, expected = (Training("Momentum", [normal(1, 100)], **clip) for _ in range(2))
     for training in (actual, expected):
         training.step([normal(2, 100)])

@@ -1,4 +1,4 @@
-"""Master weights: a low-precision copy of a variable that every step keeps up to date."""
+"""Low-precision copies of variables (master weights), which every step updates."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import fastclip
 from fastclip import IndexedSlices
+from support import oracle
 from support.dtypes import BFLOAT16, dtype_id
 from support.strategies import FINITE_KINDS, PROPERTY, WRITABLE_LAYOUTS, finite_values, laid_out, read_only
 from support.training_cases import (
@@ -19,6 +20,7 @@ from support.training_cases import (
     Training,
     assert_same_training,
     build,
+    normal,
     whole_memory,
 )
 
@@ -26,46 +28,23 @@ FLOAT16 = np.dtype(np.float16)
 FLOAT32 = np.dtype(np.float32)
 FLOAT64 = np.dtype(np.float64)
 
-#: dtypes of a variable and of its copy.
+#: Dtypes of a variable and of its copy.
 PAIRS = ((FLOAT32, FLOAT16), (FLOAT32, BFLOAT16), (FLOAT64, FLOAT16), (FLOAT64, BFLOAT16), (FLOAT64, FLOAT32))
 
 EVERY_PAIR = pytest.mark.parametrize(
-    ("dtype", "copy_dtype"), PAIRS, ids=[f"{dtype_id(of)}-{dtype_id(copy)}" for of, copy in PAIRS]
+    ("dtype", "copy_dtype"), PAIRS, ids=[f"{dtype_id(dtype)}-{dtype_id(copy)}" for dtype, copy in PAIRS]
 )
 
 
-def normal(seed: int, *shape: int, dtype: Any = np.float32) -> Any:
-    return finite_values(np.random.default_rng(seed), shape, dtype)
-
-
-def rounded(value: Any, dtype: np.dtype[Any]) -> Any:
-    """A variable's values rounded once, to nearest even."""
-    wide = np.asarray(value)
-    with np.errstate(all="ignore"):
-        if wide.dtype == FLOAT64 and dtype == BFLOAT16:
-            return bfloat16_from_float64(wide)
-        return wide.astype(dtype)
-
-
-def bfloat16_from_float64(wide: Any) -> Any:
-    """Round float64 to bfloat16 once: ml_dtypes goes by float32, which rounds twice."""
-    narrow = wide.astype(np.float32)
-    bits = narrow.view(np.uint32).copy()
-    # Rounding to odd in float32 first: a result that is not exact gets its last bit set.
-    inexact = (narrow.astype(np.float64) != wide) & np.isfinite(wide)
-    away = inexact & (np.abs(narrow.astype(np.float64)) > np.abs(wide))
-    bits[away] -= 1
-    bits[inexact] |= 1
-    return bits.view(np.float32).astype(BFLOAT16)
-
-
 def assert_is_copy(copy: Any, variable: Any) -> None:
-    assert copy.tobytes() == rounded(variable, copy.dtype).tobytes()
+    """Checks that a copy has the variable's values, rounded once to nearest even."""
+    rounded = oracle.round_to(np.asarray(variable).astype(np.float64), copy.dtype)
+    assert copy.tobytes() == rounded.tobytes()
 
 
 @EVERY_OPTIMIZER
 @EVERY_PAIR
-def test_copy_is_refreshed_at_once_and_in_each_step(
+def test_copy_is_written_when_it_is_set_and_in_each_step(
     variant: str, dtype: np.dtype[Any], copy_dtype: np.dtype[Any]
 ) -> None:
     training = Training(variant, [normal(1, 40, dtype=dtype), normal(2, 5, 7, dtype=dtype)])
@@ -139,15 +118,13 @@ def test_copy_of_any_layout_is_rounded_to_nearest_even(
     assert_is_copy(copy, variable)
     optimizer.apply_gradients([(finite_values(rng, shape, dtype), variable)])
     assert_is_copy(copy, variable)
-    # Nothing beside the elements was written.
+    # Only the elements were written, not the memory between them.
     copy[...] = start
     assert whole_memory(copy) == memory
 
 
 @EVERY_PAIR
-def test_ties_overflow_and_nan_are_rounded_as_they_should(
-    dtype: np.dtype[Any], copy_dtype: np.dtype[Any]
-) -> None:
+def test_ties_overflow_and_nan_are_rounded_correctly(dtype: np.dtype[Any], copy_dtype: np.dtype[Any]) -> None:
     special = [0.0, -0.0, 1.0, 1 + 2.0**-11, 1 + 3 * 2.0**-11, 1 + 2.0**-9, 1 + 3 * 2.0**-9]
     special += [
         65504.0,
@@ -179,7 +156,7 @@ def test_ties_overflow_and_nan_are_rounded_as_they_should(
     assert np.isnan(copy.astype(np.float64)).all()
 
 
-def test_copy_of_a_variable_without_gradient_stays() -> None:
+def test_copy_of_a_variable_without_gradient_is_unchanged() -> None:
     training = Training("Adam", [normal(1, 5), normal(2, 5)])
     copy = np.zeros(5, np.float16)
     training.optimizer.set_low_precision_copy(training.variables[0], copy)
@@ -187,7 +164,7 @@ def test_copy_of_a_variable_without_gradient_stays() -> None:
     assert_is_copy(copy, training.variables[0])
 
 
-def test_copy_of_a_skipped_step_stays() -> None:
+def test_copy_is_unchanged_by_a_skipped_step() -> None:
     training = Training("Adam", [normal(1, 5)], on_nonfinite="skip")
     copy = np.zeros(5, np.float16)
     training.optimizer.set_low_precision_copy(training.variables[0], copy)
@@ -198,7 +175,7 @@ def test_copy_of_a_skipped_step_stays() -> None:
 
 
 @pytest.mark.parametrize("bad", ["shape", "nonfinite"])
-def test_copy_of_a_refused_step_stays(bad: str) -> None:
+def test_copy_is_unchanged_by_a_refused_step(bad: str) -> None:
     training = Training("Adam", [normal(1, 5), normal(2, 5)], on_nonfinite="raise")
     copy = np.zeros(5, np.float16)
     training.optimizer.set_low_precision_copy(training.variables[0], copy)
@@ -209,7 +186,7 @@ def test_copy_of_a_refused_step_stays(bad: str) -> None:
     assert (training.state(), copy.tobytes()) == before
 
 
-def test_none_ends_it() -> None:
+def test_none_removes_the_copy() -> None:
     training = Training("Momentum", [normal(1, 5)])
     copy = np.zeros(5, np.float16)
     training.optimizer.set_low_precision_copy(training.variables[0], copy)
@@ -220,7 +197,7 @@ def test_none_ends_it() -> None:
     assert copy.tobytes() == before
 
 
-def test_another_copy_takes_the_place_of_the_first() -> None:
+def test_another_copy_replaces_the_first() -> None:
     training = Training("Momentum", [normal(1, 5)])
     first, second = np.zeros(5, np.float16), np.zeros(5, BFLOAT16)
     training.optimizer.set_low_precision_copy(training.variables[0], first)
@@ -272,9 +249,9 @@ REFUSED: dict[str, tuple[Any, type[Exception]]] = {
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_refused_copy_leaves_the_one_before(what: str) -> None:
-    copy, exception = REFUSED[what]
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_copy_does_not_replace_the_previous_one(case: str) -> None:
+    copy, exception = REFUSED[case]
     training = Training("Adam", [normal(1, 6)])
     first = np.zeros(6, np.float16)
     training.optimizer.set_low_precision_copy(training.variables[0], first)
@@ -286,7 +263,7 @@ def test_refused_copy_leaves_the_one_before(what: str) -> None:
     assert_is_copy(first, training.variables[0])
 
 
-def test_copy_over_the_variables_own_memory_is_refused() -> None:
+def test_copy_that_shares_memory_with_its_variable_is_refused() -> None:
     variable = normal(1, 6)
     optimizer = build("Adam")
     before = variable.tobytes()
@@ -296,23 +273,23 @@ def test_copy_over_the_variables_own_memory_is_refused() -> None:
 
 
 def test_copies_that_overlap_are_refused_before_anything_is_written() -> None:
-    """When they are set, or in the step."""
+    """They may be refused when the second is set, or in the next step."""
     training = Training("Adam", [normal(1, 6), normal(2, 6)])
     copy = np.zeros(6, np.float16)
     training.optimizer.set_low_precision_copy(training.variables[0], copy)
     before = [variable.tobytes() for variable in training.variables]
 
-    def share_it() -> None:
+    def set_and_step() -> None:
         training.optimizer.set_low_precision_copy(training.variables[1], copy)
         training.step([normal(3, 6), normal(4, 6)])
 
     with pytest.raises(ValueError, match="copy"):
-        share_it()
+        set_and_step()
     assert [variable.tobytes() for variable in training.variables] == before
 
 
-def test_gradient_over_the_memory_of_a_copy_counts_as_it_was() -> None:
-    """Gradients of a model that runs on the copy may be written there."""
+def test_gradient_that_shares_memory_with_a_copy_is_read_before_it_is_written() -> None:
+    """A model that computes with the copy may write its gradients to the copy's memory."""
     actual, expected = Training("Momentum", [normal(1, 300)]), Training("Momentum", [normal(1, 300)])
     copy = np.zeros(300, np.float16)
     actual.optimizer.set_low_precision_copy(actual.variables[0], copy)

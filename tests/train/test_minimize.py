@@ -22,7 +22,7 @@ def half_square(values: Sequence[Any]) -> float:
 
 
 def engine(loss: Any, values: Sequence[Any]) -> tuple[Any, list[Any]]:
-    """The gradient of half the square is the value itself."""
+    """Returns the gradients of `half_square`, which are the values themselves."""
     return loss(*values), [np.array(value) for value in values]
 
 
@@ -41,7 +41,7 @@ def test_minimize_is_compute_gradients_and_apply_gradients(variant: str) -> None
     assert half_square(actual.variables) < half_square(variables)
 
 
-def test_minimize_without_any_gradient_is_refused() -> None:
+def test_minimize_without_gradients_is_refused() -> None:
     training = Training("Adam", [normal(1, 4)])
     before = training.state()
     with pytest.raises(ValueError, match="No gradients provided for any variable"):
@@ -55,7 +55,7 @@ def test_minimize_without_any_gradient_is_refused() -> None:
 
 
 @EVERY_OPTIMIZER
-def test_minimize_finds_the_least_of_a_quadratic_function(variant: str) -> None:
+def test_minimize_decreases_a_quadratic_function(variant: str) -> None:
     pytest.importorskip("autograd")
     goal = np.array([1.0, -2.0, 3.0])
     variable = np.zeros(3)

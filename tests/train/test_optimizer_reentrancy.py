@@ -1,4 +1,4 @@
-"""An optimizer that is used while it is in use: by its own hyper-parameters, by handlers, by threads."""
+"""Optimizers used during one of their own steps: by hyper-parameters, signal handlers and other threads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastclip.train import AdamOptimizer, GradientDescentOptimizer, MomentumOpti
 needs_signals = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX's timers")
 
 
-def test_hyper_parameter_may_step_and_save() -> None:
+def test_callable_hyper_parameter_may_step_and_save() -> None:
     outer, inner = np.ones(2), np.ones(2)
     states: list[Any] = []
 
@@ -47,23 +47,23 @@ def test_constraint_may_save() -> None:
     assert int(states[0]["variables"]) == 1
 
 
-def long_step(**handling: Any) -> tuple[AdamOptimizer, list[Any], Any]:
-    """A step of some 10 ms, which measures before it updates."""
+def long_step() -> tuple[AdamOptimizer, list[Any], Any]:
+    """Returns an optimizer, pairs and a counter whose step takes about 10 ms and computes a norm first."""
     variables = [np.zeros(3_000_000, np.float32) for _ in range(4)]
-    optimizer = AdamOptimizer(1.0, global_clipnorm=1e30, **handling)
+    optimizer = AdamOptimizer(1.0, global_clipnorm=1e30)
     return optimizer, [(np.ones_like(w), w) for w in variables], np.zeros((), np.int64)
 
 
 @needs_signals
-def test_handler_of_a_signal_may_save_in_the_middle_of_training() -> None:
+def test_signal_handler_may_save_in_the_middle_of_a_step() -> None:
     optimizer, pairs, counter = long_step()
     states: list[Any] = []
     before = signal.signal(signal.SIGALRM, lambda *_: states.append(optimizer.state_dict()))
     try:
         for delay in np.linspace(0.001, 0.02, 8):
             signal.setitimer(signal.ITIMER_REAL, float(delay))
-            asked = len(states)
-            while len(states) == asked:
+            saved = len(states)
+            while len(states) == saved:
                 optimizer.apply_gradients(pairs, counter)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -75,7 +75,7 @@ def test_handler_of_a_signal_may_save_in_the_middle_of_training() -> None:
 
 
 @needs_signals
-def test_ctrl_c_leaves_variables_and_counters_in_step() -> None:
+def test_exception_of_a_signal_handler_leaves_variables_and_counters_consistent() -> None:
     class Stop(Exception):
         pass
 
@@ -106,7 +106,7 @@ def test_ctrl_c_leaves_variables_and_counters_in_step() -> None:
 
 
 @needs_signals
-def test_handler_of_a_signal_may_not_step_in_the_middle_of_a_step() -> None:
+def test_signal_handler_may_not_step_in_the_middle_of_a_step() -> None:
     optimizer, pairs, counter = long_step()
     refused: list[str] = []
 
@@ -130,13 +130,13 @@ def test_handler_of_a_signal_may_not_step_in_the_middle_of_a_step() -> None:
     optimizer.apply_gradients(pairs, counter)
 
 
-def test_other_threads_may_look_while_a_step_is_taken() -> None:
+def test_other_threads_may_read_state_during_a_step() -> None:
     optimizer, pairs, counter = long_step()
     optimizer.apply_gradients(pairs, counter)
     errors: list[BaseException] = []
     done = threading.Event()
 
-    def look() -> None:
+    def read() -> None:
         try:
             while not done.is_set():
                 assert optimizer.get_slot(pairs[0][1], "m") is not None
@@ -145,7 +145,7 @@ def test_other_threads_may_look_while_a_step_is_taken() -> None:
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=look) for _ in range(2)]
+    threads = [threading.Thread(target=read) for _ in range(2)]
     for thread in threads:
         thread.start()
     for _ in range(5):
@@ -166,7 +166,7 @@ def test_a_step_after_a_fork_works() -> None:
         import os, warnings
         import numpy as np
         from fastclip.train import AdamOptimizer
-        warnings.simplefilter("ignore")  # Python warns of forks in processes that have threads
+        warnings.simplefilter("ignore")  # Python warns of forks in processes with several threads
         w = np.zeros(2_000_000, np.float32)
         optimizer = AdamOptimizer(1.0, global_clipnorm=1.0)
         optimizer.apply_gradients([(np.ones_like(w), w)])
@@ -182,7 +182,7 @@ def test_a_step_after_a_fork_works() -> None:
 
 @needs_signals
 @pytest.mark.parametrize("call", ["load_state_dict", "set_low_precision_copy"])
-def test_handler_of_a_signal_may_not_change_what_is_kept_in_the_middle_of_a_step(call: str) -> None:
+def test_signal_handler_may_not_change_state_in_the_middle_of_a_step(call: str) -> None:
     optimizer, pairs, counter = long_step()
     optimizer.apply_gradients(pairs, counter)
     state, refused = optimizer.state_dict(), []
@@ -209,26 +209,26 @@ def test_handler_of_a_signal_may_not_change_what_is_kept_in_the_middle_of_a_step
     assert all(call in text and "in the middle of a step" in text for text in refused)
     first = optimizer.get_slot(pairs[0][1], "m")
     power = next(float(value) for value in optimizer.variables() if value.ndim == 0)
-    # With a gradient of ones m is 1 - beta1 to the number of steps.
+    # With gradients of ones, m is 1 - beta1**steps.
     assert first is not None
     assert abs((1 - float(first[0])) * 0.9 - power) < 1e-5
 
 
 @needs_signals
-def test_shape_that_changes_in_the_middle_of_the_first_step_leads_nowhere_else() -> None:
+def test_variable_whose_shape_changes_during_the_first_step_keeps_valid_slots() -> None:
     for delay in np.linspace(0.0005, 0.01, 12):
         optimizer, _, _ = long_step()
         variable = np.zeros((2, 3_000_000), np.float32)
 
-        def turn(*_: Any, variable: Any = variable) -> None:
+        def reshape(*_: Any, variable: Any = variable) -> None:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # NumPy discourages it
+                warnings.simplefilter("ignore")  # NumPy deprecates assigning to `shape`
                 variable.shape = (3_000_000, 2)
 
-        before = signal.signal(signal.SIGALRM, turn)
+        before = signal.signal(signal.SIGALRM, reshape)
         try:
             signal.setitimer(signal.ITIMER_REAL, float(delay))
-            # Where the shape changes before the arrays are looked at, the gradient does not fit.
+            # If the shape changes before the step has read it, the gradient's shape differs.
             with contextlib.suppress(ValueError):
                 optimizer.apply_gradients([(np.ones((2, 3_000_000), np.float32), variable)])
         finally:
@@ -238,12 +238,12 @@ def test_shape_that_changes_in_the_middle_of_the_first_step_leads_nowhere_else()
             warnings.simplefilter("ignore")
             variable.shape = (3_000_000, 2)
         optimizer.apply_gradients([(np.ones((2, 3_000_000), np.float32).T, variable)])
-        found = optimizer.get_slot(variable, "m")
-        assert found is not None
-        assert found.shape == variable.shape
+        slot = optimizer.get_slot(variable, "m")
+        assert slot is not None
+        assert slot.shape == variable.shape
 
 
-def test_step_inside_a_hyper_parameter_counts() -> None:
+def test_step_taken_by_a_hyper_parameter_has_effect() -> None:
     taken: list[int] = []
 
     def learning_rate() -> float:

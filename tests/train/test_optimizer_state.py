@@ -1,4 +1,4 @@
-"""A training that was saved goes on with the bits it would have had; what is no state of it is refused."""
+"""Saving and loading optimizers' state: resumed training has the same bits, invalid states are refused."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def variables_of(dtype: Any = np.float32) -> list[Any]:
 
 
 def gradients_of(seed: int, dtype: Any = np.float32) -> list[Any]:
-    """Dense ones, slices with a repeated row, and none for the last in some steps."""
+    """Returns dense gradients, slices with a repeated row, and in some steps None for the last variable."""
     rng = np.random.default_rng([seed, 3])
     gradients: list[Any] = [finite_values(rng, shape, dtype) for shape in SHAPES]
     gradients[1] = IndexedSlices(gradients[1][:3], [4, seed % 4, 4], (5, 3))
@@ -41,7 +41,7 @@ def gradients_of(seed: int, dtype: Any = np.float32) -> list[Any]:
     return gradients
 
 
-# --- ways to keep a state --------------------------------------------------------------
+# --- storing a state -------------------------------------------------------------------
 
 
 def kept_in_memory(state: State, path: Path) -> State:
@@ -75,8 +75,8 @@ EVERY_WAY = pytest.mark.parametrize(
 
 
 def resumed(variant: str, training: Training, keep: Keep, path: Path, **more: Any) -> Training:
-    """Another optimizer over copies of the variables, with the state of the first."""
-    # As after a restart of the program: nothing but arrays is left.
+    """Returns a training with copies of the variables and a new optimizer that loaded the other's state."""
+    # Only arrays are passed on, as after a restart of the program.
     variables = [np.array(variable) for variable in training.variables]
     other = Training(variant, variables, **more)
     other.global_step[...] = training.global_step
@@ -87,7 +87,7 @@ def resumed(variant: str, training: Training, keep: Keep, path: Path, **more: An
 @EVERY_OPTIMIZER
 @EVERY_WAY
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_resumed_training_has_the_bits_of_the_unbroken_one(
+def test_resumed_training_has_the_bits_of_the_uninterrupted_one(
     variant: str, keep: Keep, dtype: Any, tmp_path: Path
 ) -> None:
     unbroken = Training(variant, variables_of(dtype), global_clipnorm=2.0)
@@ -126,7 +126,7 @@ def test_state_before_the_first_step_can_be_loaded(variant: str, tmp_path: Path)
 @EVERY_OPTIMIZER
 @pytest.mark.parametrize("used", [False, True], ids=["fresh", "used"])
 @pytest.mark.parametrize("named", [False, True], ids=["without var_list", "with var_list"])
-def test_state_before_the_first_step_that_was_taken_fits_any_variables(
+def test_state_after_skipped_steps_only_can_be_loaded_for_any_variables(
     variant: str, used: bool, named: bool, tmp_path: Path
 ) -> None:
     source = Training(variant, variables_of(), on_nonfinite="skip")
@@ -152,7 +152,7 @@ def test_state_before_the_first_step_that_was_taken_fits_any_variables(
 
 
 @EVERY_OPTIMIZER
-def test_loading_replaces_what_the_optimizer_had(variant: str, tmp_path: Path) -> None:
+def test_loading_replaces_the_previous_state(variant: str, tmp_path: Path) -> None:
     unbroken = Training(variant, variables_of(), on_nonfinite="skip")
     unbroken.step(gradients_of(0))
     state = unbroken.optimizer.state_dict()
@@ -171,7 +171,7 @@ def test_loading_replaces_what_the_optimizer_had(variant: str, tmp_path: Path) -
 
 
 @EVERY_OPTIMIZER
-def test_loading_changes_no_variable(variant: str) -> None:
+def test_loading_does_not_change_variables(variant: str) -> None:
     training = Training(variant, variables_of())
     training.step(gradients_of(0))
     fresh = variables_of()
@@ -181,7 +181,7 @@ def test_loading_changes_no_variable(variant: str) -> None:
 
 
 @A_FEW_OPTIMIZERS
-def test_variables_may_be_objects_that_hold_them(variant: str) -> None:
+def test_state_of_arrays_can_be_loaded_for_variable_objects(variant: str) -> None:
     unbroken = Training(variant, variables_of())
     unbroken.step(gradients_of(0))
     other = Training(variant, [fastclip.Variable(value) for value in unbroken.variables])
@@ -193,7 +193,7 @@ def test_variables_may_be_objects_that_hold_them(variant: str) -> None:
 
 
 @A_FEW_OPTIMIZERS
-def test_variables_may_have_another_layout(variant: str) -> None:
+def test_state_can_be_loaded_for_variables_of_another_layout(variant: str) -> None:
     unbroken = Training(variant, [finite_values(np.random.default_rng(1), (6, 5), np.float32)])
     gradient = finite_values(np.random.default_rng(2), (6, 5), np.float32)
     unbroken.step([gradient])
@@ -206,7 +206,7 @@ def test_variables_may_have_another_layout(variant: str) -> None:
 
 
 @EVERY_OPTIMIZER
-def test_variables_without_a_gradient_so_far_are_part_of_the_order(variant: str) -> None:
+def test_order_of_variables_includes_those_without_a_gradient(variant: str) -> None:
     """The order is that of the pairs of the first step, with a gradient or without."""
     unbroken = Training(variant, variables_of())
     first = gradients_of(0)
@@ -221,7 +221,7 @@ def test_variables_without_a_gradient_so_far_are_part_of_the_order(variant: str)
 
 
 @EVERY_OPTIMIZER
-def test_variables_that_came_later_come_later_in_the_order(variant: str) -> None:
+def test_variables_of_later_steps_are_last_in_the_order(variant: str) -> None:
     unbroken = Training(variant, variables_of())
     order = [3, 1, 4, 0, 2]
     for chosen in (order[:2], order[2:]):
@@ -238,7 +238,7 @@ def test_variables_that_came_later_come_later_in_the_order(variant: str) -> None
     assert_same_training(other, unbroken)
 
 
-def test_var_list_may_be_left_out_where_the_variables_are_known() -> None:
+def test_var_list_may_be_omitted_if_the_optimizer_has_its_variables() -> None:
     unbroken = Training("Adam", variables_of())
     unbroken.step(gradients_of(0))
     state, start = unbroken.optimizer.state_dict(), [variable.copy() for variable in unbroken.variables]
@@ -252,7 +252,7 @@ def test_var_list_may_be_left_out_where_the_variables_are_known() -> None:
         assert variable.tobytes() == value.tobytes()
 
 
-def test_low_precision_copy_stays_over_a_load() -> None:
+def test_low_precision_copy_is_kept_when_a_state_is_loaded() -> None:
     training = Training("Adam", variables_of())
     copy = np.zeros(SHAPES[0], np.float16)
     training.optimizer.set_low_precision_copy(training.variables[0], copy)
@@ -274,7 +274,7 @@ def test_state_is_plain_arrays_that_are_copies(variant: str) -> None:
         assert array.dtype.kind in "fiu"
         assert array.flags.c_contiguous
         assert array.flags.owndata
-        assert not any(np.shares_memory(array, own) for own in training.optimizer.variables())
+        assert not any(np.shares_memory(array, state) for state in training.optimizer.variables())
     before = {name: array.tobytes() for name, array in state.items()}
     training.step(gradients_of(1))
     assert {name: array.tobytes() for name, array in state.items()} == before
@@ -290,11 +290,11 @@ def test_skipped_steps_are_part_of_the_state() -> None:
     assert other.optimizer.skipped_steps == 1
 
 
-# --- what is refused -------------------------------------------------------------------
+# --- states and variables that are refused ---------------------------------------------
 
 
 def entry(state: State, name: str) -> str:
-    """The first entry whose name begins so."""
+    """Returns the first key that starts with `name`."""
     return next(key for key in state if key.startswith(name))
 
 
@@ -318,8 +318,8 @@ def extra(name: str, value: Any) -> Callable[[State], None]:
     return change
 
 
-#: What is done to a good state of Adam, of five variables.
-SPOILT: dict[str, Callable[[State], None]] = {
+#: Functions that make a valid state of Adam with five variables invalid.
+INVALID: dict[str, Callable[[State], None]] = {
     "nothing in it": lambda state: state.clear(),
     "no version": missing("fastclip.version"),
     "a later version": set_entry("fastclip.version", lambda v: v + 1),
@@ -382,14 +382,14 @@ SPOILT: dict[str, Callable[[State], None]] = {
 }
 
 
-@pytest.mark.parametrize("what", SPOILT)
+@pytest.mark.parametrize("case", INVALID)
 @pytest.mark.parametrize("used", [False, True], ids=["fresh", "used"])
-def test_spoilt_state_is_refused_and_changes_nothing(what: str, used: bool) -> None:
+def test_invalid_state_is_refused_and_changes_nothing(case: str, used: bool) -> None:
     source = Training("Adam", variables_of())
     for seed in (0, 1):
         source.step(gradients_of(seed))
     state = source.optimizer.state_dict()
-    SPOILT[what](state)
+    INVALID[case](state)
     training, other = Training("Adam", variables_of()), Training("Adam", variables_of())
     if used:
         training.step(gradients_of(3))
@@ -406,7 +406,7 @@ def test_spoilt_state_is_refused_and_changes_nothing(what: str, used: bool) -> N
 
 @EVERY_OPTIMIZER
 @pytest.mark.parametrize("key", [0, None, ("m", 0), b"m.0"], ids=repr)
-def test_key_that_is_no_string_is_refused_by_name(variant: str, key: Any) -> None:
+def test_key_that_is_no_string_is_refused(variant: str, key: Any) -> None:
     training = Training(variant, variables_of())
     training.step(gradients_of(0))
     before = training.state()
@@ -433,7 +433,7 @@ def test_key_that_is_no_string_is_refused_by_name(variant: str, key: Any) -> Non
         ("v.0", [[1.0], [1.0, 2.0]]),
     ],
 )
-def test_message_names_the_entry_that_is_wrong(name: str, value: Any) -> None:
+def test_message_names_the_invalid_entry(name: str, value: Any) -> None:
     training = Training("Adam", variables_of())
     training.step(gradients_of(0))
     state = {**training.optimizer.state_dict(), name: value}
@@ -442,7 +442,7 @@ def test_message_names_the_entry_that_is_wrong(name: str, value: Any) -> None:
     assert repr(name) in str(raised.value)
 
 
-def test_flags_of_slots_are_refused_where_there_are_no_slots() -> None:
+def test_flags_of_slots_are_refused_for_optimizers_without_slots() -> None:
     training = Training("GradientDescent", variables_of())
     training.step(gradients_of(0))
     state = training.optimizer.state_dict()
@@ -476,25 +476,25 @@ OTHER_VARIABLES: dict[str, tuple[Callable[[list[Any]], Any], type[Exception]]] =
     "another order": (lambda variables: variables[::-1], ValueError),
     "another shape": (lambda variables: [np.zeros(41, np.float32), *variables[1:]], ValueError),
     "another dtype": (lambda variables: [variables[0].astype(np.float64), *variables[1:]], ValueError),
-    "a dtype that is never taken": (lambda v: [v[0].astype(np.float16), *v[1:]], (TypeError, ValueError)),  # type: ignore[dict-item]
+    "a dtype that is not accepted": (lambda v: [v[0].astype(np.float16), *v[1:]], (TypeError, ValueError)),  # type: ignore[dict-item]
     "the same twice": (lambda variables: [variables[0], *variables[:4]], ValueError),
     "a list of numbers": (lambda variables: [[0.0] * 40, *variables[1:]], TypeError),
     "read-only": (lambda variables: [read_only(variables[0]), *variables[1:]], ValueError),
 }
 
 
-# Where nothing is kept of a variable, nothing of its dtype is in the state.
+# The state of an optimizer without slots does not contain the variables' dtypes.
 @pytest.mark.parametrize(
-    ("variant", "what"),
+    ("variant", "case"),
     [
-        (variant, what)
+        (variant, case)
         for variant, (name, _) in VARIANTS.items()
-        for what in OTHER_VARIABLES
-        if what != "another dtype" or RULES[name].slots
+        for case in OTHER_VARIABLES
+        if case != "another dtype" or RULES[name].slots
     ],
 )
-def test_other_variables_are_refused_and_nothing_changes(variant: str, what: str) -> None:
-    change, exception = OTHER_VARIABLES[what]
+def test_variables_that_do_not_fit_are_refused_and_nothing_changes(variant: str, case: str) -> None:
+    change, exception = OTHER_VARIABLES[case]
     source = Training(variant, variables_of())
     source.step(gradients_of(0))
     training = Training(variant, variables_of())
@@ -516,7 +516,7 @@ def test_overlapping_variables_are_refused() -> None:
 
 
 @pytest.mark.parametrize("state", [None, 3, "state.npz", [], np.zeros(3)], ids=lambda s: type(s).__name__)
-def test_what_is_no_mapping_is_refused(state: Any) -> None:
+def test_state_that_is_no_mapping_is_refused(state: Any) -> None:
     training = Training("Adam", variables_of())
     before = training.state()
     with pytest.raises(TypeError, match="state"):
@@ -524,7 +524,7 @@ def test_what_is_no_mapping_is_refused(state: Any) -> None:
     assert training.state() == before
 
 
-def test_var_list_that_is_needed_and_missing_is_refused() -> None:
+def test_missing_var_list_is_refused_by_a_new_optimizer() -> None:
     source = Training("Adam", variables_of())
     source.step(gradients_of(0))
     with pytest.raises(ValueError, match="var_list"):

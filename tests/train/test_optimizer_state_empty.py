@@ -1,4 +1,4 @@
-"""Variables without elements may be at one address: each is still a variable of its own in a saved state."""
+"""States with several variables without elements that have the same address."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.training_cases import EVERY_OPTIMIZER, Training, assert_same_traini
 
 
 def empty_views(count: int) -> list[Any]:
-    """Views of no rows at one address, of one shape."""
+    """Returns views without rows, all of the same shape and address."""
     weights = np.zeros((2, 3), np.float32)
     return [weights[0:0] for _ in range(count)]
 

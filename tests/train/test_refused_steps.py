@@ -28,7 +28,7 @@ Pairs = list[tuple[Any, Any]]
 
 
 def with_gradient(gradient: Any, at: int = 4) -> Callable[[Pairs], Any]:
-    """The usual pairs with another gradient."""
+    """Returns a function that replaces the gradient of one pair."""
 
     def change(pairs: Pairs) -> Any:
         pairs[at] = (gradient, pairs[at][1])
@@ -38,7 +38,7 @@ def with_gradient(gradient: Any, at: int = 4) -> Callable[[Pairs], Any]:
 
 
 def with_variable(variable: Any, at: int = 4) -> Callable[[Pairs], Any]:
-    """The usual pairs with another variable, which is made of the one there if it is a function."""
+    """Returns a function that replaces the variable of one pair; a callable is applied to that variable."""
 
     def change(pairs: Pairs) -> Any:
         gradient, before = pairs[at]
@@ -53,7 +53,7 @@ def with_entry(entry: Any) -> Callable[[Pairs], Any]:
 
 
 def changed_slices(**parts: Any) -> IndexedSlices:
-    """Slices whose parts were exchanged after they were made, so that their own check did not see them."""
+    """Returns slices with attributes replaced after construction, which the constructor did not check."""
     changed = slices(7, [0, 1], (5, 3))
     for name, part in parts.items():
         setattr(changed, name, part)
@@ -63,7 +63,7 @@ def changed_slices(**parts: Any) -> IndexedSlices:
 GRADIENT, VARIABLE = r"grads_and_vars\[{}\]\[0\]", r"grads_and_vars\[{}\]\[1\]"
 LAST, MATRIX = 4, 1
 
-#: What is passed for the usual pairs, the exception, and what its message says.
+#: A function that makes the usual pairs invalid, the exception, and a pattern of its message.
 REFUSED: dict[str, tuple[Callable[[Pairs], Any], type[Exception], str]] = {
     "empty list": (lambda pairs: [], ValueError, r"No variables provided\."),
     "empty generator": (lambda pairs: iter(()), ValueError, r"No variables provided\."),
@@ -80,7 +80,7 @@ REFUSED: dict[str, tuple[Callable[[Pairs], Any], type[Exception], str]] = {
     "entry is None": (with_entry(None), TypeError, r"grads_and_vars\[4\]"),
     "entry of one": (lambda p: [*p[:4], (p[4][0],)], TypeError, r"grads_and_vars\[4\]"),
     "entry of three": (lambda p: [*p[:4], (*p[4], 1)], TypeError, r"grads_and_vars\[4\]"),
-    # Of the gradient
+    # Dense gradients
     "string gradient": (with_gradient("six"), TypeError, GRADIENT.format(LAST)),
     "bytes gradient": (with_gradient(b"sixsix"), TypeError, GRADIENT.format(LAST)),
     "integer gradient": (with_gradient(np.arange(6)), TypeError, GRADIENT.format(LAST) + ".*int64"),
@@ -108,7 +108,7 @@ REFUSED: dict[str, tuple[Callable[[Pairs], Any], type[Exception], str]] = {
     "number for a vector": (with_gradient(np.float32(3)), ValueError, GRADIENT.format(LAST)),
     "transposed gradient": (with_gradient(normal(3, 3, 5), 1), ValueError, GRADIENT.format(MATRIX)),
     "vector for a number": (with_gradient(normal(3, 1), 2), ValueError, GRADIENT.format(2)),
-    # Of slices
+    # Slices
     "row past the end": (
         with_gradient(IndexedSlices(normal(3, 2, 3), [0, 5]), MATRIX),
         IndexError,
@@ -169,7 +169,7 @@ REFUSED: dict[str, tuple[Callable[[Pairs], Any], type[Exception], str]] = {
         IndexError,
         GRADIENT.format(3),
     ),
-    # Of the variable
+    # Variables
     "read-only variable": (with_variable(read_only), ValueError, VARIABLE.format(LAST) + ".*read-only"),
     "half precision variable": (
         with_variable(np.ones(6, np.float16)),
@@ -215,16 +215,16 @@ REFUSED: dict[str, tuple[Callable[[Pairs], Any], type[Exception], str]] = {
     ),
 }
 
-EVERY_REFUSAL = pytest.mark.parametrize("what", REFUSED)
+EVERY_REFUSAL = pytest.mark.parametrize("case", REFUSED)
 
 
 @EVERY_REFUSAL
 @pytest.mark.parametrize("variant", ["Adam", "Nesterov"])
 @pytest.mark.parametrize("clip", [{}, {"global_clipnorm": 0.5}], ids=["unclipped", "clipped"])
 def test_refused_first_step_leaves_everything_untouched(
-    variant: str, what: str, clip: dict[str, Any]
+    variant: str, case: str, clip: dict[str, Any]
 ) -> None:
-    change, exception, message = REFUSED[what]
+    change, exception, message = REFUSED[case]
     training = Training(variant, some_variables(), **clip)
     gradients = some_gradients()
     before = training.state()
@@ -235,7 +235,7 @@ def test_refused_first_step_leaves_everything_untouched(
     assert training.optimizer.get_slot_names() == []
     assert training.optimizer.variables() == [] or variant == "Adam"
     assert training.optimizer.last_norm is None
-    # It trains afterwards as if nothing had been.
+    # Later steps have the same bits as without the refused call.
     other = Training(variant, some_variables(), **clip)
     training.step(gradients)
     other.step(gradients)
@@ -244,8 +244,8 @@ def test_refused_first_step_leaves_everything_untouched(
 
 @EVERY_REFUSAL
 @A_FEW_OPTIMIZERS
-def test_refused_later_step_leaves_everything_untouched(variant: str, what: str) -> None:
-    change, exception, message = REFUSED[what]
+def test_refused_later_step_leaves_everything_untouched(variant: str, case: str) -> None:
+    change, exception, message = REFUSED[case]
     training = Training(variant, some_variables(), global_clipnorm=0.5)
     for seed in (50, 60):
         training.step(some_gradients(seed))
@@ -258,9 +258,9 @@ def test_refused_later_step_leaves_everything_untouched(variant: str, what: str)
 
 
 @EVERY_OPTIMIZER
-@pytest.mark.parametrize("what", ["only None", "short gradient", "row past the end", "read-only variable"])
-def test_every_optimizer_refuses_and_leaves_everything_untouched(variant: str, what: str) -> None:
-    change, exception, message = REFUSED[what]
+@pytest.mark.parametrize("case", ["only None", "short gradient", "row past the end", "read-only variable"])
+def test_every_optimizer_refuses_and_leaves_everything_untouched(variant: str, case: str) -> None:
+    change, exception, message = REFUSED[case]
     training = Training(variant, some_variables())
     training.step(some_gradients())
     before = training.state()
@@ -270,7 +270,7 @@ def test_every_optimizer_refuses_and_leaves_everything_untouched(variant: str, w
     assert training.state() == before
 
 
-def test_refused_gradients_are_looked_at_before_a_nonfinite_one() -> None:
+def test_shapes_are_checked_before_nonfinite_gradients_are_skipped() -> None:
     training = Training("Adam", some_variables(), on_nonfinite="skip", global_clipnorm=1.0)
     gradients = some_gradients()
     gradients[0][1] = np.nan
@@ -300,9 +300,9 @@ REFUSED_GLOBAL_STEPS: dict[str, tuple[Any, type[Exception]]] = {
 }
 
 
-@pytest.mark.parametrize("what", REFUSED_GLOBAL_STEPS)
-def test_refused_global_step_leaves_everything_untouched(what: str) -> None:
-    global_step, exception = REFUSED_GLOBAL_STEPS[what]
+@pytest.mark.parametrize("case", REFUSED_GLOBAL_STEPS)
+def test_refused_global_step_leaves_everything_untouched(case: str) -> None:
+    global_step, exception = REFUSED_GLOBAL_STEPS[case]
     training = Training("Adam", some_variables())
     before = training.state()
     pairs = list(zip(some_gradients(), training.variables, strict=True))
@@ -323,10 +323,10 @@ REFUSED_LEARNING_RATES: dict[str, tuple[Any, type[Exception], str]] = {
 }
 
 
-@pytest.mark.parametrize("what", REFUSED_LEARNING_RATES)
+@pytest.mark.parametrize("case", REFUSED_LEARNING_RATES)
 @EVERY_OPTIMIZER
-def test_refused_learning_rate_leaves_everything_untouched(variant: str, what: str) -> None:
-    learning_rate, exception, message = REFUSED_LEARNING_RATES[what]
+def test_refused_learning_rate_leaves_everything_untouched(variant: str, case: str) -> None:
+    learning_rate, exception, message = REFUSED_LEARNING_RATES[case]
     rates = [learning_rate]
     training = Training(variant, some_variables(), learning_rate=lambda: rates[0]())
     rates.insert(0, lambda: 0.1)

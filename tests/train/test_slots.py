@@ -35,15 +35,15 @@ def momentum_after_a_step(shape: tuple[int, ...]) -> tuple[MomentumOptimizer, An
 
 
 def slot(optimizer: MomentumOptimizer, variable: Any) -> Any:
-    found = optimizer.get_slot(variable, "momentum")
-    assert found is not None
-    return found
+    array = optimizer.get_slot(variable, "momentum")
+    assert array is not None
+    return array
 
 
-def test_reshaping_the_array_over_a_slot_leads_a_step_nowhere_else() -> None:
+def test_reshaping_the_array_of_a_slot_does_not_affect_the_next_step() -> None:
     optimizer, variable = momentum_after_a_step((300, 2))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # NumPy discourages it
+        warnings.simplefilter("ignore")  # NumPy deprecates assigning to `shape`
         slot(optimizer, variable).shape = (600,)
     gradient = np.asfortranarray(np.ones((300, 2)))
     optimizer.apply_gradients([(gradient, variable)])
@@ -52,13 +52,13 @@ def test_reshaping_the_array_over_a_slot_leads_a_step_nowhere_else() -> None:
     np.testing.assert_array_equal(variable.reshape(-1), -np.arange(600.0) - expected)
 
 
-def test_nothing_that_a_slot_is_based_on_is_an_array() -> None:
+def test_base_of_a_slot_is_no_array() -> None:
     optimizer, variable = momentum_after_a_step((300, 2))
     assert not isinstance(slot(optimizer, variable).base, np.ndarray)
     assert slot(optimizer, variable) is not slot(optimizer, variable)
 
 
-def test_gradient_that_is_a_part_of_a_slot_is_read_before_the_slot_is_written() -> None:
+def test_gradient_that_is_a_view_of_a_slot_is_read_before_the_slot_is_written() -> None:
     optimizer, variable = momentum_after_a_step((5000,))
     before, start = slot(optimizer, variable).copy(), variable.copy()
     optimizer.apply_gradients([(slot(optimizer, variable)[::-1], variable)])
@@ -67,7 +67,7 @@ def test_gradient_that_is_a_part_of_a_slot_is_read_before_the_slot_is_written() 
     np.testing.assert_array_equal(variable, start - expected)
 
 
-def test_slot_is_no_variable_beside_the_one_that_it_belongs_to() -> None:
+def test_slot_and_its_variable_cannot_both_be_variables_of_a_step() -> None:
     optimizer, variable = momentum_after_a_step((50,))
     kept, start = slot(optimizer, variable).copy(), variable.copy()
     pairs = [(np.ones(50), variable), (np.ones(50), slot(optimizer, variable))]
@@ -77,7 +77,7 @@ def test_slot_is_no_variable_beside_the_one_that_it_belongs_to() -> None:
     np.testing.assert_array_equal(variable, start)
 
 
-def test_many_gradients_that_are_their_variables_are_read_first() -> None:
+def test_many_gradients_that_are_the_variables_themselves() -> None:
     variables = [np.full(3, float(i)) for i in range(3000)]
     GradientDescentOptimizer(0.5).apply_gradients([(w, w) for w in variables])
     assert all((w == i / 2).all() for i, w in enumerate(variables))
@@ -86,14 +86,14 @@ def test_many_gradients_that_are_their_variables_are_read_first() -> None:
 def test_shape_of_the_callers_array_may_change_between_steps() -> None:
     optimizer, variable = momentum_after_a_step((4, 3))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # NumPy discourages it
+        warnings.simplefilter("ignore")  # NumPy deprecates assigning to `shape`
         variable.shape = (12,)
     state = optimizer.state_dict()
     assert state["shape.0"].tolist() == [4, 3]
     optimizer.load_state_dict(state)
 
 
-def test_copy_that_is_set_first_does_not_change_the_order_of_variables() -> None:
+def test_setting_a_low_precision_copy_does_not_change_the_order_of_variables() -> None:
     first, second = np.zeros(2), np.zeros(2)
     optimizer = MomentumOptimizer(1.0, 0.9)
     optimizer.set_low_precision_copy(second, np.zeros(2, np.float16))
@@ -104,7 +104,7 @@ def test_copy_that_is_set_first_does_not_change_the_order_of_variables() -> None
     np.testing.assert_array_equal(slot(resumed, second), [5.0, 5.0])
 
 
-def test_loading_a_state_keeps_copies_and_meets_nothing_else() -> None:
+def test_loading_a_state_keeps_low_precision_copies_and_registers_no_variable() -> None:
     variable, half = np.zeros(2), np.zeros(2, np.float16)
     saved = MomentumOptimizer(1.0, 0.9)
     saved.apply_gradients([(np.ones(2), variable)])
@@ -126,20 +126,20 @@ def test_incomplete_state_is_refused(missing: str) -> None:
         MomentumOptimizer(1.0, 0.5).load_state_dict(state, [variable])
 
 
-def test_adam_without_its_powers_is_refused() -> None:
+def test_state_of_adam_without_moments_or_powers_is_refused() -> None:
     variable = np.zeros(3)
     optimizer = AdamOptimizer()
     optimizer.apply_gradients([(np.ones(3), variable)])
     state = optimizer.state_dict()
     for name in ("m.0", "v.0", "beta1_power", "beta2_power"):
-        part = {key: value for key, value in state.items() if key != name}
+        incomplete = {key: value for key, value in state.items() if key != name}
         with pytest.raises(ValueError, match="state_dict has"):
-            AdamOptimizer().load_state_dict(part, [variable])
+            AdamOptimizer().load_state_dict(incomplete, [variable])
 
 
 @pytest.mark.parametrize("kind", [AdamOptimizer, lambda: AdamWOptimizer(0.01)])
 @pytest.mark.parametrize("layout", ["strided", "Fortran"])
-def test_rows_of_adam_go_with_a_copy_of_any_layout(kind: Any, layout: str) -> None:
+def test_sparse_step_of_adam_updates_a_copy_of_any_layout(kind: Any, layout: str) -> None:
     from fastclip import IndexedSlices
 
     variables = [np.arange(12.0).reshape(4, 3).astype(np.float32) for _ in range(2)]
@@ -160,18 +160,20 @@ def test_rows_of_adam_go_with_a_copy_of_any_layout(kind: Any, layout: str) -> No
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
-def test_optimizers_are_not_copied(duplicate: Any) -> None:
+def test_optimizers_cannot_be_copied_or_pickled(duplicate: Any) -> None:
     with pytest.raises(TypeError, match="state_dict"):
         duplicate(AdamOptimizer())
 
 
-def test_each_hyper_parameter_is_asked_for_once_a_step() -> None:
+def test_each_hyper_parameter_is_called_once_per_step() -> None:
     calls: list[str] = []
 
-    def asked(name: str, value: float) -> Any:
+    def logged(name: str, value: float) -> Any:
         return lambda: (calls.append(name), value)[1]
 
-    optimizer = AdamOptimizer(asked("lr", 0.1), asked("beta1", 0.9), asked("beta2", 0.99), asked("eps", 1e-8))
+    optimizer = AdamOptimizer(
+        logged("lr", 0.1), logged("beta1", 0.9), logged("beta2", 0.99), logged("eps", 1e-8)
+    )
     variable = Variable([1.0])
     for _ in range(3):
         calls.clear()
@@ -200,7 +202,7 @@ SLOT_NAMES = {
 
 
 @EVERY_OPTIMIZER
-def test_slots_are_there_after_the_first_step(variant: str) -> None:
+def test_slots_are_created_by_the_first_step(variant: str) -> None:
     training = Training(variant, some_variables())
     optimizer = training.optimizer
     assert optimizer.get_slot_names() == []
@@ -220,7 +222,7 @@ def test_slots_are_there_after_the_first_step(variant: str) -> None:
 
 
 @EVERY_OPTIMIZER
-def test_slot_is_live_memory(variant: str) -> None:
+def test_get_slot_returns_the_optimizers_memory(variant: str) -> None:
     actual, expected = Training(variant, [normal(1, 5)]), Training(variant, [normal(1, 5)])
     for training in (actual, expected):
         training.step([normal(2, 5)])
@@ -232,7 +234,7 @@ def test_slot_is_live_memory(variant: str) -> None:
     actual.step([normal(3, 5)])
     if slots:
         assert any(slot.tobytes() != before[name] for name, slot in slots.items())
-    # What is written there counts in the next step.
+    # Values written to a slot affect the next step.
     if slots:
         for slot in slots.values():
             slot[...] = 0.25
@@ -242,7 +244,7 @@ def test_slot_is_live_memory(variant: str) -> None:
         assert actual.variables[0].tobytes() != expected.variables[0].tobytes()
 
 
-def test_variable_is_known_again_by_its_memory() -> None:
+def test_view_of_a_variables_memory_is_the_same_variable() -> None:
     matrix = normal(1, 4, 4)
     optimizer = build("Adam")
     optimizer.apply_gradients([(normal(2, 4, 4), matrix)])
@@ -257,8 +259,7 @@ def test_variable_is_known_again_by_its_memory() -> None:
     np.testing.assert_allclose(matrix, expected.variables[0], rtol=2e-5, atol=1e-6)
 
 
-def test_array_at_the_address_of_one_that_is_gone_is_another_variable() -> None:
-    """Slots belong to a variable, not to its address."""
+def test_new_array_at_the_address_of_a_deleted_variable_is_another_variable() -> None:
     optimizer = build("Momentum")
     for seed in range(40):
         variable = normal(seed, 1000)
@@ -270,7 +271,7 @@ def test_array_at_the_address_of_one_that_is_gone_is_another_variable() -> None:
 
 
 @EVERY_OPTIMIZER
-def test_variables_are_the_memory_of_the_state(variant: str) -> None:
+def test_variables_method_returns_the_memory_of_the_state(variant: str) -> None:
     training = Training(variant, some_variables())
     optimizer = training.optimizer
     training.step(some_gradients())
@@ -284,7 +285,7 @@ def test_variables_are_the_memory_of_the_state(variant: str) -> None:
 
 
 @EVERY_OPTIMIZER
-def test_name_is_that_of_the_constructor(variant: str) -> None:
+def test_get_name_returns_the_constructors_name(variant: str) -> None:
     assert build(variant).get_name() == VARIANTS[variant][0]
     assert build(variant, name="mine").get_name() == "mine"
 

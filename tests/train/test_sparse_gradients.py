@@ -56,7 +56,7 @@ def test_rows_without_gradient_keep_their_bits(variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", ["Adam", "AdamW"])
-def test_adam_moves_rows_without_gradient(variant: str) -> None:
+def test_adam_updates_rows_without_gradient(variant: str) -> None:
     training = Training(variant, [normal(1, 6, 3)])
     training.step([normal(2, 6, 3)])
     variable = training.variables[0]
@@ -78,10 +78,10 @@ def test_sparse_step_of_adam_has_the_bits_of_the_dense_step(variant: str) -> Non
 
 
 @EVERY_OPTIMIZER
-def test_repeated_rows_count_as_their_sum(variant: str) -> None:
+def test_repeated_rows_have_the_effect_of_their_sum(variant: str) -> None:
     repeated, summed = Training(variant, [normal(1, 6, 3)]), Training(variant, [normal(1, 6, 3)])
     for seed, rows in enumerate(([4, 1, 4], [0, 0], [2, 5, 2, 5])):
-        # Small whole numbers add without rounding, in whatever order.
+        # Multiples of a quarter are added without rounding errors, in any order.
         gradient = slices(seed, rows, (6, 3))
         gradient.values = np.rint(4 * gradient.values) / 4
         repeated.step([gradient])
@@ -93,11 +93,11 @@ def test_repeated_rows_count_as_their_sum(variant: str) -> None:
 
 
 @EVERY_OPTIMIZER
-def test_slices_without_rows_leave_other_optimizers_variables_alone(variant: str) -> None:
+def test_slices_without_rows_do_not_change_the_variable(variant: str) -> None:
     training = Training(variant, [normal(1, 4, 2), normal(2, 3)])
     before = training.variables[0].tobytes()
     training.step([IndexedSlices(np.zeros((0, 2), np.float32), []), normal(3, 3)])
-    if variant != "AdamW":  # decays every row
+    if variant != "AdamW":  # weight decay changes every row
         assert training.variables[0].tobytes() == before
     assert training.global_step == 1
 
@@ -110,7 +110,7 @@ def test_slices_without_rows_leave_other_optimizers_variables_alone(variant: str
 def test_repeated_rows_of_narrow_slices_are_summed_without_rounding_to_their_type(
     variant: str, gradient_dtype: str, dtype: str
 ) -> None:
-    """A sum of 16-bit floats has more digits than they have."""
+    """The exact sum of 16-bit numbers has more significant bits than they have."""
     training = Training(variant, [normal(1, 5, 3, dtype=dtype)])
     expected = reference(variant, training.variables)
     narrow = BFLOAT16 if gradient_dtype == "bfloat16" else np.dtype(gradient_dtype)

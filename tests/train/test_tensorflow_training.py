@@ -28,12 +28,12 @@ from support.training_cases import optimizer_class
 RECORDING = recorder.load()
 CLIPPED = [case for case in RECORDING.cases if case.clip_norm is not None]
 
-# In float32 TensorFlow rounds hyper-parameters too (beta2 = 0.999 costs 1.3e-5), in float64 it was given
-# them as they are.
+# In float32 TensorFlow rounds hyper-parameters too (beta2 = 0.999 costs 1.3e-5); in float64 the recorder
+# passed them in full precision.
 RELATIVE_TOLERANCE = {np.dtype(np.float32): 2e-5, np.dtype(np.float64): 1e-10}
 
-# An element that is what is left of larger numbers keeps their rounding errors: TensorFlow's are up to 0.7
-# epsilon of the larger numbers beyond the tolerance above, and fastclip may have as much on the other side.
+# An element that is the difference of larger numbers keeps their rounding errors: TensorFlow's exceed the
+# tolerance above by up to 0.7 epsilon of the larger numbers, and fastclip's may do so in the other direction.
 TERM_EPSILONS = 2
 
 
@@ -70,7 +70,7 @@ def assert_step_agrees(
 
 
 def assert_case_agrees(case: Case, *, clip_by_hand: bool = False) -> None:
-    """Check every variable and slot after every step."""
+    """Checks every variable and slot after every step."""
     assert case.result is not None
     dtype = case.variables[0].dtype
     global_step = np.zeros((), np.int64)
@@ -100,7 +100,7 @@ def assert_case_agrees(case: Case, *, clip_by_hand: bool = False) -> None:
 # --- the recording -----------------------------------------------------------
 
 
-def test_file_is_of_the_current_script() -> None:
+def test_recorded_cases_are_those_of_the_recorder() -> None:
     def described(cases: Iterable[Case]) -> list[tuple[Any, ...]]:
         return [(case.id, case.optimizer, case.arguments, case.clip_norm) for case in cases]
 
@@ -111,7 +111,7 @@ def test_file_is_of_the_current_script() -> None:
 
 @pytest.mark.parametrize("case", RECORDING.cases, ids=case_id)
 def test_reference_agrees_with_tensorflow(case: Case) -> None:
-    """What the other tests hold fastclip against is TensorFlow's rule."""
+    """Other tests compare fastclip with this reference."""
     assert case.result is not None
     dtype = case.variables[0].dtype
     reference = reference_of(case)
@@ -151,8 +151,8 @@ def test_agrees_with_tensorflow_with_gradients_clipped_before(case: Case) -> Non
 
 
 @pytest.mark.parametrize("name", recorder.OPTIMIZERS)
-def test_constructor_takes_tensorflow_arguments_in_their_order(name: str) -> None:
-    # The scope that non-slot variables have in a graph: there is no graph here.
+def test_constructor_accepts_tensorflow_arguments_in_their_order(name: str) -> None:
+    # This argument is about name scopes in a graph, which fastclip does not have.
     recorded = [
         entry for entry in RECORDING.signatures[name] if entry[0] != "use_own_namescope_for_non_slot_vars"
     ]
@@ -164,7 +164,7 @@ def test_constructor_takes_tensorflow_arguments_in_their_order(name: str) -> Non
     assert parameters[recorded[-1][0]].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
-def test_adamw_takes_the_arguments_of_tensorflow_contrib() -> None:
+def test_adamw_accepts_the_arguments_of_tensorflow_contrib() -> None:
     assert signature_of(optimizer_class("AdamW")) == [
         ["weight_decay"],
         ["learning_rate", 0.001],
@@ -187,7 +187,7 @@ def test_constructor_refuses_what_tensorflow_refuses(
     exception = {"TypeError": TypeError, "ValueError": ValueError}[kind]
     with pytest.raises(exception) as refused:
         optimizer_class(name)(**{**required_arguments(name), **arguments})
-    # The same words; numbers are written in another way.
+    # The message has the same words, but may format numbers differently.
     words = [re.escape(part.strip()) for part in re.split(r":? ?-?\d+\.\d+", message) if part.strip()]
     assert re.search(".*".join(words), str(refused.value)), str(refused.value)
 
@@ -196,7 +196,7 @@ def test_constructor_refuses_what_tensorflow_refuses(
 
 
 def adamw_case(kind: str, dtype: str) -> Case:
-    """The numbers of Adam's case."""
+    """Returns the recorded case of Adam whose variables and gradients are used for AdamW."""
     return next(case for case in RECORDING.cases if case.id.startswith(f"Adam-fast-{dtype}-{kind}"))
 
 
@@ -237,7 +237,7 @@ def test_adamw_agrees_with_torch(epsilon: float) -> None:
     )
     for number, step in enumerate(case.gradients, 1):
         optimizer.apply_gradients(list(zip(step, variables, strict=True)))
-        # torch adds its epsilon after the correction of the second moment, TensorFlow before it.
+        # torch adds epsilon after the bias correction of the second moment, TensorFlow before it.
         theirs.param_groups[0]["eps"] = epsilon / (1 - 0.96875**number) ** 0.5
         for parameter, gradient in zip(parameters, step, strict=True):
             parameter.grad = torch.tensor(gradient)
@@ -248,7 +248,7 @@ def test_adamw_agrees_with_torch(epsilon: float) -> None:
 
 # --- TensorFlow itself, where it is installed ----------------------------------
 
-#: Other numbers, for one choice of arguments of each optimizer.
+#: Prefixes of the ids of cases with the last choice of arguments for each optimizer.
 LIVE_ARGUMENTS = tuple(f"{name}-{list(choices)[-1]}-" for name, choices in recorder.ARGUMENTS.items())
 LIVE = [
     case
@@ -264,10 +264,10 @@ def tensorflow() -> Any:
 
 
 @pytest.mark.interop("tensorflow")
-# What TensorFlow warns of while it is imported says nothing about fastclip.
+# TensorFlow's import emits warnings.
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("case", LIVE, ids=case_id)
 def test_agrees_with_installed_tensorflow(tensorflow: Any, case: Case) -> None:
-    """The same comparison with other numbers."""
+    """Compares cases with other random numbers than the recorded ones."""
     assert_case_agrees(recorder.run_tensorflow(tensorflow, case))

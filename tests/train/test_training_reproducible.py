@@ -1,4 +1,4 @@
-"""The same steps give the same bits for any number of threads and at any SIMD level."""
+"""Training has the same bits for any number of threads and at any SIMD level."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from support.dtypes import BFLOAT16, dtype_id
 from support.strategies import finite_values, laid_out
 from support.training_cases import EVERY_OPTIMIZER, VARIANTS, Training, assert_same_training
 
-#: Optimizers whose rule has the number of the step in it.
+#: Optimizers whose rule depends on the number of the step.
 COUNTING = ("Adam", "AdamW", "AdagradDA")
 
 CLIPS: list[dict[str, float]] = [{}, {"global_clipnorm": 0.5}]
 
 
 def trained(variant: str, dtype: Any, gradient_dtype: Any, clip: dict[str, float]) -> tuple[Training, bytes]:
-    """Two steps over arrays that make several chunks, in several layouts; and the low-precision copy."""
+    """Returns a training after two steps over arrays of several chunks and layouts, and a copy's bytes."""
     rng = np.random.default_rng(1)
 
-    def values(shape: tuple[int, ...], of: Any) -> Any:
-        return finite_values(rng, shape, of)
+    def values(shape: tuple[int, ...], values_dtype: Any) -> Any:
+        return finite_values(rng, shape, values_dtype)
 
     variables = [
         values((50_003,), dtype),
@@ -64,7 +64,7 @@ def test_any_number_of_threads(variant: str, dtypes: tuple[Any, Any]) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=dtype_id)
 def test_any_address(dtype: Any) -> None:
-    """Where arrays start in memory changes nothing."""
+    """Results do not depend on the addresses of the arrays."""
     rng = np.random.default_rng(3)
     value, gradient = (finite_values(rng, (10_007,), dtype) for _ in range(2))
 
@@ -83,8 +83,8 @@ def test_any_address(dtype: Any) -> None:
 
 
 @EVERY_OPTIMIZER
-def test_number_of_other_variables_changes_nothing(variant: str) -> None:
-    """An element's update depends on it alone, wherever its chunk falls."""
+def test_results_do_not_depend_on_other_variables(variant: str) -> None:
+    """An element's update depends on that element alone, whichever chunk it is in."""
     rng = np.random.default_rng(4)
     values = [finite_values(rng, (n,), np.float32) for n in (100_000, 3, 70_000)]
     gradients = [finite_values(rng, value.shape, np.float32) for value in values]
@@ -95,15 +95,15 @@ def test_number_of_other_variables_changes_nothing(variant: str) -> None:
         alone.step([gradient])
         assert alone.variables[0].tobytes() == together.variables[position].tobytes()
         for start in (0, 1, 7):
-            part = Training(variant, [value[start:].copy()])
-            part.step([gradient[start:]])
-            assert part.variables[0].tobytes() == together.variables[position][start:].tobytes()
+            tail = Training(variant, [value[start:].copy()])
+            tail.step([gradient[start:]])
+            assert tail.variables[0].tobytes() == together.variables[position][start:].tobytes()
 
 
-# The number of the step, which is common to all variables, is part of the others' rules.
+# The rules of the others depend on the number of the step, which all variables of an optimizer share.
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if VARIANTS[name][0] not in COUNTING])
-def test_steps_of_one_optimizer_from_several_threads_follow_each_other(variant: str) -> None:
-    """Nothing is lost: each has variables of its own, which get their own steps."""
+def test_steps_of_one_optimizer_from_several_threads_are_all_taken(variant: str) -> None:
+    """Each thread trains its own variable, which has the bits of training alone."""
     rng = np.random.default_rng(5)
     starts = [finite_values(rng, (3001,), np.float32) for _ in range(4)]
     gradients = [finite_values(rng, (3001,), np.float32) for _ in range(5)]

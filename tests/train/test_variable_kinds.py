@@ -19,7 +19,7 @@ from support.training_cases import (
 
 
 @EVERY_OPTIMIZER
-def test_variable_objects_train_as_arrays_do(variant: str) -> None:
+def test_variable_objects_are_updated_with_the_bits_of_arrays(variant: str) -> None:
     actual = Training(variant, [fastclip.Variable(value) for value in some_variables()])
     expected = Training(variant, some_variables())
     memory = [variable.value for variable in actual.variables]
@@ -55,7 +55,7 @@ def test_constraint_is_not_applied_to_a_variable_without_gradient() -> None:
 @pytest.mark.interop("torch")
 @pytest.mark.filterwarnings("ignore")
 @EVERY_OPTIMIZER
-def test_torch_parameters_train_as_arrays_do(variant: str) -> None:
+def test_torch_parameters_are_updated_with_the_bits_of_arrays(variant: str) -> None:
     torch = pytest.importorskip("torch")
     parameters = [torch.nn.Parameter(torch.from_numpy(value.copy())) for value in some_variables()]
     actual, expected = Training(variant, parameters), Training(variant, some_variables())
@@ -70,7 +70,7 @@ def test_torch_parameters_train_as_arrays_do(variant: str) -> None:
 
 @pytest.mark.interop("torch")
 @pytest.mark.filterwarnings("ignore")
-def test_torch_bfloat16_gradients_are_read() -> None:
+def test_torch_bfloat16_gradients_are_accepted() -> None:
     torch = pytest.importorskip("torch")
     gradient = torch.randn(50, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
     actual, expected = Training("Adam", [normal(1, 50)]), Training("Adam", [normal(1, 50)])
@@ -81,7 +81,7 @@ def test_torch_bfloat16_gradients_are_read() -> None:
 
 @pytest.mark.interop("torch")
 @pytest.mark.filterwarnings("ignore")
-def test_torch_tensor_without_memory_here_is_refused() -> None:
+def test_torch_tensor_without_memory_is_refused() -> None:
     torch = pytest.importorskip("torch")
     elsewhere = torch.empty(6, device="meta")
     training = Training("Adam", some_variables())
@@ -94,7 +94,7 @@ def test_torch_tensor_without_memory_here_is_refused() -> None:
 
 @pytest.mark.interop("jax")
 @pytest.mark.filterwarnings("ignore")
-def test_jax_arrays_are_taken_as_gradients_and_refused_as_variables() -> None:
+def test_jax_arrays_are_accepted_as_gradients_and_refused_as_variables() -> None:
     jax = pytest.importorskip("jax")
     actual, expected = Training("Adam", some_variables()), Training("Adam", some_variables())
     gradients = some_gradients()
@@ -110,7 +110,7 @@ def test_jax_arrays_are_taken_as_gradients_and_refused_as_variables() -> None:
 @pytest.mark.interop("tensorflow")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.timeout(600)
-def test_tensorflow_tensors_are_taken_as_gradients_and_refused_as_variables() -> None:
+def test_tensorflow_tensors_are_accepted_as_gradients_and_refused_as_variables() -> None:
     tf = pytest.importorskip("tensorflow")
     actual, expected = Training("Adam", some_variables()), Training("Adam", some_variables())
     for seed in (50, 60):
