@@ -1,4 +1,4 @@
-"""Subclasses of containers come back with type and attributes, or are refused before anything is written."""
+"""Subclasses of containers: results keep their type and attributes, or they are refused before any write."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import fastclip
 
 
-def a(value: float = 3.0) -> Any:
+def tensor(value: float = 3.0) -> Any:
     return np.full(4, value, np.float32)
 
 
@@ -22,29 +22,29 @@ def clip(structure: Any, **more: Any) -> Any:
     return fastclip.clip_by_global_norm(structure, 1.0, **more)[0]
 
 
-# --- types that come back ----------------------------------------------------------------
+# --- types that are kept -----------------------------------------------------------------
 
 
 class StarList(list[Any]):
-    """A list whose constructor takes its entries one by one."""
+    """A list whose constructor has one argument for each entry."""
 
     def __init__(self, *entries: Any) -> None:
         super().__init__(entries)
 
 
 class StarTuple(tuple[Any, ...]):
-    """A tuple whose constructor takes its entries one by one, with an attribute."""
+    """A tuple with an attribute, whose constructor has one argument for each entry."""
 
     def __new__(cls, *entries: Any) -> StarTuple:
-        made = super().__new__(cls, entries)
-        made.note = "kept"
-        return made
+        container = super().__new__(cls, entries)
+        container.note = "kept"
+        return container
 
     note: str
 
 
 class NoteList(list[Any]):
-    """A list with an attribute and a slot, whose constructor needs more than entries."""
+    """A list with an attribute and a slot, whose constructor has other required arguments."""
 
     __slots__ = ("__dict__", "place")
 
@@ -72,12 +72,12 @@ class Pickled(list[Any]):
 
 
 class Copying(list[Any]):
-    """A list that says how it is copied."""
+    """A list with a `__copy__` method."""
 
     def __copy__(self) -> Copying:
-        made = Copying(self)
-        made.copied = True
-        return made
+        duplicate = Copying(self)
+        duplicate.copied = True
+        return duplicate
 
     copied = False
 
@@ -88,18 +88,18 @@ class Layer(NamedTuple):
 
 
 class Named(Layer):
-    """A named tuple with attributes, whose constructor takes something else."""
+    """A named tuple with an attribute, whose constructor does not accept entries."""
 
     def __new__(cls, name: str) -> Named:
-        made = super().__new__(cls, a(), a(1.0))
-        made.name = name
-        return made
+        container = super().__new__(cls, tensor(), tensor(1.0))
+        container.name = name
+        return container
 
     name: str
 
 
 class Params(dict[str, Any]):
-    """A dict with attributes and slots, whose constructor takes something else."""
+    """A dict with attributes and slots, whose constructor requires a name."""
 
     __slots__ = ("__dict__", "frozen", "unset")
 
@@ -144,35 +144,35 @@ def filled(mapping: Any, **entries: Any) -> Any:
 
 
 def moved() -> Moved:
-    made = Moved(b=a(), a=a(1.0), c=None)
-    made.move_to_end("b")
-    return made
+    container = Moved(b=tensor(), a=tensor(1.0), c=None)
+    container.move_to_end("b")
+    return container
 
 
 def params() -> Params:
-    return Params("net", w=a(), b=a(1.0))
+    return Params("net", w=tensor(), b=tensor(1.0))
 
 
-#: A container, and its entries.
+#: Functions that return a new container.
 TYPES: dict[str, Callable[[], Any]] = {
-    "list with a constructor of *args": lambda: StarList(a(), a(1.0), [a(2.0)]),
-    "tuple with a constructor of *args": lambda: StarTuple(a(), a(1.0), [a(2.0)]),
-    "list with attributes and slots": lambda: NoteList("here", [a(), None, a(2.0)], "text"),
-    "list with __getitem__": lambda: OneBased([a(), a(1.0)]),
-    "list that cannot be reconstructed": lambda: Pickled([a(), a(1.0)]),
-    "list with __copy__": lambda: Copying([a(), a(1.0)]),
+    "list with a constructor of *args": lambda: StarList(tensor(), tensor(1.0), [tensor(2.0)]),
+    "tuple with a constructor of *args": lambda: StarTuple(tensor(), tensor(1.0), [tensor(2.0)]),
+    "list with attributes and slots": lambda: NoteList("here", [tensor(), None, tensor(2.0)], "text"),
+    "list with __getitem__": lambda: OneBased([tensor(), tensor(1.0)]),
+    "list that cannot be reconstructed": lambda: Pickled([tensor(), tensor(1.0)]),
+    "list with __copy__": lambda: Copying([tensor(), tensor(1.0)]),
     "empty list": lambda: StarList(),
     "subclass of a named tuple": lambda: Named("first"),
-    "OrderedDict": lambda: OrderedDict(b=a(), a=a(1.0)),
+    "OrderedDict": lambda: OrderedDict(b=tensor(), a=tensor(1.0)),
     "subclass of OrderedDict, reordered": moved,
-    "defaultdict": lambda: defaultdict(list, b=a(), a=[a(1.0)]),
-    "subclass of defaultdict": lambda: filled(NamedDefault("n"), b=a(), a=a(1.0)),
-    "Counter": lambda: filled(Counter(), b=a(), a=a(1.0)),
-    "subclass of Counter": lambda: filled(NamedCounter("n"), b=a(), a=a(1.0)),
+    "defaultdict": lambda: defaultdict(list, b=tensor(), a=[tensor(1.0)]),
+    "subclass of defaultdict": lambda: filled(NamedDefault("n"), b=tensor(), a=tensor(1.0)),
+    "Counter": lambda: filled(Counter(), b=tensor(), a=tensor(1.0)),
+    "subclass of Counter": lambda: filled(NamedCounter("n"), b=tensor(), a=tensor(1.0)),
     "dict with attributes and slots": params,
-    "UserDict": lambda: UserDict(b=a(), a=a(1.0)),
-    "subclass of UserDict": lambda: filled(Settings("n"), b=a(), a=a(1.0)),
-    "ChainMap": lambda: ChainMap({"b": a()}, {"a": a(1.0)}),
+    "UserDict": lambda: UserDict(b=tensor(), a=tensor(1.0)),
+    "subclass of UserDict": lambda: filled(Settings("n"), b=tensor(), a=tensor(1.0)),
+    "ChainMap": lambda: ChainMap({"b": tensor()}, {"a": tensor(1.0)}),
 }
 EVERY_TYPE = pytest.mark.parametrize("make", TYPES.values(), ids=TYPES.keys())
 
@@ -184,7 +184,7 @@ def entries_of(container: Any) -> list[Any]:
 
 
 def plain(container: Any) -> Any:
-    """The same in lists."""
+    """Returns the entries with lists in place of all containers."""
     return [plain(e) if isinstance(e, (list, tuple)) else e for e in entries_of(container)]
 
 
@@ -199,14 +199,14 @@ def assert_same(got: Any, expected: Any) -> None:
 
 @EVERY_TYPE
 @pytest.mark.parametrize("nested", ["in a list", "in a dict", "at the top"])
-def test_container_comes_back_with_type_keys_and_attributes(make: Callable[[], Any], nested: str) -> None:
+def test_result_has_the_containers_type_keys_and_attributes(make: Callable[[], Any], nested: str) -> None:
     container = make()
     flat = isinstance(container, (list, tuple)) and not any(isinstance(e, list) for e in container)
     if nested == "at the top" and flat and not isinstance(container, Layer):
         pytest.skip("a flat list gives a plain list")
     wrap: dict[str, Any] = {
-        "in a list": lambda inner: [a(5.0), inner, a(6.0)],
-        "in a dict": lambda inner: {"x": a(5.0), "y": inner, "z": a(6.0)},
+        "in a list": lambda inner: [tensor(5.0), inner, tensor(6.0)],
+        "in a dict": lambda inner: {"x": tensor(5.0), "y": inner, "z": tensor(6.0)},
         "at the top": lambda inner: inner,
     }
     structure = wrap[nested](container)
@@ -228,7 +228,7 @@ def test_container_comes_back_with_type_keys_and_attributes(make: Callable[[], A
 
 
 @EVERY_TYPE
-def test_container_is_taken_for_outputs(make: Callable[[], Any]) -> None:
+def test_container_is_accepted_for_outputs(make: Callable[[], Any]) -> None:
     inputs, out = [make()], [make()]
     expected = clip(inputs)
     got = clip(inputs, out=out)
@@ -238,52 +238,57 @@ def test_container_is_taken_for_outputs(make: Callable[[], Any]) -> None:
 
 @pytest.mark.parametrize(
     "flat",
-    [StarList(a(), a(1.0)), StarTuple(a(), a(1.0)), NoteList("", [a(), a(1.0)], ""), OneBased([a(), a(1.0)])],
+    [
+        StarList(tensor(), tensor(1.0)),
+        StarTuple(tensor(), tensor(1.0)),
+        NoteList("", [tensor(), tensor(1.0)], ""),
+        OneBased([tensor(), tensor(1.0)]),
+    ],
     ids=lambda flat: type(flat).__name__,
 )
 def test_flat_list_of_a_subclass_gives_a_plain_list(flat: Any) -> None:
-    expected = clip([a(), a(1.0)])
+    expected = clip([tensor(), tensor(1.0)])
     got = clip(flat)
     assert type(got) is list
     assert_same(got, expected)
-    out = type(flat)(a(), a()) if isinstance(flat, (StarList, StarTuple)) else [a(), a()]
+    out = type(flat)(tensor(), tensor()) if isinstance(flat, (StarList, StarTuple)) else [tensor(), tensor()]
     got = clip(flat, out=out)
     assert type(got) is list
     assert_same(got, expected)
     assert got[0] is next(iter(out))
 
 
-def test_list_that_says_how_to_copy_is_copied_so() -> None:
-    got = clip({"x": Copying([a(), a()])})["x"]
+def test_copy_method_of_a_list_is_used() -> None:
+    got = clip({"x": Copying([tensor(), tensor()])})["x"]
     assert type(got) is Copying
     assert got.copied
 
 
-def test_later_leaves_do_not_shift() -> None:
-    got = clip([StarList(a(), a(1.0)), a(7.0), StarTuple(a(2.0)), a(8.0)])
-    expected = clip([a(), a(1.0), a(7.0), a(2.0), a(8.0)])
+def test_leaves_after_a_container_keep_their_order() -> None:
+    got = clip([StarList(tensor(), tensor(1.0)), tensor(7.0), StarTuple(tensor(2.0)), tensor(8.0)])
+    expected = clip([tensor(), tensor(1.0), tensor(7.0), tensor(2.0), tensor(8.0)])
     assert_same([*got[0], got[1], *got[2], got[3]], expected)
 
 
-def test_attributes_of_the_result_are_its_own() -> None:
-    container = NoteList("here", [a(), a()], "text")
+def test_assigning_attributes_of_the_result_does_not_affect_the_input() -> None:
+    container = NoteList("here", [tensor(), tensor()], "text")
     got = clip([container])[0]
     got.note = got.place = "other"
     assert (container.note, container.place) == ("text", "here")
 
 
-def test_each_call_gives_a_container_of_its_own() -> None:
-    container = [params(), Copying([a(), a()])]
+def test_each_call_returns_a_new_container() -> None:
+    container = [params(), Copying([tensor(), tensor()])]
     first, second = clip(container), clip(container)
     assert first[0] is not second[0]
     assert first[1] is not second[1]
 
 
-def test_container_listed_twice_comes_back_as_two() -> None:
-    inner = NoteList("here", [a(), a(2.0)], "text")
+def test_container_listed_twice_gives_two_containers() -> None:
+    inner = NoteList("here", [tensor(), tensor(2.0)], "text")
     got = clip([inner, inner])
     assert got[0] is not got[1]
-    assert_same([list(got[0]), list(got[1])], clip([[a(), a(2.0)], [a(), a(2.0)]]))
+    assert_same([list(got[0]), list(got[1])], clip([[tensor(), tensor(2.0)], [tensor(), tensor(2.0)]]))
 
 
 # --- types that are refused ----------------------------------------------------------------
@@ -295,7 +300,7 @@ class Raising(list[Any]):
 
 
 class Shrinking(list[Any]):
-    """Its second iteration gives less than the first."""
+    """A list whose second iteration yields fewer entries than the first."""
 
     count = 0
 
@@ -336,7 +341,7 @@ class CopiesToLess(list[Any]):
 
 
 class CopiesToOne(list[Any]):
-    """Each copy is the same object."""
+    """A list whose copies are all the same object."""
 
     one: Any = None
 
@@ -357,7 +362,7 @@ class CopiesToOtherKeys(dict[str, Any]):
 
 
 class Wrapping(dict[str, Any]):
-    """What is read is not what is held."""
+    """A dict whose `__getitem__` returns copies of its arrays."""
 
     def __getitem__(self, key: str) -> Any:
         return super().__getitem__(key) + 0
@@ -369,19 +374,19 @@ class Hiding(dict[str, Any]):
 
 
 class SharesItsMemory(UserDict[str, Any]):
-    """A copy writes into the original, and the constructor takes no pairs."""
+    """A mapping whose copy shares its data, and whose constructor accepts no pairs."""
 
     def __init__(self, **entries: Any) -> None:
         super().__init__(entries)
 
     def __copy__(self) -> Any:
-        made = SharesItsMemory()
-        made.data = self.data
-        return made
+        duplicate = SharesItsMemory()
+        duplicate.data = self.data
+        return duplicate
 
 
 class Loses(Mapping[str, Any]):
-    """Made of pairs, it keeps the first."""
+    """A mapping that keeps only the first of the pairs it is constructed from."""
 
     def __init__(self, pairs: Any) -> None:
         self.entries = dict(list(pairs)[:1] if isinstance(pairs, list) else pairs)
@@ -397,38 +402,38 @@ class Loses(Mapping[str, Any]):
 
 
 REFUSED: dict[str, Callable[[], Any]] = {
-    "__iter__ raises": lambda: Raising([a(), a()]),
-    "__iter__ gives less later": lambda: Shrinking([a(), a()]),
-    "__iter__ never ends": lambda: Endless([a(), a()]),
-    "__iter__ gives other arrays": lambda: Doubling([a(), a()]),
-    "__iter__ gives another order": lambda: Reversed([a(), a()]),
-    "__copy__ gives itself": lambda: CopiesToItself([a(), a()]),
-    "__copy__ gives another type": lambda: CopiesToList([a(), a()]),
-    "__copy__ gives less": lambda: CopiesToLess([a(), a()]),
-    "__copy__ gives the same each time": lambda: CopiesToOne([a(), a()]),
-    "__copy__ raises": lambda: CopyRaises(x=a(), y=a()),
-    "__copy__ gives other keys": lambda: CopiesToOtherKeys(x=a(), y=a()),
-    "__getitem__ of a dict gives other arrays": lambda: Wrapping(x=a(), y=a()),
-    "__iter__ of a dict gives less": lambda: Hiding(x=a(), y=a()),
-    "mapping whose copy shares its memory": lambda: SharesItsMemory(x=a(), y=a()),
-    "mapping that loses entries": lambda: Loses({"x": a(), "y": a()}),
-    "mappingproxy": lambda: types.MappingProxyType({"x": a(), "y": a()}),
+    "__iter__ raises": lambda: Raising([tensor(), tensor()]),
+    "__iter__ gives less later": lambda: Shrinking([tensor(), tensor()]),
+    "__iter__ never ends": lambda: Endless([tensor(), tensor()]),
+    "__iter__ gives other arrays": lambda: Doubling([tensor(), tensor()]),
+    "__iter__ gives another order": lambda: Reversed([tensor(), tensor()]),
+    "__copy__ gives itself": lambda: CopiesToItself([tensor(), tensor()]),
+    "__copy__ gives another type": lambda: CopiesToList([tensor(), tensor()]),
+    "__copy__ gives less": lambda: CopiesToLess([tensor(), tensor()]),
+    "__copy__ gives the same each time": lambda: CopiesToOne([tensor(), tensor()]),
+    "__copy__ raises": lambda: CopyRaises(x=tensor(), y=tensor()),
+    "__copy__ gives other keys": lambda: CopiesToOtherKeys(x=tensor(), y=tensor()),
+    "__getitem__ of a dict gives other arrays": lambda: Wrapping(x=tensor(), y=tensor()),
+    "__iter__ of a dict gives less": lambda: Hiding(x=tensor(), y=tensor()),
+    "mapping whose copy shares its memory": lambda: SharesItsMemory(x=tensor(), y=tensor()),
+    "mapping that loses entries": lambda: Loses({"x": tensor(), "y": tensor()}),
+    "mappingproxy": lambda: types.MappingProxyType({"x": tensor(), "y": tensor()}),
 }
 EVERY_REFUSED = pytest.mark.parametrize("make", REFUSED.values(), ids=REFUSED.keys())
 
 
 @EVERY_REFUSED
-def test_type_that_cannot_be_made_again_is_refused_by_name(make: Callable[[], Any]) -> None:
+def test_error_names_a_type_that_cannot_be_rebuilt(make: Callable[[], Any]) -> None:
     container = make()
     with pytest.raises(TypeError, match=r"t_list\['k'\]\[1\] is a \w+") as raised:
-        clip({"k": [a(), container]})
+        clip({"k": [tensor(), container]})
     assert type(container).__name__ in str(raised.value)
     with pytest.raises(TypeError, match=r"t_list\['k'\]"):
         fastclip.clip_by_block_rms({"k": container}, 0.1)
 
 
 def held_by(container: Any) -> list[Any]:
-    """The entries that a container holds, whatever it shows."""
+    """Returns the entries of a container, without the methods that its class overrides."""
     if isinstance(container, list):
         return list.copy(container)
     if isinstance(container, tuple):
@@ -437,10 +442,12 @@ def held_by(container: Any) -> list[Any]:
 
 
 @EVERY_REFUSED
-def test_type_that_cannot_be_made_again_is_refused_for_outputs(make: Callable[[], Any]) -> None:
+def test_type_that_cannot_be_rebuilt_is_refused_for_outputs(make: Callable[[], Any]) -> None:
     out = {"k": make()}
     arrays, norms = held_by(out["k"]), np.full(2, -1.0)
-    inputs: Any = {"k": {"x": a(), "y": a()} if isinstance(out["k"], Mapping) else [a(), a()]}
+    inputs: Any = {
+        "k": {"x": tensor(), "y": tensor()} if isinstance(out["k"], Mapping) else [tensor(), tensor()]
+    }
     with pytest.raises(TypeError, match=r"out\['k'\]"):
         clip(inputs, out=out, norms=norms)
     assert all((array == 3.0).all() for array in arrays)
@@ -448,7 +455,7 @@ def test_type_that_cannot_be_made_again_is_refused_for_outputs(make: Callable[[]
 
 
 @EVERY_REFUSED
-def test_container_that_is_refused_is_as_it_was(make: Callable[[], Any]) -> None:
+def test_refused_container_is_not_changed(make: Callable[[], Any]) -> None:
     container = make()
     before = held_by(container)
     with pytest.raises(TypeError):
@@ -464,14 +471,14 @@ def test_two_containers_that_copy_to_each_other_are_refused() -> None:
             self.turn = not getattr(self, "turn", False)
             return self.sibling if self.turn else Sibling(self)
 
-    first, second = Sibling([a(), a(1.0)]), Sibling([a(2.0), a(4.0)])
+    first, second = Sibling([tensor(), tensor(1.0)]), Sibling([tensor(2.0), tensor(4.0)])
     first.sibling, second.sibling = second, first
     with pytest.raises(TypeError, match=r"t_list\[\d\]"):
         clip([first, second])
-    assert_same([list(first), list(second)], [[a(), a(1.0)], [a(2.0), a(4.0)]])
+    assert_same([list(first), list(second)], [[tensor(), tensor(1.0)], [tensor(2.0), tensor(4.0)]])
 
 
-def test_container_that_breaks_when_it_is_filled_raises_and_leaves_norms_as_they_were() -> None:
+def test_container_that_fails_while_it_is_filled_raises_and_norms_are_not_written() -> None:
     class Late(UserDict[str, Any]):
         broken = False
 
@@ -485,45 +492,45 @@ def test_container_that_breaks_when_it_is_filled_raises_and_leaves_norms_as_they
 
     norms = np.full(2, -1.0)
     with pytest.raises(TypeError, match="t_list"):
-        clip([Late(x=a(), y=a())], norms=norms, comm=Comm())
+        clip([Late(x=tensor(), y=tensor())], norms=norms, comm=Comm())
     assert (norms == -1.0).all()
 
 
 @pytest.mark.parametrize("kind", [list, tuple, dict])
 @pytest.mark.parametrize("where", ["at the top", "inside"])
-def test_object_that_only_says_it_is_a_container_is_refused(kind: type, where: str) -> None:
+def test_object_whose_class_attribute_is_a_container_type_is_refused(kind: type, where: str) -> None:
     class Proxy:
         __class__: Any = property(lambda self: kind)  # type: ignore[assignment]
 
         def __iter__(self) -> Iterator[Any]:
-            return iter(["x", "y"] if kind is dict else [a(), a()])
+            return iter(["x", "y"] if kind is dict else [tensor(), tensor()])
 
         def __getitem__(self, key: Any) -> Any:
-            return a()
+            return tensor()
 
         def __len__(self) -> int:
             return 2
 
     with pytest.raises(TypeError, match=r"^t_list(\[1\])? is a Proxy"):
-        clip(Proxy() if where == "at the top" else [a(), Proxy()])
+        clip(Proxy() if where == "at the top" else [tensor(), Proxy()])
 
 
 @pytest.mark.parametrize("where", ["at the top", "inside"])
 def test_namespace_is_no_container(where: str) -> None:
-    space = types.SimpleNamespace(w=a(), b=a())
+    space = types.SimpleNamespace(w=tensor(), b=tensor())
     with pytest.raises(TypeError, match=r"t_list"):
-        clip(space if where == "at the top" else [a(), space])
+        clip(space if where == "at the top" else [tensor(), space])
 
 
-def test_structure_of_fields_of_the_interpreter_is_refused() -> None:
+def test_struct_sequence_is_refused() -> None:
     import time
 
-    odd = time.struct_time([a()] * 9)  # type: ignore[arg-type]
+    sequence = time.struct_time([tensor()] * 9)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"t_list\[0\] is a struct_time"):
-        clip([odd])
+        clip([sequence])
 
 
-def test_dataclass_that_optree_knows_comes_back() -> None:
+def test_dataclass_registered_with_optree_is_kept() -> None:
     optree = pytest.importorskip("optree")
 
     @optree.dataclasses.dataclass(namespace=getattr(optree.registry, "__GLOBAL_NAMESPACE"))
@@ -531,14 +538,14 @@ def test_dataclass_that_optree_knows_comes_back() -> None:
         weights: Any
         biases: Any
 
-    got = clip({"x": Block(StarList(a(), a(1.0)), {"b": a()}), "y": a()})
+    got = clip({"x": Block(StarList(tensor(), tensor(1.0)), {"b": tensor()}), "y": tensor()})
     assert type(got["x"]) is Block
     assert type(got["x"].weights) is StarList
-    expected = clip([a(), a(1.0), a(), a()])
+    expected = clip([tensor(), tensor(1.0), tensor(), tensor()])
     assert_same([*got["x"].weights, got["x"].biases["b"], got["y"]], expected)
 
 
-# --- lists that change meanwhile ------------------------------------------------------------
+# --- lists that change during a call --------------------------------------------------------
 
 
 class Changing:
@@ -553,9 +560,9 @@ class Changing:
 
 
 @pytest.mark.parametrize("where", ["the same", "another"])
-def test_what_is_returned_is_what_was_written_whatever_becomes_of_the_list(where: str) -> None:
-    tensors = [a(), a(1.0)]
-    out = tensors if where == "the same" else [a(), a()]
+def test_returned_arrays_are_those_written_even_if_the_lists_change(where: str) -> None:
+    tensors = [tensor(), tensor(1.0)]
+    out = tensors if where == "the same" else [tensor(), tensor()]
     written = list(out)
 
     def change() -> None:
@@ -566,11 +573,11 @@ def test_what_is_returned_is_what_was_written_whatever_becomes_of_the_list(where
     assert type(got) is list
     assert len(got) == 2
     assert all(x is y for x, y in zip(got, written, strict=True))
-    assert_same(got, clip([a(), a(1.0)]))
+    assert_same(got, clip([tensor(), tensor(1.0)]))
 
 
-def test_list_that_another_thread_changes_is_read_once() -> None:
-    first, second = [a(2.0), a(2.0)], [a(4.0), a(4.0), a(4.0)]
+def test_list_changed_by_another_thread_is_read_once() -> None:
+    first, second = [tensor(2.0), tensor(2.0)], [tensor(4.0), tensor(4.0), tensor(4.0)]
     tensors: list[Any] = list(first)
     norms = {4.0 * np.sqrt(2), 8.0 * np.sqrt(3)}
     stop = threading.Event()
@@ -585,10 +592,10 @@ def test_list_that_another_thread_changes_is_read_once() -> None:
     try:
         for _ in range(3000):
             got, norm = fastclip.clip_by_global_norm(tensors, 1e9)
-            assert min(abs(float(norm) - known) for known in norms) < 1e-5
+            assert min(abs(float(norm) - expected) for expected in norms) < 1e-5
             value = {2: 2.0, 3: 4.0}[len(got)]
             assert all((array == value).all() for array in got)
-            nested = fastclip.clip_by_global_norm([StarList(a()), tensors], 1e9)[0][1]
+            nested = fastclip.clip_by_global_norm([StarList(tensor()), tensors], 1e9)[0][1]
             value = {2: 2.0, 3: 4.0}[len(nested)]
             assert all((array == value).all() for array in nested)
     finally:
@@ -597,7 +604,7 @@ def test_list_that_another_thread_changes_is_read_once() -> None:
 
 
 class AttributeDict(dict[str, Any]):
-    """Its entries are its attributes."""
+    """A dict whose entries are its attributes."""
 
     def __init__(self, *args: Any, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
@@ -605,7 +612,7 @@ class AttributeDict(dict[str, Any]):
 
 
 class MirroredDict(dict[str, Any]):
-    """It keeps each entry as an attribute as well."""
+    """A dict that stores each entry as an attribute too."""
 
     def __setitem__(self, key: str, value: Any) -> None:
         super().__setitem__(key, value)
@@ -620,39 +627,39 @@ class Caching(tuple[Any, ...]):
     first: Any
 
     def __new__(cls, *entries: Any) -> Caching:
-        made = super().__new__(cls, entries)
-        made.first = made[0]
-        return made
+        container = super().__new__(cls, entries)
+        container.first = container[0]
+        return container
 
 
 def _mirrored() -> Any:
-    made = MirroredDict()
-    made["w"], made["b"] = np.float32([3.0, 4.0]), np.float32([12.0])
-    return made
+    container = MirroredDict()
+    container["w"], container["b"] = np.float32([3.0, 4.0]), np.float32([12.0])
+    return container
 
 
 def _slotted() -> Any:
-    made = Slotted([np.float32([3.0, 4.0]), [np.float32([12.0])]])
-    made.first, made.itself = made[0], made
-    return made
+    container = Slotted([np.float32([3.0, 4.0]), [np.float32([12.0])]])
+    container.first, container.itself = container[0], container
+    return container
 
 
-def test_attributes_that_are_entries_are_those_of_the_result() -> None:
+def test_attributes_that_are_entries_refer_to_the_results_entries() -> None:
     for make in (lambda: AttributeDict(w=np.float32([3.0, 4.0]), b=np.float32([12.0])), _mirrored):
-        given = make()
-        clipped, _ = fastclip.clip_by_global_norm(given, 6.5)
+        container = make()
+        clipped, _ = fastclip.clip_by_global_norm(container, 6.5)
         np.testing.assert_array_equal(clipped["w"], [1.5, 2.0])
         assert clipped.w is clipped["w"]
         assert clipped.b is clipped["b"]
-        assert type(clipped) is type(given)
-        assert given.w is given["w"]
-        np.testing.assert_array_equal(given.w, [3.0, 4.0])
-    given = _slotted()
-    clipped, _ = fastclip.clip_by_global_norm(given, 6.5)
+        assert type(clipped) is type(container)
+        assert container.w is container["w"]
+        np.testing.assert_array_equal(container.w, [3.0, 4.0])
+    container = _slotted()
+    clipped, _ = fastclip.clip_by_global_norm(container, 6.5)
     assert clipped.first is clipped[0]
     assert clipped.itself is clipped
-    assert given.first is given[0]
-    assert given.itself is given
+    assert container.first is container[0]
+    assert container.itself is container
     caching = Caching(np.float32([3.0, 4.0]), [np.float32([12.0])])
     clipped, _ = fastclip.clip_by_global_norm(caching, 6.5)
     assert clipped.first is clipped[0]

@@ -1,4 +1,4 @@
-"""What may hold the arrays, and that the same structure comes back."""
+"""Containers of arrays: those that are accepted, and that results have the same structure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Layer(NamedTuple):
     bias: Any
 
 
-def a(value: float = 3.0) -> Any:
+def tensor(value: float = 3.0) -> Any:
     return np.full(4, value, np.float32)
 
 
@@ -29,15 +29,15 @@ def clip(structure: Any) -> Any:
 # --- structures ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("flat", [[a(), a()], (a(), a())], ids=["list", "tuple"])
+@pytest.mark.parametrize("flat", [[tensor(), tensor()], (tensor(), tensor())], ids=["list", "tuple"])
 def test_flat_list_or_tuple_gives_a_list(flat: Any) -> None:
     got = clip(flat)
     assert type(got) is list
     assert len(got) == 2
 
 
-def test_dict_gives_a_dict_in_its_own_order() -> None:
-    got = clip({"z": a(), "a": a(1.0), 3: None, ("k",): a()})
+def test_dict_gives_a_dict_in_the_same_order() -> None:
+    got = clip({"z": tensor(), "a": tensor(1.0), 3: None, ("k",): tensor()})
     assert type(got) is dict
     assert list(got) == ["z", "a", 3, ("k",)]
     assert got[3] is None
@@ -45,16 +45,16 @@ def test_dict_gives_a_dict_in_its_own_order() -> None:
 
 
 def test_named_tuple_gives_the_named_tuple() -> None:
-    got = clip(Layer(weight=a(), bias=None))
+    got = clip(Layer(weight=tensor(), bias=None))
     assert type(got) is Layer
     assert got.bias is None
     np.testing.assert_allclose(got.weight, 0.5)
 
 
-def test_nested_structures_come_back_as_they_are() -> None:
+def test_nested_structures_are_returned_with_the_same_types() -> None:
     structure = {
-        "encoder": [Layer(a(), a()), Layer(a(), None)],
-        "decoder": (a(), [a(), {}], ()),
+        "encoder": [Layer(tensor(), tensor()), Layer(tensor(), None)],
+        "decoder": (tensor(), [tensor(), {}], ()),
         "none": None,
     }
     got, norm = fastclip.clip_by_global_norm(structure, 1.0)
@@ -72,45 +72,45 @@ def test_nested_structures_come_back_as_they_are() -> None:
 
 
 def test_nested_list_and_tuple_at_the_top() -> None:
-    got = clip([(a(),), [a()]])
+    got = clip([(tensor(),), [tensor()]])
     assert type(got) is list
     assert type(got[0]) is tuple
     assert type(got[1]) is list
-    got = clip((a(), [a()]))
+    got = clip((tensor(), [tensor()]))
     assert type(got) is tuple
     assert type(got[1]) is list
 
 
 def test_subclass_of_dict() -> None:
-    got = clip(OrderedDict([("b", a()), ("a", a())]))
+    got = clip(OrderedDict([("b", tensor()), ("a", tensor())]))
     assert isinstance(got, dict)
     assert list(got) == ["b", "a"]
 
 
-def test_order_of_a_structure_is_its_own() -> None:
-    structure = {"b": [a(1), a(2)], "a": a(3)}
+def test_order_of_leaves_is_that_of_the_structure() -> None:
+    structure = {"b": [tensor(1), tensor(2)], "a": tensor(3)}
     np.testing.assert_allclose(fastclip.tensor_norms(structure), [2, 4, 6])
 
 
-def test_the_structure_given_is_not_changed() -> None:
-    arrays = [a(), None, [a()]]
+def test_structure_of_inputs_is_not_changed() -> None:
+    arrays = [tensor(), None, [tensor()]]
     copy = list(arrays)
     clip(arrays)
     assert all(x is y for x, y in zip(arrays, copy, strict=True))
 
 
-def test_an_array_listed_twice_counts_twice_and_comes_back_twice() -> None:
-    array = a()
+def test_array_listed_twice_contributes_twice_and_has_two_outputs() -> None:
+    array = tensor()
     got, norm = fastclip.clip_by_global_norm([array, array], 1.0)
     assert norm == pytest.approx(np.sqrt(72), rel=1e-7)
     assert not np.shares_memory(got[0], got[1])
 
 
-# --- nothing ------------------------------------------------------------------------------------
+# --- empty containers and None ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("nothing", [[], ()], ids=repr)
-def test_nothing(nothing: Any) -> None:
+def test_empty_list_or_tuple(nothing: Any) -> None:
     got, norm = fastclip.clip_by_global_norm(nothing, 1.0)
     assert got == []
     assert type(got) is list
@@ -120,7 +120,7 @@ def test_nothing(nothing: Any) -> None:
     assert fastclip.adaptive_clip(nothing, nothing) == []
 
 
-def test_nothing_but_none() -> None:
+def test_only_none() -> None:
     got, norm = fastclip.clip_by_global_norm([None, None], 1.0)
     assert got == [None, None]
     assert type(norm) is np.float32
@@ -131,17 +131,17 @@ def test_nothing_but_none() -> None:
     assert fastclip.clip_by_global_norm({}, 1.0)[0] == {}
 
 
-def test_none_stays_where_it_is_and_counts_for_nothing() -> None:
-    with_none, norm = fastclip.clip_by_global_norm([None, a(), None, a()], 1.0)
-    without, same_norm = fastclip.clip_by_global_norm([a(), a()], 1.0)
+def test_none_is_kept_and_does_not_contribute_to_the_norm() -> None:
+    with_none, norm = fastclip.clip_by_global_norm([None, tensor(), None, tensor()], 1.0)
+    without, same_norm = fastclip.clip_by_global_norm([tensor(), tensor()], 1.0)
     assert norm == same_norm
     assert with_none[0] is None
     assert with_none[2] is None
     assert oracle.same_bits(with_none[1], without[0])
-    assert fastclip.clip_by_block_rms([None, a()], 1.0)[0] is None
+    assert fastclip.clip_by_block_rms([None, tensor()], 1.0)[0] is None
 
 
-# --- what is no list ----------------------------------------------------------------------------
+# --- arguments that are no containers -----------------------------------------------------------
 
 CALLS = {
     "clip_by_global_norm": lambda t: fastclip.clip_by_global_norm(t, 1.0),
@@ -173,7 +173,7 @@ EVERY_CALL = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
     ],
     ids=lambda w: type(w).__name__,
 )
-def test_bare_things_are_type_errors(call: Any, wrong: Any) -> None:
+def test_arguments_that_are_no_containers_are_type_errors(call: Any, wrong: Any) -> None:
     with pytest.raises(TypeError, match="t_list"):
         call(wrong)
 
@@ -182,33 +182,33 @@ def test_bare_things_are_type_errors(call: Any, wrong: Any) -> None:
 @pytest.mark.parametrize(
     "wrong", [(x for x in [np.ones(2)]), iter([np.ones(2)]), map(np.abs, [np.ones(2)])], ids=str
 )
-def test_generators_are_type_errors_that_say_pass_a_list(call: Any, wrong: Any) -> None:
+def test_generators_are_type_errors_whose_message_asks_for_a_list(call: Any, wrong: Any) -> None:
     with pytest.raises(TypeError, match="list"):
         call(wrong)
 
 
 @EVERY_CALL
 @pytest.mark.parametrize("wrong", ["abc", object(), {1, 2}, b"x"], ids=repr)
-def test_nonsense_within_a_structure_is_named_by_its_place(call: Any, wrong: Any) -> None:
+def test_error_for_a_leaf_that_is_no_array_names_its_position(call: Any, wrong: Any) -> None:
     with pytest.raises(TypeError, match=r"t_list\[1\]"):
         call([np.ones(2), wrong])
     with pytest.raises(TypeError, match=r"t_list\['b'\]\[0\]"):
         call({"a": np.ones(2), "b": [wrong]})
 
 
-def test_generator_within_a_structure() -> None:
+def test_generator_in_a_structure_is_a_type_error() -> None:
     with pytest.raises(TypeError, match=r"t_list\[1\]"):
         clip([np.ones(2), (x for x in [np.ones(2)])])
 
 
-def test_adaptive_clip_names_its_own_arguments() -> None:
+def test_errors_of_adaptive_clip_name_its_arguments() -> None:
     with pytest.raises(TypeError, match="params"):
         fastclip.adaptive_clip(np.ones(2), [np.ones(2)])
     with pytest.raises(TypeError, match="grads"):
         fastclip.adaptive_clip([np.ones(2)], np.ones(2))
 
 
-def test_a_structure_that_contains_itself_is_an_error() -> None:
+def test_structure_that_contains_itself_is_an_error() -> None:
     loop: list[Any] = [np.ones(2)]
     loop.append(loop)
     with pytest.raises((ValueError, RecursionError)):
@@ -216,7 +216,7 @@ def test_a_structure_that_contains_itself_is_an_error() -> None:
 
 
 def test_deep_nesting() -> None:
-    deep: Any = a()
+    deep: Any = tensor()
     for _ in range(60):
         deep = [deep]
     got = clip(deep)
@@ -238,7 +238,7 @@ def test_numbers_as_leaves() -> None:
 
 
 class Registered:
-    """A container that only optree knows how to open."""
+    """A container that is registered with optree."""
 
     def __init__(self, left: Any, right: Any) -> None:
         self.left = left
@@ -255,25 +255,25 @@ def test_pytrees_registered_with_optree() -> None:
         namespace=everywhere,
     )
     try:
-        tree = {"z": Registered(a(), None), "a": [Registered(a(), [a()])]}
+        tree = {"z": Registered(tensor(), None), "a": [Registered(tensor(), [tensor()])]}
         got, norm = fastclip.clip_by_global_norm(tree, 1.0)
         assert norm == pytest.approx(np.sqrt(3 * 36), rel=1e-7)
         assert list(got) == ["z", "a"]
         assert type(got["z"]) is Registered
         assert got["z"].right is None
         np.testing.assert_allclose(got["a"][0].right[0], 3 / np.sqrt(108), rtol=1e-6)
-        top = clip(Registered(a(), a()))
+        top = clip(Registered(tensor(), tensor()))
         assert type(top) is Registered
-        out: Any = {"z": Registered(a(0), None), "a": [Registered(a(0), [a(0)])]}
+        out: Any = {"z": Registered(tensor(0), None), "a": [Registered(tensor(0), [tensor(0)])]}
         fastclip.clip_by_global_norm(tree, 1.0, out=out)
         assert oracle.same_bits(out["a"][0].left, got["a"][0].left)
     finally:
         optree.unregister_pytree_node(Registered, namespace=everywhere)
 
 
-def test_containers_that_optree_knows_by_itself() -> None:
+def test_containers_that_optree_registers_itself() -> None:
     pytest.importorskip("optree")
-    got = clip({"x": deque([a(), None, (a(),)])})
+    got = clip({"x": deque([tensor(), None, (tensor(),)])})
     assert type(got["x"]) is deque
     assert got["x"][1] is None
     assert type(got["x"][2]) is tuple

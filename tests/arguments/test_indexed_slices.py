@@ -1,4 +1,4 @@
-"""IndexedSlices: rows of a large array, and what the clip functions do with them."""
+"""IndexedSlices: the class, and the clip functions applied to it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.strategies import finite_values
 
 
 def slices(dtype: Any = np.float32) -> Any:
-    """Rows 4, 1 and 4 again of a 6 by 2 array."""
+    """Returns slices for the rows 4, 1 and 4 of a 6 by 2 array."""
     values = np.array([[1, 2], [3, 4], [5, 6]], dtype)
     return fastclip.IndexedSlices(values, np.array([4, 1, 4]), (6, 2))
 
@@ -34,7 +34,7 @@ def test_attributes() -> None:
     assert s.dense_shape is None
 
 
-def test_repr_names_the_parts() -> None:
+def test_repr_has_values_and_indices() -> None:
     text = repr(slices())
     assert "IndexedSlices" in text
     assert "values" in text
@@ -60,7 +60,7 @@ def test_to_dense_adds_repeated_rows(dtype: np.dtype[Any]) -> None:
     assert oracle.same_bits(dense, expected)
 
 
-def test_to_dense_needs_a_shape() -> None:
+def test_to_dense_requires_a_shape() -> None:
     s = fastclip.IndexedSlices(np.ones((1, 2)), np.array([0]))
     with pytest.raises(ValueError, match="dense_shape"):
         s.to_dense()
@@ -119,7 +119,7 @@ EVERY_CLIP = pytest.mark.parametrize("clip", CLIPS.values(), ids=CLIPS.keys())
 
 @EVERY_CLIP
 @EVERY_FLOAT
-def test_values_are_clipped_and_the_rest_is_kept(clip: Any, dtype: np.dtype[Any]) -> None:
+def test_values_are_clipped_and_indices_and_shape_are_kept(clip: Any, dtype: np.dtype[Any]) -> None:
     if dtype.kind == "c" and clip is CLIPS["value"]:
         pytest.skip("complex numbers have no order")
     s = slices(dtype)

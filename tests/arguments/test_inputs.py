@@ -1,4 +1,4 @@
-"""What counts as an array, and what is refused by name."""
+"""Arguments accepted as arrays, and errors for those that are refused."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ EVERY_LISTED = pytest.mark.parametrize("call", LISTED.values(), ids=LISTED.keys(
 EVERY_NATIVE = pytest.mark.parametrize("dtype", [d for d in FLOAT_DTYPES if d != BFLOAT16], ids=dtype_id)
 
 
-def assert_same_results(call: Any, given: Any, plain: Any) -> None:
-    """``given`` is taken as ``plain`` is."""
-    got, expected = call(given), call(plain)
+def assert_same_results(call: Any, value: Any, plain: Any) -> None:
+    """Checks that the result for ``value`` has the bits of that for the native array ``plain``."""
+    got, expected = call(value), call(plain)
     if not isinstance(expected, list):
         got, expected = [got], [expected]
     for a, b in zip(got, expected, strict=True):
@@ -43,7 +43,7 @@ def assert_same_results(call: Any, given: Any, plain: Any) -> None:
         assert oracle.same_bits(native, b)
 
 
-# --- taken --------------------------------------------------------------------------------------
+# --- accepted -----------------------------------------------------------------------------------
 
 
 @EVERY_SINGLE
@@ -78,40 +78,40 @@ def test_integers_of_other_byte_order(dtype: np.dtype[Any]) -> None:
 
 @EVERY_SINGLE
 @pytest.mark.parametrize(
-    "given",
+    "value",
     [[3.0, -4.0], (3.0, -4.0), [[3.0], [-4.0]], [np.float32(3), np.float32(4)], [3, 4.5]],
     ids=repr,
 )
-def test_lists_are_taken_as_numpy_takes_them(call: Any, given: Any) -> None:
-    assert_same_results(call, given, np.asarray(given))
+def test_lists_are_converted_like_numpy_does(call: Any, value: Any) -> None:
+    assert_same_results(call, value, np.asarray(value))
 
 
 @pytest.mark.parametrize("call", [SINGLE["clip_by_value"], SINGLE["clip_by_norm"]])
-@pytest.mark.parametrize("given", [3.0, np.float32(3), np.float64(-3), np.float16(3)], ids=repr)
-def test_scalars(call: Any, given: Any) -> None:
-    assert_same_results(call, given, np.asarray(given))
+@pytest.mark.parametrize("value", [3.0, np.float32(3), np.float64(-3), np.float16(3)], ids=repr)
+def test_scalars(call: Any, value: Any) -> None:
+    assert_same_results(call, value, np.asarray(value))
 
 
-@pytest.mark.parametrize("given", [3 + 4j, np.complex64(3 + 4j)], ids=repr)
-def test_complex_scalars(given: Any) -> None:
-    assert complex(np.asarray(fastclip.clip_by_norm(given, 2.5))) == 1.5 + 2j
+@pytest.mark.parametrize("value", [3 + 4j, np.complex64(3 + 4j)], ids=repr)
+def test_complex_scalars(value: Any) -> None:
+    assert complex(np.asarray(fastclip.clip_by_norm(value, 2.5))) == 1.5 + 2j
 
 
 @EVERY_SINGLE
 @pytest.mark.parametrize("code", ["f", "d"])
 def test_standard_library_arrays_and_memoryviews(call: Any, code: str) -> None:
-    given = stdlib_array.array(code, [3.0, -4.0, 0.5])
+    value = stdlib_array.array(code, [3.0, -4.0, 0.5])
     plain = np.array([3.0, -4.0, 0.5], code)
-    assert_same_results(call, given, plain)
-    assert_same_results(call, memoryview(given), plain)
-    assert_same_results(call, memoryview(given)[::2], plain[::2])
+    assert_same_results(call, value, plain)
+    assert_same_results(call, memoryview(value), plain)
+    assert_same_results(call, memoryview(value)[::2], plain[::2])
 
 
 @EVERY_LISTED
 def test_standard_library_arrays_and_memoryviews_in_a_list(call: Any) -> None:
-    given = stdlib_array.array("f", [3.0, -4.0, 0.5])
+    value = stdlib_array.array("f", [3.0, -4.0, 0.5])
     plain = np.array([3.0, -4.0, 0.5], np.float32)
-    assert_same_results(call, [given, memoryview(given)], [plain, plain])
+    assert_same_results(call, [value, memoryview(value)], [plain, plain])
 
 
 def test_half_precision_memoryview() -> None:
@@ -122,37 +122,37 @@ def test_half_precision_memoryview() -> None:
 
 @pytest.mark.parametrize("code", "bBhHiIlLqQ")
 def test_standard_library_arrays_of_integers(code: str) -> None:
-    given = stdlib_array.array(code, [1, 5, 9])
-    np.testing.assert_array_equal(fastclip.clip_by_value(given, 2, 6), [2, 5, 6])
+    value = stdlib_array.array(code, [1, 5, 9])
+    np.testing.assert_array_equal(fastclip.clip_by_value(value, 2, 6), [2, 5, 6])
 
 
 def test_standard_library_arrays_are_written_in_place() -> None:
-    given = stdlib_array.array("f", [3.0, 4.0])
-    assert fastclip.clip_by_norm(given, 2.5, out=given) is given
-    assert given.tolist() == [1.5, 2.0]
-    view = memoryview(given)
+    value = stdlib_array.array("f", [3.0, 4.0])
+    assert fastclip.clip_by_norm(value, 2.5, out=value) is value
+    assert value.tolist() == [1.5, 2.0]
+    view = memoryview(value)
     fastclip.clip_by_global_norm([view], 1.25, out=[view])
-    assert given.tolist() == [0.75, 1.0]
+    assert value.tolist() == [0.75, 1.0]
 
 
 def test_read_only_buffers_are_read_and_not_written() -> None:
-    given = memoryview(np.array([3, 4], np.float32).tobytes()).cast("f")
-    assert given.readonly
-    np.testing.assert_array_equal(fastclip.clip_by_norm(given, 2.5), np.array([1.5, 2], "f4"))
+    value = memoryview(np.array([3, 4], np.float32).tobytes()).cast("f")
+    assert value.readonly
+    np.testing.assert_array_equal(fastclip.clip_by_norm(value, 2.5), np.array([1.5, 2], "f4"))
     with pytest.raises(ValueError, match="out"):
-        fastclip.clip_by_norm(given, 2.5, out=given)
+        fastclip.clip_by_norm(value, 2.5, out=value)
 
 
 def test_read_only_arrays_are_read() -> None:
-    given = np.array([3.0, 4.0])
-    given.flags.writeable = False
-    got = np.asarray(fastclip.clip_by_norm(given, 2.5))
+    value = np.array([3.0, 4.0])
+    value.flags.writeable = False
+    got = np.asarray(fastclip.clip_by_norm(value, 2.5))
     np.testing.assert_array_equal(got, [1.5, 2])
     assert got.flags.writeable
 
 
 class Exporter:
-    """What gives its memory through DLPack and nothing else."""
+    """An object that exports its memory through DLPack alone."""
 
     def __init__(self, array: Any) -> None:
         self.array = array
@@ -172,7 +172,7 @@ def test_dlpack_exporters_are_read() -> None:
 
 
 class ArrayLike:
-    """What NumPy turns into an array."""
+    """An object with `__array__`."""
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         return np.array([3.0, 4.0], dtype)
@@ -238,7 +238,7 @@ INTEGER_IDS = [str(dtype) for dtype in INTEGER_DTYPES]
 
 
 def mentions_dtype(array: Any) -> str:
-    """Pattern for the dtype (a masked array is named by its type)."""
+    """Returns a pattern that matches the name of the dtype, or for a masked array that of its type."""
     if isinstance(array, np.ma.MaskedArray):
         return "(?i)masked"
     return f"{re.escape(str(array.dtype))}|{re.escape(array.dtype.name)}"
@@ -246,7 +246,7 @@ def mentions_dtype(array: Any) -> str:
 
 @EVERY_SINGLE
 @pytest.mark.parametrize("wrong", REFUSED, ids=REFUSED_IDS)
-def test_refused_by_argument_dtype_and_shape(call: Any, wrong: Any) -> None:
+def test_error_has_the_argument_the_dtype_and_the_shape(call: Any, wrong: Any) -> None:
     with pytest.raises(TypeError, match=r"\bt\b") as caught:
         call(wrong)
     assert re.search(mentions_dtype(wrong), str(caught.value))
@@ -255,7 +255,7 @@ def test_refused_by_argument_dtype_and_shape(call: Any, wrong: Any) -> None:
 
 @EVERY_LISTED
 @pytest.mark.parametrize("wrong", REFUSED, ids=REFUSED_IDS)
-def test_refused_in_a_list_by_place_dtype_and_shape(call: Any, wrong: Any) -> None:
+def test_error_for_an_entry_has_its_position_the_dtype_and_the_shape(call: Any, wrong: Any) -> None:
     with pytest.raises(TypeError, match=r"t_list\[1\]") as caught:
         call([np.ones(2), wrong])
     assert re.search(mentions_dtype(wrong), str(caught.value))
@@ -288,7 +288,7 @@ def test_lists_of_python_integers_have_no_norm(wrong: Any) -> None:
 
 @pytest.mark.parametrize("wrong", ["abc", ["a"], None, object(), {"a": 1.0}, b"abc"], ids=repr)
 @EVERY_SINGLE
-def test_what_is_no_array(call: Any, wrong: Any) -> None:
+def test_argument_that_is_no_array_is_a_type_error(call: Any, wrong: Any) -> None:
     with pytest.raises(TypeError, match=r"\bt\b"):
         call(wrong)
 
@@ -299,7 +299,7 @@ def test_ragged_lists(call: Any) -> None:
         call([[1.0], [1.0, 2.0]])
 
 
-def test_messages_say_what_is_taken() -> None:
+def test_message_lists_the_accepted_dtypes() -> None:
     with pytest.raises(TypeError, match="float32"):
         fastclip.global_norm([np.ones(2, np.int8)])
 
@@ -317,7 +317,7 @@ FOREIGN = {
     "framework", [pytest.param(name, marks=pytest.mark.interop(name)) for name in FOREIGN]
 )
 def test_tensors_of_frameworks_are_refused_with_advice(framework: str) -> None:
-    """In an interpreter of its own: the frameworks start threads and warn of one another."""
+    """The frameworks run in a fresh interpreter, because they start threads and emit warnings."""
     script = f"""
 import numpy as np, fastclip
 {FOREIGN[framework]}

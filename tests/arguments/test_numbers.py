@@ -1,4 +1,4 @@
-"""What counts as a number, for every argument that takes one."""
+"""Values accepted or refused as numbers, for every argument that is a number."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ W = np.float32([3.0, 4.0])
 
 
 def optimizer(**arguments: Any) -> None:
-    """Take a step, at which hyper-parameters are read."""
-    made = train.GradientDescentOptimizer(**{"learning_rate": 0.1, **arguments})
-    made.apply_gradients([(W.copy(), W.copy())])
+    """Constructs an optimizer and takes a step, which reads callable hyper-parameters."""
+    descent = train.GradientDescentOptimizer(**{"learning_rate": 0.1, **arguments})
+    descent.apply_gradients([(W.copy(), W.copy())])
 
 
-#: An argument, and a call with it.
+#: The name of an argument, and a call with a value for it.
 ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "clip_by_global_norm(clip_norm)": ("clip_norm", lambda x: fastclip.clip_by_global_norm([W], x)),
     "clip_by_global_norm(use_norm)": ("use_norm", lambda x: fastclip.clip_by_global_norm([W], 1.0, x)),
@@ -55,16 +55,16 @@ ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
 EVERY_ARGUMENT = pytest.mark.parametrize(("name", "call"), ARGUMENTS.values(), ids=ARGUMENTS.keys())
 
 
-#: These take an array too.
+#: Calls whose argument may be an array too.
 BOUNDS_OF_SLICES = [call for key, (_, call) in ARGUMENTS.items() if key.startswith("clip_by_norm(clip_norm")]
 
 
 class Subclass(np.ndarray[Any, Any]):
-    """An array of no dimensions is one of this type."""
+    """A subclass of ndarray."""
 
 
 class Tensor:
-    """As a framework's tensor: its dtype is none of NumPy's."""
+    """A framework's tensor, whose dtype is none of NumPy's."""
 
     def __init__(self, value: float, dtype: str, shape: tuple[int, ...] = ()) -> None:
         self.value, self.dtype, self.shape = value, dtype, shape
@@ -135,7 +135,7 @@ NUMBERS: dict[str, Any] = {
 
 @EVERY_ARGUMENT
 @pytest.mark.parametrize("wrong", NO_NUMBERS.values(), ids=NO_NUMBERS.keys())
-def test_what_is_no_number_is_a_type_error_that_names_the_argument(
+def test_value_that_is_no_number_is_a_type_error_that_names_the_argument(
     name: str, call: Callable[[Any], Any], wrong: Any
 ) -> None:
     if isinstance(wrong, (bytearray, memoryview)) and call in BOUNDS_OF_SLICES:
@@ -144,17 +144,17 @@ def test_what_is_no_number_is_a_type_error_that_names_the_argument(
         call(wrong)
 
 
-@pytest.mark.parametrize("what", ["bool", "np.bool_", "str", "bytes", "complex", "complex64", "array of str"])
-def test_the_message_says_what_the_value_was(what: str) -> None:
+@pytest.mark.parametrize("kind", ["bool", "np.bool_", "str", "bytes", "complex", "complex64", "array of str"])
+def test_message_has_the_value(kind: str) -> None:
     for name, call in (ARGUMENTS[key] for key in ("clip_by_global_norm(use_norm)", "learning_rate")):
         with pytest.raises(TypeError) as raised:
-            call(NO_NUMBERS[what])
-        assert str(raised.value) == f"{name} is {NO_NUMBERS[what]!r}; it takes a number"
+            call(NO_NUMBERS[kind])
+        assert str(raised.value) == f"{name} is {NO_NUMBERS[kind]!r}; it takes a number"
 
 
 @EVERY_ARGUMENT
 @pytest.mark.parametrize("number", NUMBERS.values(), ids=NUMBERS.keys())
-def test_every_kind_of_number_is_taken(name: str, call: Callable[[Any], Any], number: Any) -> None:
+def test_every_kind_of_number_is_accepted(name: str, call: Callable[[Any], Any], number: Any) -> None:
     got, expected = call(number), call(2.0)
     if name == "use_norm":
         assert got[1] is number
@@ -170,9 +170,7 @@ def test_every_kind_of_number_is_taken(name: str, call: Callable[[Any], Any], nu
 @pytest.mark.parametrize(
     "wrong", [Tensor(2.0, "torch.float32", (1,)), np.ones((1, 1, 1))], ids=["tensor", "array"]
 )
-def test_one_number_with_dimensions_is_a_value_error(
-    name: str, call: Callable[[Any], Any], wrong: Any
-) -> None:
+def test_number_with_dimensions_is_an_error(name: str, call: Callable[[Any], Any], wrong: Any) -> None:
     with pytest.raises((ValueError, TypeError), match=rf"^{name} "):
         call(wrong)
 
@@ -193,7 +191,7 @@ def test_one_number_with_dimensions_is_a_value_error(
     ],
     ids=repr,
 )
-def test_array_of_bounds_that_are_no_numbers_is_a_type_error(wrong: Any) -> None:
+def test_array_of_bounds_of_another_dtype_is_a_type_error(wrong: Any) -> None:
     with pytest.raises(TypeError, match=r"^clip_norm is "):
         fastclip.clip_by_norm(np.ones((2, 2)), wrong, axes=[0])
 
@@ -209,18 +207,18 @@ def test_bounds_of_slices_may_be_any_number(bound: Any) -> None:
     "wrong", [True, np.True_, 1j, np.complex64(1), "1", b"1", np.zeros((), "V4")], ids=repr
 )
 @pytest.mark.parametrize("dtype", ["f4", "i4"])
-def test_bounds_of_clip_by_value_are_numbers(wrong: Any, dtype: str) -> None:
+def test_bound_of_clip_by_value_that_is_no_number_is_a_type_error(wrong: Any, dtype: str) -> None:
     with pytest.raises(TypeError, match=r"^clip_value_max is "):
         fastclip.clip_by_value(np.ones(2, dtype), 0, wrong)
 
 
-def test_numbers_beyond_float64_are_value_errors_that_name_the_argument() -> None:
+def test_number_above_float64_is_a_value_error_that_names_the_argument() -> None:
     for name, call in ARGUMENTS.values():
         with pytest.raises(ValueError, match=rf"^{name} is beyond float64"):
             call(10**400)
 
 
-def test_numbers_are_taken_where_autograd_traces() -> None:
+def test_numbers_are_checked_while_autograd_traces() -> None:
     autograd = pytest.importorskip("autograd")
     anp = pytest.importorskip("autograd.numpy")
 

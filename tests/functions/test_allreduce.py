@@ -1,10 +1,8 @@
-"""``comm=``: norms over the arrays of several ranks. The ranks are threads that exchange arrays."""
+"""``comm=``: norms of the arrays of several ranks, which are threads here."""
 
 from __future__ import annotations
 
 import math
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from typing import Any
 
@@ -14,49 +12,8 @@ import pytest
 import fastclip
 from support import oracle
 from support.dtypes import EVERY_FLOAT
+from support.ranks import Exchange, Rank, on_every_rank
 from support.strategies import finite_values
-
-
-class Exchange:
-    """Sums what the ranks give, in the order of the ranks."""
-
-    def __init__(self, count: int) -> None:
-        self.barrier = threading.Barrier(count, timeout=60)
-        self.given: list[Any] = [None] * count
-        self.ranks = [Rank(self, number) for number in range(count)]
-
-
-class Rank:
-    def __init__(self, exchange: Exchange, number: int) -> None:
-        self.exchange = exchange
-        self.number = number
-        self.calls = 0
-
-    def allreduce(self, values: Any) -> Any:
-        assert isinstance(values, np.ndarray)
-        self.calls += 1
-        self.exchange.given[self.number] = values.copy()
-        self.exchange.barrier.wait()
-        total = sum(self.exchange.given[1:], start=self.exchange.given[0].copy())
-        self.exchange.barrier.wait()
-        return total
-
-
-def on_every_rank(per_rank: list[Any], call: Any) -> list[Any]:
-    """Results (or exceptions) of ``call(arrays, comm)`` on ranks that run together."""
-    exchange = Exchange(len(per_rank))
-
-    def run(rank: Rank, arrays: Any) -> Any:
-        try:
-            return call(arrays, rank)
-        except Exception as error:
-            return error
-
-    with ThreadPoolExecutor(len(per_rank)) as pool:
-        futures = [pool.submit(run, *pair) for pair in zip(exchange.ranks, per_rank, strict=True)]
-        results = [future.result(timeout=120) for future in futures]
-    assert all(rank.calls == 1 for rank in exchange.ranks), "one exchange per call"
-    return results
 
 
 def clip_to(limit: float, **options: Any) -> Any:
@@ -66,7 +23,7 @@ def clip_to(limit: float, **options: Any) -> Any:
 @EVERY_FLOAT
 @pytest.mark.parametrize("kind", ["normal", "wide", "tiny", "huge"])
 @pytest.mark.parametrize("factor", [0.25, 1.5])
-def test_ranks_clip_by_the_norm_of_all(dtype: np.dtype[Any], kind: str, factor: float) -> None:
+def test_ranks_clip_by_the_norm_over_all_ranks(dtype: np.dtype[Any], kind: str, factor: float) -> None:
     rng = np.random.default_rng(1)
     per_rank = [
         [finite_values(rng, shape, dtype, kind) for shape in shapes]
@@ -103,7 +60,7 @@ def test_magnitudes_far_apart_or_beyond_the_range_of_squares(
 
 
 @pytest.mark.parametrize("nothing", [[], [None], [np.zeros(0, np.float32)]], ids=str)
-def test_a_rank_with_nothing_takes_part(nothing: Any) -> None:
+def test_rank_without_arrays_takes_part(nothing: Any) -> None:
     full = [np.array([3, 4], np.float32)]
     empty_result, result = on_every_rank([nothing, full], clip_to(1.0))
     assert not isinstance(empty_result, Exception), empty_result
@@ -134,7 +91,7 @@ def test_infinite_order_is_refused_before_any_exchange() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_nonfinite_on_one_rank_is_known_to_all(bad: float) -> None:
+def test_nonfinite_element_of_one_rank_affects_every_rank(bad: float) -> None:
     def per_rank() -> list[Any]:
         return [[np.ones(3, np.float32)], [np.array([1, bad], np.float32)]]
 
@@ -150,7 +107,7 @@ def test_nonfinite_on_one_rank_is_known_to_all(bad: float) -> None:
     assert "t_list[0]" in str(errors[1])
 
 
-def test_nonfinite_on_another_rank_writes_nothing() -> None:
+def test_raise_for_another_ranks_nonfinite_element_writes_nothing() -> None:
     good, bad = np.full(3, 2.0), np.array([np.nan])
     errors = on_every_rank(
         [[good], [bad]],
@@ -162,14 +119,14 @@ def test_nonfinite_on_another_rank_writes_nothing() -> None:
     np.testing.assert_array_equal(good, np.full(3, 2.0))
 
 
-def test_finite_overflow_is_not_taken_for_nonfinite() -> None:
+def test_finite_elements_whose_squares_overflow_are_finite() -> None:
     per_rank = [[np.array([1e308])], [np.array([-1e308])]]
     for clipped, norm in on_every_rank(per_rank, clip_to(1.0, on_nonfinite="raise")):
         assert norm == pytest.approx(math.sqrt(2) * 1e308, rel=1e-14)
         np.testing.assert_allclose(np.abs(clipped[0]), math.sqrt(0.5), rtol=1e-13)
 
 
-def test_per_tensor_norms_stay_those_of_the_rank() -> None:
+def test_norms_argument_has_the_norms_of_the_ranks_own_tensors() -> None:
     norms = [np.zeros(2), np.zeros(1)]
     per_rank = [[np.full(4, 1.0), np.full(9, 1.0)], [np.full(16, 1.0)]]
 
@@ -182,7 +139,7 @@ def test_per_tensor_norms_stay_those_of_the_rank() -> None:
     assert norms[1].tolist() == [4]
 
 
-def test_one_rank_alone_gives_the_same_bits_as_none() -> None:
+def test_single_rank_has_the_bits_of_a_call_without_comm() -> None:
     array = finite_values(np.random.default_rng(2), (1000,), np.float32)
     (result,) = on_every_rank([[array]], clip_to(0.5))
     clipped, norm = fastclip.clip_by_global_norm([array], 0.5)
@@ -191,13 +148,13 @@ def test_one_rank_alone_gives_the_same_bits_as_none() -> None:
 
 
 @pytest.mark.parametrize("comm", [object(), 3, "comm"], ids=repr)
-def test_what_cannot_reduce_is_a_type_error(comm: Any) -> None:
+def test_comm_without_allreduce_is_a_type_error(comm: Any) -> None:
     with pytest.raises(TypeError, match=r"comm.*allreduce"):
         fastclip.clip_by_global_norm([np.ones(2)], 1.0, comm=comm)
 
 
 class Returning:
-    """Gives back whatever it is told to."""
+    """A communicator whose `allreduce` returns a fixed object."""
 
     def __init__(self, result: Any) -> None:
         self.result = result
@@ -208,7 +165,7 @@ class Returning:
 
 
 @pytest.mark.parametrize("nonsense", [None, "x", np.zeros(0), np.zeros((7, 7))], ids=repr)
-def test_nonsense_from_a_communicator_writes_nothing(nonsense: Any) -> None:
+def test_invalid_result_of_allreduce_is_refused_before_anything_is_written(nonsense: Any) -> None:
     array = np.full(3, 2.0)
     with pytest.raises((TypeError, ValueError), match="allreduce"):
         fastclip.clip_by_global_norm([array], 1.0, comm=Returning(nonsense), out=[array])

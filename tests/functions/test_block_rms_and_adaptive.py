@@ -1,4 +1,4 @@
-"""clip_by_block_rms and adaptive_clip: optax's rules, and optax itself where it is installed."""
+"""clip_by_block_rms and adaptive_clip: optax's formulas, compared with optax where it is installed."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_block_rms_of_any_arrays(blocks: list[Any], factor: float) -> None:
         oracle.assert_clipped([output], [block], oracle.root_mean_square(block), threshold)
 
 
-def test_each_block_has_its_own_scale() -> None:
+def test_each_block_has_its_own_factor() -> None:
     blocks: Any = {"w": np.full((2, 8), 4, np.float32), "b": [np.full(3, 0.5, np.float32), None]}
     got = fastclip.clip_by_block_rms(blocks, 1.0)
     assert oracle.same_bits(got["w"], np.ones((2, 8), np.float32))
@@ -74,7 +74,7 @@ def test_block_rms_in_place() -> None:
 
 @EVERY_FLOAT
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_nonfinite_block_is_nan_and_leaves_the_others_alone(dtype: np.dtype[Any], bad: float) -> None:
+def test_nonfinite_block_is_nan_and_does_not_affect_others(dtype: np.dtype[Any], bad: float) -> None:
     blocks = [np.array([1, bad, 3], dtype), np.array([0.5, 0.25], dtype)]
     got = fastclip.clip_by_block_rms(blocks, 1.0)
     assert oracle.all_nan(got[0])
@@ -126,14 +126,14 @@ def test_adaptive_of_any_pair(shape: tuple[int, ...], dtypes: tuple[Any, Any], d
     oracle.assert_adaptively_clipped(got[0], parameter, gradient)
 
 
-def test_small_parameters_count_as_eps() -> None:
+def test_norm_of_small_parameters_is_replaced_by_eps() -> None:
     parameter, gradient = np.zeros(4), np.array([3.0, 0, 4.0, 0])
     got = fastclip.adaptive_clip([parameter], [gradient], clipping=0.5, eps=2.0)
     np.testing.assert_allclose(got[0], [0.6, 0, 0.8, 0], rtol=1e-14)
 
 
 @pytest.mark.parametrize("axes", [0, 1, 2, -1, (0, 1), [0, 2], (0, 1, 2)], ids=repr)
-def test_axes_of_the_units_can_be_chosen(axes: Any) -> None:
+def test_axes_of_the_units_are_an_argument(axes: Any) -> None:
     rng = np.random.default_rng(2)
     parameter, gradient = rng.standard_normal((2, 3, 4, 5))
     got = fastclip.adaptive_clip([parameter], [gradient], 0.3, axes=axes)
@@ -153,7 +153,7 @@ def test_axis_beyond_the_rank() -> None:
         fastclip.adaptive_clip([np.ones((2, 2))], [np.ones((2, 2))], axes=2)
 
 
-def test_structures_none_and_out() -> None:
+def test_nested_containers_with_none_and_out() -> None:
     params: Any = {"w": np.full((2, 2), 0.01), "frozen": np.ones(3), "b": [np.zeros(2)]}
     grads: dict[str, Any] = {"w": np.ones((2, 2)), "frozen": None, "b": [np.array([3.0, 4.0])]}
     got = fastclip.adaptive_clip(params, grads)
@@ -189,7 +189,7 @@ def test_params_and_grads_that_do_not_match(params: Any, grads: Any) -> None:
         fastclip.adaptive_clip(params, grads)
 
 
-def test_gradient_without_its_parameter() -> None:
+def test_gradient_without_a_parameter() -> None:
     with pytest.raises((ValueError, TypeError), match="param"):
         fastclip.adaptive_clip([None], [np.ones(3)])
 
@@ -218,7 +218,7 @@ def test_errors_name_the_argument_and_the_position() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_nonfinite_unit_is_nan_and_leaves_the_others_alone(bad: float) -> None:
+def test_nonfinite_unit_is_nan_and_does_not_affect_others(bad: float) -> None:
     parameter = np.full((3, 2), 100.0)
     gradient = np.array([[0.1, 0.1], [bad, 0.1], [0.1, 0.1]])
     got = np.asarray(fastclip.adaptive_clip([parameter], [gradient])[0])
@@ -243,10 +243,10 @@ def test_limit_of_zero_gives_zeros() -> None:
 OPTAX = """
 import sys
 import jax.numpy as jnp, numpy as np, optax
-given = np.load(sys.argv[1])
-count = int(given["count"])
-params = [jnp.asarray(given[f"p{i}"]) for i in range(count)]
-grads = [jnp.asarray(given[f"g{i}"]) for i in range(count)]
+arrays = np.load(sys.argv[1])
+count = int(arrays["count"])
+params = [jnp.asarray(arrays[f"p{i}"]) for i in range(count)]
+grads = [jnp.asarray(arrays[f"g{i}"]) for i in range(count)]
 results = {}
 for name, rule in {
     "rms": optax.clip_by_block_rms(0.5),
@@ -260,8 +260,8 @@ np.savez(sys.argv[2], **results)
 
 
 @pytest.mark.interop("optax")
-def test_same_as_optax(tmp_path: Path) -> None:
-    """In an interpreter of its own: JAX starts threads and warns when a process forks."""
+def test_agrees_with_optax(tmp_path: Path) -> None:
+    """optax runs in a fresh interpreter, because JAX starts threads and warns when a process forks."""
     rng = np.random.default_rng(3)
     shapes = SHAPES[1:]
     params = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
@@ -270,10 +270,10 @@ def test_same_as_optax(tmp_path: Path) -> None:
     named: dict[str, Any] = {f"p{i}": p for i, p in enumerate(params)} | {
         f"g{i}": g for i, g in enumerate(grads)
     }
-    given_file, results_file = tmp_path / "given.npz", tmp_path / "results.npz"
-    np.savez(given_file, count=np.array(len(shapes)), **named)
+    arrays_file, results_file = tmp_path / "arrays.npz", tmp_path / "results.npz"
+    np.savez(arrays_file, count=np.array(len(shapes)), **named)
     environment = {"JAX_PLATFORMS": "cpu"}
-    fresh_python.run(OPTAX, str(given_file), str(results_file), env=environment)
+    fresh_python.run(OPTAX, str(arrays_file), str(results_file), env=environment)
     expected = np.load(results_file)
     got = {
         "rms": fastclip.clip_by_block_rms(grads, 0.5),

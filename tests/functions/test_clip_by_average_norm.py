@@ -21,8 +21,8 @@ def test_signature() -> None:
     assert parameters["out"].kind is inspect.Parameter.KEYWORD_ONLY
 
 
-def test_divides_by_the_count_and_not_by_its_root() -> None:
-    # The norm is 4 and the average 0.25: what the root of 16 divides would be 1.
+def test_norm_is_divided_by_the_number_of_elements_and_not_by_its_root() -> None:
+    # The norm is 4 and the average norm 0.25; divided by the root of 16 it would be 1.
     array = np.ones(16, np.float32)
     assert oracle.same_bits(fastclip.clip_by_average_norm(array, 0.25), array)
     got = fastclip.clip_by_average_norm(array, 0.125)
@@ -63,7 +63,7 @@ def test_limit_of_a_wrong_type(limit: Any) -> None:
         fastclip.clip_by_average_norm(np.ones(3), limit)
 
 
-def test_limit_never_enlarges() -> None:
+def test_limit_with_more_dimensions_is_refused() -> None:
     limit: Any = np.ones((1, 3))
     with pytest.raises(ValueError, match="clip_norm"):
         fastclip.clip_by_average_norm(np.ones(3), limit)

@@ -1,4 +1,4 @@
-"""clip_by_global_norm: one scale for all arrays of a list."""
+"""clip_by_global_norm: one factor for all arrays of a list."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.strategies import PROPERTY, array_lists, finite_values, limit_facto
 
 
 def two_arrays(dtype: Any = np.float32) -> list[Any]:
-    """Norms 5 and 12: together 13."""
+    """Returns arrays of norms 5 and 12, whose global norm is 13."""
     return [np.array([3, 4], dtype), np.array([[0, 12]], dtype)]
 
 
@@ -71,7 +71,7 @@ def test_other_orders(arrays: list[Any], factor: float, ord: float) -> None:
     assume(not 0.999 < factor < 1.001)
     clipped, norm = fastclip.clip_by_global_norm(arrays, limit, ord=ord)
     oracle.assert_norm(norm, arrays, ord)
-    # The scale again, from the norm that came back, which other tests hold to the exact one.
+    # The expected factor is computed from the returned norm, which other tests compare with the exact norm.
     applied = oracle.scale(oracle.to_float(exact), limit)
     for got, array in zip(clipped, arrays, strict=True):
         unit = {"float16": 1e-3, "bfloat16": 8e-3, "float32": 3e-7, "complex64": 3e-7}
@@ -125,7 +125,7 @@ def test_small_and_large_arrays_together() -> None:
     [6.5, np.float64(6.5), np.float32(6.5), np.float16(6.5), np.array(6.5), np.array(6.5, "f4")],
     ids=repr,
 )
-def test_kinds_of_limits(limit: Any) -> None:
+def test_limit_may_be_any_kind_of_number(limit: Any) -> None:
     clipped, _ = fastclip.clip_by_global_norm(two_arrays(), limit)
     assert oracle.same_bits(clipped[0], np.array([1.5, 2], np.float32))
 
@@ -170,7 +170,7 @@ def test_negative_zero_as_limit_gives_zeros() -> None:
     [26.0, np.float32(26), np.float64(26), np.array(26.0), np.array(26, "f4"), 26],
     ids=repr,
 )
-def test_use_norm_skips_the_reduction_and_is_returned_as_given(use_norm: Any) -> None:
+def test_use_norm_replaces_the_computed_norm_and_is_returned_unchanged(use_norm: Any) -> None:
     clipped, norm = fastclip.clip_by_global_norm(two_arrays(), 13.0, use_norm)
     assert type(norm) is type(use_norm)
     assert np.asarray(norm).dtype == np.asarray(use_norm).dtype
@@ -192,8 +192,8 @@ def test_use_norm_skips_the_reduction_and_is_returned_as_given(use_norm: Any) ->
         (7.0, 7.1),
     ],
 )
-def test_products_with_a_known_scale(dtype: np.dtype[Any], limit: float, use_norm: float) -> None:
-    """The scale is known to the last bit, and so is every output (unless it is no normal float64)."""
+def test_products_with_the_factor_of_use_norm(dtype: np.dtype[Any], limit: float, use_norm: float) -> None:
+    """Every output is exact to the last bit, unless the factor is no normal float64."""
     for seed, kind in enumerate(("normal", "wide", "huge", "tiny")):
         array = finite_values(np.random.default_rng(seed), (257,), dtype, kind)
         clipped, _ = fastclip.clip_by_global_norm([array], limit, use_norm)
@@ -212,7 +212,7 @@ def test_use_norm_within_the_limit_changes_no_bit(dtype: np.dtype[Any], use_norm
     assert norm == use_norm
 
 
-def test_use_norm_leaves_nan_elements_where_they_are() -> None:
+def test_use_norm_does_not_spread_nan_elements() -> None:
     array = np.array([np.nan, 4.0, np.inf], np.float32)
     clipped, _ = fastclip.clip_by_global_norm([array], 1.0, use_norm=2.0)
     np.testing.assert_array_equal(clipped[0], np.array([np.nan, 2.0, np.inf], np.float32))
@@ -251,7 +251,7 @@ def test_use_norm_together_with_norms() -> None:
         fastclip.clip_by_global_norm(two_arrays(), 1.0, 13.0, norms=np.zeros(2))
 
 
-def test_use_norm_still_checks_the_arrays() -> None:
+def test_arrays_are_checked_with_use_norm() -> None:
     with pytest.raises(TypeError, match=r"t_list\[1\]"):
         fastclip.clip_by_global_norm([np.ones(2), np.ones(2, np.int32)], 1.0, 13.0)
 

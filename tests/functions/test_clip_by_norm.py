@@ -41,7 +41,7 @@ def test_any_array(array: Any, factor: float, ord: float) -> None:
     before = array.copy()
     got = fastclip.clip_by_norm(array, limit, ord=ord)
     if array.dtype.kind == "c" and ord != 2 and 0.999 < factor < 1.001:
-        return  # the oracle's moduli are rounded too
+        return  # the oracle rounds the moduli
     oracle.assert_clipped([got], [array], exact, limit)
     assert oracle.same_bits(array, before)
 
@@ -54,7 +54,7 @@ def test_other_orders(dtype: np.dtype[Any], ord: float) -> None:
     limit = exact * 0.37
     got = np.asarray(fastclip.clip_by_norm(array, limit, ord=ord))
     assert got.dtype == dtype
-    # The power is rounded, so the scale is known to 1e-12 only.
+    # The power is rounded, so the factor has a relative error of up to 1e-12.
     unit = {"float16": 1e-3, "bfloat16": 8e-3, "float32": 1e-6, "complex64": 1e-6}
     np.testing.assert_allclose(
         oracle.float64_parts(got),
@@ -161,7 +161,7 @@ def test_limit_broadcasts(dtype: np.dtype[Any], shape: tuple[int, ...], axes: An
     oracle.assert_clipped_by_norm(got, array, limit, axes)
 
 
-def test_limit_per_row_mixes_clipped_and_kept_rows() -> None:
+def test_limit_per_row_clips_some_rows_and_keeps_others() -> None:
     array = np.array([[3, 4], [3, 4], [3, 4], [3, 4], [3, 4]], np.float32)
     limits = np.array([[5.0], [1.0], [0.0], [np.inf], [-1.0]])
     got = fastclip.clip_by_norm(array, limits, axes=1)
@@ -174,7 +174,9 @@ def test_limit_per_row_mixes_clipped_and_kept_rows() -> None:
     [((), (1,)), ((3,), (1, 3)), ((1, 3), (2, 3)), ((1, 3), (2, 1)), ((2, 3), (1, 2, 3))],
     ids=str,
 )
-def test_limit_never_enlarges(shape: tuple[int, ...], limit_shape: tuple[int, ...]) -> None:
+def test_limit_that_would_enlarge_the_result_is_refused(
+    shape: tuple[int, ...], limit_shape: tuple[int, ...]
+) -> None:
     with pytest.raises(ValueError, match="clip_norm"):
         fastclip.clip_by_norm(np.ones(shape), np.ones(limit_shape))
 
@@ -186,7 +188,7 @@ def test_limit_that_does_not_broadcast() -> None:
 
 @EVERY_FLOAT
 @pytest.mark.parametrize("limit", [-1.0, -np.inf, -5], ids=repr)
-def test_negative_limit_counts_as_zero(dtype: np.dtype[Any], limit: float) -> None:
+def test_negative_limit_is_treated_as_zero(dtype: np.dtype[Any], limit: float) -> None:
     array = finite_values(np.random.default_rng(7), (33,), dtype)
     got = np.asarray(fastclip.clip_by_norm(array, limit))
     assert got.dtype == dtype
@@ -207,7 +209,7 @@ def test_limit_of_a_wrong_type(limit: Any) -> None:
 
 
 @pytest.mark.parametrize("limit", [1, np.float32(1), np.array(1.0), np.int8(1), np.float16(1)], ids=repr)
-def test_kinds_of_scalar_limits(limit: Any) -> None:
+def test_limit_may_be_any_kind_of_number(limit: Any) -> None:
     got = fastclip.clip_by_norm(np.array([3.0, 4.0]), limit)
     np.testing.assert_allclose(got, [0.6, 0.8], rtol=1e-14)
 
@@ -245,7 +247,7 @@ def test_order_of_a_wrong_type(ord: Any) -> None:
         (np.array([3 - 0j, 4j]), 1.0),
     ],
 )
-def test_a_bound_for_each_element_scales_as_one_for_all(array: np.ndarray, bound: float) -> None:
+def test_equal_bounds_of_every_element_have_the_bits_of_one_bound(array: np.ndarray, bound: float) -> None:
     bounds = np.full(array.shape, bound)
     expected = fastclip.clip_by_norm(array, bound)
     got = fastclip.clip_by_norm(array, bounds)

@@ -17,7 +17,7 @@ from support.strategies import LAYOUTS, PROPERTY, arrays, finite_values, laid_ou
 
 
 def assert_equal(got: Any, expected: Any) -> None:
-    """Equal in dtype, shape and value; NaN equals NaN, and 0 equals -0."""
+    """Checks dtype, shape and values; NaN equals NaN, and 0 equals -0."""
     got, expected = np.asarray(got), np.asarray(expected)
     assert got.dtype == expected.dtype
     assert got.shape == expected.shape
@@ -51,7 +51,7 @@ def test_scalar_bounds_on_any_array(array: Any, bounds: tuple[float, float]) -> 
 
 @PROPERTY
 @given(array=nonfinite_arrays(REAL_DTYPES), bounds=st.tuples(*[st.floats(-3, 3)] * 2))
-def test_nan_stays_and_infinities_are_clipped(array: Any, bounds: tuple[float, float]) -> None:
+def test_nan_is_kept_and_infinities_are_clipped(array: Any, bounds: tuple[float, float]) -> None:
     got = fastclip.clip_by_value(array, *bounds)
     assert_equal(got, oracle.clip_by_value(array, *bounds))
     nan = np.isnan(oracle.float64_parts(array))
@@ -147,7 +147,9 @@ def test_bounds_of_any_layout_are_cast_to_the_dtype(array: Any, low: Any, high: 
     [((), (1,)), ((3,), (1, 3)), ((1, 3), (2, 3)), ((2, 3), (1, 2, 3)), ((0, 3), (1, 1, 3))],
     ids=str,
 )
-def test_bounds_never_enlarge(shape: tuple[int, ...], bound_shape: tuple[int, ...]) -> None:
+def test_bounds_that_would_enlarge_the_result_are_refused(
+    shape: tuple[int, ...], bound_shape: tuple[int, ...]
+) -> None:
     array, bound = np.ones(shape, np.float32), np.zeros(bound_shape, np.float32)
     with pytest.raises(ValueError, match="clip_value_min"):
         fastclip.clip_by_value(array, bound, 1.0)
@@ -231,6 +233,6 @@ def test_large_array_in_parallel() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["abc", None, object(), {"a": 1}], ids=repr)
-def test_what_is_no_array_is_a_type_error(wrong: Any) -> None:
+def test_argument_that_is_no_array_is_a_type_error(wrong: Any) -> None:
     with pytest.raises(TypeError, match=r"\bt\b"):
         fastclip.clip_by_value(wrong, 0.0, 1.0)

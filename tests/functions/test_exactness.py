@@ -1,4 +1,4 @@
-"""What the numbers promise: exact norms, products rounded once, and no bit changed without need."""
+"""Accuracy: norms within their error bounds, products rounded once, unclipped elements bit for bit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS = pytest.mark.parametrize("kind", ["normal", "wide", "tiny", "huge", "cons
 
 
 def largest(dtype: np.dtype[Any]) -> float:
-    """The largest finite part."""
+    """Returns the largest finite real of a dtype."""
     return {
         "float16": 65504.0,
         "bfloat16": float(np.float32(3.3895314e38)),
@@ -46,7 +46,7 @@ def test_norm_of_a_narrow_array_is_within_one_ulp(dtype: np.dtype[Any], kind: st
 
 @EVERY_NARROW
 def test_millions_of_equal_elements(dtype: np.dtype[Any]) -> None:
-    """Where a float32 sum stops growing."""
+    """A float32 sum of so many squares would stop growing."""
     array = np.full(4_000_003, 0.1, dtype)
     value = Fraction(float(array[0].real))
     exact = oracle.square_root(4_000_003 * value * value)
@@ -89,7 +89,7 @@ def test_pythagorean_triples_are_exact() -> None:
 
 @pytest.mark.parametrize("magnitude", [1e308, 1e200, 1e155, 1e-155, 1e-162, 1e-200, 1e-308])
 @EVERY_DOUBLE
-def test_squares_beyond_the_range(dtype: str, magnitude: float) -> None:
+def test_elements_whose_squares_overflow_or_underflow(dtype: str, magnitude: float) -> None:
     for count in (1, 2, 3):
         array = np.full(count, magnitude, dtype)
         oracle.assert_norm(fastclip.global_norm([array]), [array])
@@ -110,12 +110,11 @@ def test_denormal_norms(dtype: str, magnitude: float) -> None:
         )
 
 
-def test_far_apart_magnitudes() -> None:
-    """In one array, across arrays, in any order."""
+def test_magnitudes_far_apart_within_and_across_arrays() -> None:
     values = [1e308, 1e-320, 1.0, 1e-160, 1e160]
     array = np.array(values)
-    apart = [np.array([value]) for value in values]
-    for arrays in ([array], [array[::-1]], apart, apart[::-1]):
+    separate = [np.array([value]) for value in values]
+    for arrays in ([array], [array[::-1]], separate, separate[::-1]):
         oracle.assert_norm(fastclip.global_norm(arrays), arrays)
     small = [np.array([value]) for value in (1e-320, 3e-170, 1e-160, 2e-161)]
     for arrays in (small, small[::-1], [np.concatenate(small)]):
@@ -138,8 +137,8 @@ def test_clipping_at_the_edges_of_the_range(dtype: str) -> None:
         oracle.assert_clipped(clipped, [array], exact, limit)
 
 
-def test_norm_that_float64_cannot_hold_is_infinite_and_the_outputs_are_right() -> None:
-    """No input is NaN or infinite, so that no policy for those applies."""
+def test_norm_above_float64_is_infinite_and_the_outputs_are_correct() -> None:
+    """All inputs are finite, so that the policies for NaN and infinity do not apply."""
     array = np.array([1e308, -1e308, 1e308, 1.7e308])
     exact = oracle.norm([array])
     assert exact > oracle.FLOAT64_MAX
@@ -165,15 +164,15 @@ def test_float32_overflow_of_finite_elements_gives_a_float64_norm(dtype: np.dtyp
     oracle.assert_norm(norm, [array])
     oracle.assert_norm(fastclip.global_norm([array]), [array])
     oracle.assert_clipped(clipped, [array], exact, 1.0)
-    # The largest float32 itself is a norm that float32 holds.
+    # A norm equal to the largest float32 is returned as float32.
     alone = np.array([largest(dtype)], dtype)
     assert isinstance(fastclip.global_norm([alone]), np.float32)
 
 
 @EVERY_NARROW
 @pytest.mark.parametrize("limit", [1e-44, 1e-40, 1e-38, 1e-30])
-def test_scales_below_the_normal_range_of_float32(dtype: np.dtype[Any], limit: float) -> None:
-    """A float32 scale would be denormal, and the outputs off by much more than a rounding."""
+def test_factors_below_the_normal_range_of_float32(dtype: np.dtype[Any], limit: float) -> None:
+    """A float32 factor would be denormal, and the errors of the outputs much larger than a rounding error."""
     array = finite_values(np.random.default_rng(2), (200,), dtype, "huge")
     exact = oracle.norm([array])
     clipped, _ = fastclip.clip_by_global_norm([array], limit)
@@ -183,7 +182,7 @@ def test_scales_below_the_normal_range_of_float32(dtype: np.dtype[Any], limit: f
 
 @EVERY_NARROW
 def test_denormal_elements_of_narrow_dtypes_are_kept(dtype: np.dtype[Any]) -> None:
-    """No flushing to zero: neither when squared nor when scaled."""
+    """They are flushed to zero neither when they are squared nor when they are scaled."""
     array = finite_values(np.random.default_rng(3), (501,), dtype, "tiny")
     exact = oracle.norm([array])
     limit = oracle.to_float(exact) / 2
@@ -204,8 +203,8 @@ def test_type_of_the_norm(dtype: np.dtype[Any]) -> None:
     assert type(fastclip.global_norm([array])) is expected
     assert type(fastclip.clip_by_global_norm([array], 1.0)[1]) is expected
     assert type(fastclip.clip_by_global_norm([array], 9.0)[1]) is expected
-    wide = [np.ones(1, np.float16), None, array, np.ones(1, BFLOAT16)]
-    assert type(fastclip.global_norm(wide)) is expected
+    mixed = [np.ones(1, np.float16), None, array, np.ones(1, BFLOAT16)]
+    assert type(fastclip.global_norm(mixed)) is expected
 
 
 # --- the outputs --------------------------------------------------------------------------------
@@ -213,7 +212,7 @@ def test_type_of_the_norm(dtype: np.dtype[Any]) -> None:
 
 @EVERY_FLOAT
 @KINDS
-def test_not_clipped_keeps_every_bit(dtype: np.dtype[Any], kind: str) -> None:
+def test_arrays_within_the_limit_keep_every_bit(dtype: np.dtype[Any], kind: str) -> None:
     array = finite_values(np.random.default_rng(4), (777,), dtype, kind)
     array[::9] = -0.0
     limit = max(oracle.to_float(oracle.norm([array])) * 1.0001, 1e-300)
@@ -234,7 +233,7 @@ def test_norm_equal_to_the_limit_is_not_clipped(dtype: np.dtype[Any]) -> None:
 
 @EVERY_REAL
 def test_products_are_rounded_to_nearest_even(dtype: np.dtype[Any]) -> None:
-    """Every significand of the narrow dtypes (and many of the wide ones), by many scales."""
+    """Every value of the 16-bit dtypes, and many of the wider ones, times several factors."""
     if dtype.itemsize == 2:
         array = np.arange(0x10000, dtype=np.uint32).astype(np.uint16).view(dtype)
         array = np.asarray(array[np.isfinite(oracle.float64_parts(array))])
@@ -246,7 +245,7 @@ def test_products_are_rounded_to_nearest_even(dtype: np.dtype[Any]) -> None:
 
 
 @pytest.mark.parametrize("dtype", COMPLEX_DTYPES, ids=dtype_id)
-def test_parts_of_complex_elements_are_rounded_each(dtype: np.dtype[Any]) -> None:
+def test_real_and_imaginary_parts_are_rounded_separately(dtype: np.dtype[Any]) -> None:
     array = finite_values(np.random.default_rng(6), (3001,), dtype, "wide")
     clipped, _ = fastclip.clip_by_global_norm([array], 0.3, 0.7)
     got = np.asarray(clipped[0])
@@ -254,17 +253,17 @@ def test_parts_of_complex_elements_are_rounded_each(dtype: np.dtype[Any]) -> Non
     assert oracle.same_bits(got.imag, oracle.scaled(array.imag, 0.3 / 0.7))
 
 
-def test_float16_is_not_multiplied_by_a_float16_scale() -> None:
+def test_float16_is_multiplied_by_a_factor_of_more_than_float16_precision() -> None:
     array = np.array([1000.0, 2047.0, 3.0, 65504.0], np.float16)
     clipped, _ = fastclip.clip_by_global_norm([array], 1.0, use_norm=3.0)
-    with_float16_scale = array * np.float16(1 / 3)
+    with_float16_factor = array * np.float16(1 / 3)
     exact = np.float16(array.astype(np.float64) * float(np.float32(1 / 3)))
-    assert not oracle.same_bits(with_float16_scale, exact)
+    assert not oracle.same_bits(with_float16_factor, exact)
     assert oracle.same_bits(clipped[0], exact)
 
 
 def test_float16_product_is_rounded_once() -> None:
-    """Through float32, some of these products land on the wrong neighbour."""
+    """Rounded to float32 first, some of these products are rounded to the wrong float16."""
     array = np.arange(1, 2049, dtype=np.float16)
     differing = 0
     for limit in np.linspace(0.3, 0.999, 400):
@@ -278,7 +277,7 @@ def test_float16_product_is_rounded_once() -> None:
 
 
 @EVERY_FLOAT
-def test_zero_norm_is_unchanged(dtype: np.dtype[Any]) -> None:
+def test_zeros_are_unchanged(dtype: np.dtype[Any]) -> None:
     array = np.zeros(9, dtype)
     array[::2] = -0.0
     for limit in (1.0, 1e-300, np.inf):
@@ -310,8 +309,7 @@ def test_infinite_limit_changes_nothing(dtype: np.dtype[Any]) -> None:
     assert oracle.same_bits(fastclip.clip_by_average_norm(array, np.inf), array)
 
 
-def test_tiny_limit_for_float32_is_not_lost() -> None:
-    """The limit is no float32; the outputs are."""
+def test_limit_below_float32_has_outputs_within_float32() -> None:
     array = np.array([3e30, 4e30], np.float32)
     got = fastclip.clip_by_norm(array, 5e-44)
     exact = oracle.norm([array])

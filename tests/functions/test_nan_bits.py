@@ -1,4 +1,4 @@
-"""NaNs have the same bits on every SIMD level and for any number of threads."""
+"""NaNs have the same bits at every SIMD level and for any number of threads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import fastclip
 from support import simd_levels
 
-#: Results over random bit patterns, many of which are NaNs, as digests by name.
+#: Prints digests of results for random bit patterns, many of which are NaNs.
 DIGESTS = """
 import hashlib, json, warnings
 import ml_dtypes
@@ -81,14 +81,14 @@ def test_nans_have_the_same_bits(level: str, threads: str, expected_digests: dic
     simd_levels.assert_same_digests(DIGESTS, expected_digests, level, threads)
 
 
-def test_a_nan_that_is_computed_is_quiet_positive_and_without_payload() -> None:
+def test_computed_nans_are_quiet_positive_and_without_payload() -> None:
     x = np.array([1.0, -np.nan, np.inf], np.float32)
     (clipped,), norm = fastclip.clip_by_global_norm([x], 1.0)
     assert clipped.view(np.uint32).tolist() == [0x7FC00000] * 3
     assert np.asarray(norm, np.float32).view(np.uint32) == 0x7FC00000
 
 
-def test_a_nan_that_is_only_clamped_keeps_its_bits() -> None:
+def test_clip_by_value_keeps_the_bits_of_nans() -> None:
     bits = np.array([0x7E01, 0xFE02, 0x7C03, 0xFC04, 0x3C00], np.uint16)
     clamped = fastclip.clip_by_value(bits.view(np.float16), -0.5, 0.5)
     assert clamped.view(np.uint16).tolist() == [0x7E01, 0xFE02, 0x7C03, 0xFC04, 0x3800]

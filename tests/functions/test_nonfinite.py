@@ -1,4 +1,4 @@
-"""NaN and infinities among the inputs: what each policy gives."""
+"""NaN and infinite inputs, with each policy of ``on_nonfinite``."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_propagate_fills_every_output_with_nan(good: list[Any], bad: Any, limit:
 
 @PROPERTY
 @given(good=array_lists(kinds=["normal", "tiny"]), bad=nonfinite_arrays(), limit=LIMITS, ord=ORDERS)
-def test_zero_gives_zeros(good: list[Any], bad: Any, limit: float, ord: float) -> None:
+def test_zero_fills_every_output_with_zeros(good: list[Any], bad: Any, limit: float, ord: float) -> None:
     arrays = [bad, *good]
     clipped, norm = fastclip.clip_by_global_norm(arrays, limit, ord=ord, on_nonfinite="zero")
     assert not np.isfinite(norm)
@@ -75,9 +75,7 @@ def test_raise_names_the_entry_and_writes_nothing(
 @pytest.mark.parametrize("policy", ["propagate", "raise", "zero"])
 @PROPERTY
 @given(arrays=array_lists(), factor=st.sampled_from([0.5, 2.0]))
-def test_finite_arrays_are_clipped_alike_by_every_policy(
-    policy: Any, arrays: list[Any], factor: float
-) -> None:
+def test_finite_arrays_are_clipped_with_every_policy(policy: Any, arrays: list[Any], factor: float) -> None:
     exact = oracle.norm(arrays)
     limit = oracle.to_float(exact) * factor
     clipped, norm = fastclip.clip_by_global_norm(arrays, limit, on_nonfinite=policy)
@@ -122,12 +120,12 @@ def test_value_and_type_of_the_nonfinite_norm(dtype: np.dtype[Any]) -> None:
         assert norm == math.inf
 
 
-def test_tensor_norms_keep_the_good_apart_from_the_bad() -> None:
+def test_tensor_norms_are_nonfinite_for_nonfinite_tensors_only() -> None:
     arrays = [np.array([3.0, 4.0]), np.array([np.nan]), np.array([np.inf]), np.zeros(2)]
     np.testing.assert_array_equal(fastclip.tensor_norms(arrays), [5, np.nan, np.inf, 0])
 
 
-def test_error_names_every_bad_entry_by_its_place() -> None:
+def test_error_names_every_nonfinite_entry() -> None:
     good, bad = np.ones(2, np.float32), np.array([1, np.nan], np.float32)
     with pytest.raises(fastclip.NonFiniteError) as caught:
         fastclip.clip_by_global_norm([good, bad, None, good, bad], 1.0, on_nonfinite="raise")
@@ -143,7 +141,7 @@ def test_error_names_every_bad_entry_by_its_place() -> None:
     assert "'b'" not in str(caught.value)
 
 
-def test_message_stays_readable_for_thousands_of_bad_entries() -> None:
+def test_message_for_thousands_of_nonfinite_entries_is_short() -> None:
     arrays = [np.array([np.nan])] * 5000
     with pytest.raises(fastclip.NonFiniteError) as caught:
         fastclip.clip_by_global_norm(arrays, 1.0, on_nonfinite="raise")
@@ -156,7 +154,7 @@ def test_error_is_an_arithmetic_error() -> None:
 
 
 @pytest.mark.parametrize("limit", [0.0, 1.0, np.inf])
-def test_raise_checks_whatever_the_limit(limit: float) -> None:
+def test_raise_checks_the_arrays_for_every_limit(limit: float) -> None:
     arrays = [np.ones(3), np.array([np.inf])]
     with pytest.raises(fastclip.NonFiniteError):
         fastclip.clip_by_global_norm(arrays, limit, on_nonfinite="raise")
@@ -170,8 +168,8 @@ def test_in_place() -> None:
     assert not any(array.any() for array in arrays)
 
 
-def test_large_finite_elements_are_not_taken_for_infinite() -> None:
-    """A square that overflows, and a product of two, are no reason to propagate."""
+def test_large_finite_elements_are_no_infinities() -> None:
+    """Squares and products that overflow do not make the outputs NaN."""
     for dtype, value in [("f2", 65504), ("f4", 3e38), ("f8", 1e308), ("c8", 3e38), ("c16", 1e308)]:
         array = np.array([value, 0, -value / 4], dtype)
         clipped, norm = fastclip.clip_by_global_norm([array], 1.0, on_nonfinite="raise")
@@ -196,24 +194,24 @@ def test_single_array_functions_propagate(bad: Any, limit: float) -> None:
 @BAD
 @pytest.mark.parametrize("axes", [0, 1, 2, (0, 1), (1, 2), (0, 2)], ids=repr)
 @pytest.mark.parametrize("layout", WRITABLE_LAYOUTS)
-def test_along_axes_each_slice_is_on_its_own(
+def test_nonfinite_element_affects_its_slice_along_axes_only(
     dtype: np.dtype[Any], bad: float, axes: Any, layout: str
 ) -> None:
     values = finite_values(np.random.default_rng(1), (4, 5, 6), dtype)
     values[1, 2, 3] = bad
     array = laid_out(values, layout)
     got = np.asarray(fastclip.clip_by_norm(array, 0.8, axes))
-    struck = 0
+    nonfinite = 0
     for index in oracle.slices_along(array.shape, axes):
         if np.isfinite(oracle.float64_parts(array[index])).all():
             oracle.assert_clipped([got[index]], [array[index]], oracle.norm([array[index]]), 0.8)
         else:
             assert oracle.all_nan(got[index])
-            struck += 1
-    assert struck == 1
+            nonfinite += 1
+    assert nonfinite == 1
 
 
-def test_no_axes_means_each_element_is_on_its_own() -> None:
+def test_nonfinite_element_affects_only_itself_without_axes() -> None:
     array = np.array([3.0, np.nan, -0.5, np.inf])
     got = fastclip.clip_by_norm(array, 1.0, axes=())
     np.testing.assert_array_equal(got, [1.0, np.nan, -0.5, np.nan])

@@ -21,15 +21,14 @@ ORDERS = (0.5, 1, 1.5, 2, 2.0, 3, 7.25, 20, math.inf)
 
 
 def assert_tensor_norms(got: Any, arrays: list[Any], ord: float = 2) -> None:
-    """A vector with the norm of each array, in the dtype that all of them call for."""
+    """Checks that ``got`` is a vector of the arrays' norms, float64 if one of the arrays requires it."""
     exact = [oracle.norm([array], ord) for array in arrays]
-    wide = any(oracle.norm_dtype([a], e) == np.float64 for a, e in zip(arrays, exact, strict=True))
+    is_float64 = any(oracle.norm_dtype([a], e) == np.float64 for a, e in zip(arrays, exact, strict=True))
     assert isinstance(got, np.ndarray)
     assert got.shape == (len(arrays),)
-    assert got.dtype == (np.float64 if wide else np.float32)
-    for value, array, norm in zip(got, arrays, exact, strict=True):
-        # A float64 result is exact to 1e-14 for narrow arrays as well.
-        del array
+    assert got.dtype == (np.float64 if is_float64 else np.float32)
+    # In a float64 result the norms of narrow arrays are exact to 1e-14 too.
+    for value, norm in zip(got, exact, strict=True):
         oracle.assert_norm_value(value, norm, got.dtype, ord)
 
 
@@ -73,7 +72,7 @@ def test_long_vectors(dtype: np.dtype[Any], ord: float) -> None:
 
 
 @EVERY_FLOAT
-def test_largest_modulus_is_found_wherever_it_is(dtype: np.dtype[Any]) -> None:
+def test_infinite_order_finds_the_largest_modulus_at_any_index(dtype: np.dtype[Any]) -> None:
     for place in range(0, 70):
         array = np.ones(70, dtype)
         array[place] = -9
@@ -92,7 +91,7 @@ def test_powers_beyond_the_range_of_float64(scale: float, ord: float) -> None:
 @pytest.mark.parametrize("count", [1, 2, 7])
 @pytest.mark.parametrize("dtype", ["f8", "c16"])
 def test_extreme_orders(ord: float, magnitude: float, count: int, dtype: str) -> None:
-    """Of equal elements, so that the norm is ``magnitude * count**(1/ord)``; infinite if that is."""
+    """All elements are equal, so that the norm is ``magnitude * count**(1/ord)``, infinite above float64."""
     norm = fastclip.global_norm([np.full(count, magnitude, dtype)], ord=ord)
     logarithm = math.log10(count) / ord + math.log10(magnitude)
     if logarithm > 308.3:
@@ -129,7 +128,7 @@ def test_nothing_has_norm_zero_in_float32(nothing: Any) -> None:
     assert norms.dtype == np.float32
 
 
-def test_empty_arrays_count_for_the_dtype_only() -> None:
+def test_empty_arrays_determine_the_dtype_of_the_norm() -> None:
     assert isinstance(fastclip.global_norm([np.zeros(0), np.ones(1, np.float32)]), np.float64)
     assert isinstance(fastclip.global_norm([np.zeros((3, 0), np.float16)]), np.float32)
 
@@ -144,7 +143,7 @@ def test_tensor_norms_are_float32_unless_one_is_too_large(dtype: np.dtype[Any]) 
     arrays = [np.ones(4, dtype), np.full(9, 2, dtype)]
     assert fastclip.tensor_norms(arrays).dtype == np.float32
     if dtype == np.float16:
-        return  # no array of float16 that a test can hold is too large
+        return  # a float16 array with such a norm does not fit in memory
     arrays[0] = np.full(4, 3e38, dtype)
     assert_tensor_norms(fastclip.tensor_norms(arrays), arrays)
     assert fastclip.tensor_norms(arrays).dtype == np.float64
@@ -164,7 +163,7 @@ def test_order_of_a_wrong_type(function: Any, ord: Any) -> None:
         function([np.ones(2)], ord=ord)
 
 
-def test_kinds_of_orders() -> None:
+def test_order_may_be_any_kind_of_number() -> None:
     array = np.array([3.0, 4.0])
     orders: list[Any] = [np.float64(1), np.int8(1), np.float32(1), 1]
     for ord in orders:
@@ -176,7 +175,7 @@ def test_kinds_of_orders() -> None:
 
 @PROPERTY
 @given(arrays=array_lists(), ord=st.sampled_from([1, 2, math.inf]), limit=st.floats(0, 10))
-def test_norms_are_filled_in_the_same_pass(arrays: list[Any], ord: float, limit: float) -> None:
+def test_norms_are_those_of_tensor_norms(arrays: list[Any], ord: float, limit: float) -> None:
     exact = [oracle.norm([array], ord) for array in arrays]
     assume(oracle.norm(arrays, ord) <= oracle.FLOAT64_MAX)
     assume(ord in (2, math.inf) or not any(oracle.has_denormal_moduli([array]) for array in arrays))
@@ -254,7 +253,7 @@ def test_norms_are_not_written_by_a_call_that_fails() -> None:
 
 
 @pytest.mark.parametrize("ord", [1e-6, 8e-4])
-def test_an_order_whose_norm_is_beyond_float64_is_not_taken_for_nan(ord: float) -> None:
+def test_norm_above_float64_is_infinite_and_not_nan(ord: float) -> None:
     array = np.array([3.0, 4.0])
     clipped, norm = fastclip.clip_by_global_norm([array], 1.0, ord=ord, on_nonfinite="raise")
     assert norm == np.inf

@@ -1,4 +1,4 @@
-"""Norms of very small and very large orders, on one process and over several, against decimal arithmetic."""
+"""Norms of very small and very large orders, of one rank and of several, compared with decimal arithmetic."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_allreduce import on_every_rank
 
 import fastclip
+from support.ranks import on_every_rank
 
 ORDERS = (5e-324, 1e-310, 1e-300, 1e-3, 0.01, 0.1, 0.5, 0.9, 1.5, 3, 64, 65, 1e3, 1e6, 1e20, 1e300)
 LARGEST_ORDER = sys.float_info.max
@@ -30,7 +30,7 @@ TENSORS: dict[str, list[float]] = {
 
 
 def exact_norm(values: list[float], order: float) -> float:
-    """The norm, infinite where it is beyond float64."""
+    """Returns the norm rounded to float64, infinity if it is larger than any float64."""
     with localcontext(DECIMAL):
         sizes = [abs(Decimal(value)) for value in values if value != 0.0]
         if not sizes:
@@ -54,7 +54,7 @@ def assert_near(got: Any, want: float, order: float) -> None:
 
 @pytest.mark.parametrize("name", TENSORS)
 @pytest.mark.parametrize("ord", [*ORDERS, LARGEST_ORDER])
-def test_every_order_has_its_limit(ord: float, name: str) -> None:
+def test_norm_of_every_order(ord: float, name: str) -> None:
     x = np.array(TENSORS[name])
     want = exact_norm(TENSORS[name], ord)
     assert_near(fastclip.global_norm([x], ord=ord), want, ord)
@@ -63,7 +63,7 @@ def test_every_order_has_its_limit(ord: float, name: str) -> None:
 
 
 @pytest.mark.parametrize("ord", [1e20, 1e300, LARGEST_ORDER])
-def test_a_very_large_order_clips_as_infinity_does(ord: float) -> None:
+def test_very_large_order_clips_like_infinity(ord: float) -> None:
     x = np.array([3.0, -4.0, 1.0], np.float32)
     (clipped,), norm = fastclip.clip_by_global_norm([x], 1.0, ord=ord)
     (want,), largest = fastclip.clip_by_global_norm([x], 1.0, ord=math.inf)
@@ -72,7 +72,7 @@ def test_a_very_large_order_clips_as_infinity_does(ord: float) -> None:
 
 
 @pytest.mark.parametrize("ord", [5e-324, 1e-300, 1e-4])
-def test_a_norm_beyond_float64_clips_finite_elements_to_zero(ord: float) -> None:
+def test_norm_above_float64_clips_finite_elements_to_zero(ord: float) -> None:
     x = np.array([3.0, -4.0, 1.0])
     (clipped,), norm = fastclip.clip_by_global_norm([x], 1.0, ord=ord, on_nonfinite="raise")
     assert norm == math.inf
@@ -81,7 +81,7 @@ def test_a_norm_beyond_float64_clips_finite_elements_to_zero(ord: float) -> None
 
 @pytest.mark.parametrize("ord", [1 / 64, 0.02, 0.1, 0.5, 0.9, 3, 64])
 @pytest.mark.parametrize("names", [("far apart", "one element"), ("small", "zero"), ("large", "empty")])
-def test_ranks_agree_on_the_norm_of_all_in_small_orders(names: tuple[str, str], ord: float) -> None:
+def test_norm_of_several_ranks_in_small_and_large_orders(names: tuple[str, str], ord: float) -> None:
     per_rank = [[np.array(TENSORS[name])] for name in names]
     want = exact_norm([value for name in names for value in TENSORS[name]], ord)
     for norm in on_every_rank(per_rank, lambda a, comm: fastclip.global_norm(a, ord=ord, comm=comm)):
@@ -89,7 +89,7 @@ def test_ranks_agree_on_the_norm_of_all_in_small_orders(names: tuple[str, str], 
         assert_near(norm, want, ord / 4)
 
 
-def test_ranks_clip_by_a_norm_beyond_float64() -> None:
+def test_several_ranks_clip_by_a_norm_above_float64() -> None:
     per_rank = [[np.full(1000, 1e300)], [np.full(2000, 1e300)]]
     clip = lambda a, comm: fastclip.clip_by_global_norm(  # noqa: E731
         a, 1e300, ord=1 / 64, comm=comm, on_nonfinite="raise"
@@ -104,10 +104,10 @@ def test_ranks_clip_by_a_norm_beyond_float64() -> None:
 
 
 @pytest.mark.parametrize("ord", [1e-300, 0.015, 64.5, 1e20])
-def test_an_order_that_does_not_travel_is_refused_before_any_exchange(ord: float) -> None:
+def test_order_that_ranks_cannot_exchange_is_refused_before_any_exchange(ord: float) -> None:
     class Comm:
         def allreduce(self, values: Any) -> Any:
-            raise AssertionError("nothing is exchanged")
+            raise AssertionError("allreduce was called")
 
     with pytest.raises(ValueError, match=r"ord is .*from 1/64 to 64"):
         fastclip.global_norm([np.ones(2)], ord=ord, comm=Comm())

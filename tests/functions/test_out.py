@@ -1,4 +1,4 @@
-"""``out=``: what may be written, what must not be, and that a failing call writes nothing."""
+"""``out=``: outputs that are accepted or refused, and calls that raise before they write."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from support.strategies import (
     read_only,
 )
 
-#: The functions of one array, as calls with ``t`` and ``out`` left open; each changes the array.
+#: The functions of one array, as callables of ``t`` and ``out``; each clips.
 SINGLE: dict[str, Callable[..., Any]] = {
     "value": lambda t, **out: fastclip.clip_by_value(t, -0.25, 0.25, **out),
     "norm": lambda t, **out: fastclip.clip_by_norm(t, 0.5, **out),
@@ -35,7 +35,7 @@ SINGLE: dict[str, Callable[..., Any]] = {
 }
 EVERY_SINGLE = pytest.mark.parametrize("call", SINGLE.values(), ids=SINGLE.keys())
 
-#: The functions of a list, likewise.
+#: The functions of a list of arrays, likewise.
 LISTED: dict[str, Callable[..., Any]] = {
     "global_norm": lambda t, **out: fastclip.clip_by_global_norm(t, 0.5, **out)[0],
     "use_norm": lambda t, **out: fastclip.clip_by_global_norm(t, 0.5, 4.0, **out)[0],
@@ -53,7 +53,7 @@ def values(shape: Any, dtype: Any = np.float32, seed: int = 1) -> Any:
     return array
 
 
-# --- given outputs ------------------------------------------------------------------------------
+# --- outputs that are accepted ------------------------------------------------------------------
 
 
 @EVERY_SINGLE
@@ -149,7 +149,7 @@ def test_memmap_in_place(tmp_path: Any) -> None:
 
 
 def assert_refused(error: Any, match: str, arrays: list[Any], out: Any) -> None:
-    """Refused, and neither the inputs nor the outputs changed."""
+    """Checks that a call raises and changes neither inputs nor outputs."""
     memory = [*arrays, *(out if isinstance(out, (list, tuple)) else [out])]
     before = [x.copy() if isinstance(x, np.ndarray) else x for x in memory]
     with pytest.raises(error, match=match):
@@ -176,7 +176,7 @@ def assert_refused(error: Any, match: str, arrays: list[Any], out: Any) -> None:
     ids=repr,
 )
 def test_wrong_shape_dtype_order_or_read_only(wrong: Any) -> None:
-    """The last of three, so that the others could have been written before."""
+    """The output is the last of three, so that the others could be written before it is checked."""
     arrays = [values(5), values(2), values(3)]
     assert_refused(ValueError, r"out\[2\]", arrays, [arrays[0], arrays[1], wrong])
     for call in SINGLE.values():
@@ -187,7 +187,7 @@ def test_wrong_shape_dtype_order_or_read_only(wrong: Any) -> None:
             call([arrays[2]], out=[wrong])
 
 
-def test_message_tells_what_is_wanted_and_what_came() -> None:
+def test_message_has_the_required_and_the_actual_dtype_or_shape() -> None:
     with pytest.raises(ValueError, match="float64") as caught:
         fastclip.clip_by_global_norm([values((3, 2))], 1.0, out=[np.zeros((3, 2))])
     assert "float32" in str(caught.value)
@@ -196,7 +196,7 @@ def test_message_tells_what_is_wanted_and_what_came() -> None:
     assert "(3, 2)" in str(caught.value)
 
 
-def test_refused_even_if_nothing_would_be_written() -> None:
+def test_read_only_output_is_refused_even_if_nothing_would_be_written() -> None:
     array = read_only(values(3))
     with pytest.raises(ValueError, match=r"read-only|writable|writeable"):
         fastclip.clip_by_global_norm([array], 1e9, out=[array])
@@ -205,13 +205,13 @@ def test_refused_even_if_nothing_would_be_written() -> None:
 @pytest.mark.parametrize(
     "wrong", [[0.0, 0.0, 0.0], 1.0, "abc", object(), np.float32(1)], ids=lambda w: type(w).__name__
 )
-def test_what_is_no_array_is_a_type_error(wrong: Any) -> None:
+def test_output_that_is_no_array_is_a_type_error(wrong: Any) -> None:
     for call in SINGLE.values():
         with pytest.raises(TypeError, match="out"):
             call(values(3), out=wrong)
 
 
-def test_nonsense_in_a_list_of_outputs() -> None:
+def test_list_of_outputs_with_an_entry_that_is_no_array_is_refused() -> None:
     arrays = [values(3), values(2)]
     assert_refused(TypeError, r"out\[1\]", arrays, [arrays[0], "abc"])
     assert_refused(TypeError, r"out\[1\]", arrays, [arrays[0], 1.0])
@@ -230,7 +230,7 @@ def test_nonsense_in_a_list_of_outputs() -> None:
     ],
     ids=["empty", "short", "none", "nested", "long", "dict", "bare"],
 )
-def test_structure_that_does_not_match(out: Any) -> None:
+def test_outputs_of_another_structure_are_refused(out: Any) -> None:
     assert_refused((ValueError, TypeError), "out", [values(3), values(2)], out)
 
 
@@ -244,7 +244,7 @@ def test_dict_of_outputs_with_other_keys() -> None:
 # --- overlap ------------------------------------------------------------------------------------
 
 
-def test_the_same_array_twice_names_both_places() -> None:
+def test_error_for_the_same_output_twice_names_both_positions() -> None:
     array = values(6)
     with pytest.raises(ValueError, match=r"out\[0\]") as caught:
         fastclip.clip_by_global_norm([array, values(3), array], 0.5, out=[array, values(3), array])
@@ -265,7 +265,7 @@ def test_the_same_array_twice_names_both_places() -> None:
     ],
     ids=str,
 )
-def test_outputs_that_overlap_each_other(first: slice, second: slice) -> None:
+def test_overlapping_outputs_are_refused(first: slice, second: slice) -> None:
     memory = np.zeros(20, np.float32)
     a, b = memory[first], memory[second]
     assert a.size == b.size == 6
@@ -274,7 +274,7 @@ def test_outputs_that_overlap_each_other(first: slice, second: slice) -> None:
 
 
 @pytest.mark.parametrize("shift", [1, 5, -1])
-def test_output_that_overlaps_its_own_input_elsewhere(shift: int) -> None:
+def test_output_that_overlaps_a_shifted_part_of_its_input_is_refused(shift: int) -> None:
     memory = values(30)
     array, out = memory[10:20], memory[10 + shift : 20 + shift]
     assert_refused(ValueError, "out", [array], [out])
@@ -285,20 +285,20 @@ def test_output_that_overlaps_its_own_input_elsewhere(shift: int) -> None:
         assert oracle.same_bits(memory, before)
 
 
-def test_output_that_is_its_own_input_in_another_order() -> None:
+def test_output_that_is_its_input_with_other_strides_is_refused() -> None:
     array = values((5, 5))
     assert_refused(ValueError, "out", [array], [array[::-1]])
     assert_refused(ValueError, "out", [array], [array.T])
 
 
-def test_output_that_is_another_input() -> None:
+def test_output_that_is_another_input_is_refused() -> None:
     a, b = values(4), values(4, seed=2)
     assert_refused(ValueError, "out", [a, b], [b, a])
     assert_refused(ValueError, "out", [a, b], [np.zeros(4, "f4"), a])
     assert_refused(ValueError, "out", [a[:2], a[2:]], [a[1:3], np.zeros(2, "f4")])
 
 
-def test_output_that_is_a_part_of_itself() -> None:
+def test_output_that_overlaps_itself_is_refused() -> None:
     memory = np.zeros(4, np.float32)
     out = np.lib.stride_tricks.as_strided(memory, (3, 2), (4, 4))
     assert_refused(ValueError, "out", [values((3, 2))], [out])
@@ -306,7 +306,7 @@ def test_output_that_is_a_part_of_itself() -> None:
     assert_refused(ValueError, "out", [values(3)], [repeated])
 
 
-def test_output_that_overlaps_a_bound_or_a_limit() -> None:
+def test_output_that_overlaps_a_bound_or_a_limit_is_refused() -> None:
     array, memory = values(4), np.ones(5, np.float32)
     bound = memory[:4]
     calls: list[Callable[..., Any]] = [
@@ -337,7 +337,7 @@ def test_columns_of_a_matrix_do_not_overlap() -> None:
     oracle.assert_clipped([memory], [before], oracle.norm([before]), 0.5)
 
 
-def test_neighbours_in_one_buffer_do_not_overlap() -> None:
+def test_adjacent_views_of_one_buffer_do_not_overlap() -> None:
     memory = values(1000)
     before = memory.copy()
     views = [memory[start : start + 10] for start in range(990, -1, -10)]
@@ -345,7 +345,7 @@ def test_neighbours_in_one_buffer_do_not_overlap() -> None:
     oracle.assert_clipped([memory], [before], oracle.norm([before]), 0.5)
 
 
-def test_interleaved_views_of_other_dtypes_do_not_overlap() -> None:
+def test_interleaved_views_of_different_dtypes_do_not_overlap() -> None:
     records = np.zeros(50, np.dtype([("a", "f4"), ("b", "f8")]))
     a, b = records["a"], records["b"]
     a[:], b[:] = 3, 4
@@ -361,7 +361,7 @@ def test_empty_outputs_overlap_nothing() -> None:
     assert got[1] is empty
 
 
-def test_the_same_input_twice_is_no_overlap() -> None:
+def test_same_input_twice_is_accepted() -> None:
     array = np.array([3.0, 4.0])
     outs = [np.zeros(2), np.zeros(2)]
     _, norm = fastclip.clip_by_global_norm([array, array], 1.0, out=outs)
@@ -425,7 +425,7 @@ def test_bad_bound_writes_nothing() -> None:
     np.testing.assert_array_equal(array, np.arange(5))
 
 
-# --- no write without need ----------------------------------------------------------------------
+# --- unclipped arrays are not written -----------------------------------------------------------
 
 PROTECTED = """
 import ctypes, mmap, resource, sys
@@ -454,13 +454,13 @@ print("done")
 @pytest.mark.skipif(sys.platform != "linux", reason="protects pages as Linux does")
 @pytest.mark.parametrize("call", ["global", "use_norm", "norm"])
 def test_in_place_and_not_clipped_does_not_write(call: str) -> None:
-    """The memory is read-only to the processor: a write, even of equal values, ends the process."""
+    """The memory is write-protected: a write, even of equal values, ends the process."""
     assert fresh_python.run(PROTECTED, "1.0", call).stdout == "done\n"
     crashed = fresh_python.run(PROTECTED, "0.5", call, expect=None)
     assert crashed.returncode == -signal.SIGSEGV, "the protection did not hold: the test proves nothing"
 
 
-def test_a_container_that_cannot_be_made_again_is_refused_before_anything_is_written() -> None:
+def test_container_that_cannot_be_rebuilt_is_refused_before_anything_is_written() -> None:
     array = np.array([3.0, 4.0])
     container = types.MappingProxyType({"a": array})
     with pytest.raises(TypeError, match="t_list"):
@@ -468,7 +468,7 @@ def test_a_container_that_cannot_be_made_again_is_refused_before_anything_is_wri
     np.testing.assert_array_equal(array, [3.0, 4.0])
 
 
-def test_a_structure_of_outputs_comes_back_itself() -> None:
+def test_container_of_outputs_is_returned() -> None:
     grads = {"a": [np.array([3.0]), np.array([4.0])]}
     clipped, _ = fastclip.clip_by_global_norm(grads, 1.0, out=grads)
     assert clipped is grads

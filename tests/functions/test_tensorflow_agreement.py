@@ -28,16 +28,14 @@ REFUSALS = [case for case in CASES if case.group == REFUSAL]
 DIFFERENCES = {case.id: case for case in CASES if case.group == DIFFERENCE}
 LOW_PRECISION = (np.dtype(np.float16), BFLOAT16)
 
-# TensorFlow computes the norm, the scale and the product each in the dtype of the
-# tensor, and rounds five or six times on the way. fastclip rounds once, from a
-# float64 norm. The difference is TensorFlow's error: over many random inputs up to
-# 2 epsilon in float32 and float64. fastclip's float64 norm may be off by 1e-14.
+# TensorFlow computes the norm, the factor and the product each in the dtype of the tensor, and rounds five or
+# six times. fastclip rounds once, from a float64 norm. The difference is TensorFlow's error: over many random
+# inputs up to 2 epsilon in float32 and float64. fastclip's float64 norm has a relative error of up to 1e-14.
 RELATIVE_TOLERANCE = {np.dtype(np.float32): 1e-6, np.dtype(np.float64): 1e-14}
 
-# In float16 and bfloat16 TensorFlow multiplies and divides by numbers that are
-# themselves rounded to 11 and 8 bits, which costs it up to 2 units in the last
-# place in every recorded result, and 3 in about one result of ten thousand. The
-# live tests have other numbers, and perhaps another order of summation.
+# In float16 and bfloat16 TensorFlow multiplies and divides by numbers rounded to 11 and 8 bits. The error is
+# up to 2 units in the last place in every recorded result, and 3 in about one result of ten thousand. The
+# tests that call TensorFlow have other random numbers, and TensorFlow may sum in another order there.
 RECORDED_UNITS = 2
 LIVE_UNITS = 3
 
@@ -47,7 +45,7 @@ def case_id(case: Case) -> str:
 
 
 def to_fastclip(value: Any) -> Any:
-    """A copy of an argument, with fastclip's ``IndexedSlices``."""
+    """Copies an argument, with ``Slices`` converted to fastclip's ``IndexedSlices``."""
     if isinstance(value, Slices):
         return fastclip.IndexedSlices(*(to_fastclip(part) for part in value))
     if isinstance(value, list | tuple):
@@ -56,7 +54,7 @@ def to_fastclip(value: Any) -> Any:
 
 
 def call(case: Case) -> Any:
-    """fastclip's result for a case."""
+    """Returns fastclip's result for a case."""
     arguments = {key: to_fastclip(value) for key, value in case.arguments.items()}
     return getattr(fastclip, case.function)(**arguments)
 
@@ -66,18 +64,18 @@ def value_of(entry: Any) -> Any:
 
 
 def present(entries: Sequence[Any]) -> list[NDArray[Any]]:
-    """The arrays of a list, without its None entries."""
+    """Returns the arrays of a list, without its None entries."""
     return [value_of(entry) for entry in entries if entry is not None]
 
 
 def ordinals(array: NDArray[Any]) -> NDArray[np.int64]:
-    """Integers that count the 16-bit floats in order; both zeros are 0."""
+    """Returns the ordinal of each 16-bit float among all floats of its dtype; that of both zeros is 0."""
     bits = array.view(np.int16).astype(np.int64)
     return np.where(bits < 0, -(bits & 0x7FFF), bits)
 
 
 def units_apart(actual: NDArray[Any], expected: NDArray[Any]) -> int:
-    """The greatest distance in units in the last place, of 16-bit floats."""
+    """Returns the largest difference of 16-bit floats, in units in the last place."""
     finite = np.isfinite(expected.astype(np.float64))
     distance = np.abs(ordinals(actual) - ordinals(expected))[finite]
     return int(distance.max(initial=0))
@@ -86,14 +84,14 @@ def units_apart(actual: NDArray[Any], expected: NDArray[Any]) -> int:
 def assert_close(
     actual: Any, expected: NDArray[Any], units: int, precision: np.dtype[Any] | None = None
 ) -> None:
-    """Check dtype, shape and values.
+    """Checks dtype, shape and values.
 
     Parameters
     ----------
     actual, expected : ndarray
-        fastclip's and TensorFlow's.
+        The results of fastclip and of TensorFlow.
     units : int
-        How far 16-bit floats may be apart, in units in the last place.
+        The difference allowed in 16-bit floats, in units in the last place.
     precision : dtype or None
         The dtype in which TensorFlow held the norm, if it was not the array's.
     """
@@ -116,7 +114,7 @@ def assert_close(
 
 
 def assert_agrees(actual: Any, expected: Any, units: int, precision: np.dtype[Any] | None = None) -> None:
-    """Check structure exactly, and values with `assert_close`."""
+    """Checks the containers, and the values with `assert_close`."""
     if expected is None:
         assert actual is None
     elif isinstance(expected, Slices):
@@ -133,7 +131,7 @@ def assert_agrees(actual: Any, expected: Any, units: int, precision: np.dtype[An
 
 
 def assert_same_rows(actual: fastclip.IndexedSlices, expected: Slices) -> None:
-    """Check that indices and dense shape are kept."""
+    """Checks that indices and dense shape are kept."""
     np.testing.assert_array_equal(actual.indices, expected.indices)
     assert np.asarray(actual.indices).dtype == expected.indices.dtype
     if expected.dense_shape is None:
@@ -143,14 +141,14 @@ def assert_same_rows(actual: fastclip.IndexedSlices, expected: Slices) -> None:
 
 
 def assert_norm_agrees(actual: Any, expected: NDArray[Any], entries: Sequence[Any], units: int) -> None:
-    """Check a norm: fastclip's has at least float32, TensorFlow's the dtype of the list."""
+    """Checks a norm, which is at least float32 in fastclip and has the list's dtype in TensorFlow."""
     double = any(array.dtype in (np.float64, np.complex128) for array in present(entries))
     assert isinstance(actual, np.float64 if double else np.float32)
     assert_close(actual.astype(expected.dtype), expected, units)
 
 
 def assert_case_agrees(case: Case, units: int) -> None:
-    """Check fastclip's result against the result that the case holds."""
+    """Checks fastclip's result against the recorded one."""
     actual, expected = call(case), case.result
     if case.function == "clip_by_value":
         assert_clipped_by_value(actual, expected, case)
@@ -163,14 +161,14 @@ def assert_case_agrees(case: Case, units: int) -> None:
         precision = recorder.use_norm_dtype(case.arguments)
         assert_agrees(clipped, expected_clipped, units, precision)
         if "use_norm" in case.arguments:
-            assert_returned_as_given(norm, case.arguments["use_norm"])
+            assert_returned_unchanged(norm, case.arguments["use_norm"])
         else:
             assert_norm_agrees(norm, expected_norm, case.arguments["t_list"], units)
     else:
         assert_agrees(actual, expected, units)
 
 
-def assert_returned_as_given(norm: Any, use_norm: Any) -> None:
+def assert_returned_unchanged(norm: Any, use_norm: Any) -> None:
     assert type(norm) is type(use_norm)
     if isinstance(use_norm, np.ndarray | np.generic):
         assert norm.dtype == use_norm.dtype
@@ -179,7 +177,7 @@ def assert_returned_as_given(norm: Any, use_norm: Any) -> None:
 
 
 def assert_clipped_by_value(actual: Any, expected: Any, case: Case) -> None:
-    """Check exact agreement: nothing is rounded here."""
+    """Checks exact agreement, since clip_by_value does not round."""
     if isinstance(expected, Slices):
         assert isinstance(actual, fastclip.IndexedSlices)
         assert_same_rows(actual, expected)
@@ -190,7 +188,7 @@ def assert_clipped_by_value(actual: Any, expected: Any, case: Case) -> None:
     if expected.dtype in LOW_PRECISION:
         actual, expected = actual.astype(np.float64), expected.astype(np.float64)
     np.testing.assert_array_equal(actual, expected)
-    # Between a zero and a bound of zero TensorFlow's choice depends on the dtype.
+    # Where an element and a bound are zeros of different signs, TensorFlow's result depends on the dtype.
     bounds = [np.asarray(case.arguments[f"clip_value_{end}"]) for end in ("min", "max")]
     if expected.dtype.kind == "f" and all(bound.all() for bound in bounds):
         zero = expected == 0
@@ -200,7 +198,7 @@ def assert_clipped_by_value(actual: Any, expected: Any, case: Case) -> None:
 # --- agreement ---------------------------------------------------------------
 
 
-def test_file_is_of_the_current_script() -> None:
+def test_recorded_clipping_cases_are_those_of_the_recorder() -> None:
     def described(cases: Sequence[Case]) -> list[tuple[str, str, str, str | None]]:
         return [(case.id, case.function, case.group, case.raises) for case in cases]
 
@@ -224,14 +222,14 @@ def test_refuses_what_tensorflow_refuses(case: Case) -> None:
 # --- differences -------------------------------------------------------------
 
 
-def given(case: Case) -> NDArray[Any]:
-    """The one array that a case clips."""
+def input_of(case: Case) -> NDArray[Any]:
+    """Returns the array that a case clips."""
     arguments = case.arguments
     return present(arguments["t_list"])[0] if "t_list" in arguments else value_of(arguments["t"])
 
 
-def clipped(case: Case, result: Any) -> NDArray[Any]:
-    """The one clipped array of a result."""
+def output_of(case: Case, result: Any) -> NDArray[Any]:
+    """Returns the clipped array of a result."""
     if case.function == "clip_by_global_norm":
         return present(result[0])[0]
     array: NDArray[Any] = value_of(result)
@@ -239,29 +237,29 @@ def clipped(case: Case, result: Any) -> NDArray[Any]:
 
 
 def difference(*ids: str) -> pytest.MarkDecorator:
-    """Run a test with the recorded cases of these ids."""
+    """Returns a mark that runs a test with the recorded cases of these ids."""
     return pytest.mark.parametrize("case", [DIFFERENCES[name] for name in ids], ids=case_id)
 
 
 @difference("clip_by_norm-unclipped", "clip_by_global_norm-unclipped")
 def test_unclipped_is_bit_identical_where_tensorflow_rounds(case: Case) -> None:
-    t = given(case)
-    tensorflow = clipped(case, case.result)
+    t = input_of(case)
+    tensorflow = output_of(case, case.result)
     assert (tensorflow != t).any()
     np.testing.assert_allclose(tensorflow, t, rtol=1e-6)
-    assert clipped(case, call(case)).tobytes() == t.tobytes()
+    assert output_of(case, call(case)).tobytes() == t.tobytes()
 
 
 @difference("clip_by_norm-inf", "clip_by_average_norm-inf")
 def test_inf_makes_all_nan_where_tensorflow_gives_zeros(case: Case) -> None:
-    np.testing.assert_array_equal(clipped(case, case.result), [0, np.nan, 0, 0])
-    assert np.isnan(clipped(case, call(case))).all()
+    np.testing.assert_array_equal(output_of(case, case.result), [0, np.nan, 0, 0])
+    assert np.isnan(output_of(case, call(case))).all()
 
 
 @difference("clip_by_norm-inf-in-a-row")
 def test_inf_makes_its_slice_nan_where_tensorflow_gives_zeros(case: Case) -> None:
-    np.testing.assert_array_equal(clipped(case, case.result)[1], [np.nan, 0])
-    result = clipped(case, call(case))
+    np.testing.assert_array_equal(output_of(case, case.result)[1], [np.nan, 0])
+    result = output_of(case, call(case))
     np.testing.assert_allclose(result, [[0.6, 0.8], [np.nan, np.nan], [0.5, 0.25]], rtol=1e-6)
 
 
@@ -270,9 +268,9 @@ def test_inf_makes_its_slice_nan_where_tensorflow_gives_zeros(case: Case) -> Non
     "clip_by_average_norm-infinite-clip-norm",
     "clip_by_global_norm-infinite-clip-norm",
 )
-def test_infinite_clip_norm_leaves_unchanged_where_tensorflow_gives_nan(case: Case) -> None:
-    assert np.isnan(clipped(case, case.result)).any()
-    np.testing.assert_array_equal(clipped(case, call(case)), given(case))
+def test_infinite_clip_norm_changes_nothing_where_tensorflow_gives_nan(case: Case) -> None:
+    assert np.isnan(output_of(case, case.result)).any()
+    np.testing.assert_array_equal(output_of(case, call(case)), input_of(case))
 
 
 @difference(
@@ -281,19 +279,19 @@ def test_infinite_clip_norm_leaves_unchanged_where_tensorflow_gives_nan(case: Ca
     "clip_by_global_norm-zeros-and-zero-clip-norm",
 )
 def test_zero_norm_and_zero_clip_norm_give_zeros_where_tensorflow_gives_nan(case: Case) -> None:
-    assert np.isnan(clipped(case, case.result)).any()
-    np.testing.assert_array_equal(clipped(case, call(case)), np.zeros_like(given(case)))
+    assert np.isnan(output_of(case, case.result)).any()
+    np.testing.assert_array_equal(output_of(case, call(case)), np.zeros_like(input_of(case)))
 
 
 @difference("clip_by_average_norm-negative-clip-norm")
-def test_negative_clip_norm_counts_as_zero_where_tensorflow_does_not_clip(case: Case) -> None:
-    np.testing.assert_array_equal(clipped(case, case.result), given(case))
-    np.testing.assert_array_equal(clipped(case, call(case)), [0, 0])
+def test_negative_clip_norm_is_treated_as_zero_where_tensorflow_does_not_clip(case: Case) -> None:
+    np.testing.assert_array_equal(output_of(case, case.result), input_of(case))
+    np.testing.assert_array_equal(output_of(case, call(case)), [0, 0])
 
 
 @difference("clip_by_global_norm-negative-clip-norm")
 def test_negative_clip_norm_is_refused_where_tensorflow_does_not_clip(case: Case) -> None:
-    np.testing.assert_array_equal(clipped(case, case.result), given(case))
+    np.testing.assert_array_equal(output_of(case, case.result), input_of(case))
     with pytest.raises(ValueError, match="clip_norm"):
         call(case)
 
@@ -304,7 +302,7 @@ def test_negative_clip_norm_is_refused_where_tensorflow_does_not_clip(case: Case
     "clip_by_global_norm-nan-clip-norm",
 )
 def test_nan_clip_norm_is_refused_where_tensorflow_gives_nan(case: Case) -> None:
-    assert np.isnan(clipped(case, case.result)).all()
+    assert np.isnan(output_of(case, case.result)).all()
     with pytest.raises(ValueError, match="clip_norm"):
         call(case)
 
@@ -318,19 +316,19 @@ def test_nan_clip_norm_is_refused_where_tensorflow_gives_nan(case: Case) -> None
     )
 )
 def test_clips_where_tensorflow_overflows_or_underflows(case: Case) -> None:
-    t = given(case)
+    t = input_of(case)
     wide = t.astype(np.float64)
     norm = math.hypot(*wide)
     expected = wide / norm * case.arguments["clip_norm"]
     with np.errstate(invalid="ignore"):
-        error = np.abs(clipped(case, case.result).astype(np.float64)[:2] / expected[:2] - 1)
+        error = np.abs(output_of(case, case.result).astype(np.float64)[:2] / expected[:2] - 1)
     assert not (error < 0.01).any(), "TensorFlow clips this as it should"
 
     result = call(case)
-    array = clipped(case, result)
+    array = output_of(case, result)
     assert array.dtype == t.dtype
     if t.dtype in LOW_PRECISION:
-        # The conversion of the expected values rounds to nearest, as fastclip must.
+        # The conversion of the expected values rounds to nearest even, like fastclip.
         assert units_apart(array, expected.astype(t.dtype)) <= 1
     else:
         tolerance = RELATIVE_TOLERANCE[t.dtype]
@@ -342,7 +340,7 @@ def test_clips_where_tensorflow_overflows_or_underflows(case: Case) -> None:
 
 @difference("global_norm-long-sum")
 def test_long_float32_sum_is_exact_where_tensorflow_accumulates_in_float32(case: Case) -> None:
-    t = given(case)
+    t = input_of(case)
     exact = math.sqrt(t.size) * float(t[0])
     assert abs(float(case.result) - exact) > 3e-5
     norm = call(case)
@@ -352,7 +350,7 @@ def test_long_float32_sum_is_exact_where_tensorflow_accumulates_in_float32(case:
 
 @difference("global_norm-float16", "global_norm-bfloat16", "clip_by_global_norm-float16-norm")
 def test_norm_is_float32_where_tensorflow_keeps_the_low_precision(case: Case) -> None:
-    t = given(case)
+    t = input_of(case)
     is_clip = case.function == "clip_by_global_norm"
     tensorflow = case.result[1] if is_clip else case.result
     assert tensorflow.dtype == t.dtype
@@ -364,10 +362,10 @@ def test_norm_is_float32_where_tensorflow_keeps_the_low_precision(case: Case) ->
 
 
 @difference("clip_by_average_norm-float64", "clip_by_average_norm-float16")
-def test_average_norm_takes_every_float_where_tensorflow_takes_float32(case: Case) -> None:
+def test_average_norm_accepts_every_float_where_tensorflow_accepts_float32(case: Case) -> None:
     assert case.result == "InvalidArgumentError"
     result = call(case)
-    assert result.dtype == given(case).dtype
+    assert result.dtype == input_of(case).dtype
     np.testing.assert_allclose(result, [0.6, -0.8], rtol=2 * np.finfo(result.dtype).eps)
 
 
@@ -378,7 +376,7 @@ def test_average_norm_keeps_slices_where_tensorflow_makes_them_dense(case: Case)
     result = call(case)
     assert isinstance(result, fastclip.IndexedSlices)
     assert_same_rows(result, case.arguments["t"])
-    # The norm of the values is 5, and they are four elements.
+    # The four values have norm 5.
     np.testing.assert_allclose(result.values, [[0.6, 0], [0, -0.8]], rtol=1e-6)
 
 
@@ -436,11 +434,11 @@ def tensorflow() -> Any:
 
 
 @pytest.mark.interop("tensorflow")
-# What TensorFlow warns of while it is imported says nothing about fastclip.
+# TensorFlow's import emits warnings.
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("case", LIVE, ids=case_id)
 def test_agrees_with_installed_tensorflow(tensorflow: Any, case: Case) -> None:
-    """The same comparison with other numbers."""
+    """Compares cases with other random numbers than the recorded ones."""
     result = recorder.run_tensorflow(tensorflow, case)
     assert_case_agrees(replace(case, result=result), LIVE_UNITS)

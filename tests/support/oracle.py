@@ -135,7 +135,7 @@ def square_root(value: Fraction) -> Fraction:
 
 
 def norm(arrays: Iterable[Any], ord: float = 2) -> Fraction:
-    """Returns the norm of all elements of ``arrays``; exact for ``ord`` 2, and if they are real for 1 and inf."""
+    """Returns the norm of all elements of ``arrays``: exact for ``ord`` 2, of reals also for 1 and inf."""
     arrays = list(arrays)
     if ord == 2:
         return square_root(sum_of_squares(arrays))
@@ -242,7 +242,7 @@ def scale_candidates(norm: Fraction, clip: float) -> list[float]:
 
 
 def _assert_close_products(outputs: Sequence[Array], inputs: Sequence[Array], scale: Fraction) -> None:
-    """Checks products with a factor too small for a normal float64, with a tolerance for the rounded factor."""
+    """Checks products with a factor too small for a normal float64, whose rounding error is tolerated."""
     for output, array in zip(outputs, inputs, strict=True):
         info: Any = ml_dtypes.finfo(array.dtype)  # type: ignore[no-untyped-call]
         smallest, epsilon = Fraction(float(info.smallest_subnormal)), Fraction(float(info.eps))
