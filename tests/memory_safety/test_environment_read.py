@@ -1,7 +1,7 @@
-"""The environment is read when fastclip is imported, and never afterwards.
+"""The environment is read when fastclip is imported, and not afterwards.
 
-Reading it while another thread changes it is not safe in C, and a setting that takes effect at the first
-call depends on what else the process has done by then.
+Reading it while another thread changes it is undefined behaviour in C, and a setting read by the first call
+would depend on what else the process has done before.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ def test_number_of_threads_is_that_of_the_environment_at_import(name: str) -> No
     assert fresh_python.run(script, env={name: "3"}).stdout == "done\n"
 
 
-def test_setting_that_was_not_there_at_import_has_no_effect() -> None:
+def test_variables_set_after_the_import_have_no_effect() -> None:
     script = """
     import os
     import fastclip
     os.environ["FASTCLIP_NUM_THREADS"] = "777"
     os.environ["FASTCLIP_ISA"] = "scalar"
     assert fastclip.get_num_threads() != 777
-    found = fastclip.config()
-    assert found["isa"] == found["isa_detected"]
+    config = fastclip.config()
+    assert config["isa"] == config["isa_detected"]
     print("done")
     """
     assert fresh_python.run(script).stdout == "done\n"
 
 
-def test_level_is_that_of_the_environment_at_import() -> None:
+def test_simd_level_is_that_of_the_environment_at_import() -> None:
     script = """
     import os
     import fastclip
@@ -54,7 +54,7 @@ def test_level_is_that_of_the_environment_at_import() -> None:
 
 
 @pytest.mark.skipif("not hasattr(__import__('os'), 'fork')", reason="no fork here")
-def test_child_of_a_fork_goes_by_the_environment_at_import_too() -> None:
+def test_child_of_a_fork_uses_the_environment_at_import_too() -> None:
     script = """
     import os
     import fastclip

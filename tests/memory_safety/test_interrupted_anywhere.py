@@ -1,5 +1,4 @@
-"""An optimizer interrupted at any line of fastclip's code has the state from before the call or from after
-it.
+"""An optimizer interrupted at any line of fastclip's code has the state before or after the call.
 
 The interpreter may raise KeyboardInterrupt at any line. Here a trace function raises an exception at the
 first line that a call runs, in another trial at the second, and so on, until a call runs to its end.

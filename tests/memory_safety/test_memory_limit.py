@@ -1,7 +1,7 @@
-"""Large calls in an address space that is too small for them, and sizes that no memory holds.
+"""Large calls in an address space that is too small for them, and sizes larger than any memory.
 
-What `test_failing_allocations.py` does allocation by allocation is done here by the system itself: a limit
-on the address space, in steps below what a call needs.
+Where `test_failing_allocations.py` makes single allocations fail, here the system refuses them: the address
+space is limited, in steps below the size that a call needs.
 """
 
 from __future__ import annotations
@@ -145,19 +145,19 @@ except MemoryError:
 
 
 @pytest.mark.parametrize("call", range(9))
-def test_size_that_no_memory_holds_is_a_memory_error(call: int) -> None:
+def test_size_larger_than_any_memory_is_a_memory_error(call: int) -> None:
     assert fresh_python.run(SIZES, str(call), timeout=60).stdout == "done\n"
 
 
-def test_long_axes_beside_one_of_no_length_are_no_elements() -> None:
+def test_array_with_long_axes_and_an_axis_of_length_zero_is_empty() -> None:
     script = """
     import numpy as np
     import fastclip
     for shape in [(2**60, 0), (0, 2**60), (2**40, 0, 2**18), (3, 0, 2**58)]:
-        nothing = np.broadcast_to(np.zeros([min(n, 1) for n in shape], np.float32), shape)
-        assert nothing.size == 0
-        assert fastclip.global_norm([nothing, np.float32([3, 4])]) == 5
-        clipped, norm = fastclip.clip_by_global_norm([nothing, np.float32([3, 4])], 1.0)
+        empty = np.broadcast_to(np.zeros([min(n, 1) for n in shape], np.float32), shape)
+        assert empty.size == 0
+        assert fastclip.global_norm([empty, np.float32([3, 4])]) == 5
+        clipped, norm = fastclip.clip_by_global_norm([empty, np.float32([3, 4])], 1.0)
         assert clipped[0].shape == shape and norm == 5
     print("done")
     """

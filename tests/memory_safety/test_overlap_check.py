@@ -1,8 +1,8 @@
-"""What is found out when memory is looked at for overlaps, and what comes out of it when that is cut short.
+"""The check whether arrays share memory: its result, exceptions raised during it, and its speed.
 
-Where the address ranges of two arrays meet, NumPy may be asked whether they have an element in common. What
-is raised meanwhile comes out as itself; a question too hard counts as an overlap; many arrays take no time
-to speak of.
+Where the address ranges of two arrays overlap, fastclip may call ``np.shares_memory``. An exception raised
+during that call is raised by fastclip; a problem that NumPy finds too hard is treated as an overlap; checking
+many arrays takes negligible time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ kinds = [KeyboardInterrupt, MemoryError, Own, OwnBase, SystemExit, ValueError, T
 kind = next(kind for kind in kinds if kind.__name__ == sys.argv[1])
 
 def arrays():
-    # Columns that interleave: no element is in both.
+    # The columns interleave, but have no element in common.
     whole = np.linspace(1, 2, 100 * 64, dtype=np.float32).reshape(100, 64)
     return whole, whole[:, :30], whole[:, 32:62]
 
@@ -81,8 +81,8 @@ calls = [clip, check_parameters, step, step_with_gradient, copy, bounds, load]
     ],
 )
 @pytest.mark.parametrize("how", ["profile", "replaced"])
-def test_what_is_raised_during_the_check_comes_out_as_itself(how: str, kind: str) -> None:
-    """As by the handler of a signal, or Ctrl-C: it runs where NumPy's function in Python is entered."""
+def test_exception_raised_during_the_check_is_raised_unchanged(how: str, kind: str) -> None:
+    """Like a profile function here, a signal handler may raise it when NumPy's function is entered."""
     fresh_python.run(
         SETUP
         + f"""
@@ -94,7 +94,7 @@ for call in calls:
 
     def refuse(*_, **__):
         raised.append(True)
-        raise kind("as itself")
+        raise kind("unchanged")
 
     def hook(frame, event, argument):
         if event == "call" and frame.f_code.co_name in ("shares_memory", "may_share_memory"):
@@ -108,10 +108,10 @@ for call in calls:
             np.shares_memory = refuse
         call(whole, left, right)
     except BaseException as error:
-        assert raised and type(error) is kind and str(error) == "as itself", (call, repr(error))
+        assert raised and type(error) is kind and str(error) == "unchanged", (call, repr(error))
         assert whole.tobytes() == before.tobytes(), call
     else:
-        assert not raised, f"{{call}}: it was lost"
+        assert not raised, f"{{call}}: the exception was lost"
     finally:
         sys.setprofile(None)
         np.shares_memory = real
@@ -121,15 +121,15 @@ for call in calls:
     )
 
 
-def test_question_that_is_too_hard_counts_as_an_overlap() -> None:
+def test_problem_that_is_too_hard_for_numpy_is_treated_as_an_overlap() -> None:
     fresh_python.run(
         SETUP
         + """
 too_hard = getattr(np, "exceptions", np).TooHardError
-asked = []
+calls_of_numpy = []
 
 def refuse(*_, **__):
-    asked.append(True)
+    calls_of_numpy.append(True)
     raise too_hard
 
 np.shares_memory = refuse
@@ -137,21 +137,21 @@ for call in (clip, check_parameters, step):
     optimizer = AdamOptimizer()
     whole, left, right = arrays()
     before = whole.copy()
-    asked.clear()
+    calls_of_numpy.clear()
     try:
         call(whole, left, right)
     except ValueError as error:
-        assert asked and "shares memory" in str(error)
+        assert calls_of_numpy and "shares memory" in str(error)
         assert whole.tobytes() == before.tobytes()
     else:
-        assert not asked
+        assert not calls_of_numpy
 """,
         "ValueError",
     )
 
 
-def test_arrays_that_are_hard_to_tell_apart_are_refused_or_right() -> None:
-    """Elements of many axes with steps that divide nothing: an instance of NumPy's that takes it long."""
+def test_strides_that_take_numpy_long_are_refused_or_handled_correctly_in_time() -> None:
+    """The arrays have many axes whose strides have no common divisors."""
     memory = np.zeros(2_000_000, np.float32)
 
     def axes(start: int, steps: tuple[int, ...]) -> Any:
@@ -180,7 +180,7 @@ def columns(count: int) -> Any:
 
 
 @pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer takes its time")
-def test_columns_of_one_matrix_are_told_apart_at_once() -> None:
+def test_check_of_many_columns_of_one_matrix_is_fast() -> None:
     whole, tensors = columns(1200)
     times = []
     for _ in range(5):
@@ -193,7 +193,7 @@ def test_columns_of_one_matrix_are_told_apart_at_once() -> None:
 
 
 @pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer takes its time")
-def test_variables_that_are_columns_of_one_matrix_are_told_apart_at_once() -> None:
+def test_check_of_many_variables_that_are_columns_of_one_matrix_is_fast() -> None:
     _, variables = columns(1200)
     pairs = [(np.ones(400, np.float32), variable) for variable in variables]
     optimizer = AdamOptimizer()
@@ -205,7 +205,7 @@ def test_variables_that_are_columns_of_one_matrix_are_told_apart_at_once() -> No
     assert min(times) < 0.2, times
 
 
-def test_columns_of_which_two_are_the_same_are_found() -> None:
+def test_column_that_is_listed_twice_is_found() -> None:
     whole, tensors = columns(300)
     tensors[200] = whole[:, 17]
     before = whole.copy()

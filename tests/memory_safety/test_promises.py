@@ -1,4 +1,4 @@
-"""Single promises: what is refused, what is not written, what is named, and what does not overflow."""
+"""Counters that share memory, memory that is not written, and norms that overflow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.training_cases import snapshot
 
 
 def counter_in(array: Any, offset: int = 0) -> Any:
-    """A counter over eight bytes of an array's memory."""
+    """Returns a counter that is a view of eight bytes of an array's memory."""
     return array.view(np.uint8).reshape(-1)[offset : offset + 8].view(np.int64).reshape(())
 
 
@@ -59,7 +59,7 @@ def test_counter_in_the_memory_of_a_low_precision_copy_is_refused() -> None:
     assert snapshot(optimizer, variable, half, counter) == before
 
 
-def test_counter_between_the_elements_of_a_variable_is_taken() -> None:
+def test_counter_between_the_elements_of_a_variable_is_accepted() -> None:
     whole = np.zeros(64, np.float64)
     variable, counter = whole[::2], counter_in(whole, 8)
     GradientDescentOptimizer(0.5).apply_gradients([(np.ones(32), variable)], counter)
@@ -67,18 +67,18 @@ def test_counter_between_the_elements_of_a_variable_is_taken() -> None:
     np.testing.assert_array_equal(variable, -0.5)
 
 
-def test_own_counter_of_an_optimizer_may_be_that_of_the_step() -> None:
+def test_global_step_of_the_constructor_may_be_that_of_the_step() -> None:
     counter, variable = np.zeros((), np.int64), np.ones(3)
     AdagradDAOptimizer(0.5, counter).apply_gradients([(np.ones(3), variable)], counter)
     assert int(counter) == 1
 
 
-# --- clipping to nothing, and not clipping -----------------------------------------------------------
+# --- a bound of zero, and bounds that do not clip ----------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64, np.complex64])
 @pytest.mark.parametrize("in_place", [False, True])
-def test_bound_of_zero_gives_zeros_with_a_given_norm_of_zero_too(dtype: Any, in_place: bool) -> None:
+def test_bound_of_zero_with_use_norm_of_zero_gives_zeros(dtype: Any, in_place: bool) -> None:
     tensors = [np.arange(1, 40).astype(dtype), np.ones((3, 4), dtype).T, np.zeros(3, dtype)]
     out = tensors if in_place else None
     clipped, norm = fastclip.clip_by_global_norm(tensors, 0.0, use_norm=0.0, out=out)
@@ -100,8 +100,10 @@ def test_bound_of_zero_gives_zeros_with_a_given_norm_of_zero_too(dtype: Any, in_
         ("[:7]", "LOW, 50"),
     ],
 )
-def test_nothing_is_written_where_nothing_is_clipped(dtype: str, layout: str, bounds: str) -> None:
-    """The pages cannot be written: whoever tries to dies."""
+def test_clip_by_value_in_place_does_not_write_within_the_bounds(
+    dtype: str, layout: str, bounds: str
+) -> None:
+    """The pages are write-protected: a write ends the process."""
     low = "0" if dtype.startswith("u") else "-50"
     bounds = bounds.replace("LOW", low)
     script = f"""
@@ -147,7 +149,7 @@ def test_nothing_is_written_where_nothing_is_clipped(dtype: str, layout: str, bo
         "fastclip.clip_by_block_rms([t], 1e9, out=[t])",
     ],
 )
-def test_nothing_is_written_within_the_bound(call: str) -> None:
+def test_clipping_by_norm_in_place_does_not_write_within_the_bound(call: str) -> None:
     script = f"""
     import ctypes, mmap
     import numpy as np
@@ -164,12 +166,11 @@ def test_nothing_is_written_within_the_bound(call: str) -> None:
     assert fresh_python.run(script).stdout == "done\n"
 
 
-# --- norms beyond float64 ---------------------------------------------------------------------------
+# --- norms that overflow ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
-def test_tensor_that_is_finite_is_not_named_beside_one_that_is_not(order: float) -> None:
-    """Its norm is beyond float64, which is no NaN or infinity among its elements."""
+def test_error_does_not_name_a_finite_tensor_whose_norm_overflows(order: float) -> None:
     large = np.full(1000, 1.7e308)
     tensors = {"large": large, "bad": np.array([1.0, np.nan]), "small": np.ones(3)}
     tensors["worse"] = np.array([np.inf])
@@ -184,7 +185,7 @@ def test_tensor_that_is_finite_is_not_named_beside_one_that_is_not(order: float)
     assert "small" not in message
 
 
-def test_optimizer_names_no_gradient_that_is_finite() -> None:
+def test_error_of_a_step_does_not_name_finite_gradients() -> None:
     pairs = [(np.full(9, 1.7e308), np.ones(9)), (np.array([np.nan]), np.ones(1)), (np.ones(2), np.ones(2))]
     optimizer = AdamOptimizer(on_nonfinite="raise")
     with pytest.raises(fastclip.NonFiniteError) as raised:
@@ -196,11 +197,11 @@ def test_optimizer_names_no_gradient_that_is_finite() -> None:
 
 
 @pytest.mark.parametrize("size", [9, 5000])
-@pytest.mark.parametrize("handling", [{"global_clipnorm": 1.0}, {"clipnorm": 1.0}, {"on_nonfinite": "skip"}])
-def test_norm_that_the_loss_scale_brings_into_range_does_not_overflow(
-    size: int, handling: dict[str, Any]
+@pytest.mark.parametrize("options", [{"global_clipnorm": 1.0}, {"clipnorm": 1.0}, {"on_nonfinite": "skip"}])
+def test_norm_that_is_in_range_after_division_by_the_loss_scale_does_not_overflow(
+    size: int, options: dict[str, Any]
 ) -> None:
-    optimizer = GradientDescentOptimizer(1e-300, loss_scale=1024.0, **handling)
+    optimizer = GradientDescentOptimizer(1e-300, loss_scale=1024.0, **options)
     variable = np.zeros(size)
     optimizer.apply_gradients([(np.full(size, 1.5e308), variable)])
     assert optimizer.last_norm is not None
@@ -211,8 +212,8 @@ def test_norm_that_the_loss_scale_brings_into_range_does_not_overflow(
     assert variable.all()
 
 
-def test_norm_that_the_loss_scale_brings_into_float32_range_is_right() -> None:
-    """The squares and the norm of undivided gradients are beyond float32."""
+def test_norm_that_is_in_float32_range_after_division_by_the_loss_scale_is_correct() -> None:
+    """The squares and the norm of the gradients overflow float32 before the division."""
     optimizer = GradientDescentOptimizer(0.1, loss_scale=2.0**40, global_clipnorm=1.0)
     variable = np.zeros(100, np.float32)
     optimizer.apply_gradients([(np.full(100, 3e38, np.float32), variable)])

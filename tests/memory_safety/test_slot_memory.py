@@ -1,7 +1,7 @@
-"""The memory of slots cannot be taken from the optimizer by way of the arrays that show it.
+"""The optimizer keeps the memory of its slots, whatever happens to the arrays that are views of it.
 
-What `get_slot` gives is an array of the caller's, and so is whatever can be reached as its base. Whatever
-is done to them, the optimizer goes on with its own memory, and nobody else is given it.
+`get_slot` returns an array that the caller may change in any way, as well as the arrays that are its bases.
+The optimizer still uses its own memory, which is not freed or reused.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ warnings.simplefilter("ignore")
 shape, action = eval(sys.argv[1]), sys.argv[2]
 
 def chain(array):
-    found = []
+    arrays = []
     while isinstance(array, np.ndarray):
-        found.append(array)
+        arrays.append(array)
         array = array.base
-    return found
+    return arrays
 
 def apply(array):
     if action == "setstate":
@@ -46,7 +46,7 @@ def apply(array):
     else:
         raise AssertionError(action)
 
-def trained(meddles):
+def train(change_slots):
     variables = [np.ones(shape, np.float32), np.ones((5, 2), np.float32)]
     narrow = np.zeros(shape, np.float16)
     optimizer = AdamOptimizer(0.1, global_clipnorm=1e9)
@@ -55,30 +55,30 @@ def trained(meddles):
     for turn in range(4):
         gradients = [np.full(shape, turn - 1.5, np.float32), np.ones((5, 2), np.float32)]
         optimizer.apply_gradients(list(zip(gradients, variables)))
-        if meddles:
-            shown = [optimizer.get_slot(v, name) for v in variables for name in ("m", "v")]
-            shown += optimizer.variables()[2:]
-            # Those that lie deepest first: what is based on them still stands.
-            for array in [a for slot in shown for a in reversed(chain(slot))]:
+        if change_slots:
+            views = [optimizer.get_slot(v, name) for v in variables for name in ("m", "v")]
+            views += optimizer.variables()[2:]
+            # Bases are changed before the arrays that are views of them.
+            for array in [a for view in views for a in reversed(chain(view))]:
                 try:
                     apply(array)
                 except (AttributeError, ValueError, TypeError, SystemError):
                     pass
-            del shown, array
+            del views, array
             gc.collect()
-            # Memory that was given back is taken again by these.
+            # These allocations would reuse memory of slots that was freed.
             for _ in range(3):
                 results, _ = fastclip.clip_by_global_norm([np.full(shape, 5.0, np.float32)] * 2, 1e30)
                 others += results
                 others += fastclip.clip_by_global_norm([np.full((5, 2), 5.0, np.float32)] * 20, 1e30)[0]
                 others += [np.full(shape, 5.0, np.float32) for _ in range(2)]
-    assert all((array == 5.0).all() for array in others), "memory of another was written"
+    assert all((array == 5.0).all() for array in others), "memory of other arrays was written"
     state = optimizer.state_dict()
     optimizer.load_state_dict(state)
     assert optimizer.get_slot(variables[0], "m").shape == shape
     return [*(v.tobytes() for v in variables), narrow.tobytes(), *(v.tobytes() for v in state.values())]
 
-assert trained(True) == trained(False)
+assert train(True) == train(False)
 print("done")
 """
 
@@ -88,13 +88,11 @@ print("done")
     ["setstate", "setstate_large", "shape", "strides", "dtype", "resize", "byteswap", "read-only"],
 )
 @pytest.mark.parametrize("shape", ["(7,)", "(300, 100)", "(700, 800)"])
-def test_what_is_done_to_arrays_that_show_a_slot_does_not_reach_the_optimizer(
-    shape: str, action: str
-) -> None:
+def test_changes_of_the_arrays_of_slots_do_not_affect_the_optimizer(shape: str, action: str) -> None:
     assert fresh_python.run(SCRIPT, shape, action, env={"RUST_BACKTRACE": "0"}).stdout == "done\n"
 
 
-def test_slot_that_is_still_held_outlives_the_optimizer() -> None:
+def test_array_of_a_slot_is_valid_after_the_optimizer_is_deleted() -> None:
     script = """
     import gc
     import numpy as np

@@ -1,8 +1,8 @@
-"""Arrays and lists that change while a call is at work: the call goes by what they were when it looked.
+"""Arrays and lists that change during a call, which uses the snapshot that it took when it started.
 
-What changes them here is what may run in the middle of a call: an all-reduce of the caller's, another
-thread, the handler of a signal, a function of ``sys.setprofile``. Arrays are parts of larger ones whose
-other elements must not change. Each test runs in a process of its own, which a defect may end.
+They are changed by code that may run in the middle of a call: the caller's all-reduce, another thread, a
+signal handler, or a function of ``sys.setprofile``. The arrays are views of larger ones whose other elements
+must not change. Each test runs in a process of its own, since a defect may end the process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import fastclip
 from fastclip import IndexedSlices
 from fastclip.train import AdamOptimizer, GradientDescentOptimizer, MomentumOptimizer
 
-warnings.simplefilter("ignore")  # NumPy discourages assignments to shape and strides
+warnings.simplefilter("ignore")  # NumPy deprecates assigning to shape and strides
 fastclip.set_num_threads(2)
 DOCUMENTED = (TypeError, ValueError, IndexError, RuntimeError)
 CANARY = -7777.0
@@ -53,7 +53,7 @@ CHANGES = {
 @pytest.mark.parametrize("where", ["fresh", "in_place", "out"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_allreduce_that_changes_the_callers_list(change: str, where: str, fits: str) -> None:
-    """`norms` has a place for each tensor that there is before the change, or after it."""
+    """`norms` has an element for each tensor of the list before the change, or after it."""
     run(
         f"""
 originals = [np.arange(i + 1, i + 6, dtype=np.float32) for i in range(20)]
@@ -109,17 +109,17 @@ lay_out = {
 
 def check(result):
     assert (guarded[outside] == CANARY).all(), "memory beside norms was written"
-    found = guarded[1000:1004]
-    assert (found == 2000.0).all() if result is not None else True
-    assert (found == 2000.0).all() or (found == CANARY).all(), found
-    found[...] = CANARY
+    inside = guarded[1000:1004]
+    assert (inside == 2000.0).all() if result is not None else True
+    assert (inside == 2000.0).all() or (inside == CANARY).all(), inside
+    inside[...] = CANARY
 """
 KINDS = ["shape", "reversed", "wider", "no step", "type"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX's timers")
 @pytest.mark.parametrize("kind", KINDS)
-def test_handler_that_lays_norms_out_anew_between_the_passes(kind: str) -> None:
+def test_signal_handler_that_changes_the_layout_of_norms_during_a_call(kind: str) -> None:
     run(
         NORMS
         + """
@@ -135,12 +135,11 @@ for delay in np.linspace(0.0002, 0.004, 40):
     signal.setitimer(signal.ITIMER_REAL, float(delay))
     result = attempt(lambda: fastclip.clip_by_global_norm(tensors, 1e9, norms=norms))
     signal.setitimer(signal.ITIMER_REAL, 0)
-    # It may have come before the call looked: with the layout that it then has, other elements are norms.
+    # If the handler ran before the call took its snapshot, the norms are written to other elements.
     if result is None or norms.strides == (8,) and norms.shape == (4,) and norms.dtype == np.float64:
         check(result)
     else:
-        found = guarded[1000:1004]
-        if (found == 2000.0).all():
+        if (guarded[1000:1004] == 2000.0).all():
             check(result)
         guarded[...] = CANARY
 print("done")
@@ -150,8 +149,8 @@ print("done")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_thread_that_lays_norms_out_anew_during_a_call(kind: str) -> None:
-    """The other thread waits until the interpreter is free: then the call is at work, and has looked."""
+def test_thread_that_changes_the_layout_of_norms_during_a_call(kind: str) -> None:
+    """The other thread runs when the call releases the GIL, after it has taken its snapshot."""
     run(
         NORMS
         + """
@@ -182,31 +181,32 @@ print("done")
     )
 
 
-# --- at any Python function ---------------------------------------------------------------------
+# --- changes at each call of a Python function --------------------------------------------------
 
 HOOK = """
-class Meddler:
-    '''Changes something at the n-th call or return of a function that Python sees while it is active.'''
+class Hook:
+    '''A profile function that calls `change` at the n-th call or return of a function.'''
 
     def __init__(self, n, change):
-        self.left, self.change = n, change
+        self.remaining, self.change = n, change
 
     def __call__(self, frame, event, argument):
-        if self.left == 0:
-            self.left = -1
+        if self.remaining == 0:
+            self.remaining = -1
             sys.setprofile(None)
             try:
                 self.change()
             except (ValueError, AttributeError, IndexError, TypeError):
                 pass
-        elif self.left > 0:
-            self.left -= 1
+        elif self.remaining > 0:
+            self.remaining -= 1
 
-def meddle(n, change, call):
-    meddler = Meddler(n, change)
-    sys.setprofile(meddler)
+def attempt_with_change(n, change, call):
+    '''Returns the result of the call, and whether it made so many calls that `change` was called.'''
+    hook = Hook(n, change)
+    sys.setprofile(hook)
     try:
-        return attempt(call), meddler.left < 0
+        return attempt(call), hook.remaining < 0
     finally:
         sys.setprofile(None)
 """
@@ -214,7 +214,7 @@ def meddle(n, change, call):
 CLIPS = (
     HOOK
     + """
-# Two arrays whose columns interleave: whether they overlap takes more than a look at their ends.
+# Two arrays whose columns interleave, so that the overlap check compares more than their address ranges.
 whole = np.empty((64, 256), np.float32)
 columns = np.zeros(whole.shape, bool)
 columns[:, 128:158] = True
@@ -246,17 +246,17 @@ for change in changes.values():
         tensor[...] = np.linspace(-1, 1, tensor.size).reshape(tensor.shape)
         before = whole.copy()
         tensors, outs = [tensor], [out]
-        _, meddled = meddle(n, change, call)
+        _, was_changed = attempt_with_change(n, change, call)
         changed = (whole != before) & ~columns
         if changed.any():
-            # Where the layout changed before the call looked, the elements that it has now are the output.
+            # If the layout changed before the call took its snapshot, the output has other elements.
             reach = np.zeros(whole.shape, bool)
             reach.reshape(-1)[128 : 128 + 30 * 256 + 64] = True
             assert not (changed & ~reach).any(), (sys.argv[1], n)
-        if not meddled:
+        if not was_changed:
             break
     else:
-        raise SystemExit("it does not end")
+        raise SystemExit("the call enters more functions than were tried")
 print("done")
 """
 )
@@ -276,7 +276,7 @@ print("done")
         "adaptive",
     ],
 )
-def test_arrays_that_change_at_any_function_that_a_clip_enters(call: str) -> None:
+def test_arrays_that_change_at_any_function_call_of_a_clip_function(call: str) -> None:
     run(CLIPS, call)
 
 
@@ -324,17 +324,17 @@ for name, make in gradients.items():
             gradient = make()
             pairs = [(gradient, variable), (np.ones((60, 30), np.float32), beside)]
             optimizer = kinds[kind]()
-            _, meddled = meddle(n, change, lambda: optimizer.apply_gradients(pairs))
-            # Whatever it has come to, the next step is sound.
+            _, was_changed = attempt_with_change(n, change, lambda: optimizer.apply_gradients(pairs))
+            # The next step is correct, whether this one was taken or refused.
             variable2 = np.ones((60, 30), np.float32)
             optimizer.apply_gradients([(np.ones((60, 30), np.float32), variable2)])
             assert np.isfinite(variable2).all() and (variable2 < 1.0).all(), (name, n)
             assert (whole[:, 130:] == CANARY).all() and (whole[61:, 100:130] == CANARY).all(), (name, n)
             assert (other[:1800] == CANARY).all() and (other[3600:] == CANARY).all()
-            if not meddled:
+            if not was_changed:
                 break
         else:
-            raise SystemExit("it does not end")
+            raise SystemExit("the step enters more functions than were tried")
 print("done")
 """
 )
@@ -342,13 +342,13 @@ print("done")
 
 @pytest.mark.parametrize("layout", ["strided", "dense"])
 @pytest.mark.parametrize("kind", ["gradient_descent", "momentum", "adam"])
-def test_arrays_that_change_at_any_function_that_a_step_enters(kind: str, layout: str) -> None:
+def test_arrays_that_change_at_any_function_call_of_a_step(kind: str, layout: str) -> None:
     run(STEPS, kind, layout)
 
 
-@pytest.mark.parametrize("what", ["variable", "gradient"])
-def test_thread_that_turns_arrays_while_a_gradient_is_copied(what: str) -> None:
-    """A gradient that shares memory with its variable is copied first, and others may run meanwhile."""
+@pytest.mark.parametrize("array", ["variable", "gradient"])
+def test_thread_that_reshapes_arrays_while_a_gradient_is_copied(array: str) -> None:
+    """A gradient that shares memory with its variable is copied first, while other threads may run."""
     run(
         f"""
 sys.setswitchinterval(1e-6)
@@ -356,14 +356,14 @@ stop = threading.Event()
 guarded = np.full(3_000_000, CANARY, np.float32)
 variable = guarded[1_000_000:1_600_000].reshape(600, 1000)
 gradient = guarded[1_000_100:1_600_100].reshape(600, 1000)
-turned = {what}
+reshaped = {array}
 
-def turn():
+def reshape():
     while not stop.is_set():
         for shape in [(1, 600_000), (1000, 600), (600, 1000)]:
-            turned.shape = shape
+            reshaped.shape = shape
 
-thread = threading.Thread(target=turn)
+thread = threading.Thread(target=reshape)
 thread.start()
 try:
     end = time.monotonic() + 0.7
@@ -382,7 +382,7 @@ print("done")
 
 
 @pytest.mark.parametrize("layout", ["[:, ::2]", "[:, 1:].T", "[::-1, :600]"])
-def test_thread_that_turns_a_variable_whose_rows_are_made_dense(layout: str) -> None:
+def test_thread_that_reshapes_a_strided_variable_with_a_sparse_gradient(layout: str) -> None:
     run(
         f"""
 sys.setswitchinterval(1e-6)
@@ -396,7 +396,7 @@ shape = variable.shape
 shapes = [(shape[0] // 2, 2, shape[1]), (shape[0], 1, shape[1]), shape]
 rows = IndexedSlices(np.ones((3, shape[1]), np.float32), [shape[0] - 1, 0, 3])
 
-def turn():
+def reshape():
     while not stop.is_set():
         for other in shapes:
             try:
@@ -404,7 +404,7 @@ def turn():
             except (ValueError, AttributeError):
                 pass
 
-thread = threading.Thread(target=turn)
+thread = threading.Thread(target=reshape)
 thread.start()
 try:
     end = time.monotonic() + 0.7

@@ -1,8 +1,8 @@
-"""Subclasses of arrays that answer with something else: they are read by their own memory, or refused.
+"""Subclasses of ndarray whose methods return something else: their own memory is read, or they are refused.
 
-A subclass may override `copy`, `view`, its attributes and ``__array_function__``. Nothing that it gives may
-be taken for memory of the size that the array itself has. The arrays are large, so that reading them out of
-an answer of one element ends the process: each test runs in one of its own.
+A subclass may override `copy`, `view`, its attributes and ``__array_function__``. fastclip must not read an
+object that these return as if it had the size of the array. The arrays are large, so that reading so many
+elements of a one-element result ends the process; each test runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ kind = next(kind for kind in kinds if kind.__name__ == sys.argv[1])
 def numbers(dtype=np.float32, offset=0.0):
     return np.linspace(offset - 1, offset + 1, ROWS * COLUMNS).astype(dtype).reshape(SHAPE)
 
-def odd(array):
+def subclassed(array):
     return np.ndarray.view(array, kind)
 
 def plain(array):
@@ -112,12 +112,12 @@ def attempt(call):
     finally:
         active = False
 
-def same(result, expected):
+def assert_same(result, expected):
     result = plain(result) if isinstance(result, np.ndarray) else result
     assert result.dtype == expected.dtype and np.ndarray.tobytes(result) == expected.tobytes()
 
-def untouched(array, expected):
-    assert np.ndarray.tobytes(plain(array)) == expected.tobytes(), "it was changed"
+def assert_unchanged(array, expected):
+    assert np.ndarray.tobytes(plain(array)) == expected.tobytes(), "the array was changed"
 """
 
 CLIPS = (
@@ -145,42 +145,42 @@ for layout in (lambda a: a, lambda a: a.T, lambda a: a[:, ::2], lambda a: a[::-1
         "adaptive": lambda t, out: fastclip.adaptive_clip([t], [t], 0.01, out=out)[0],
     }
     for name, call in calls.items():
-        t = odd(layout(numbers()))
+        t = subclassed(layout(numbers()))
         result = attempt(lambda: call(t, None))
         if result is not None:
-            same(result, expected[name])
-        untouched(t, x)
-        out = odd(layout(np.zeros(SHAPE, np.float32)))
+            assert_same(result, expected[name])
+        assert_unchanged(t, x)
+        out = subclassed(layout(np.zeros(SHAPE, np.float32)))
         zeros = plain(out).copy()
         if attempt(lambda: call(t, [out])) is not None:
-            same(out, expected[name])
+            assert_same(out, expected[name])
         else:
-            untouched(out, zeros)
+            assert_unchanged(out, zeros)
         if name == "adaptive":
             continue
         if attempt(lambda: call(t, [t])) is not None:
-            same(t, expected[name])
+            assert_same(t, expected[name])
         else:
-            untouched(t, x)
-    norm = attempt(lambda: fastclip.global_norm([odd(layout(numbers()))]))
+            assert_unchanged(t, x)
+    norm = attempt(lambda: fastclip.global_norm([subclassed(layout(numbers()))]))
     assert norm is None or norm == fastclip.global_norm([x])
-    rows = odd(layout(numbers()))
+    rows = subclassed(layout(numbers()))
     slices = lambda: IndexedSlices(rows, np.arange(x.shape[0]))
     result = attempt(lambda: fastclip.clip_by_global_norm([slices()], 1.0)[0][0])
     if result is not None:
-        same(result.values, expected["global"])
-    # Bounds, and the array that takes norms.
+        assert_same(result.values, expected["global"])
+    # Bounds, and the array for norms.
     bound = layout(numbers(offset=1.5))
     want = fastclip.clip_by_value(x, -bound, bound)
-    result = attempt(lambda: fastclip.clip_by_value(x, odd(-bound), odd(bound.copy())))
+    result = attempt(lambda: fastclip.clip_by_value(x, subclassed(-bound), subclassed(bound.copy())))
     if result is not None:
-        same(result, want)
+        assert_same(result, want)
     want = fastclip.clip_by_norm(x, bound, axes=[1])
-    result = attempt(lambda: fastclip.clip_by_norm(x, odd(bound.copy()), axes=[1]))
+    result = attempt(lambda: fastclip.clip_by_norm(x, subclassed(bound.copy()), axes=[1]))
     if result is not None:
-        same(result, want)
+        assert_same(result, want)
     guarded = np.full(300, -1.0)
-    attempt(lambda: fastclip.clip_by_global_norm([x] * 100, 1e9, norms=odd(guarded[100:200])))
+    attempt(lambda: fastclip.clip_by_global_norm([x] * 100, 1e9, norms=subclassed(guarded[100:200])))
     assert (guarded[:100] == -1).all() and (guarded[200:] == -1).all()
 print("done")
 """
@@ -192,15 +192,15 @@ CORE = (
 names = ("t", ["t"], "out", ["out"])
 x, zeros = numbers(), np.zeros(SHAPE, np.float32)
 want = fastclip.clip_by_global_norm([x], 1.0)[0][0]
-t = odd(numbers())
+t = subclassed(numbers())
 result = attempt(lambda: _core.clip_by_global_norm([t], 1.0, None, 2.0, None, "propagate", None, names))
 if result is not None:
-    same(result[0][0], want)
-out = odd(zeros.copy())
+    assert_same(result[0][0], want)
+out = subclassed(zeros.copy())
 result = attempt(lambda: _core.clip_by_global_norm([t], 1.0, None, 2.0, [out], "propagate", None, names))
-same(out, want) if result is not None else untouched(out, zeros)
+assert_same(out, want) if result is not None else assert_unchanged(out, zeros)
 guarded = np.full(300, -1.0)
-norms = odd(guarded[100:200])
+norms = subclassed(guarded[100:200])
 attempt(lambda: _core.clip_by_global_norm([t] * 100, 1e9, None, 2.0, None, "propagate", norms, names))
 assert (guarded[:100] == -1).all() and (guarded[200:] == -1).all()
 result = attempt(lambda: _core.global_norm([t], 2.0, names))
@@ -209,60 +209,66 @@ attempt(lambda: _core.tensor_norms([t], 2.0, names))
 attempt(lambda: _core.partial_sums([t], 2.0, names))
 result = attempt(lambda: _core.clip_tensors([t], [1.0], "one", 2.0, None, names))
 if result is not None:
-    same(result[0], want)
-low, high = odd(np.full(SHAPE, -0.5, np.float32)), odd(np.full(SHAPE, 0.5, np.float32))
+    assert_same(result[0], want)
+low, high = subclassed(np.full(SHAPE, -0.5, np.float32)), subclassed(np.full(SHAPE, 0.5, np.float32))
 result = attempt(lambda: _core.clip_by_value(t, low, high, None))
 if result is not None:
-    same(result, x.clip(-0.5, 0.5))
+    assert_same(result, x.clip(-0.5, 0.5))
 attempt(lambda: _core.check_no_overlap([t], [out], names))
-# Beside each other in memory, so that more than the ends has to be looked at.
+# Interleaved in memory, so that the overlap check compares more than the address ranges.
 whole = numbers(offset=3.0)
-left, right = odd(whole[:, :150]), odd(whole[:, 200:350])
+left, right = subclassed(whole[:, :150]), subclassed(whole[:, 200:350])
 before = whole.copy()
 result = attempt(lambda: _core.clip_tensors([left], [1.0], "one", 2.0, [right], names))
-same(right, fastclip.clip_by_norm(before[:, :150], 1.0)) if result is not None else untouched(whole, before)
+if result is not None:
+    assert_same(right, fastclip.clip_by_norm(before[:, :150], 1.0))
+else:
+    assert_unchanged(whole, before)
 assert whole[:, :200].tobytes() == before[:, :200].tobytes()
 assert whole[:, 350:].tobytes() == before[:, 350:].tobytes()
 guarded = np.full(3 * ROWS, -1.0)
-norms = odd(guarded[ROWS : 2 * ROWS].reshape(ROWS, 1))
+norms = subclassed(guarded[ROWS : 2 * ROWS].reshape(ROWS, 1))
 attempt(lambda: _core.slice_norms([t], [[False, True]], 2.0, [norms], names))
 assert (guarded[:ROWS] == -1).all() and (guarded[2 * ROWS :] == -1).all()
-bounds = odd(np.full((ROWS, 1), 0.1))
+bounds = subclassed(np.full((ROWS, 1), 0.1))
 result = attempt(lambda: _core.clip_slices([t], [[False, True]], [bounds], 2.0, None, names))
 if result is not None:
-    same(result[0], fastclip.clip_by_norm(x, 0.1, axes=[1]))
-bounds = odd(np.full((1, x.shape[1]), 0.1))
+    assert_same(result[0], fastclip.clip_by_norm(x, 0.1, axes=[1]))
+bounds = subclassed(np.full((1, x.shape[1]), 0.1))
 result = attempt(lambda: _core.clip_elements([t], [[False, True]], [bounds], 2.0, None, names))
 if result is not None:
-    same(result[0], fastclip.clip_by_norm(x, 0.1, axes=[1]))
-out = odd(zeros.copy())
+    assert_same(result[0], fastclip.clip_by_norm(x, 0.1, axes=[1]))
+out = subclassed(zeros.copy())
 result = attempt(lambda: _core.clip_elements([t], [[False, True]], [bounds], 2.0, [out], names))
-same(out, fastclip.clip_by_norm(x, 0.1, axes=[1])) if result is not None else untouched(out, zeros)
+if result is not None:
+    assert_same(out, fastclip.clip_by_norm(x, 0.1, axes=[1]))
+else:
+    assert_unchanged(out, zeros)
 attempt(lambda: _core.check_variables([t], "variables"))
 for name in ("bandwidth_read", "bandwidth_scale", "bandwidth_copy"):
     more = {"bandwidth_read": (), "bandwidth_scale": (1.0,), "bandwidth_copy": (out, 1.0)}[name]
     attempt(lambda: getattr(_core, name)(t, *more))
 slots = _core.Slots("momentum")
-attempt(lambda: slots.set_copy(odd(numbers()), odd(np.zeros(SHAPE, np.float16))))
+attempt(lambda: slots.set_copy(subclassed(numbers()), subclassed(np.zeros(SHAPE, np.float16))))
 attempt(lambda: slots.refresh_copy(t))
 slots = _core.Slots("momentum")
-met = attempt(lambda: slots.load([t], [True]))
-assert met is None or [array.size for own in met for array in own] == [ROWS * COLUMNS]
+loaded = attempt(lambda: slots.load([t], [True]))
+assert loaded is None or [array.size for arrays in loaded for array in arrays] == [ROWS * COLUMNS]
 attempt(lambda: slots.of(t))
 slots = _core.Slots("gradient_descent")
-for variable in (odd(numbers()), numbers(), whole[:, :150], odd(whole[:, :150])):
-    gradient = variable if variable is not t else odd(numbers())
+for variable in (subclassed(numbers()), numbers(), whole[:, :150], subclassed(whole[:, :150])):
+    gradient = variable if variable is not t else subclassed(numbers())
     start = plain(variable).copy()
     result = attempt(
         lambda: _core.take_step(
-            slots, [odd(gradient)], None, [variable], lambda: ([0.5], [], np.array(0), np.zeros(3)), [],
-            ("none", np.inf, 1.0, "propagate"), False, None
+            slots, [subclassed(gradient)], None, [variable], lambda: ([0.5], [], np.array(0), np.zeros(3)),
+            [], ("none", np.inf, 1.0, "propagate"), False, None
         )
     )
     if result is not None:
         np.testing.assert_array_equal(plain(variable), start * np.float32(0.5))
     else:
-        untouched(variable, start)
+        assert_unchanged(variable, start)
 print("done")
 """
 )
@@ -283,33 +289,32 @@ for layout in (lambda a: a, lambda a: a.T, lambda a: a[:, ::2]):
                 gradient = wrap_gradient(gradient)
             optimizer = make()
             start = variable.copy()
-            given = wrap_variable(variable)
-            if attempt(lambda: (optimizer.set_low_precision_copy(given, wrap_copy(narrow)), True)) is None:
+            passed = wrap_variable(variable)
+            if attempt(lambda: (optimizer.set_low_precision_copy(passed, wrap_copy(narrow)), True)) is None:
                 optimizer = make()
             for _ in range(2):
-                if attempt(lambda: (optimizer.apply_gradients([(gradient, given)]), True)) is None:
+                if attempt(lambda: (optimizer.apply_gradients([(gradient, passed)]), True)) is None:
                     return None
-            # What is asked of it, and what it keeps.
             slots = [optimizer.get_slot(variable, name) for name in optimizer.get_slot_names()]
-            attempt(lambda: optimizer.get_slot(given, "m"))
+            attempt(lambda: optimizer.get_slot(passed, "m"))
             state = optimizer.state_dict()
-            attempt(lambda: optimizer.load_state_dict(state, [given]))
+            attempt(lambda: optimizer.load_state_dict(state, [passed]))
             return [variable.copy(), *(slot.copy() for slot in slots if slot is not None)]
 
-        same_as_plain = lambda a: a
+        unwrapped = lambda a: a
         for rows in (False, True):
             for shared in (False, True):
                 if rows and shared:
                     continue
-                expected = trained(*[same_as_plain] * 3, rows, shared)
+                expected = trained(*[unwrapped] * 3, rows, shared)
                 for which in range(3):
-                    wraps = [same_as_plain] * 3
-                    wraps[which] = odd
-                    found = trained(*wraps, rows, shared)
-                    if found is not None:
-                        assert len(found) == len(expected)
-                        for a, b in zip(found, expected):
-                            same(a, b)
+                    wraps = [unwrapped] * 3
+                    wraps[which] = subclassed
+                    result = trained(*wraps, rows, shared)
+                    if result is not None:
+                        assert len(result) == len(expected)
+                        for a, b in zip(result, expected):
+                            assert_same(a, b)
 print("done")
 """
 )
@@ -330,5 +335,5 @@ KINDS = [
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("script", [CLIPS, CORE, STEPS], ids=["clips", "core", "steps"])
-def test_subclass_is_read_by_its_own_memory_or_refused(script: str, kind: str) -> None:
+def test_memory_of_a_subclass_is_read_or_the_array_is_refused(script: str, kind: str) -> None:
     assert fresh_python.run(script, kind, env={"RUST_BACKTRACE": "0"}).stdout == "done\n"

@@ -1,6 +1,6 @@
-"""Calls of every public function, for tests in which memory is out.
+"""Calls of every public function, for tests in which allocations fail.
 
-Each case makes its arrays anew and gives a call, and what must not change when the call raises.
+Each case creates new arrays, and returns a call and the memory that must not change when the call raises.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from fastclip import IndexedSlices
 from support.training_cases import VARIANTS, build
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-#: Above this many float32 a call takes more than one thread.
+#: Number of float32 elements above which a call uses more than one thread.
 LARGE = 400_000
 
 
 @dataclass
 class Prepared:
-    """A call, and everything of the caller's that it could change, as bytes."""
+    """A call, and a function that returns all memory that the call could change, as bytes."""
 
     call: Callable[[], Any]
     watched: Callable[[], list[bytes]]
@@ -34,47 +34,48 @@ Case = Callable[[], Prepared]
 
 
 def fingerprint(value: Any) -> Any:
-    """What a result is, bit for bit."""
+    """Returns the types, dtypes, shapes and bytes of a result, for comparison."""
     if isinstance(value, IndexedSlices):
         return ("slices", fingerprint(value.values), fingerprint(value.indices), value.shape)
     if isinstance(value, (np.ndarray, np.generic)):
         return (type(value).__name__, str(value.dtype), value.shape, value.tobytes())
     if isinstance(value, dict):
-        return [(key, fingerprint(part)) for key, part in value.items()]
+        return [(key, fingerprint(entry)) for key, entry in value.items()]
     if isinstance(value, (list, tuple)):
-        return [type(value).__name__, *(fingerprint(part) for part in value)]
+        return [type(value).__name__, *(fingerprint(entry) for entry in value)]
     return repr(value)
 
 
 def memory(*values: Any) -> list[bytes]:
-    """The bytes of all arrays in nested lists, dicts and slices."""
-    found: list[bytes] = []
+    """Returns the dtype, shape and bytes of all arrays in nested lists, dicts and slices."""
+    contents: list[bytes] = []
     for value in values:
         if isinstance(value, np.ndarray):
-            found.append(f"{value.dtype} {value.shape}".encode() + value.tobytes())
+            contents.append(f"{value.dtype} {value.shape}".encode() + value.tobytes())
         elif isinstance(value, IndexedSlices):
-            found += memory(value.values, value.indices)
+            contents += memory(value.values, value.indices)
         elif isinstance(value, dict):
-            found += memory(*value.values())
+            contents += memory(*value.values())
         elif isinstance(value, (list, tuple)):
-            found += memory(*value)
-    return found
+            contents += memory(*value)
+    return contents
 
 
 # --- tensors ------------------------------------------------------------------------------------
 
-_KEPT: dict[int, Any] = {}
+#: Random numbers by their count, generated once.
+_CACHE: dict[int, Any] = {}
 
 
 def numbers(size: int, dtype: Any = np.float32) -> Any:
-    """Some numbers, the same each time, in an array of the caller's own."""
-    if size not in _KEPT:
-        _KEPT[size] = np.random.default_rng(size).standard_normal(size)
+    """Returns a new array of random numbers, the same on every call."""
+    if size not in _CACHE:
+        _CACHE[size] = np.random.default_rng(size).standard_normal(size)
     dtype = np.dtype(dtype)
-    found = _KEPT[size].astype(dtype)
+    array = _CACHE[size].astype(dtype)
     if dtype.kind == "c":
-        found += found[::-1] * dtype.type(1j)
-    return found
+        array += array[::-1] * dtype.type(1j)
+    return array
 
 
 def matrix(rows: int, columns: int, dtype: Any = np.float32) -> Any:
@@ -114,8 +115,8 @@ class Sum:
         return array.copy()
 
 
-def over(function: Callable[[Any], Any], kind: str) -> Case:
-    """A call on tensors, which stay as they are."""
+def reading(function: Callable[[Any], Any], kind: str) -> Case:
+    """Returns a call that reads tensors."""
 
     def make() -> Prepared:
         tensors = TENSORS[kind]()
@@ -124,12 +125,12 @@ def over(function: Callable[[Any], Any], kind: str) -> Case:
     return make
 
 
-def into(function: Callable[[Any, Any], Any], kind: str, apart: bool) -> Case:
-    """A call that writes to its inputs, or to other arrays."""
+def writing(function: Callable[[Any, Any], Any], kind: str, in_place: bool) -> Case:
+    """Returns a call that writes to its inputs or to other arrays."""
 
     def make() -> Prepared:
         tensors = TENSORS[kind]()
-        out = copy.deepcopy(tensors) if apart else tensors
+        out = tensors if in_place else copy.deepcopy(tensors)
         return Prepared(lambda: function(tensors, out), lambda: memory(tensors, out))
 
     return make
@@ -142,16 +143,16 @@ A_FEW = ["small", "large", "many", "transposed", "dict", "slices"]
 
 def _norms() -> Iterator[tuple[str, Case]]:
     for kind in TENSORS:
-        yield f"global_norm/{kind}", over(fastclip.global_norm, kind)
-        yield f"tensor_norms/{kind}", over(fastclip.tensor_norms, kind)
+        yield f"global_norm/{kind}", reading(fastclip.global_norm, kind)
+        yield f"tensor_norms/{kind}", reading(fastclip.tensor_norms, kind)
     for kind in ("small", "large", "large_strided", "complex64", "complex128", "extreme"):
         for order in (1, 3, np.inf):
             call = lambda tensors, order=order: fastclip.global_norm(tensors, ord=order)  # noqa: E731
-            yield f"global_norm/{kind}/ord={order}", over(call, kind)
+            yield f"global_norm/{kind}/ord={order}", reading(call, kind)
     for kind in A_FEW:
         yield (
             f"global_norm/{kind}/comm",
-            over(lambda tensors: fastclip.global_norm(tensors, comm=Sum()), kind),
+            reading(lambda tensors: fastclip.global_norm(tensors, comm=Sum()), kind),
         )
     yield "free_cached_memory", lambda: Prepared(lambda: fastclip.free_cached_memory() >= 0, lambda: [])
 
@@ -159,17 +160,20 @@ def _norms() -> Iterator[tuple[str, Case]]:
 def _global() -> Iterator[tuple[str, Case]]:
     clip = fastclip.clip_by_global_norm
     for kind in TENSORS:
-        yield f"fresh/{kind}", over(lambda tensors: clip(tensors, 1.0), kind)
+        yield f"fresh/{kind}", reading(lambda tensors: clip(tensors, 1.0), kind)
     for kind in WRITABLE:
-        yield f"in_place/{kind}", into(lambda tensors, out: clip(tensors, 1.0, out=out), kind, False)
-        yield f"out/{kind}", into(lambda tensors, out: clip(tensors, 1.0, out=out), kind, True)
+        yield f"in_place/{kind}", writing(lambda tensors, out: clip(tensors, 1.0, out=out), kind, True)
+        yield f"out/{kind}", writing(lambda tensors, out: clip(tensors, 1.0, out=out), kind, False)
     for kind in A_FEW:
-        yield f"unclipped/{kind}", over(lambda tensors: clip(tensors, 1e9), kind)
-        yield f"use_norm/{kind}", over(lambda tensors: clip(tensors, 1.0, use_norm=np.float32(7)), kind)
-        yield f"comm/{kind}", into(lambda tensors, out: clip(tensors, 1.0, comm=Sum(), out=out), kind, False)
+        yield f"unclipped/{kind}", reading(lambda tensors: clip(tensors, 1e9), kind)
+        yield f"use_norm/{kind}", reading(lambda tensors: clip(tensors, 1.0, use_norm=np.float32(7)), kind)
+        yield (
+            f"comm/{kind}",
+            writing(lambda tensors, out: clip(tensors, 1.0, comm=Sum(), out=out), kind, True),
+        )
         for order in (1, 2.5, np.inf):
             call = lambda tensors, order=order: clip(tensors, 1.0, ord=order)  # noqa: E731
-            yield f"ord={order}/{kind}", over(call, kind)
+            yield f"ord={order}/{kind}", reading(call, kind)
         yield f"norms/{kind}", _with_norms(kind, in_place=True, comm=False)
         yield f"norms_and_comm/{kind}", _with_norms(kind, in_place=False, comm=True)
         for policy in ("propagate", "raise", "zero"):
@@ -179,7 +183,7 @@ def _global() -> Iterator[tuple[str, Case]]:
 def _with_norms(kind: str, in_place: bool, comm: bool) -> Case:
     def make() -> Prepared:
         tensors = TENSORS[kind]()
-        norms = np.full(2 * len(memory_arrays(tensors)), -1.0)[::2]
+        norms = np.full(2 * len(tensors_in(tensors)), -1.0)[::2]
 
         def call() -> Any:
             return fastclip.clip_by_global_norm(
@@ -191,19 +195,19 @@ def _with_norms(kind: str, in_place: bool, comm: bool) -> Case:
     return make
 
 
-def memory_arrays(value: Any) -> list[Any]:
-    """The tensors in a container."""
+def tensors_in(value: Any) -> list[Any]:
+    """Returns the tensors in a container."""
     if isinstance(value, dict):
-        return [leaf for part in value.values() for leaf in memory_arrays(part)]
+        return [leaf for entry in value.values() for leaf in tensors_in(entry)]
     if isinstance(value, (list, tuple)):
-        return [leaf for part in value for leaf in memory_arrays(part)]
+        return [leaf for entry in value for leaf in tensors_in(entry)]
     return [] if value is None else [value]
 
 
 def _nonfinite(kind: str, policy: Any) -> Case:
     def make() -> Prepared:
         tensors = TENSORS[kind]()
-        first = memory_arrays(tensors)[0]
+        first = tensors_in(tensors)[0]
         (first.values if isinstance(first, IndexedSlices) else first).flat[1] = np.nan
         return Prepared(
             lambda: fastclip.clip_by_global_norm(tensors, 1.0, out=tensors, on_nonfinite=policy),
@@ -230,16 +234,16 @@ ONE_TENSOR: dict[str, Callable[[], Any]] = {
 }
 
 
-def of_one(
-    function: Callable[..., Any], kind: str, where: str, before: Callable[[Any], Any] | None = None
+def one_tensor(
+    function: Callable[..., Any], kind: str, where: str, bound_of: Callable[[Any], Any] | None = None
 ) -> Case:
-    """A call on one tensor, with its `out` (nothing, itself or another) and what `before` makes of it."""
+    """Returns a call with one tensor, its output and, with `bound_of`, a bound computed from the tensor."""
 
     def make() -> Prepared:
         tensor = ONE_TENSOR[kind]()
-        more = () if before is None else (before(tensor),)
+        bound = () if bound_of is None else (bound_of(tensor),)
         out = {"fresh": None, "in_place": tensor, "out": copy.deepcopy(tensor)}[where]
-        return Prepared(lambda: function(tensor, out, *more), lambda: memory(tensor, out))
+        return Prepared(lambda: function(tensor, out, *bound), lambda: memory(tensor, out))
 
     return make
 
@@ -251,29 +255,29 @@ def _one() -> Iterator[tuple[str, Case]]:
     clip = fastclip.clip_by_norm
     for kind in ONE_TENSOR:
         for where in PLACES:
-            yield f"norm/{kind}/{where}", of_one(lambda t, out: clip(t, 1.0, out=out), kind, where)
+            yield f"norm/{kind}/{where}", one_tensor(lambda t, out: clip(t, 1.0, out=out), kind, where)
             yield (
                 f"average/{kind}/{where}",
-                of_one(lambda t, out: fastclip.clip_by_average_norm(t, 1e-5, out=out), kind, where),
+                one_tensor(lambda t, out: fastclip.clip_by_average_norm(t, 1e-5, out=out), kind, where),
             )
         if kind == "small":
             continue
         for axes in ([0], [1], [0, 1]):
             for where in PLACES:
                 call = lambda t, out, axes=axes: clip(t, 0.1, axes=axes, out=out)  # noqa: E731
-                yield f"axes={axes}/{kind}/{where}", of_one(call, kind, where)
+                yield f"axes={axes}/{kind}/{where}", one_tensor(call, kind, where)
     for kind in ("matrix", "large", "transposed", "bfloat16", "complex64", "float64"):
         for where in PLACES:
             shape = ONE_TENSOR[kind]().shape
             bounds = np.linspace(0.0, 2.0, shape[0] * shape[1]).reshape(shape)
             call = lambda t, out, bounds=bounds: clip(t, bounds, axes=[1], out=out)  # noqa: E731
-            yield f"bound_per_element/{kind}/{where}", of_one(call, kind, where)
+            yield f"bound_per_element/{kind}/{where}", one_tensor(call, kind, where)
             rows = np.linspace(0.0, 2.0, shape[0]).reshape(-1, 1)
             call = lambda t, out, rows=rows: clip(t, rows, axes=[1], out=out)  # noqa: E731
-            yield f"bound_per_row/{kind}/{where}", of_one(call, kind, where)
+            yield f"bound_per_row/{kind}/{where}", one_tensor(call, kind, where)
     for order in (1, 3, np.inf):
         call = lambda t, out, order=order: clip(t, 0.1, axes=[1], ord=order, out=out)  # noqa: E731
-        yield f"axes=[1]/ord={order}", of_one(call, "large", "in_place")
+        yield f"axes=[1]/ord={order}", one_tensor(call, "large", "in_place")
 
 
 def _value() -> Iterator[tuple[str, Case]]:
@@ -282,10 +286,13 @@ def _value() -> Iterator[tuple[str, Case]]:
         if kind == "complex64":
             continue
         for where in PLACES:
-            yield f"scalars/{kind}/{where}", of_one(lambda t, out: clip(t, -0.5, 0.5, out=out), kind, where)
+            yield (
+                f"scalars/{kind}/{where}",
+                one_tensor(lambda t, out: clip(t, -0.5, 0.5, out=out), kind, where),
+            )
             yield (
                 f"arrays/{kind}/{where}",
-                of_one(
+                one_tensor(
                     lambda t, out: (
                         clip(t, np.full(t.shape[-1:], -0.5), np.float32(0.25), out=out)
                         if not isinstance(t, IndexedSlices)
@@ -297,7 +304,7 @@ def _value() -> Iterator[tuple[str, Case]]:
             )
             yield (
                 f"elements/{kind}/{where}",
-                of_one(
+                one_tensor(
                     lambda t, out, upper: clip(t, -0.5, upper, out=out),
                     kind,
                     where,
@@ -314,16 +321,19 @@ def _value() -> Iterator[tuple[str, Case]]:
 
 def _rules() -> Iterator[tuple[str, Case]]:
     for kind in TENSORS:
-        yield f"block_rms/{kind}", over(lambda tensors: fastclip.clip_by_block_rms(tensors, 0.5), kind)
+        yield f"block_rms/{kind}", reading(lambda tensors: fastclip.clip_by_block_rms(tensors, 0.5), kind)
         if kind in WRITABLE:
             yield (
                 f"block_rms/{kind}/in_place",
-                into(lambda tensors, out: fastclip.clip_by_block_rms(tensors, 0.5, out=out), kind, False),
+                writing(lambda tensors, out: fastclip.clip_by_block_rms(tensors, 0.5, out=out), kind, True),
             )
     for kind in WRITABLE:
         if kind == "slices":
             continue
-        yield f"adaptive/{kind}", over(lambda tensors: fastclip.adaptive_clip(tensors, tensors, 0.01), kind)
+        yield (
+            f"adaptive/{kind}",
+            reading(lambda tensors: fastclip.adaptive_clip(tensors, tensors, 0.01), kind),
+        )
 
         def make(kind: str = kind) -> Prepared:
             params, grads = TENSORS[kind](), TENSORS[kind]()
@@ -338,7 +348,7 @@ def _rules() -> Iterator[tuple[str, Case]]:
 
 
 class Steps:
-    """An optimizer and its pairs, and all that it may change."""
+    """An optimizer with variables, gradients and low-precision copies, whose state can be compared."""
 
     def __init__(
         self,
@@ -348,10 +358,10 @@ class Steps:
         *,
         copies: dict[int, Any] | None = None,
         steps: int = 0,
-        **handling: Any,
+        **options: Any,
     ) -> None:
         self.step = np.zeros((), np.int64)
-        self.optimizer = build(variant, self.step, **handling)
+        self.optimizer = build(variant, self.step, **options)
         self.gradients, self.variables = gradients, variables
         self.copies = copies or {}
         for position, narrow in self.copies.items():
@@ -364,6 +374,7 @@ class Steps:
         self.optimizer.apply_gradients(self.pairs, self.step)
 
     def watched(self) -> list[bytes]:
+        """Returns everything that a step may change or must not change, as bytes."""
         optimizer = self.optimizer
         names = optimizer._slot_names
         slots = [[optimizer.get_slot(variable, name) for name in names] for variable in self.variables]
@@ -381,8 +392,8 @@ def step(variant: str, make_pairs: Callable[[], tuple[list[Any], list[Any]]], **
     def make() -> Prepared:
         gradients, variables = make_pairs()
         arguments = {**more, "copies": more["copies"](variables)} if "copies" in more else more
-        taken = Steps(variant, gradients, variables, **arguments)
-        return Prepared(taken.apply, taken.watched)
+        training = Steps(variant, gradients, variables, **arguments)
+        return Prepared(training.apply, training.watched)
 
     return make
 
@@ -416,16 +427,14 @@ def _overlapping() -> tuple[list[Any], list[Any]]:
     return [whole[:-1], numbers(5)], [whole[1:], numbers(5)]
 
 
-def _optimizers(part: int, parts: int) -> Iterator[tuple[str, Case]]:
-    for number, variant in enumerate(VARIANTS):
-        if number % parts != part:
-            continue
+def _optimizers() -> Iterator[tuple[str, Case]]:
+    for variant in VARIANTS:
         for kind in ("small", "large_strided", "repeated_rows"):
             for steps in (0, 1):
                 yield f"{variant}/{kind}/step {steps + 1}", step(variant, PAIRS[kind], steps=steps)
 
 
-def _handling() -> Iterator[tuple[str, Case]]:
+def _gradient_options() -> Iterator[tuple[str, Case]]:
     for variant in ("Adam", "Nesterov", "GradientDescent"):
         for kind in PAIRS:
             for steps in (0, 1):
@@ -453,10 +462,10 @@ def _with_nan() -> tuple[list[Any], list[Any]]:
 
 
 def _state() -> Iterator[tuple[str, Case]]:
-    def asked(variant: str, what: str, kind: str) -> Case:
+    def call_method(variant: str, method: str, kind: str) -> Case:
         def make() -> Prepared:
-            taken = Steps(variant, *PAIRS[kind](), steps=1, global_clipnorm=1.0)
-            optimizer, variable = taken.optimizer, taken.variables[0]
+            training = Steps(variant, *PAIRS[kind](), steps=1, global_clipnorm=1.0)
+            optimizer, variable = training.optimizer, training.variables[0]
             state = optimizer.state_dict()
             for key, value in state.items():
                 if key.endswith(".0") and value.dtype.kind == "f":
@@ -468,16 +477,16 @@ def _state() -> Iterator[tuple[str, Case]]:
                 "get_slot": lambda: [optimizer.get_slot(variable, name) for name in names],
                 "variables": optimizer.variables,
                 "load_state_dict": lambda: optimizer.load_state_dict(state),
-                "load_state_dict, variables": lambda: optimizer.load_state_dict(state, taken.variables),
+                "load_state_dict, variables": lambda: optimizer.load_state_dict(state, training.variables),
                 "set_low_precision_copy": lambda: optimizer.set_low_precision_copy(variable, narrow),
             }
-            return Prepared(calls[what], lambda: [*taken.watched(), *memory(narrow, state)])
+            return Prepared(calls[method], lambda: [*training.watched(), *memory(narrow, state)])
 
         return make
 
     for variant in ("Adam", "Nesterov", "RMSProp-centered", "AdagradDA"):
         for kind in ("small", "large", "several"):
-            for what in (
+            for method in (
                 "state_dict",
                 "get_slot",
                 "variables",
@@ -485,7 +494,7 @@ def _state() -> Iterator[tuple[str, Case]]:
                 "load_state_dict, variables",
                 "set_low_precision_copy",
             ):
-                yield f"{variant}/{kind}/{what}", asked(variant, what, kind)
+                yield f"{variant}/{kind}/{method}", call_method(variant, method, kind)
 
 
 # --- calls that raise ---------------------------------------------------------------------------
@@ -495,24 +504,24 @@ def _errors() -> Iterator[tuple[str, Case]]:
     def refused(call: Callable[[], Any], *watched: Any) -> Prepared:
         return Prepared(call, lambda: memory(*watched))
 
-    def of(tensors: Any, **arguments: Any) -> Prepared:
+    def clip(tensors: Any, **arguments: Any) -> Prepared:
         call = lambda: fastclip.clip_by_global_norm(tensors, 1.0, **arguments)  # noqa: E731
         return refused(call, tensors, arguments)
 
     def read_only() -> Prepared:
         array = numbers(30)
         array.flags.writeable = False
-        return of([array], out=[array])
+        return clip([array], out=[array])
 
     def overlap(strided: bool) -> Prepared:
         whole = matrix(60, 50)
         if strided:
-            return of([whole[:, :30], numbers(3)], out=[whole[:, 10:40], numbers(3)])
-        return of([whole[1:], numbers(3)], out=[whole[:-1], numbers(3)])
+            return clip([whole[:, :30], numbers(3)], out=[whole[:, 10:40], numbers(3)])
+        return clip([whole[1:], numbers(3)], out=[whole[:-1], numbers(3)])
 
     def step_error(gradients: list[Any], variables: list[Any]) -> Prepared:
-        taken = Steps("Adam", gradients, variables)
-        return Prepared(taken.apply, taken.watched)
+        training = Steps("Adam", gradients, variables)
+        return Prepared(training.apply, training.watched)
 
     def wrong_variable() -> Prepared:
         gradient, variable = numbers(3), numbers(3, np.float16)
@@ -520,21 +529,21 @@ def _errors() -> Iterator[tuple[str, Case]]:
         call = lambda: optimizer.apply_gradients([(gradient, variable)])  # noqa: E731
         return Prepared(call, lambda: memory(gradient, variable, optimizer.state_dict()))
 
-    yield "integers", lambda: of([np.arange(5), numbers(3)])
-    yield "integers in many", lambda: of([*(numbers(3) for _ in range(300)), np.arange(5)])
-    yield "no container", lambda: of(numbers(30))
-    yield "objects", lambda: of([np.array([None]), numbers(3)])
-    yield "shape", lambda: of([numbers(30)], out=[numbers(31)])
-    yield "type", lambda: of([numbers(30)], out=[numbers(30, np.float64)])
-    yield "structure", lambda: of({"a": numbers(3)}, out={"b": numbers(3)})
+    yield "integers", lambda: clip([np.arange(5), numbers(3)])
+    yield "integers in many", lambda: clip([*(numbers(3) for _ in range(300)), np.arange(5)])
+    yield "no container", lambda: clip(numbers(30))
+    yield "objects", lambda: clip([np.array([None]), numbers(3)])
+    yield "shape", lambda: clip([numbers(30)], out=[numbers(31)])
+    yield "type", lambda: clip([numbers(30)], out=[numbers(30, np.float64)])
+    yield "structure", lambda: clip({"a": numbers(3)}, out={"b": numbers(3)})
     yield "read-only", read_only
     yield "overlap", lambda: overlap(False)
     yield "overlap, strided", lambda: overlap(True)
-    yield "norms", lambda: of([numbers(3)], norms=np.zeros(2))
-    yield "nonfinite", lambda: of({"a": numbers(3) * np.nan, "b": [numbers(3)]}, on_nonfinite="raise")
+    yield "norms", lambda: clip([numbers(3)], norms=np.zeros(2))
+    yield "nonfinite", lambda: clip({"a": numbers(3) * np.nan, "b": [numbers(3)]}, on_nonfinite="raise")
     yield (
         "nonfinite, many",
-        lambda: of([numbers(3) * np.nan for _ in range(300)], on_nonfinite="raise"),
+        lambda: clip([numbers(3) * np.nan for _ in range(300)], on_nonfinite="raise"),
     )
     yield "bound", lambda: refused(lambda: fastclip.clip_by_norm(numbers(3), float("nan")))
     yield "axes", lambda: refused(lambda: fastclip.clip_by_norm(numbers(3), 1.0, axes=[7]))
@@ -552,10 +561,10 @@ def _errors() -> Iterator[tuple[str, Case]]:
     yield "no gradient", lambda: step_error([None], [matrix(5, 3)])
 
     def wrong_state() -> Prepared:
-        taken = Steps("Adam", *PAIRS["small"](), steps=1)
-        state = taken.optimizer.state_dict()
+        training = Steps("Adam", *PAIRS["small"](), steps=1)
+        state = training.optimizer.state_dict()
         del state["v.2"]
-        return Prepared(lambda: taken.optimizer.load_state_dict(state), taken.watched)
+        return Prepared(lambda: training.optimizer.load_state_dict(state), training.watched)
 
     yield "incomplete state", wrong_state
 
@@ -566,8 +575,8 @@ GROUPS: dict[str, dict[str, Case]] = {
     "one": dict(_one()),
     "value": dict(_value()),
     "rules": dict(_rules()),
-    "optimizers": dict(_optimizers(0, 1)),
-    "handling": dict(_handling()),
+    "optimizers": dict(_optimizers()),
+    "gradient_options": dict(_gradient_options()),
     "state": dict(_state()),
     "errors": dict(_errors()),
 }

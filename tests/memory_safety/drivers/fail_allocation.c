@@ -1,11 +1,11 @@
-/* Allocations that fail when a test wants them to.
+/* A library that makes chosen allocations fail.
  *
- * Loaded before all other libraries (LD_PRELOAD), this stands in front of the C library's functions that give
- * memory, and of pthread_create, which needs memory for a stack. They work as ever until a thread is armed:
- * then its allocations are counted, and the n-th, or all from the n-th on, fail as they do when memory is out.
+ * Loaded before all other libraries (LD_PRELOAD), it replaces the C library's allocation functions, and
+ * pthread_create, which allocates a stack. They work normally until a thread is armed: then its allocations are
+ * counted, and the n-th, or all from the n-th on, fail as they do when memory is exhausted.
  *
- * call_armed calls a Python function with the calling thread armed for just as long as the call takes, so that
- * nothing of the test itself meets a failing allocation. It is to be called through ctypes.PyDLL.
+ * call_armed calls a Python function with the calling thread armed only during the call, so that no allocation of
+ * the test itself fails. It has to be called through ctypes.PyDLL.
  */
 
 #define _GNU_SOURCE
@@ -30,7 +30,7 @@ static void *(*next_mmap)(void *, size_t, int, int, int, off_t);
 static void *(*next_mmap64)(void *, size_t, int, int, int, off_t);
 static int (*next_pthread_create)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
 
-/* dlsym may allocate before the functions above are known. What is given then is never taken back. */
+/* dlsym may allocate before it has found the functions above. It gets this memory, which is never freed. */
 static _Alignas(64) char boot[1 << 16];
 static size_t boot_used;
 
@@ -71,7 +71,7 @@ __attribute__((constructor)) static void find(void)
     next_free = dlsym(RTLD_NEXT, "free");
 }
 
-/* Whether the allocation that is being asked for is one that fails. */
+/* Counts an allocation of an armed thread. Returns whether it fails. */
 static int fails(void)
 {
     if (!this_thread && !atomic_load(&every_thread))
@@ -175,8 +175,8 @@ int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*
     return fails() ? EAGAIN : next_pthread_create(thread, attributes, start, argument);
 }
 
-/* From now on the n-th allocation of this thread (of any, if `anywhere`) fails: the first is number 0, and a
- * negative number fails none. With `all_after`, those after it fail too. */
+/* Arms the calling thread, or all threads if `anywhere`: allocation number n, counted from 0, will fail, and with
+ * `all_after` those after it too. If n is negative, none fails. */
 void arm(long n, int all_after, int anywhere)
 {
     atomic_store(&first, n);
@@ -189,7 +189,7 @@ void arm(long n, int all_after, int anywhere)
         this_thread = 1;
 }
 
-/* All allocations work again. Returns how many were asked for since `arm`. */
+/* Lets all allocations succeed again. Returns the number of allocations since `arm`. */
 long disarm(void)
 {
     this_thread = 0;
@@ -197,19 +197,19 @@ long disarm(void)
     return atomic_load(&counted);
 }
 
-/* How many of them failed. */
+/* Returns the number of allocations that failed since `arm`. */
 long failures(void)
 {
     return atomic_load(&failed);
 }
 
-/* How many allocations were counted until the last `disarm`. */
+/* Returns the number of allocations between the last `arm` and `disarm`. */
 long count(void)
 {
     return atomic_load(&counted);
 }
 
-/* Calls a Python function without arguments while armed. Returns what it does. */
+/* Calls a Python function without arguments while armed. Returns its result. */
 void *call_armed(void *function, long n, int all_after, int anywhere)
 {
     static void *(*call)(void *, void *);

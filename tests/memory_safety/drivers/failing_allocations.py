@@ -1,14 +1,23 @@
-"""Calls functions while allocations fail: run by itself, with `fail_allocation.c` loaded before it.
+"""A program that calls functions while allocations fail, with the library `fail_allocation.c` preloaded.
 
-``python allocation_driver.py LIBRARY GROUP MODE MOST`` writes a line of JSON for each trial that goes
-wrong, and one with what was tried; MOST is how many allocations of a case fail in turn. Trials run in child
-processes, so that one that dies is told from the others.
+``python -m drivers.failing_allocations LIBRARY GROUP MODE MOST`` prints a line of JSON for each trial that
+fails, and one with the numbers of trials and failures. MOST is the number of allocations of a case that fail
+in turn. Trials run in child processes, so that a crash is attributed to its trial.
 
-Modes: ``one``, only the n-th allocation fails; ``all``, all from the n-th on; ``anywhere``, the n-th of all
-threads together; ``cold``, as ``one``, but each in a process that has no helper threads yet; ``objects``,
-as ``one``, where Python's objects come from malloc too. In that mode the interpreter itself needs memory to
-raise an exception, so what it raises may come when everything is written, and may be its SystemError that
-an exception got lost.
+The modes are:
+
+``one``
+    Only the n-th allocation fails.
+``all``
+    All allocations from the n-th on fail.
+``anywhere``
+    The n-th allocation of all threads together fails.
+``cold``
+    As ``one``, each trial in a process that has not started its threads yet.
+``objects``
+    As ``one``, where Python allocates its objects with malloc too. The interpreter then needs memory to raise
+    an exception, so an exception may be raised after everything was written, and may be replaced by a
+    SystemError.
 """
 
 from __future__ import annotations
@@ -22,18 +31,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-#: So many seconds for the trials of a case in one mode.
+#: Time limit in seconds for the trials of a case in one mode.
 LIMIT = 40
-#: What the interpreter says when it had no memory for an exception.
+#: Messages of the SystemError that the interpreter raises when it had no memory for an exception.
 LOST = ("error return without exception set", "returned NULL without setting an exception")
-#: Deaths after which no more of a case is tried.
-DEATHS = 3
-#: Deaths after which no more is tried at all.
-ALL_DEATHS = 60
+#: Number of crashes after which a case is abandoned.
+CRASHES = 3
+#: Number of crashes after which all further cases are skipped.
+ALL_CRASHES = 60
 
 
 def armed_calls(library: str) -> tuple[Callable[..., Any], Callable[[], int], Callable[[], int]]:
-    """What calls a function, and what tells how many allocations failed then, and of how many."""
+    """Returns the library's functions `call_armed`, `failures` and `count`."""
     loaded = ctypes.PyDLL(library)
     call = loaded.call_armed
     call.restype = ctypes.py_object
@@ -46,7 +55,7 @@ def armed_calls(library: str) -> tuple[Callable[..., Any], Callable[[], int], Ca
 
 
 def chosen(total: int, most: int) -> list[int]:
-    """Which of so many allocations fail: the first, the last, some between, and a few besides."""
+    """Returns the numbers of allocations to fail: the first, the last, some between, some past the end."""
     if total <= most:
         return list(range(total + 3))
     third = most // 3
@@ -55,7 +64,7 @@ def chosen(total: int, most: int) -> list[int]:
 
 
 def outcome(call: Callable[[], Any], tolerant: bool = False) -> tuple[str, Any]:
-    """What a call comes to: its result, or its exception."""
+    """Returns ``result`` and the fingerprint of a call's result, or the name and message of its exception."""
     from drivers.allocation_cases import fingerprint
 
     try:
@@ -72,7 +81,7 @@ def outcome(call: Callable[[], Any], tolerant: bool = False) -> tuple[str, Any]:
 
 
 def _where(error: BaseException) -> str:
-    """The last line of Python that an exception came from."""
+    """Returns the file and line that raised an exception."""
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
@@ -89,43 +98,43 @@ class Trials:
         self.expected = outcome(prepared.call)
         self.after = prepared.watched()
         prepared = case()
-        # Not to be disturbed by memory that is kept for the next call, as in the first trial.
+        # The second call is counted, as the first may allocate memory that fastclip keeps for later calls.
         outcome(lambda: self.call_armed(prepared.call, -1, 0, mode == "anywhere"))
         self.total = count()
 
     def run(self, n: int) -> tuple[list[str], bool]:
-        """What went wrong when allocation `n` failed, and whether one failed at all."""
+        """Makes allocation `n` fail. Returns descriptions of errors, and whether an allocation failed."""
         prepared = self.case()
         before = prepared.watched()
         everywhere, all_after = self.mode == "anywhere", self.mode == "all"
         call = lambda: self.call_armed(prepared.call, n, all_after, everywhere)  # noqa: E731
         kind, result = outcome(call, tolerant=not self.strict)
         any_failed = self.failures() > 0
-        left = prepared.watched()
-        wrong: list[str] = []
+        state = prepared.watched()
+        errors: list[str] = []
         if kind == "MemoryError":
             if not any_failed:
-                wrong.append("MemoryError although nothing failed")
-            if left != before and (self.strict or left != self.after):
-                wrong.append("something was written" if left == self.after else "a part was written")
-            if left == before:
+                errors.append("MemoryError although no allocation failed")
+            if state != before and (self.strict or state != self.after):
+                errors.append("everything was written" if state == self.after else "a part was written")
+            if state == before:
                 again = outcome(prepared.call)
                 if again[0] != self.expected[0] or (again[0] == "result" and again != self.expected):
-                    wrong.append(f"the call after it gives {again[0]}, not the {self.expected[0]} it should")
+                    errors.append(f"the next call gives {again[0]} instead of {self.expected[0]}")
                 elif prepared.watched() != self.after:
-                    wrong.append("the call after it leaves something else behind")
+                    errors.append("the next call writes something else")
         elif kind != self.expected[0]:
-            wrong.append(f"{kind} where {self.expected[0]} or MemoryError is due: {result}")
+            errors.append(f"{kind} instead of {self.expected[0]} or MemoryError: {result}")
         else:
             if kind == "result" and result != self.expected[1]:
-                wrong.append("another result")
-            if left != self.after:
-                wrong.append("it leaves something else behind")
-        return wrong, any_failed
+                errors.append("another result")
+            if state != self.after:
+                errors.append("something else was written")
+        return errors, any_failed
 
 
 def in_child(work: Callable[[Callable[[str], None]], None]) -> tuple[list[str], int]:
-    """Run `work` in a child. Returns the lines it wrote, and its exit code (negative: the signal)."""
+    """Runs `work` in a child. Returns the lines it wrote and its exit status, negative for a signal."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -147,53 +156,54 @@ def main(library: str, group: str, mode: str, most: str) -> None:
     import fastclip
     from drivers.allocation_cases import GROUPS, LARGE_KINDS
 
-    # Small objects have room in memory that Python has already.
+    # Python has free memory for small objects, which are then allocated without malloc.
     spare: list[Any] = [bytes(size) for size in range(0, 480, 16) for _ in range(1000)]
     del spare[::2]
-    tried = failed = all_deaths = 0
+    tried = failed = all_crashes = 0
 
-    def report(case: str, n: int, wrong: str) -> None:
+    def report(case: str, n: int, error: str) -> None:
         nonlocal failed
         failed += 1
-        print(json.dumps({"case": case, "n": n, "wrong": wrong}), flush=True)
+        print(json.dumps({"case": case, "n": n, "error": error}), flush=True)
 
     def try_all(name: str, case: Callable[[], Any]) -> None:
-        nonlocal tried, all_deaths
-        # What a call finds out once for all is found out here; a cold call may not even have had helpers yet.
+        nonlocal tried, all_crashes
+        # These calls fill the caches of the parent on one thread, so that no threads have been started in a
+        # cold trial.
         fastclip.set_num_threads(1)
-        known = Trials(library, case, mode)
-        # Helpers are started in a cold call: that takes allocations of its own.
-        numbers = chosen(known.total + (64 if mode == "cold" else 0), int(most))
-        reached, deaths = -1, 0
+        in_parent = Trials(library, case, mode)
+        # A cold call also starts threads, which needs further allocations.
+        numbers = chosen(in_parent.total + (64 if mode == "cold" else 0), int(most))
+        reached, crashes = -1, 0
 
-        def work(say: Callable[[str], None]) -> None:
+        def work(write: Callable[[str], None]) -> None:
             fastclip.set_num_threads(2)
-            trials = known if mode == "cold" else Trials(library, case, mode)
+            trials = in_parent if mode == "cold" else Trials(library, case, mode)
             for n in numbers:
                 if n <= reached:
                     continue
-                say(f"{n}")
-                wrong, any_failed = trials.run(n)
-                if wrong:
-                    say(f"{n} {'; '.join(wrong)}")
+                write(f"{n}")
+                errors, any_failed = trials.run(n)
+                if errors:
+                    write(f"{n} {'; '.join(errors)}")
                 if not any_failed and mode != "anywhere":
                     break
                 if mode == "cold":
                     return
-            say("end")
+            write("end")
 
-        while deaths < DEATHS:
-            lines, code = in_child(work)
+        while crashes < CRASHES:
+            lines, status = in_child(work)
             for line in lines:
-                number, _, wrong = line.partition(" ")
-                if wrong:
-                    report(name, int(number), wrong)
+                number, _, error = line.partition(" ")
+                if error:
+                    report(name, int(number), error)
                 elif line != "end":
                     reached, tried = int(number), tried + 1
-            if code:
-                how = f"died by signal {-code}" if code < 0 else f"ended with status {code}"
+            if status:
+                how = f"killed by signal {-status}" if status < 0 else f"exited with status {status}"
                 report(name, reached, how)
-                deaths, all_deaths = deaths + 1, all_deaths + 1
+                crashes, all_crashes = crashes + 1, all_crashes + 1
             if not lines or lines[-1] == "end":
                 break
 
@@ -202,9 +212,9 @@ def main(library: str, group: str, mode: str, most: str) -> None:
         cases = [(name, case) for name, case in cases if any(kind in name for kind in LARGE_KINDS)]
     for position, (name, case) in enumerate(cases):
         if mode != "one" and int(most) < 100 and position % 3 and len(cases) > 3:
-            # Where not all is tried, two thirds of the cases are left to the other modes.
+            # Unless every allocation is tried, modes other than `one` run a third of the cases.
             continue
-        if all_deaths < ALL_DEATHS:
+        if all_crashes < ALL_CRASHES:
             try_all(name, case)
     print(json.dumps({"tried": tried, "failed": failed}), flush=True)
 

@@ -1,10 +1,10 @@
-"""Calls functions while their arguments are changed behind their back: run by itself.
+"""A program that calls functions while a thread or a signal handler changes their arguments.
 
-``python hostile_driver.py SUBJECT VARIANT SECONDS`` calls what SUBJECTS has under that name over and over.
-With the variant ``thread`` another thread turns the arrays (their shape, strides and type, always over the
-memory that they have) and changes the lists; with ``signal`` the handler of a timer does; with ``both``
-both do. Arrays stand between guard zones. Every call has to succeed or raise what is documented, and the
-zones have to stay as they were.
+``python -m drivers.hostile_threads SUBJECT VARIANT SECONDS`` calls the functions of an entry of SUBJECTS
+repeatedly. With the variant ``thread`` another thread changes the arrays (their shape, strides and dtype,
+within their memory) and the lists; with ``signal`` a timer's signal handler does; with ``both`` both do.
+Arrays have guard zones before and after them. Every call must succeed or raise a documented exception, and
+the guard zones must not change.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from fastclip import IndexedSlices
 from support.training_cases import VARIANTS, build
 
 DOCUMENTED = (TypeError, ValueError, IndexError, OverflowError, fastclip.NonFiniteError)
-#: What the message of a RuntimeError of ours may say.
-OURS = ("in the middle of a step", "changed")
+#: Phrases of the messages with which fastclip raises RuntimeError.
+RUNTIME_ERRORS = ("in the middle of a step", "changed")
 GUARD = 4096
 LARGE, SMALL = 300_000, 24
 SHAPES = {
@@ -37,12 +37,12 @@ SHAPES = {
 
 
 class Field:
-    """Arrays between guard zones, lists of them, and somebody who changes both.
+    """Arrays between guard zones, and lists of them, with methods that change both at random.
 
     Parameters
     ----------
     seed : str
-        Of the changes.
+        Seed of the changes.
     """
 
     def __init__(self, seed: str) -> None:
@@ -54,7 +54,7 @@ class Field:
         self.lists: list[tuple[list[Any], list[Any]]] = []
 
     def array(self, size: int, dtype: Any = np.float32, shapes: list[tuple[int, ...]] | None = None) -> Any:
-        """An array of the first of its shapes: those of its size, or these."""
+        """Returns a new array of the first of its shapes, which are `SHAPES[size]` by default."""
         dtype = np.dtype(dtype)
         shapes = shapes or SHAPES[size]
         raw = np.full(size * dtype.itemsize + 2 * GUARD, 0xA5, np.uint8)
@@ -67,24 +67,26 @@ class Field:
         return array
 
     def listed(self, entries: list[Any]) -> list[Any]:
-        """A list that is changed, and now and then brought back to these entries."""
+        """Registers a list to be changed, and returns it; `restore` resets it to the current entries."""
         self.lists.append((entries, list(entries)))
         return entries
 
     def several(self) -> list[Any]:
-        """Large arrays and many small ones."""
+        """Returns a list of two large arrays and many small ones."""
         return self.listed([self.array(LARGE), self.array(LARGE), *(self.array(SMALL) for _ in range(40))])
 
     def check(self) -> None:
+        """Checks that the guard zones are unchanged."""
         for raw, (shape, dtype) in zip(self.memory, self.first, strict=True):
             ends = (raw[:GUARD], raw[-GUARD:])
             intact = all((end == 0xA5).all() for end in ends)
             assert intact, f"memory beside an array was written, of {dtype} and first {shape}"
 
     def restore(self) -> None:
+        """Resets the layouts of all arrays and the entries of all lists."""
         for array, (shape, dtype) in zip(self.arrays, self.first, strict=True):
             if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
-                # Back to one run first.
+                # Contiguous and one-dimensional first, since the other changes depend on that.
                 size = int(np.prod(shape))
                 self._lay_out(array, np.dtype(f"u{array.dtype.itemsize}"), (array.size,))
                 self._lay_out(array, dtype, shape)
@@ -102,27 +104,27 @@ class Field:
         array.shape = shape
 
     def change(self) -> None:
-        """One change, at random."""
+        """Makes one random change."""
         kind = self.random.randrange(12)
         if kind == 0:
             self.restore()
         elif kind < 8:
-            self.turn(self.random.choice(self.arrays[: self.random.choice([2, len(self.arrays)])]))
+            self.change_layout(self.random.choice(self.arrays[: self.random.choice([2, len(self.arrays)])]))
         elif kind == 8:
-            # All alike, so that outputs go on to fit their inputs.
+            # The same shape for all arrays of a size, so that outputs still fit their inputs.
             number = self.random.randrange(6)
             for array in self.arrays:
                 if array.size in SHAPES and array.flags.c_contiguous:
                     shapes = self.shapes[id(array)]
                     array.shape = shapes[number % len(shapes)]
         elif self.lists:
-            self.shuffle(*self.random.choice(self.lists))
+            self.change_list(*self.random.choice(self.lists))
 
-    def turn(self, array: Any) -> None:
-        """Change the shape, the strides or the type of an array, over the same memory."""
+    def change_layout(self, array: Any) -> None:
+        """Changes the shape, the strides or the dtype of an array, within its memory."""
         kind = self.random.randrange(5)
         if kind == 0 and array.ndim > 1:
-            # The same elements in another order of axes, or one element for all.
+            # The same elements in another order, or all strides zero.
             step, steps = array.dtype.itemsize, []
             for n in array.shape:
                 steps.append(step)
@@ -136,8 +138,8 @@ class Field:
                 self._lay_out(array, array.dtype, (array.size,))
             array.shape = self.random.choice(self.shapes[id(array)])
 
-    def shuffle(self, changed: list[Any], entries: list[Any]) -> None:
-        """Change a list."""
+    def change_list(self, changed: list[Any], entries: list[Any]) -> None:
+        """Changes a list."""
         kind = self.random.randrange(7)
         if kind == 0:
             changed.clear()
@@ -155,7 +157,7 @@ class Field:
             changed[:] = entries
 
 
-# --- what is called -------------------------------------------------------------------------------
+# --- functions to call ----------------------------------------------------------------------------
 
 Calls = list[Callable[[], Any]]
 
@@ -275,15 +277,15 @@ def _optimizer(variant: str, rows: bool) -> Callable[[Field], Calls]:
         pairs = field.listed(list(zip(gradients, variables, strict=True)))
         shared = field.listed([(variables[0], variables[0]), (gradients[2], variables[2])])
         counter = np.zeros((), np.int64)
-        kept = optimizer._slot_names
+        slot_names = optimizer._slot_names
 
         def load() -> None:
             optimizer.load_state_dict(optimizer.state_dict())
 
-        def meddle() -> None:
-            for name in kept:
+        def reshape_slots() -> None:
+            for name in slot_names:
                 slot = optimizer.get_slot(variables[0], name)
-                # The array over a slot, and whatever array that is a view of.
+                # The array of the slot, and the arrays that are its bases.
                 while isinstance(slot, np.ndarray):
                     if slot.size == LARGE:
                         with contextlib.suppress(AttributeError, ValueError):
@@ -294,14 +296,14 @@ def _optimizer(variant: str, rows: bool) -> Callable[[Field], Calls]:
             lambda: optimizer.apply_gradients(pairs, counter),
             lambda: optimizer.apply_gradients(pairs[:1]),
             lambda: optimizer.apply_gradients(shared),
-            lambda: [optimizer.get_slot(variable, name) for variable in variables for name in kept],
+            lambda: [optimizer.get_slot(variable, name) for variable in variables for name in slot_names],
             lambda: optimizer.apply_gradients(pairs, counter),
             lambda: optimizer.state_dict(),
             load,
             lambda: optimizer.load_state_dict(optimizer.state_dict(), variables),
             lambda: optimizer.set_low_precision_copy(variables[0], half),
             lambda: optimizer.apply_gradients(pairs, counter),
-            meddle,
+            reshape_slots,
             lambda: optimizer.apply_gradients(pairs, counter),
             lambda: optimizer.variables(),
         ]
@@ -335,17 +337,17 @@ def main(subject: str, variant: str, seconds: str) -> None:
     lock, stop = threading.Lock(), threading.Event()
 
     def change() -> None:
-        # Changes do not come between those of another: each is over the memory that an array has.
+        # One change at a time: concurrent changes of an array could leave its memory.
         if lock.acquire(blocking=False):
             try:
                 field.change()
             except (ValueError, AttributeError, TypeError, IndexError):
-                # An array whose type or strides do not allow it, or a list that has changed.
+                # The array's dtype or strides do not allow the change, or the list has changed.
                 pass
             finally:
                 lock.release()
 
-    def always() -> None:
+    def change_until_stopped() -> None:
         while not stop.is_set():
             change()
 
@@ -353,7 +355,7 @@ def main(subject: str, variant: str, seconds: str) -> None:
         change()
         change()
 
-    thread = threading.Thread(target=always) if variant != "signal" else None
+    thread = threading.Thread(target=change_until_stopped) if variant != "signal" else None
     sys.setswitchinterval(1e-5)
     if thread is not None:
         thread.start()
@@ -371,7 +373,7 @@ def main(subject: str, variant: str, seconds: str) -> None:
                 except DOCUMENTED:
                     refused += 1
                 except RuntimeError as error:
-                    if not any(text in str(error) for text in OURS):
+                    if not any(text in str(error) for text in RUNTIME_ERRORS):
                         raise
                     refused += 1
             field.check()
@@ -381,7 +383,7 @@ def main(subject: str, variant: str, seconds: str) -> None:
             signal.setitimer(signal.ITIMER_REAL, 0)
         if thread is not None:
             thread.join()
-    # What is left is in order.
+    # The arrays can be used normally afterwards.
     field.restore()
     for restored in field.arrays:
         restored[...] = 0.5
@@ -389,7 +391,7 @@ def main(subject: str, variant: str, seconds: str) -> None:
         try:
             call()
         except DOCUMENTED:
-            # Some of these calls never fit.
+            # Some of these calls are invalid for any layout.
             refused += 1
     field.check()
     assert fastclip.global_norm([np.array([3.0, 4.0])]) == 5
