@@ -89,7 +89,8 @@ pub fn take_step(py: Python<'_>, request: &Bound<'_, StepRequest>) -> PyResult<b
         drop(owners);
         if is_taken {
             counters.advance();
-            pairs.iter().filter_map(|pair| pair.step_count.as_deref()).for_each(counters::count_up);
+            let updated = pairs.iter().filter(|pair| pair.gradient.is_some());
+            updated.filter_map(|pair| pair.step_count.as_deref()).for_each(counters::count_up);
             if let Some(slots) = slots {
                 slots.count_step();
                 if let Some(registry) = registry {
