@@ -6,6 +6,8 @@
 pub mod clamp;
 pub mod columns;
 pub mod convert;
+pub mod exponent;
+pub mod factor;
 pub mod half_precision;
 pub mod lanes;
 pub mod max_abs;

@@ -7,7 +7,7 @@
 //! below the largest count: those whose product with f is subnormal or near it are raised in two parts.
 
 use super::Float;
-use super::scale::normalised;
+use super::exponent::normalised;
 use fearless_simd::{Level, Simd, dispatch};
 
 const BLOCK: usize = 512;

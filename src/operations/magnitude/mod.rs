@@ -2,7 +2,8 @@
 
 pub mod ranges;
 
-use crate::kernels::scale::{Factor, normalised};
+use crate::kernels::exponent::normalised;
+use crate::kernels::scale::Factor;
 
 /// Which norm: (Σ|x|ᵖ)^(1/p), or max|x|.
 #[derive(Clone, Copy, Debug, PartialEq)]

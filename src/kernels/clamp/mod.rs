@@ -4,10 +4,14 @@
 //! result is lo. Nothing is computed: a result has the bits of the element or of the bound that it is, NaNs
 //! included, signalling ones too. That is why 16-bit floats are compared by their bits, not by way of float32.
 
+mod groups;
+mod half_bits;
+
 use super::operation::Operation;
 use fearless_simd::{Level, Simd, dispatch};
+use groups::{change_groups, change_groups_alike};
 use half::{bf16, f16};
-use std::ops::BitOr;
+use half_bits::clamp_bits;
 
 /// A type that has an order to clamp by.
 pub trait Clamp: Sized + Copy + Default {
@@ -31,62 +35,6 @@ pub fn clamp_all<T: Clamp>(level: Level, x: &mut [T], lo: T, hi: T) {
 /// one changes. Returns whether it does.
 pub fn clamp_changed<T: Clamp>(level: Level, x: &mut [T], lo: T, hi: T) -> bool {
     dispatch!(level, simd => T::clamp_changed(simd, x, lo, hi))
-}
-
-/// Elements that are written together: a few registers.
-const GROUP: usize = 64;
-
-/// Writes the groups of `x` that `one` changes, which is given an element and its bounds. `difference` is 0 for the same
-/// bits. The slices have the same length.
-#[inline(always)]
-fn change_groups<T, D>(
-    x: &mut [T],
-    bounds: [&[T]; 2],
-    one: impl Fn(T, T, T) -> T,
-    difference: impl Fn(T, T) -> D,
-) -> bool
-where
-    T: Copy + Default,
-    D: Copy + Default + PartialEq + BitOr<Output = D>,
-{
-    let mut changed = D::default();
-    let [(low, rest_low), (high, rest_high)] = bounds.map(|bounds| bounds.as_chunks::<GROUP>());
-    let (groups, rest) = x.as_chunks_mut::<GROUP>();
-    for ((group, low), high) in groups.iter_mut().zip(low).zip(high) {
-        let mut clamped = [T::default(); GROUP];
-        let mut differs = D::default();
-        for i in 0..GROUP {
-            clamped[i] = one(group[i], low[i], high[i]);
-            differs = differs | difference(group[i], clamped[i]);
-        }
-        if differs != D::default() {
-            *group = clamped;
-        }
-        changed = changed | differs;
-    }
-    for ((v, low), high) in rest.iter_mut().zip(rest_low).zip(rest_high) {
-        let clamped = one(*v, *low, *high);
-        let differs = difference(*v, clamped);
-        if differs != D::default() {
-            *v = clamped;
-        }
-        changed = changed | differs;
-    }
-    changed != D::default()
-}
-
-/// As [`change_groups`], where all elements have the same bounds.
-#[inline(always)]
-fn change_groups_alike<T, D>(x: &mut [T], one: impl Fn(T) -> T, difference: impl Fn(T, T) -> D) -> bool
-where
-    T: Copy + Default,
-    D: Copy + Default + PartialEq + BitOr<Output = D>,
-{
-    let bounds = [T::default(); GROUP];
-    x.chunks_mut(GROUP).fold(false, |changed, group| {
-        let bounds = &bounds[..group.len()];
-        change_groups(group, [bounds, bounds], |v, _, _| one(v), &difference) | changed
-    })
 }
 
 /// Clamping to the same two bounds as an [`Operation`].
@@ -191,27 +139,6 @@ macro_rules! clamp_int {
 }
 
 clamp_int! { i8 i16 i32 i64 u8 u16 u32 u64 }
-
-/// The place of a 16-bit float in the order of its type, -0 before 0, and NaNs beyond the infinities.
-#[inline(always)]
-fn place(bits: i16) -> i16 {
-    bits ^ ((bits >> 15) & i16::MAX)
-}
-
-/// One 16-bit float, by its bits; `infinity` is its type's.
-#[inline(always)]
-fn clamp_bits(x: u16, lo: u16, hi: u16, infinity: u16) -> u16 {
-    let [x, lo, hi, infinity] = [x, lo, hi, infinity].map(u16::cast_signed);
-    let is_nan = |v: i16| v & i16::MAX > infinity;
-    // A bound of 0 has zeros of both signs on its inner side; no number is on the inner side of a NaN.
-    let top = if hi & i16::MAX == 0 { 0 } else { place(hi) };
-    let top = if is_nan(hi) { i16::MIN } else { top };
-    let bottom = if lo & i16::MAX == 0 { -1 } else { place(lo) };
-    let bottom = if is_nan(lo) { i16::MAX } else { bottom };
-    let below = if place(x) <= top || is_nan(x) { x } else { hi };
-    let within = if place(below) >= bottom || is_nan(below) { below } else { lo };
-    within.cast_unsigned()
-}
 
 macro_rules! clamp_half {
     ($($T:ty)*) => {$(

@@ -1,0 +1,210 @@
+//! float16 and bfloat16 to float32 and back, to the nearest and ties to even, a slice at a time.
+//!
+//! x86-64 with F16C has instructions for float16. Elsewhere, and for bfloat16, the conversions are
+//! branch-free integer arithmetic, which the compiler turns into vectors of whatever width there is.
+//! The way float16 is rebuilt by a multiplication, and rounded by an addition, is Fabian Giesen's
+//! (<https://gist.github.com/rygorous/2156668>).
+//!
+//! A float16 NaN becomes quiet and keeps its sign and as much of its payload as fits, both ways, as the instructions
+//! have it. A bfloat16 NaN keeps all its bits when it is widened, and becomes quiet when it is narrowed.
+
+mod element;
+mod odd;
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+mod x86;
+
+pub use element::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
+pub use odd::f64_to_f32_odd;
+
+use fearless_simd::prelude::*;
+use half::{bf16, f16};
+use odd::{SMALL_BF16, has_fma, odd_product};
+
+/// How many elements are converted at a time: 2 KiB of float32, which stays in the first-level cache.
+pub const BLOCK: usize = 512;
+
+/// A 16-bit float.
+pub trait Half: Copy + Default + 'static {
+    /// `dst[i] = src[i]`, exactly. The slices have the same length.
+    fn widen<S: Simd>(simd: S, src: &[Self], dst: &mut [f32]);
+    /// `dst[i] = src[i]`, rounded to the nearest, ties to even. The slices have the same length.
+    fn narrow<S: Simd>(simd: S, src: &[f32], dst: &mut [Self]);
+    /// `out[i] = x[i]·factor`, the exact product rounded once, or false if `out` is not to be used because a
+    /// product is so small that this way does not give it. The slices have the same length.
+    #[must_use]
+    fn scale_once<S: Simd>(simd: S, x: &[Self], out: &mut [Self], factor: f32) -> bool;
+}
+
+impl Half for f16 {
+    #[inline(always)]
+    fn widen<S: Simd>(simd: S, src: &[Self], dst: &mut [f32]) {
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        {
+            if let Some(avx512) = simd.level().as_avx512() {
+                return x86::widen_avx512(avx512, src, dst);
+            }
+            if let Some(avx2) = simd.level().as_avx2() {
+                return x86::widen_avx2(avx2, src, dst);
+            }
+        }
+        let _ = simd;
+        for (from, to) in src.iter().zip(dst) {
+            *to = f16_to_f32(from.to_bits());
+        }
+    }
+
+    #[inline(always)]
+    fn narrow<S: Simd>(simd: S, src: &[f32], dst: &mut [Self]) {
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        {
+            if let Some(avx512) = simd.level().as_avx512() {
+                return x86::narrow_avx512(avx512, src, dst);
+            }
+            if let Some(avx2) = simd.level().as_avx2() {
+                return x86::narrow_avx2(avx2, src, dst);
+            }
+        }
+        let _ = simd;
+        for (from, to) in src.iter().zip(dst) {
+            *to = f16::from_bits(f32_to_f16(*from));
+        }
+    }
+
+    #[inline(always)]
+    fn scale_once<S: Simd>(simd: S, x: &[Self], out: &mut [Self], factor: f32) -> bool {
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        {
+            if let Some(avx512) = simd.level().as_avx512() {
+                x86::scale_once_avx512(avx512, x, out, factor);
+                return true;
+            }
+            if let Some(avx2) = simd.level().as_avx2() {
+                x86::scale_once_avx2(avx2, x, out, factor);
+                return true;
+            }
+        }
+        let fused = has_fma(simd);
+        for (from, to) in x.iter().zip(out) {
+            let product = odd_product(f16_to_f32(from.to_bits()), factor, fused);
+            *to = f16::from_bits(f32_to_f16(product));
+        }
+        // A product below 2^-100 is 0 in float16, whichever way it is rounded before.
+        true
+    }
+}
+
+impl Half for bf16 {
+    #[inline(always)]
+    fn widen<S: Simd>(_simd: S, src: &[Self], dst: &mut [f32]) {
+        for (from, to) in src.iter().zip(dst) {
+            *to = bf16_to_f32(from.to_bits());
+        }
+    }
+
+    #[inline(always)]
+    fn narrow<S: Simd>(_simd: S, src: &[f32], dst: &mut [Self]) {
+        for (from, to) in src.iter().zip(dst) {
+            *to = bf16::from_bits(f32_to_bf16(*from));
+        }
+    }
+
+    #[inline(always)]
+    fn scale_once<S: Simd>(simd: S, x: &[Self], out: &mut [Self], factor: f32) -> bool {
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        if let Some(avx512) = simd.level().as_avx512() {
+            return x86::scale_once_bf16_avx512(avx512, x, out, factor);
+        }
+        let fused = has_fma(simd);
+        let mut smallest = u32::MAX;
+        for (from, to) in x.iter().zip(out) {
+            let product = odd_product(bf16_to_f32(from.to_bits()), factor, fused);
+            // 0 wraps round: it is exact, or vanished below float32 and vanishes in 16 bits as well.
+            smallest = smallest.min((product.to_bits() & 0x7fff_ffff).wrapping_sub(1));
+            *to = bf16::from_bits(f32_to_bf16(product));
+        }
+        !fused || smallest >= SMALL_BF16
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::isa;
+    use fearless_simd::dispatch;
+
+    /// Every float16 and bfloat16 there is.
+    fn every_bit_pattern() -> Vec<u16> {
+        (0..=u16::MAX).collect()
+    }
+
+    fn widen<H: Half>(level: isa::Level, src: &[H]) -> Vec<f32> {
+        let mut dst = vec![0.0; src.len()];
+        dispatch!(level, simd => H::widen(simd, src, &mut dst));
+        dst
+    }
+
+    fn narrow<H: Half>(level: isa::Level, src: &[f32], zero: H) -> Vec<H> {
+        let mut dst = vec![zero; src.len()];
+        dispatch!(level, simd => H::narrow(simd, src, &mut dst));
+        dst
+    }
+
+    fn same(a: f32, b: f32) -> bool {
+        a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan())
+    }
+
+    #[test]
+    fn every_value_widens_as_the_half_crate_does_and_comes_back() {
+        for level in isa::all() {
+            let halves: Vec<f16> = every_bit_pattern().into_iter().map(f16::from_bits).collect();
+            let wide = widen(level, &halves);
+            let back = narrow(level, &wide, f16::ZERO);
+            for i in 0..halves.len() {
+                assert!(same(wide[i], halves[i].to_f32()), "{level:?} {:?}", halves[i]);
+                assert!(
+                    back[i] == halves[i] && back[i].to_bits() == halves[i].to_bits() || halves[i].is_nan()
+                );
+            }
+            let brains: Vec<bf16> = every_bit_pattern().into_iter().map(bf16::from_bits).collect();
+            let wide = widen(level, &brains);
+            let back = narrow(level, &wide, bf16::ZERO);
+            for i in 0..brains.len() {
+                assert!(same(wide[i], brains[i].to_f32()), "{level:?} {:?}", brains[i]);
+                assert!(back[i].to_bits() == brains[i].to_bits() || brains[i].is_nan());
+            }
+        }
+    }
+
+    #[test]
+    fn values_between_two_halves_round_to_the_nearest_and_ties_to_even() {
+        // Every half, its neighbour, and points just below, at and just above the middle of the two.
+        let mut points =
+            vec![f32::MAX, f32::MIN, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 65519.9, 65520.0, 1e-30];
+        for bits in 0..0x7bff_u16 {
+            let low = f16::from_bits(bits).to_f32();
+            let high = f16::from_bits(bits + 1).to_f32();
+            let middle = f32::midpoint(low, high);
+            for point in [middle, f32::from_bits(middle.to_bits() - 1), f32::from_bits(middle.to_bits() + 1)]
+            {
+                points.extend([point, -point]);
+            }
+        }
+        let mut brain_points = points.clone();
+        for bits in (0..0x7f7f_u16).step_by(7) {
+            let base = u32::from(bits) << 16;
+            for low in [0x7fff, 0x8000, 0x8001] {
+                brain_points.push(f32::from_bits(base | low));
+            }
+        }
+        for level in isa::all() {
+            for (x, got) in points.iter().zip(narrow(level, &points, f16::ZERO)) {
+                let want = f16::from_f32(*x);
+                assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{level:?} {x}");
+            }
+            for (x, got) in brain_points.iter().zip(narrow(level, &brain_points, bf16::ZERO)) {
+                let want = bf16::from_f32(*x);
+                assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{level:?} {x}");
+            }
+        }
+    }
+}
