@@ -24,9 +24,9 @@ pub trait Columns: Sized {
 /// The factors of a tile of columns.
 pub struct Factors {
     narrow: Vec<f32>,
+    narrow_as_f64: Vec<f64>,
     wide: Vec<f64>,
     lift: Vec<f64>,
-    is_wide: Vec<u32>,
     any_wide: bool,
     any_special: bool,
     is_one: bool,
@@ -47,9 +47,9 @@ impl Factors {
     pub fn new(factors: &[Factor]) -> Result<Self, OutOfMemory> {
         Ok(Self {
             narrow: collect(factors.iter().map(|f| f.narrow))?,
+            narrow_as_f64: collect(factors.iter().map(Factor::narrow_as_f64))?,
             wide: collect(factors.iter().map(|f| f.wide))?,
             lift: collect(factors.iter().map(|f| f.lift))?,
-            is_wide: collect(factors.iter().map(|f| u32::from(f.is_wide())))?,
             any_wide: factors.iter().any(Factor::is_wide),
             any_special: factors.iter().any(Factor::is_special),
             is_one: factors.iter().all(|f| *f == Factor::ONE),
@@ -107,9 +107,8 @@ impl Columns for f32 {
     fn scale_each<S: Simd>(_simd: S, x: &mut [Self], factors: &Factors) {
         if factors.any_wide || factors.any_special {
             for (j, v) in x.iter_mut().enumerate() {
-                let wide = (f64::from(*v) * factors.lift[j] * factors.wide[j]) as f32;
-                let product = if factors.is_wide[j] == 0 { *v * factors.narrow[j] } else { wide };
-                *v = settled(*v, factors.wide[j], product);
+                let product = f64::from(*v) * factors.lift[j] * factors.narrow_as_f64[j];
+                *v = settled(*v, factors.wide[j], product as f32);
             }
         } else {
             for (v, narrow) in x.iter_mut().zip(&factors.narrow) {
@@ -132,19 +131,16 @@ macro_rules! half_columns {
 
             #[inline(always)]
             fn scale_each<S: Simd>(_simd: S, x: &mut [Self], factors: &Factors) {
-                let factor = |j: usize| {
-                    let wide = factors.lift[j] * factors.wide[j];
-                    if factors.is_wide[j] == 0 { f64::from(factors.narrow[j]) } else { wide }
-                };
+                let columns = x.iter_mut().zip(&factors.lift).zip(&factors.narrow_as_f64);
                 if factors.any_special {
-                    for (j, v) in x.iter_mut().enumerate() {
+                    for (((v, lift), narrow), wide) in columns.zip(&factors.wide) {
                         let x = $widen(v.to_bits());
-                        let product = f64_to_f32_odd(f64::from(x) * factor(j));
-                        *v = <$T>::from_bits($narrow(settled(x, factors.wide[j], product)));
+                        let product = f64_to_f32_odd(f64::from(x) * lift * narrow);
+                        *v = <$T>::from_bits($narrow(settled(x, *wide, product)));
                     }
                 } else {
-                    for (j, v) in x.iter_mut().enumerate() {
-                        let product = f64::from($widen(v.to_bits())) * factor(j);
+                    for ((v, lift), narrow) in columns {
+                        let product = f64::from($widen(v.to_bits())) * lift * narrow;
                         *v = <$T>::from_bits($narrow(f64_to_f32_odd(product)));
                     }
                 }

@@ -50,6 +50,14 @@ impl Factor {
         self.is_wide
     }
 
+    /// The factor of float32 and narrower types as a float64, without `lift`. In float64 the product with an element is
+    /// `x · lift · narrow_as_f64()`, exact unless `is_wide`.
+    #[inline(always)]
+    #[must_use]
+    pub fn narrow_as_f64(&self) -> f64 {
+        if self.is_wide { self.wide } else { f64::from(self.narrow) }
+    }
+
     /// Whether even float64 takes the factor in two parts.
     #[inline(always)]
     #[must_use]

@@ -101,7 +101,7 @@ fn scaled<T: Bits>(level: isa::Level, x: &[T], factor: Factor) -> Vec<Vec<u64>> 
 fn products<T: Bits>(one: T) {
     let number = [0.3, 1.0, 1e-3, 0.5].map(|c| Factor::new(c, 1.0, 0));
     // Below float32, and below float64.
-    let extreme = [Factor::new(1e-20, 1e30, 0), Factor::new(1.0, 1.0, 1030)];
+    let extreme = [Factor::new(1e-20, 1e30, 0), Factor::new(1.0, 1.0, 1030), Factor::new(1.0, 1.0, 1500)];
     let (zero, beyond) = (Factor::new(0.0, 3.0, 0), Factor::new(1.0, 1.0, 1 << 28));
     for level in isa::all() {
         for nan in T::nans() {

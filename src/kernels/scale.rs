@@ -121,7 +121,7 @@ scale_whole! {
 /// A block through float64: each product rounded to odd in float32, and that rounded on.
 #[inline(always)]
 fn exactly(wide: &mut [f32], factor: Factor) {
-    let exact = if factor.is_wide() { factor.wide } else { f64::from(factor.narrow) };
+    let exact = factor.narrow_as_f64();
     let product = |x: f32| f64_to_f32_odd(f64::from(x) * factor.lift * exact);
     if factor.is_special() {
         for v in wide {
