@@ -11,7 +11,7 @@ use crate::engine::isa;
 use crate::kernels::oracle::samples;
 use crate::operations::magnitude::{Magnitude, Order, combine, ranges};
 use crate::operations::rules::{Rule, RuleKind, RuleVisitor};
-use fearless_simd::dispatch;
+use fearless_simd::{Level, dispatch};
 use half::{bf16, f16};
 
 trait Bits: Float {
@@ -78,7 +78,7 @@ fn at_every_position<T: Bits>(odd: T, one: T, check: impl Fn(&[T], usize)) {
     }
 }
 
-fn scaled<T: Bits>(level: isa::Level, x: &[T], factor: Factor) -> Vec<Vec<u64>> {
+fn scaled<T: Bits>(level: Level, x: &[T], factor: Factor) -> Vec<Vec<u64>> {
     let mut in_place = x.to_vec();
     scale(level, &mut in_place, factor);
     let mut out_of_place = vec![T::ZERO; x.len()];

@@ -17,9 +17,10 @@ use super::scale::{Factor, scale};
 use super::sum_squares::sum_squares;
 use super::update::update;
 use super::{Clamp, Float};
-use crate::engine::isa::{self, Level};
+use crate::engine::isa;
 use crate::operations::magnitude::{Magnitude, Order, combine};
 use crate::operations::rules::{Rule, RuleKind, RuleVisitor};
+use fearless_simd::Level;
 use half::{bf16, f16};
 
 /// A float type, its bytes, and its elements that are not ordinary numbers.

@@ -227,7 +227,7 @@ mod tests {
     fn every_level_gives_the_bits_of_the_scalar_one() {
         fn check<T: Float>(values: &[T]) {
             for_every_length_and_offset(values, |x| {
-                let want = sum_squares(isa::Level::fallback(), x);
+                let want = sum_squares(Level::fallback(), x);
                 for level in isa::all() {
                     assert_eq!(sum_squares(level, x).to_bits(), want.to_bits(), "{level:?} {}", x.len());
                 }

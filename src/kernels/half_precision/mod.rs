@@ -130,20 +130,20 @@ impl Half for bf16 {
 mod tests {
     use super::*;
     use crate::engine::isa;
-    use fearless_simd::dispatch;
+    use fearless_simd::{Level, dispatch};
 
     /// Every float16 and bfloat16 there is.
     fn every_bit_pattern() -> Vec<u16> {
         (0..=u16::MAX).collect()
     }
 
-    fn widen<H: Half>(level: isa::Level, src: &[H]) -> Vec<f32> {
+    fn widen<H: Half>(level: Level, src: &[H]) -> Vec<f32> {
         let mut dst = vec![0.0; src.len()];
         dispatch!(level, simd => H::widen(simd, src, &mut dst));
         dst
     }
 
-    fn narrow<H: Half>(level: isa::Level, src: &[f32], zero: H) -> Vec<H> {
+    fn narrow<H: Half>(level: Level, src: &[f32], zero: H) -> Vec<H> {
         let mut dst = vec![zero; src.len()];
         dispatch!(level, simd => H::narrow(simd, src, &mut dst));
         dst
