@@ -1,7 +1,6 @@
-//! The kernels by themselves: one thread, one chunk that fits the second-level cache, every SIMD level.
+//! Benchmarks of single kernels: one thread, one chunk that fits the second-level cache, every SIMD level.
 //!
-//! `cargo bench --no-default-features` times them; `cargo test --benches --no-default-features` runs
-//! each once.
+//! `cargo bench --no-default-features` measures them; `cargo test --benches --no-default-features` runs each once.
 
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
@@ -17,7 +16,7 @@ use fastclip::kernels::update::update;
 use fastclip::rules::{Rule, RuleKind, RuleVisitor};
 use half::{bf16, f16};
 
-/// Elements in a slice: as many as fastclip gives a kernel at a time, see `plan::CHUNK`.
+/// Number of elements in a slice: the size of a chunk, `plan::CHUNK`.
 const CHUNK: usize = 1 << 16;
 
 fn main() {
@@ -26,13 +25,13 @@ fn main() {
 
 const TYPES: [&str; 4] = ["f16", "bf16", "f32", "f64"];
 
-/// Every SIMD level of this machine with every type.
+/// Returns every SIMD level of this machine with every type.
 fn cases() -> Vec<(&'static str, &'static str)> {
     let levels = isa::all().into_iter().map(isa::name);
     levels.flat_map(|level| TYPES.map(|ty| (level, ty))).collect()
 }
 
-/// Runs one benchmark with the type of that name.
+/// Evaluates `$body` with the type alias `$T` for the type of that name.
 macro_rules! with_type {
     ($name:expr, $T:ident => $body:expr) => {
         match $name {
@@ -56,7 +55,7 @@ macro_rules! with_type {
     };
 }
 
-/// A value of a type from a float64.
+/// An element type that values are converted to.
 trait FromF64 {
     fn from_f64(x: f64) -> Self;
 }
@@ -85,7 +84,7 @@ impl FromF64 for f64 {
     }
 }
 
-/// Gradients of ordinary size.
+/// Returns gradients between -1 and 1, or a little above.
 fn data<T: FromF64>() -> Vec<T> {
     (0..CHUNK).map(|i| T::from_f64(((i * 7919) % 10007) as f64 / 5000.0 - 1.0)).collect()
 }
@@ -122,7 +121,7 @@ fn bench_scale(bencher: Bencher, (isa, ty): (&str, &str)) {
     with_type!(ty, T => run::<T>(bencher, level(isa)));
 }
 
-/// float16 gradients so small that their products are subnormal, and take the exact path.
+/// float16 gradients so small that their products are subnormal.
 #[divan::bench(args = isa::all().into_iter().map(isa::name))]
 fn bench_scale_subnormal_f16(bencher: Bencher, isa: &str) {
     let mut x: Vec<f16> = data::<f64>().iter().map(|v| f16::from_f64(v * 3e-5)).collect();
@@ -162,15 +161,15 @@ fn bench_power_sum_f32(bencher: Bencher, p: f64) {
         .bench(|| power_sum(isa::detected(), black_box(&x), p, [0.5, 1.0]));
 }
 
-/// A rule on one chunk of an update, with the hyper-parameters that it takes all at 0.1.
-struct OnChunk<'a> {
+/// Visitor that applies a rule to one slice of float32.
+struct UpdateSlice<'a> {
     level: isa::Level,
     g: &'a [f32],
     w: &'a mut [f32],
     slots: &'a mut [Vec<f32>],
 }
 
-impl RuleVisitor for OnChunk<'_> {
+impl RuleVisitor for UpdateSlice<'_> {
     type Result = ();
 
     fn visit<A: Rule<f32, N>, B: Rule<f64, N>, const N: usize>(self, narrow: A, _: B) {
@@ -189,12 +188,12 @@ fn bench_update(bencher: Bencher, (level, rule): (&str, &str)) {
     let g = vec![0.01_f32; n];
     let mut w = vec![1.0_f32; n];
     let mut slots = vec![vec![1.0_f32; n]; kind.slots()];
-    bencher
-        .counter(BytesCount::new(4 * n * (3 + 2 * kind.slots())))
-        .bench_local(|| kind.with(&hyper, OnChunk { level, g: black_box(&g), w: &mut w, slots: &mut slots }));
+    bencher.counter(BytesCount::new(4 * n * (3 + 2 * kind.slots()))).bench_local(|| {
+        kind.with(&hyper, UpdateSlice { level, g: black_box(&g), w: &mut w, slots: &mut slots })
+    });
 }
 
-/// Every SIMD level of this machine with some of the rules.
+/// Returns every SIMD level of this machine with some of the rules.
 fn rules() -> Vec<(&'static str, &'static str)> {
     let levels = isa::all().into_iter().map(isa::name);
     levels

@@ -1,29 +1,36 @@
-//! Kernels for norms along an axis that is not the innermost: many sums side by side.
+//! Norms along an axis that is not the innermost: the sums of squares of many columns side by side, and the scaling
+//! of a row by a factor per column.
 //!
-//! A row of up to [`TILE`] neighbouring columns is added to as many float64 accumulators at a time.
-//! For float64 input each accumulator carries the rounding error of its additions along (Knuth's
-//! two-sum), because a column may be as long as it likes.
+//! - Formula: `sum[j] + error[j] = Σ x[i][j]²` in float64, and `x[i][j] ← x[i][j]·s[j]`. Up to [`TILE`] neighbouring
+//!   columns of a row are processed at a time.
+//! - Order of additions: that of the rows, one accumulator per column.
+//! - Error of a sum, relative, with u = 2⁻⁵³: rows·u for float32 and narrower, whose squares are exact. For float64
+//!   2·u: each accumulator has a second one for the rounding errors of its additions (Knuth's two-sum), because the
+//!   length of a column is not limited. Error of a product: ½ ulp, as in `scale.rs`, with the same bits.
+//! - Bits: columns do not interact, and no multiplication is fused with an addition, so they do not depend on the
+//!   level.
 
 use super::half_precision::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16, f64_to_f32_odd};
-use super::scale::{Factor, settled};
+use super::scale::{Factor, with_canonical_nan};
 use crate::allocation::{OutOfMemory, collect};
 use fearless_simd::{Level, Simd, dispatch};
 use half::{bf16, f16};
 
-/// How many columns are done side by side: their accumulators stay in the first-level cache.
+/// Number of columns that are summed side by side: their accumulators stay in the first-level cache.
 pub const TILE: usize = 512;
 
-/// Column kernels of a type.
+/// An element type with kernels over columns.
 pub trait Columns: Sized {
-    /// `sum[j] + error[j] += (x[j]·factor)²`.
+    /// Adds the squares of one row: `sum[j] + error[j] += x[j]²`. `error` is changed for float64 only.
     fn accumulate<S: Simd>(simd: S, sum: &mut [f64], error: &mut [f64], x: &[Self]);
-    /// `x[j] ← x[j]·factors[j]`, correctly rounded.
+    /// Computes `x[j] ← x[j]·factors[j]`, correctly rounded.
     fn scale_each<S: Simd>(simd: S, x: &mut [Self], factors: &Factors);
 }
 
-/// The factors of a tile of columns.
+/// The factors of a tile of columns, with an array for each field of [`Factor`].
 pub struct Factors {
     narrow: Vec<f32>,
+    /// [`Factor::narrow_as_f64`] of each column.
     narrow_as_f64: Vec<f64>,
     wide: Vec<f64>,
     lift: Vec<f64>,
@@ -33,13 +40,13 @@ pub struct Factors {
 }
 
 impl Factors {
-    /// Whether every column stays as it is.
+    /// Whether every factor is 1.
     #[must_use]
     pub fn is_one(&self) -> bool {
         self.is_one
     }
 
-    /// One factor per column.
+    /// Returns factors for as many columns, in their order.
     ///
     /// # Errors
     ///
@@ -57,12 +64,12 @@ impl Factors {
     }
 }
 
-/// Adds the squares of one row.
+/// Adds the squares of one row to the sums of its columns: `sum[j] + error[j] += x[j]²`.
 pub fn accumulate<T: Columns>(level: Level, sum: &mut [f64], error: &mut [f64], x: &[T]) {
     dispatch!(level, simd => T::accumulate(simd, sum, error, x));
 }
 
-/// Scales one row, each element by its column's factor.
+/// Scales one row: `x[j] ← x[j]·factors[j]`, correctly rounded.
 pub fn scale_each<T: Columns>(level: Level, x: &mut [T], factors: &Factors) {
     dispatch!(level, simd => T::scale_each(simd, x, factors));
 }
@@ -84,7 +91,7 @@ impl Columns for f64 {
         let columns = x.iter_mut().zip(&factors.wide).zip(&factors.lift);
         if factors.any_special {
             for ((v, wide), lift) in columns {
-                *v = settled(*v, *wide, *v * lift * wide);
+                *v = with_canonical_nan(*v, *wide, *v * lift * wide);
             }
         } else {
             for ((v, wide), lift) in columns {
@@ -108,7 +115,7 @@ impl Columns for f32 {
         if factors.any_wide || factors.any_special {
             for (j, v) in x.iter_mut().enumerate() {
                 let product = f64::from(*v) * factors.lift[j] * factors.narrow_as_f64[j];
-                *v = settled(*v, factors.wide[j], product as f32);
+                *v = with_canonical_nan(*v, factors.wide[j], product as f32);
             }
         } else {
             for (v, narrow) in x.iter_mut().zip(&factors.narrow) {
@@ -136,7 +143,7 @@ macro_rules! half_columns {
                     for (((v, lift), narrow), wide) in columns.zip(&factors.wide) {
                         let x = $widen(v.to_bits());
                         let product = f64_to_f32_odd(f64::from(x) * lift * narrow);
-                        *v = <$T>::from_bits($narrow(settled(x, *wide, product)));
+                        *v = <$T>::from_bits($narrow(with_canonical_nan(x, *wide, product)));
                     }
                 } else {
                     for ((v, lift), narrow) in columns {
@@ -162,7 +169,7 @@ mod tests {
     use crate::kernels::oracle::samples;
     use crate::kernels::scale::scale;
 
-    fn columns_agree_with_rows<T: Float>(make: impl Fn(f64) -> T) {
+    fn check_columns<T: Float>(make: impl Fn(f64) -> T) {
         let columns = 67;
         let rows: Vec<Vec<T>> =
             samples(columns * 40).chunks(columns).map(|row| row.iter().map(|v| make(*v)).collect()).collect();
@@ -188,10 +195,10 @@ mod tests {
     }
 
     #[test]
-    fn sums_and_products_agree_with_those_of_rows() {
-        columns_agree_with_rows(|v| v);
-        columns_agree_with_rows(|v| v as f32);
-        columns_agree_with_rows(f16::from_f64);
-        columns_agree_with_rows(bf16::from_f64);
+    fn sums_and_products_equal_those_of_slices() {
+        check_columns(|v| v);
+        check_columns(|v| v as f32);
+        check_columns(f16::from_f64);
+        check_columns(bf16::from_f64);
     }
 }

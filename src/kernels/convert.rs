@@ -1,18 +1,23 @@
-//! Float slices from one type to another, to the nearest and ties to even, rounded once.
+//! Conversion of slices from one float type to another: of gradients to the type of their variable, and of variables
+//! to that of their low-precision copy.
 //!
-//! What is read comes to the type of the variable, and a variable goes to that of its low-precision copy.
+//! - Formula: `to[i] = from[i]`, rounded to the nearest, ties to even. No additions.
+//! - Error: none to a wider type, else ½ ulp: one rounding. float64 is rounded to odd in float32 before it is rounded
+//!   to 16 bits, which gives the bits of a single rounding.
+//! - Bits: IEEE 754 defines the rounding. A NaN becomes quiet and keeps its sign and as much of its payload as fits;
+//!   bfloat16 to float32, and a type to itself, copy the bits.
 
 use super::half_precision::{BLOCK, Half, f64_to_f32_odd};
 use fearless_simd::{Level, Simd, dispatch};
 use half::{bf16, f16};
 
-/// Values of this type as values of another.
+/// A float type that slices can be converted from, to `T`.
 pub trait Convert<T>: Sized {
-    /// `to[i] = from[i]`. The slices have the same length.
+    /// Computes `to[i] = from[i]`. The slices have the same length.
     fn convert<S: Simd>(simd: S, from: &[Self], to: &mut [T]);
 }
 
-/// `to[i] = from[i]`. The slices have the same length.
+/// Computes `to[i] = from[i]`, rounded to the nearest, ties to even. The slices have the same length.
 pub fn convert<A: Convert<B>, B>(level: Level, from: &[A], to: &mut [B]) {
     dispatch!(level, simd => A::convert(simd, from, to));
 }
@@ -90,7 +95,7 @@ mod tests {
     use crate::kernels::oracle::samples;
 
     #[test]
-    fn there_and_back_keeps_what_fits_and_rounds_the_rest_once() {
+    fn conversions_round_once_and_widening_is_exact() {
         let values = samples(3000);
         for level in isa::all() {
             let mut halves = vec![bf16::ZERO; values.len()];

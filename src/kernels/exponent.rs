@@ -1,8 +1,8 @@
-//! The mantissa and the exponent of a float64.
+//! Mantissa and exponent of a float64, exactly.
 
-/// A positive number as a mantissa in [1, 2) and the exponent of the power of two to multiply it by.
+/// Returns the mantissa in [1, 2) and the exponent of two of a positive finite number: `x = mantissa · 2^exponent`.
 #[must_use]
-pub fn normalised(x: f64) -> (f64, i32) {
+pub fn mantissa_exponent(x: f64) -> (f64, i32) {
     let subnormal = x < f64::MIN_POSITIVE;
     let lifted = if subnormal { x * f64::powi(2.0, 64) } else { x };
     let biased = (lifted.to_bits() >> 52) as i32;

@@ -1,8 +1,11 @@
-//! Arithmetic that reads the same for one number and for a register of them.
+//! Arithmetic of update rules, for one number or a vector register of numbers.
 //!
-//! An update rule is written once, over [`Lanes`]; it runs on registers, and on single numbers where fewer are
-//! left than fill one. Every operation is IEEE's, rounded once, and products are not fused with additions: the
-//! same bits come out, whatever the width.
+//! An update rule is written once, over [`Lanes`]. It runs on vector registers, and on single numbers at the end of a
+//! slice where fewer are left than fill a register.
+//!
+//! - Error: ½ ulp for each operation: IEEE 754's, rounded once. `powf` has the error of the C library's function.
+//! - Bits: they do not depend on the width of the registers: products are not fused with additions, and `powf` is the
+//!   C library's for each number.
 
 use super::scale::{Factor, Scalable};
 use super::{Clamp, Float};
@@ -10,7 +13,7 @@ use fearless_simd::prelude::*;
 use fearless_simd::{f32x16, f64x8};
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
-/// One or several numbers of type `R`.
+/// One number of type `R`, or a vector register of such numbers.
 #[allow(clippy::return_self_not_must_use, reason = "arithmetic: operators are not marked either")]
 pub trait Lanes<R>:
     Copy
@@ -24,24 +27,24 @@ pub trait Lanes<R>:
     + Mul<R, Output = Self>
     + Div<R, Output = Self>
 {
-    /// As many times this number.
-    fn filled(self, x: R) -> Self;
-    /// √x
+    /// Returns a value of the same width as this one with `x` in every lane.
+    fn broadcast(self, x: R) -> Self;
+    /// Returns √x.
     fn sqrt(self) -> Self;
-    /// |x|
+    /// Returns |x|.
     fn abs(self) -> Self;
-    /// |x| with the sign of `sign`.
+    /// Returns |x| with the sign of `sign`.
     fn copysign(self, sign: Self) -> Self;
-    /// max(x, 0), and NaN where x is.
+    /// Returns max(x, 0), and NaN where x is NaN.
     fn positive_part(self) -> Self;
-    /// x to a power, by the C library's function.
+    /// Returns x to the power `exponent`, by the C library's function.
     fn powf(self, exponent: R) -> Self;
-    /// x / divisor, and x where it is 0, whatever the divisor is: 0/0 is 0 here.
-    fn over(self, divisor: Self) -> Self;
-    /// x, and where it is NaN the one with the bits of [`Float::NAN`].
+    /// Returns x / divisor, and x where x is 0, whatever the divisor is: 0/0 is 0.
+    fn div_unless_zero(self, divisor: Self) -> Self;
+    /// Returns x, and [`Float::NAN`] where x is any NaN.
     fn canonical(self) -> Self;
 
-    /// sign(x)·max(|x| − threshold, 0): what an l1 penalty does.
+    /// Returns sign(x)·max(|x| − threshold, 0): soft thresholding, the proximal operator of an l1 penalty.
     #[inline(always)]
     fn shrink<T>(self, threshold: T) -> Self
     where
@@ -51,28 +54,28 @@ pub trait Lanes<R>:
     }
 }
 
-/// A type that variables may have: float32 or float64.
+/// An element type of variables: float32 or float64.
 pub trait Real: Float + Scalable + Clamp + Lanes<Self> {
-    /// A register of them, or several: 64 bytes.
+    /// Vector of 64 bytes: one register, or several narrower ones.
     type Vector<S: Simd>: Lanes<Self>;
-    /// How many that are.
+    /// Number of elements in a [`Real::Vector`].
     const LANES: usize;
 
-    /// The nearest value.
+    /// Returns the value nearest to a float64.
     fn from_f64(x: f64) -> Self;
-    /// The factor as one number of this type, unless it is too extreme for that.
+    /// Returns the factor as one number of this type, or `None` if it is too small or too large for that.
     fn plain(factor: Factor) -> Option<Self>;
-    /// The first [`Real::LANES`] elements of a slice.
+    /// Loads the first [`Real::LANES`] elements of a slice.
     fn load<S: Simd>(simd: S, from: &[Self]) -> Self::Vector<S>;
-    /// Writes to the first [`Real::LANES`] elements of a slice.
+    /// Stores to the first [`Real::LANES`] elements of a slice.
     fn store<S: Simd>(vector: Self::Vector<S>, to: &mut [Self]);
 }
 
 macro_rules! real {
-    ($($T:ident, $V:ident, $lanes:literal, |$factor:ident| $plain:expr;)*) => {$(
+    ($($T:ident, $V:ident, $lanes:literal, |$factor:ident| $single:expr;)*) => {$(
         impl Lanes<$T> for $T {
             #[inline(always)]
-            fn filled(self, x: $T) -> Self {
+            fn broadcast(self, x: $T) -> Self {
                 x
             }
             #[inline(always)]
@@ -96,7 +99,7 @@ macro_rules! real {
                 $T::powf(self, exponent)
             }
             #[inline(always)]
-            fn over(self, divisor: Self) -> Self {
+            fn div_unless_zero(self, divisor: Self) -> Self {
                 if self == 0.0 { self } else { self / divisor }
             }
             #[inline(always)]
@@ -107,7 +110,7 @@ macro_rules! real {
 
         impl<S: Simd> Lanes<$T> for $V<S> {
             #[inline(always)]
-            fn filled(self, x: $T) -> Self {
+            fn broadcast(self, x: $T) -> Self {
                 $V::splat(self.token(), x)
             }
             #[inline(always)]
@@ -124,7 +127,7 @@ macro_rules! real {
             }
             #[inline(always)]
             fn positive_part(self) -> Self {
-                self.simd_le(0.0).select(self.filled(0.0), self)
+                self.simd_le(0.0).select(self.broadcast(0.0), self)
             }
             #[inline(always)]
             fn powf(mut self, exponent: $T) -> Self {
@@ -134,12 +137,12 @@ macro_rules! real {
                 self
             }
             #[inline(always)]
-            fn over(self, divisor: Self) -> Self {
+            fn div_unless_zero(self, divisor: Self) -> Self {
                 self.simd_eq(0.0).select(self, self / divisor)
             }
             #[inline(always)]
             fn canonical(self) -> Self {
-                self.simd_eq(self).select(self, self.filled(<$T>::NAN))
+                self.simd_eq(self).select(self, self.broadcast(<$T>::NAN))
             }
         }
 
@@ -153,7 +156,7 @@ macro_rules! real {
             }
             #[inline(always)]
             fn plain($factor: Factor) -> Option<Self> {
-                $plain
+                $single
             }
             #[inline(always)]
             fn load<S: Simd>(simd: S, from: &[Self]) -> Self::Vector<S> {

@@ -1,18 +1,21 @@
-//! max|x|, by comparing bits.
+//! Maximum of absolute values, max|x|, by comparing bits.
 //!
-//! Without the sign, IEEE floats order as the integers that their bits are, infinity above every
-//! finite value and NaN above infinity: an integer maximum finds all three, on every level alike.
+//! - Formula: `max |x[i]|`; 0 for an empty slice, NaN if an element is NaN.
+//! - Order: 32 lanes, then these; a maximum does not depend on it.
+//! - Error: none.
+//! - Bits: without the sign bit, IEEE 754 floats order as the integers with the same bits, infinity above every
+//!   finite value and NaN above infinity, so an integer maximum finds all three and is the same at every level.
 
 use fearless_simd::{Level, Simd, dispatch};
 use half::{bf16, f16};
 
-/// Maximum of absolute values of a slice of this type.
+/// An element type with a maximum of absolute values.
 pub trait MaxAbs: Sized {
-    /// max|x| as a float64, 0 for an empty slice, NaN if a NaN is among them.
+    /// Returns max|x| as a float64: 0 for an empty slice, NaN if an element is NaN.
     fn max_abs<S: Simd>(simd: S, x: &[Self]) -> f64;
 }
 
-/// max|x| of a slice: 0 if empty, NaN if it holds one.
+/// Returns max|x| of a slice as a float64: 0 for an empty slice, NaN if an element is NaN.
 #[must_use]
 pub fn max_abs<T: MaxAbs>(level: Level, x: &[T]) -> f64 {
     dispatch!(level, simd => T::max_abs(simd, x))
@@ -23,7 +26,7 @@ macro_rules! max_abs {
         impl MaxAbs for $T {
             #[inline(always)]
             fn max_abs<S: Simd>(_simd: S, x: &[Self]) -> f64 {
-                // Signed: the sign bit is clear, and older levels have only the signed maximum.
+                // Signed integers: the sign bit is clear, and SSE2 has only the signed maximum of some widths.
                 let mut lanes: [$bits; 32] = [0; 32];
                 let (groups, rest) = x.as_chunks::<32>();
                 for group in groups {
@@ -66,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_the_largest_at_every_length_and_offset() {
+    fn the_maximum_is_exact_at_every_length_and_offset() {
         check(|v| v);
         check(|v| v as f32);
         check(f16::from_f64);

@@ -1,7 +1,7 @@
-//! The arithmetic, one operation a file: each a generic body, run at the SIMD level it is given.
+//! Kernels: the loops over slices, one kernel a file, each a generic body that is compiled for every SIMD level.
 //!
-//! See `README.md` beside this file for what each computes, its error bound and its cost.
-//! A kernel sees one aligned slice, knows nothing of threads, strides or Python, and cannot fail.
+//! `README.md` in this folder lists what each computes, its error bound and its cost. A kernel gets contiguous,
+//! aligned slices; it knows nothing of threads, strides or Python, and it cannot fail.
 
 pub mod clamp;
 pub mod columns;
@@ -21,7 +21,7 @@ pub mod update;
 use crate::scalar::Element;
 use half::{bf16, f16};
 
-/// A float type that norms and scaling are defined for.
+/// A float type that norms, scaling and clamping are defined for.
 pub trait Float:
     Element
     + PartialEq
@@ -32,11 +32,11 @@ pub trait Float:
     + columns::Columns
     + Clamp
 {
-    /// The NaN that fastclip writes wherever one comes of a computation: quiet, positive, without payload.
+    /// The NaN that every computation of fastclip returns: quiet, positive, without payload.
     const NAN: Self;
     /// Zero.
     const ZERO: Self;
-    /// The value, exactly.
+    /// Returns the value as a float64, exactly.
     fn to_f64(self) -> f64;
 }
 

@@ -1,4 +1,4 @@
-//! The bits of NaNs: the same on every level, and those that `README.md` promises.
+//! Tests of the bits of NaNs: the same at every level, and those that `README.md` in this folder promises.
 
 use super::Float;
 use super::clamp::{clamp_all, clamp_each};
@@ -14,31 +14,32 @@ use crate::operations::rules::{Rule, RuleKind, RuleVisitor};
 use fearless_simd::{Level, dispatch};
 use half::{bf16, f16};
 
+/// A float type whose values convert to and from their bits, as a u64.
 trait Bits: Float {
-    /// The bits of +∞.
+    /// Bits of +∞.
     const INFINITY: u64;
-    /// The bit that makes a NaN quiet.
+    /// Bit that makes a NaN quiet.
     const QUIET: u64;
-    /// The sign.
+    /// Sign bit.
     const SIGN: u64;
     fn bits(self) -> u64;
-    fn of(bits: u64) -> Self;
+    fn from_u64(bits: u64) -> Self;
 
     fn infinity() -> Self {
-        Self::of(Self::INFINITY)
+        Self::from_u64(Self::INFINITY)
     }
 
     fn is_nan(self) -> bool {
         self.bits() & !Self::SIGN > Self::INFINITY
     }
 
-    /// NaNs of both signs, without and with payload, signalling and quiet.
+    /// Returns NaNs of both signs, without and with payload, signalling and quiet.
     fn nans() -> Vec<Self> {
         let payloads = [1, Self::QUIET >> 1, Self::QUIET - 1, 5];
         let signalling = payloads.map(|payload| Self::INFINITY | payload);
         let quiet = [0, 1, Self::QUIET >> 1, Self::QUIET - 1].map(|p| Self::INFINITY | Self::QUIET | p);
         let positive = signalling.into_iter().chain(quiet);
-        positive.flat_map(|bits| [bits, bits | Self::SIGN]).map(Self::of).collect()
+        positive.flat_map(|bits| [bits, bits | Self::SIGN]).map(Self::from_u64).collect()
     }
 }
 
@@ -51,7 +52,7 @@ macro_rules! bits {
             fn bits(self) -> u64 {
                 u64::from(self.to_bits())
             }
-            fn of(bits: u64) -> Self {
+            fn from_u64(bits: u64) -> Self {
                 <$T>::from_bits(bits as $U)
             }
         }
@@ -67,17 +68,18 @@ bits! {
 
 const LENGTHS: [usize; 6] = [1, 3, 8, 17, 33, 41];
 
-/// Calls `check` with slices of numbers that have the element `odd` at one position, and with that position.
-fn at_every_position<T: Bits>(odd: T, one: T, check: impl Fn(&[T], usize)) {
+/// Calls `check` with slices of ones that have the element `special` at one position, and with that position.
+fn at_every_position<T: Bits>(special: T, one: T, check: impl Fn(&[T], usize)) {
     for length in LENGTHS {
         for position in 0..length {
             let mut x = vec![one; length];
-            x[position] = odd;
+            x[position] = special;
             check(&x, position);
         }
     }
 }
 
+/// Returns the bits of a slice scaled in place, out of place, and by columns with equal and with different factors.
 fn scaled<T: Bits>(level: Level, x: &[T], factor: Factor) -> Vec<Vec<u64>> {
     let mut in_place = x.to_vec();
     scale(level, &mut in_place, factor);
@@ -85,7 +87,7 @@ fn scaled<T: Bits>(level: Level, x: &[T], factor: Factor) -> Vec<Vec<u64>> {
     dispatch!(level, simd => T::scale_to(simd, x, &mut out_of_place, factor));
     let mut columns = x.to_vec();
     scale_each(level, &mut columns, &Factors::new(&vec![factor; x.len()]).unwrap());
-    // The same factor beside one that is NaN.
+    // Columns with this factor beside one whose factor is NaN.
     let mut mixed = x.to_vec();
     let last = x.len() - 1;
     if last > 0 {
@@ -98,15 +100,15 @@ fn scaled<T: Bits>(level: Level, x: &[T], factor: Factor) -> Vec<Vec<u64>> {
     [in_place, out_of_place, columns, mixed].map(|x| x.into_iter().map(T::bits).collect()).to_vec()
 }
 
-fn products<T: Bits>(one: T) {
-    let number = [0.3, 1.0, 1e-3, 0.5].map(|c| Factor::new(c, 1.0, 0));
-    // Below float32, and below float64.
+fn check_products<T: Bits>(one: T) {
+    let ordinary = [0.3, 1.0, 1e-3, 0.5].map(|c| Factor::new(c, 1.0, 0));
+    // Too small for float32, and for float64.
     let extreme = [Factor::new(1e-20, 1e30, 0), Factor::new(1.0, 1.0, 1030), Factor::new(1.0, 1.0, 1500)];
-    let (zero, beyond) = (Factor::new(0.0, 3.0, 0), Factor::new(1.0, 1.0, 1 << 28));
+    let (zero, underflowing) = (Factor::new(0.0, 3.0, 0), Factor::new(1.0, 1.0, 1 << 28));
     for level in isa::all() {
         for nan in T::nans() {
             at_every_position(nan, one, |x, at| {
-                for factor in number.into_iter().chain(extreme).chain([zero, beyond]) {
+                for factor in ordinary.into_iter().chain(extreme).chain([zero, underflowing]) {
                     for got in scaled(level, x, factor) {
                         assert_eq!(got[at], nan.bits() | T::QUIET, "{level:?} {factor:?}");
                     }
@@ -116,14 +118,14 @@ fn products<T: Bits>(one: T) {
                 }
             });
         }
-        for infinity in [T::infinity(), T::of(T::infinity().bits() | T::SIGN)] {
+        for infinity in [T::infinity(), T::from_u64(T::infinity().bits() | T::SIGN)] {
             at_every_position(infinity, one, |x, at| {
-                for factor in number.into_iter().chain(extreme) {
+                for factor in ordinary.into_iter().chain(extreme) {
                     for got in scaled(level, x, factor) {
                         assert_eq!(got[at], infinity.bits(), "{level:?} {factor:?}");
                     }
                 }
-                for factor in [zero, beyond] {
+                for factor in [zero, underflowing] {
                     for got in scaled(level, x, factor) {
                         assert_eq!(got[at], T::NAN.bits(), "{level:?} {factor:?}");
                     }
@@ -139,16 +141,16 @@ fn products<T: Bits>(one: T) {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "Miri gives NaNs that are computed any bits")]
-fn a_scaled_nan_keeps_its_payload_and_a_new_one_is_the_canonical_one() {
-    products(1.0_f32);
-    products(1.0_f64);
-    products(f16::ONE);
-    products(bf16::ONE);
+#[cfg_attr(miri, ignore = "Miri gives computed NaNs arbitrary bits")]
+fn a_scaled_nan_keeps_its_payload_and_a_new_nan_is_canonical() {
+    check_products(1.0_f32);
+    check_products(1.0_f64);
+    check_products(f16::ONE);
+    check_products(bf16::ONE);
 }
 
-fn clamps<T: Bits>(one: T) {
-    let minus_one = T::of(one.bits() | T::SIGN);
+fn check_clamps<T: Bits>(one: T) {
+    let minus_one = T::from_u64(one.bits() | T::SIGN);
     let clamped = |level, x: &[T], lo: T, hi: T| {
         let mut all = x.to_vec();
         clamp_all(level, &mut all, lo, hi);
@@ -183,14 +185,15 @@ fn clamps<T: Bits>(one: T) {
 #[test]
 #[cfg_attr(miri, ignore = "too slow")]
 fn a_clamped_nan_keeps_its_bits_and_a_nan_bound_gives_its_own() {
-    clamps(1.0_f32);
-    clamps(1.0_f64);
-    clamps(f16::ONE);
-    clamps(bf16::ONE);
+    check_clamps(1.0_f32);
+    check_clamps(1.0_f64);
+    check_clamps(f16::ONE);
+    check_clamps(bf16::ONE);
 }
 
-/// A NaN of one type as one of another: the sign, as many bits of the payload as fit, quiet if `quiet`.
-fn carried<A: Bits, B: Bits>(nan: A, quiet: bool) -> u64 {
+/// Returns the bits of a NaN converted to another type: its sign, as many bits of its payload as fit, and quiet if
+/// `quiet`.
+fn converted_nan<A: Bits, B: Bits>(nan: A, quiet: bool) -> u64 {
     let (from, to) = (A::QUIET.trailing_zeros(), B::QUIET.trailing_zeros());
     let mantissa = nan.bits() & (2 * A::QUIET - 1);
     let mantissa = if to >= from { mantissa << (to - from) } else { mantissa >> (from - to) };
@@ -198,59 +201,61 @@ fn carried<A: Bits, B: Bits>(nan: A, quiet: bool) -> u64 {
     sign | B::INFINITY | mantissa | if quiet { B::QUIET } else { 0 }
 }
 
-fn conversions<A: Bits + Convert<B>, B: Bits>(one: A, quiet: bool) {
+fn check_conversions<A: Bits + Convert<B>, B: Bits>(one: A, quiet: bool) {
     for level in isa::all() {
         for nan in A::nans() {
             at_every_position(nan, one, |x, at| {
                 let mut to = vec![B::ZERO; x.len()];
                 convert(level, x, &mut to);
-                assert_eq!(to[at].bits(), carried::<A, B>(nan, quiet), "{level:?} {:x}", nan.bits());
+                assert_eq!(to[at].bits(), converted_nan::<A, B>(nan, quiet), "{level:?} {:x}", nan.bits());
             });
         }
     }
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "Miri gives NaNs that are computed any bits")]
+#[cfg_attr(miri, ignore = "Miri gives computed NaNs arbitrary bits")]
 fn a_converted_nan_becomes_quiet_and_keeps_the_payload_that_fits() {
-    conversions::<f16, f32>(f16::ONE, true);
-    conversions::<f16, f64>(f16::ONE, true);
-    conversions::<bf16, f64>(bf16::ONE, true);
-    conversions::<f32, f16>(1.0, true);
-    conversions::<f32, bf16>(1.0, true);
-    conversions::<f64, f16>(1.0, true);
-    conversions::<f64, bf16>(1.0, true);
-    conversions::<f32, f64>(1.0, true);
-    conversions::<f64, f32>(1.0, true);
-    // These copy bits.
-    conversions::<bf16, f32>(bf16::ONE, false);
-    conversions::<f32, f32>(1.0, false);
-    conversions::<f64, f64>(1.0, false);
+    check_conversions::<f16, f32>(f16::ONE, true);
+    check_conversions::<f16, f64>(f16::ONE, true);
+    check_conversions::<bf16, f64>(bf16::ONE, true);
+    check_conversions::<f32, f16>(1.0, true);
+    check_conversions::<f32, bf16>(1.0, true);
+    check_conversions::<f64, f16>(1.0, true);
+    check_conversions::<f64, bf16>(1.0, true);
+    check_conversions::<f32, f64>(1.0, true);
+    check_conversions::<f64, f32>(1.0, true);
+    // These copy the bits.
+    check_conversions::<bf16, f32>(bf16::ONE, false);
+    check_conversions::<f32, f32>(1.0, false);
+    check_conversions::<f64, f64>(1.0, false);
 }
 
-/// Steps of one rule over numbers with a NaN or an infinity in every operand, at every level.
+/// Visitor that takes steps of a rule at every level, with a NaN or an infinity in each operand.
 struct Steps;
 
 impl Steps {
-    fn of<R: Real + Bits, K: Rule<R, N>, const N: usize>(rule: K) -> usize {
-        let mut odd = R::nans();
-        odd.extend([R::infinity(), R::of(R::INFINITY | R::SIGN), R::ZERO]);
+    /// Checks the bits of all NaN results, and that all results are the same at every level. Returns the number of
+    /// NaNs.
+    fn check<R: Real + Bits, K: Rule<R, N>, const N: usize>(rule: K) -> usize {
+        let mut specials = R::nans();
+        specials.extend([R::infinity(), R::from_u64(R::INFINITY | R::SIGN), R::ZERO]);
         let numbers: Vec<R> = samples(200).into_iter().map(R::from_f64).collect();
         let len = R::LANES + 5;
-        let mut found = 0;
-        for (which, value) in odd.iter().enumerate() {
+        let mut nans = 0;
+        for (index, value) in specials.iter().enumerate() {
             for operand in 0..N + 2 {
-                // Another odd value at the same position of another operand, so that both are met together.
+                // With and without another special value at the same position of another operand.
                 for other in [None, Some((operand + 1) % (N + 2))] {
                     let mut operands: Vec<Vec<R>> =
                         (0..N + 2).map(|k| numbers[7 * k..][..len].to_vec()).collect();
                     for position in [0, R::LANES - 1, R::LANES + 2] {
                         operands[operand][position] = *value;
                         if let Some(other) = other {
-                            operands[other][position] = odd[(which * 5 + 3) % odd.len()];
+                            operands[other][position] = specials[(index * 5 + 3) % specials.len()];
                         }
                     }
-                    let mut seen: Option<Vec<u64>> = None;
+                    let mut expected: Option<Vec<u64>> = None;
                     for level in isa::all() {
                         let mut w = operands[1].clone();
                         let mut slots: [Vec<R>; N] = std::array::from_fn(|k| operands[k + 2].clone());
@@ -259,18 +264,18 @@ impl Steps {
                             update(level, rule, R::from_f64(0.5), &operands[0], &mut w, slots);
                         }
                         let all = w.iter().chain(slots.iter().flatten());
-                        found += all.clone().filter(|v| Bits::is_nan(**v)).count();
+                        nans += all.clone().filter(|v| Bits::is_nan(**v)).count();
                         let bits: Vec<u64> = all.map(|v| v.bits()).collect();
                         for bits in &bits {
-                            let nan = Bits::is_nan(R::of(*bits));
+                            let nan = Bits::is_nan(R::from_u64(*bits));
                             assert!(!nan || *bits == <R as Float>::NAN.bits(), "{level:?} {bits:x}");
                         }
-                        assert_eq!(seen.get_or_insert_with(|| bits.clone()), &bits, "{level:?}");
+                        assert_eq!(expected.get_or_insert_with(|| bits.clone()), &bits, "{level:?}");
                     }
                 }
             }
         }
-        found
+        nans
     }
 }
 
@@ -278,13 +283,13 @@ impl RuleVisitor for Steps {
     type Result = usize;
 
     fn visit<A: Rule<f32, N>, B: Rule<f64, N>, const N: usize>(self, narrow: A, wide: B) -> usize {
-        Self::of(narrow).min(Self::of(wide))
+        Self::check(narrow).min(Self::check(wide))
     }
 }
 
 #[test]
 #[cfg_attr(miri, ignore = "too slow")]
-fn what_a_rule_makes_nan_is_the_canonical_one() {
+fn a_nan_result_of_a_rule_is_canonical() {
     for kind in RuleKind::ALL {
         let hyper: Vec<f64> = kind
             .hyper()
@@ -301,7 +306,7 @@ fn what_a_rule_makes_nan_is_the_canonical_one() {
 }
 
 #[test]
-fn a_norm_that_is_nan_is_the_canonical_one() {
+fn a_nan_norm_is_canonical() {
     for order in [1.0, 2.0, 3.0, 0.25, f64::INFINITY].map(Order::new) {
         for nan in f64::nans() {
             for exponent in [0, -1022, 1000] {
@@ -311,9 +316,9 @@ fn a_norm_that_is_nan_is_the_canonical_one() {
                 assert_eq!(total.norm(order).to_bits(), f64::NAN.to_bits());
                 if order != Order::Max {
                     let sums = ranges::split(magnitude, order);
-                    let found: Vec<u64> =
+                    let nans: Vec<u64> =
                         sums.iter().filter(|sum| sum.is_nan()).map(|sum| sum.to_bits()).collect();
-                    assert_eq!(found, [f64::NAN.to_bits()]);
+                    assert_eq!(nans, [f64::NAN.to_bits()]);
                     assert_eq!(ranges::join(&sums, order).norm(order).to_bits(), f64::NAN.to_bits());
                 }
             }

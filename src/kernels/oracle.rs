@@ -1,6 +1,6 @@
-//! What the kernels' tests share: exact sums, sample values, and slices of every length and offset.
+//! Support for the kernels' tests: exact sums, sample values, hashes, and slices of every length and offset.
 
-/// The sum of finite values, rounded once: Shewchuk's algorithm, as Python's `math.fsum`
+/// Returns the sum of finite values, rounded once: Shewchuk's algorithm, as Python's `math.fsum`
 /// ("Adaptive precision floating-point arithmetic", 1997).
 pub fn exact_sum(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut partials: Vec<f64> = Vec::new();
@@ -22,12 +22,12 @@ pub fn exact_sum(values: impl IntoIterator<Item = f64>) -> f64 {
         partials.truncate(kept);
         partials.push(x);
     }
-    // The partials do not overlap and grow: adding them from the largest down rounds once, but for
-    // a tie that the ones below would break, which the tests' bounds allow for.
+    // The partials grow in size and their bits do not overlap: adding them from the largest down rounds once, except
+    // for a tie that smaller partials would break, which the bounds of the tests allow for.
     partials.iter().rev().fold(0.0, |sum, x| sum + x)
 }
 
-/// Values of both signs over many magnitudes, the same on every run.
+/// Returns values of both signs over 25 powers of two, the same on every run.
 pub fn samples(n: usize) -> Vec<f64> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     (0..n)
@@ -40,7 +40,7 @@ pub fn samples(n: usize) -> Vec<f64> {
         .collect()
 }
 
-/// FNV-1a, of 64 bits: a hash of bytes for stored results, not against intent
+/// Returns the 64-bit FNV-1a hash of bytes. It detects changes of stored results; it is not cryptographic.
 /// (Fowler, Noll, Vo, <https://datatracker.ietf.org/doc/draft-eastlake-fnv/>).
 pub fn fnv1a(bytes: impl IntoIterator<Item = u8>) -> u64 {
     bytes.into_iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
@@ -48,8 +48,8 @@ pub fn fnv1a(bytes: impl IntoIterator<Item = u8>) -> u64 {
     })
 }
 
-/// Calls `check` with slices that start at every offset up to a cache line and have every tail
-/// length, short ones and ones past the kernels' block sizes.
+/// Calls `check` with slices of every short length and of lengths around the kernels' block sizes, each from several
+/// offsets: 0 to 16 elements for lengths up to 200.
 pub fn for_every_length_and_offset<T: Copy>(values: &[T], check: impl Fn(&[T])) {
     let lengths = if cfg!(miri) {
         vec![0, 1, 31, 33, 70]

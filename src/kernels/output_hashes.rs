@@ -1,10 +1,12 @@
-//! Hashes of what the kernels compute, stored here: the same on every SIMD level, processor and system.
+//! Tests that the kernels' results have the stored hashes: the same at every SIMD level, on every processor and
+//! system.
 //!
 //! A hash that changes means that results change for users: their norms, their clipped tensors, their trained
-//! variables. Such a change is announced, and the table below taken from the test's message.
+//! variables. Such a change is announced in the change log, and the table below is replaced by that in the test's
+//! message.
 //!
 //! Operations that call the C library's `powf` are left out: norms of other orders than 1, 2 and infinity, and Ftrl
-//! with another power than -1/2. `power_sum.rs` holds the former to an error bound.
+//! with another power than -1/2. The tests of `power_sum.rs` check the former against an error bound.
 
 use super::clamp::{clamp_all, clamp_each};
 use super::columns::{Factors, accumulate, scale_each};
@@ -23,26 +25,27 @@ use crate::operations::rules::{Rule, RuleKind, RuleVisitor};
 use fearless_simd::Level;
 use half::{bf16, f16};
 
-/// A float type, its bytes, and its elements that are not ordinary numbers.
-trait Stored: Float {
+/// A float type with the bytes of its values, and special values.
+trait Hashed: Float {
     const NAME: &'static str;
-    fn of(x: f64) -> Self;
+    /// Returns the nearest value.
+    fn nearest(x: f64) -> Self;
     fn bytes(self) -> Vec<u8>;
-    /// NaNs, infinities, zeros and subnormal numbers.
-    fn odd() -> Vec<Self>;
+    /// Returns infinities, NaNs, zeros and subnormal numbers of both signs.
+    fn specials() -> Vec<Self>;
 }
 
-macro_rules! stored {
-    ($($T:ident, $of:expr;)*) => {$(
-        impl Stored for $T {
+macro_rules! hashed {
+    ($($T:ident, $nearest:expr;)*) => {$(
+        impl Hashed for $T {
             const NAME: &'static str = stringify!($T);
-            fn of(x: f64) -> Self {
-                $of(x)
+            fn nearest(x: f64) -> Self {
+                $nearest(x)
             }
             fn bytes(self) -> Vec<u8> {
                 self.to_le_bytes().to_vec()
             }
-            fn odd() -> Vec<Self> {
+            fn specials() -> Vec<Self> {
                 let (infinity, nan) = ($T::INFINITY.to_bits(), $T::NAN.to_bits());
                 let sign = 1 << (size_of::<$T>() * 8 - 1);
                 let positive = [infinity, nan, nan | 5, infinity | 5, 0, 1, 77];
@@ -52,18 +55,18 @@ macro_rules! stored {
     )*};
 }
 
-stored! {
+hashed! {
     f16, f16::from_f64;
     bf16, bf16::from_f64;
     f32, |x| x as f32;
     f64, |x| x;
 }
 
-/// Numbers, of which about one in nine is no ordinary one if `odd`.
-fn inputs<T: Stored>(n: usize, from: usize, odd: bool) -> Vec<T> {
-    let mut x: Vec<T> = samples(from + n)[from..].iter().map(|v| T::of(*v)).collect();
-    if odd {
-        let values = T::odd();
+/// Returns `n` sample values, those from index `from`. One in nine is a special value if `special`.
+fn inputs<T: Hashed>(n: usize, from: usize, special: bool) -> Vec<T> {
+    let mut x: Vec<T> = samples(from + n)[from..].iter().map(|v| T::nearest(*v)).collect();
+    if special {
+        let values = T::specials();
         for i in (from % 7..n).step_by(9) {
             x[i] = values[(i / 9 + from) % values.len()];
         }
@@ -71,24 +74,26 @@ fn inputs<T: Stored>(n: usize, from: usize, odd: bool) -> Vec<T> {
     x
 }
 
-fn hash<T: Stored>(values: impl IntoIterator<Item = T>) -> u64 {
+fn hash<T: Hashed>(values: impl IntoIterator<Item = T>) -> u64 {
     fnv1a(values.into_iter().flat_map(T::bytes))
 }
 
-type Found = Vec<(String, u64)>;
+/// Labels and hashes, in the order of [`STORED`].
+type Hashes = Vec<(String, u64)>;
 
 const LENGTHS: [usize; 11] = [0, 1, 7, 15, 32, 33, 511, 1000, 2048, 2049, 20_000];
 
-fn of_a_type<T: Stored>(level: Level, found: &mut Found) {
+/// Appends the hashes of norms, products and clamped values of one type.
+fn hash_type<T: Hashed>(level: Level, hashes: &mut Hashes) {
     let name = T::NAME;
-    for odd in [false, true] {
-        let with = if odd { " with odd values" } else { "" };
+    for special in [false, true] {
+        let with = if special { " with odd values" } else { "" };
         for (order, p) in [(Order::One, "1"), (Order::Two, "2"), (Order::Max, "inf")] {
-            let measured: Vec<Magnitude> = LENGTHS
+            let magnitudes: Vec<Magnitude> = LENGTHS
                 .iter()
                 .enumerate()
                 .map(|(i, n)| {
-                    let x: Vec<T> = inputs(*n, 11 * i, odd && i % 2 == 1);
+                    let x: Vec<T> = inputs(*n, 11 * i, special && i % 2 == 1);
                     let value = match order {
                         Order::One => power_sum(level, &x, 1.0, [1.0, 1.0]),
                         Order::Two => sum_squares(level, &x),
@@ -97,22 +102,22 @@ fn of_a_type<T: Stored>(level: Level, found: &mut Found) {
                     Magnitude { value, exponent: 0 }
                 })
                 .collect();
-            let total = combine(&measured, order);
-            let norms = measured.iter().chain([&total]).map(|magnitude| magnitude.norm(order));
-            found.push((format!("norms of order {p}, {name}{with}"), hash(norms)));
+            let total = combine(&magnitudes, order);
+            let norms = magnitudes.iter().chain([&total]).map(|magnitude| magnitude.norm(order));
+            hashes.push((format!("norms of order {p}, {name}{with}"), hash(norms)));
         }
         let factors = [Factor::new(0.3, 1.0, 0), Factor::new(1e-5, 7.0, 0), Factor::new(0.0, 3.0, 0)];
-        let far = [Factor::new(1e-10, 1e30, 0), Factor::new(1.0, 1.0, 1030), Factor::NAN];
-        let scaled = factors.into_iter().chain(far).flat_map(|factor| {
+        let extreme = [Factor::new(1e-10, 1e30, 0), Factor::new(1.0, 1.0, 1030), Factor::NAN];
+        let scaled = factors.into_iter().chain(extreme).flat_map(|factor| {
             LENGTHS.into_iter().flat_map(move |n| {
-                let mut x: Vec<T> = inputs(n, 3, odd);
+                let mut x: Vec<T> = inputs(n, 3, special);
                 scale(level, &mut x, factor);
                 x
             })
         });
-        found.push((format!("products, {name}{with}"), hash(scaled)));
+        hashes.push((format!("products, {name}{with}"), hash(scaled)));
 
-        let rows: Vec<Vec<T>> = (0..40).map(|row| inputs(300, 300 * row, odd)).collect();
+        let rows: Vec<Vec<T>> = (0..40).map(|row| inputs(300, 300 * row, special)).collect();
         let (mut sum, mut error) = (vec![0.0; 300], vec![0.0; 300]);
         for row in &rows {
             accumulate(level, &mut sum, &mut error, row);
@@ -121,38 +126,39 @@ fn of_a_type<T: Stored>(level: Level, found: &mut Found) {
             let value = if sum.is_finite() { sum + error } else { *sum };
             Magnitude { value, exponent: 0 }.norm(Order::Two)
         });
-        found.push((format!("norms of columns, {name}{with}"), hash(norms)));
+        hashes.push((format!("norms of columns, {name}{with}"), hash(norms)));
         let each: Vec<Factor> =
-            (0..300).map(|j| if j % 11 == 0 { far[j % 3] } else { factors[j % 3] }).collect();
+            (0..300).map(|j| if j % 11 == 0 { extreme[j % 3] } else { factors[j % 3] }).collect();
         let mut row = rows[1].clone();
         scale_each(level, &mut row, &Factors::new(&each).unwrap());
-        found.push((format!("products of columns, {name}{with}"), hash(row)));
+        hashes.push((format!("products of columns, {name}{with}"), hash(row)));
 
         let clamped = LENGTHS.into_iter().flat_map(|n| {
-            let mut all: Vec<T> = inputs(n, 5, odd);
+            let mut all: Vec<T> = inputs(n, 5, special);
             let mut each = all.clone();
-            clamp_all(level, &mut all, T::of(-0.25), T::of(0.5));
-            clamp_each(level, &mut each, &inputs::<T>(n, 6, odd), &inputs::<T>(n, 7, odd));
+            clamp_all(level, &mut all, T::nearest(-0.25), T::nearest(0.5));
+            clamp_each(level, &mut each, &inputs::<T>(n, 6, special), &inputs::<T>(n, 7, special));
             all.into_iter().chain(each)
         });
-        found.push((format!("clamped, {name}{with}"), hash(clamped)));
+        hashes.push((format!("clamped, {name}{with}"), hash(clamped)));
     }
 }
 
-fn converted<A: Stored + Convert<B>, B: Stored>(level: Level, found: &mut Found) {
-    for odd in [false, true] {
-        let x: Vec<A> = inputs(5000, 0, odd);
+/// Appends the hashes of a conversion.
+fn hash_conversion<A: Hashed + Convert<B>, B: Hashed>(level: Level, hashes: &mut Hashes) {
+    for special in [false, true] {
+        let x: Vec<A> = inputs(5000, 0, special);
         let mut to = vec![B::ZERO; x.len()];
         convert(level, &x, &mut to);
-        let with = if odd { " with odd values" } else { "" };
-        found.push((format!("{} to {}{with}", A::NAME, B::NAME), hash(to)));
+        let with = if special { " with odd values" } else { "" };
+        hashes.push((format!("{} to {}{with}", A::NAME, B::NAME), hash(to)));
     }
 }
 
-/// Steps of a rule with gradients of float32.
+/// Visitor that takes one step of a rule with float32 gradients.
 struct Training {
     level: Level,
-    odd: bool,
+    special: bool,
     step: usize,
     narrow: Trained<f32>,
     wide: Trained<f64>,
@@ -164,12 +170,15 @@ struct Trained<R> {
     slots: Vec<Vec<R>>,
 }
 
-impl<R: Stored + Clamp> Trained<R> {
-    /// Slots that are accumulators of squares are above 0, and so are all of them here.
-    fn new(slots: usize, odd: bool) -> Self {
-        let slot = |k: usize| inputs::<R>(1037, 1000 * (k + 1), odd).into_iter();
-        let above = |v: R| if v.to_f64().is_finite() { R::of(v.to_f64().abs() + 0.125) } else { v };
-        Self { w: inputs(1037, 50, odd), slots: (0..slots).map(|k| slot(k).map(above).collect()).collect() }
+impl<R: Hashed + Clamp> Trained<R> {
+    /// Returns sample values. All slots are above 0, because those that accumulate squares have to be.
+    fn new(slots: usize, special: bool) -> Self {
+        let slot = |k: usize| inputs::<R>(1037, 1000 * (k + 1), special).into_iter();
+        let positive = |v: R| if v.to_f64().is_finite() { R::nearest(v.to_f64().abs() + 0.125) } else { v };
+        Self {
+            w: inputs(1037, 50, special),
+            slots: (0..slots).map(|k| slot(k).map(positive).collect()).collect(),
+        }
     }
 
     fn hash(&self) -> u64 {
@@ -182,7 +191,7 @@ impl Training {
     where
         f32: Convert<R>,
     {
-        let g: Vec<f32> = inputs(1037, 400 + 100 * self.step, self.odd);
+        let g: Vec<f32> = inputs(1037, 400 + 100 * self.step, self.special);
         let mut gradient = vec![R::ZERO; g.len()];
         convert(self.level, &g, &mut gradient);
         let mut slots = trained.slots.iter_mut();
@@ -204,7 +213,7 @@ impl RuleVisitor for &mut Training {
     }
 }
 
-/// Hyper-parameters of a step, in the range of each.
+/// Returns valid hyper-parameters of a rule for a step.
 fn hyper(kind: RuleKind, step: usize) -> Vec<f64> {
     let power = |x: f64| (0..=step).fold(1.0, |product, _| product * x);
     let value = |name: &str| match name {
@@ -224,56 +233,58 @@ fn hyper(kind: RuleKind, step: usize) -> Vec<f64> {
     kind.hyper().iter().map(|name| value(name)).collect()
 }
 
-fn trained(level: Level, found: &mut Found) {
+/// Appends the hashes of variables and slots after four steps of each rule.
+fn hash_training(level: Level, hashes: &mut Hashes) {
     for kind in RuleKind::ALL {
-        for odd in [false, true] {
-            let (narrow, wide) = (Trained::new(kind.slots(), odd), Trained::new(kind.slots(), odd));
-            let mut training = Training { level, odd, step: 0, narrow, wide };
+        for special in [false, true] {
+            let (narrow, wide) = (Trained::new(kind.slots(), special), Trained::new(kind.slots(), special));
+            let mut training = Training { level, special, step: 0, narrow, wide };
             for step in 0..4 {
                 training.step = step;
                 kind.with(&hyper(*kind, step), &mut training);
             }
-            let with = if odd { " with odd values" } else { "" };
-            found.push((format!("{kind:?}, f32{with}"), training.narrow.hash()));
-            found.push((format!("{kind:?}, f64{with}"), training.wide.hash()));
+            let with = if special { " with odd values" } else { "" };
+            hashes.push((format!("{kind:?}, f32{with}"), training.narrow.hash()));
+            hashes.push((format!("{kind:?}, f64{with}"), training.wide.hash()));
         }
     }
 }
 
-fn found(level: Level) -> Found {
-    let mut found = Vec::new();
-    of_a_type::<f16>(level, &mut found);
-    of_a_type::<bf16>(level, &mut found);
-    of_a_type::<f32>(level, &mut found);
-    of_a_type::<f64>(level, &mut found);
-    converted::<f16, f32>(level, &mut found);
-    converted::<f16, f64>(level, &mut found);
-    converted::<bf16, f64>(level, &mut found);
-    converted::<f32, f16>(level, &mut found);
-    converted::<f32, bf16>(level, &mut found);
-    converted::<f64, f16>(level, &mut found);
-    converted::<f64, bf16>(level, &mut found);
-    converted::<f64, f32>(level, &mut found);
-    trained(level, &mut found);
-    found
+/// Returns the hashes of all results at one level.
+fn hash_all(level: Level) -> Hashes {
+    let mut hashes = Vec::new();
+    hash_type::<f16>(level, &mut hashes);
+    hash_type::<bf16>(level, &mut hashes);
+    hash_type::<f32>(level, &mut hashes);
+    hash_type::<f64>(level, &mut hashes);
+    hash_conversion::<f16, f32>(level, &mut hashes);
+    hash_conversion::<f16, f64>(level, &mut hashes);
+    hash_conversion::<bf16, f64>(level, &mut hashes);
+    hash_conversion::<f32, f16>(level, &mut hashes);
+    hash_conversion::<f32, bf16>(level, &mut hashes);
+    hash_conversion::<f64, f16>(level, &mut hashes);
+    hash_conversion::<f64, bf16>(level, &mut hashes);
+    hash_conversion::<f64, f32>(level, &mut hashes);
+    hash_training(level, &mut hashes);
+    hashes
 }
 
 #[test]
 #[cfg_attr(miri, ignore = "too slow")]
-fn outputs_are_those_stored() {
+fn results_have_the_stored_hashes() {
     for level in isa::all() {
-        let found = found(level);
+        let hashes = hash_all(level);
         let name = isa::name(level);
-        for ((what, hash), stored) in found.iter().zip(STORED) {
-            if (what.as_str(), *hash) != *stored {
-                println!("at level {name}: {what} has {hash:#018x} where {stored:x?} is stored");
+        for ((label, hash), stored) in hashes.iter().zip(STORED) {
+            if (label.as_str(), *hash) != *stored {
+                println!("at level {name}: {label} has {hash:#018x} where {stored:x?} is stored");
             }
         }
-        let same = found.iter().map(|(what, hash)| (what.as_str(), *hash)).eq(STORED.iter().copied());
+        let same = hashes.iter().map(|(label, hash)| (label.as_str(), *hash)).eq(STORED.iter().copied());
         if !same {
-            let lines = found.iter().map(|(what, hash)| {
+            let lines = hashes.iter().map(|(label, hash)| {
                 format!(
-                    "    ({what:?}, 0x{:04x}_{:04x}_{:04x}_{:04x}),\n",
+                    "    ({label:?}, 0x{:04x}_{:04x}_{:04x}_{:04x}),\n",
                     hash >> 48,
                     hash >> 32 & 0xffff,
                     hash >> 16 & 0xffff,
@@ -287,7 +298,7 @@ fn outputs_are_those_stored() {
 
 #[test]
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-fn a_level_with_registers_is_among_those_tested() {
+fn a_level_with_vector_registers_is_tested() {
     let vectors = if cfg!(target_arch = "aarch64") { "neon" } else { "sse2" };
     assert!(isa::all().into_iter().any(|level| isa::name(level) == vectors));
 }

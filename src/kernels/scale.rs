@@ -1,13 +1,14 @@
-//! x ← x·s in place, each element the correctly rounded product.
+//! Scaling: x·s, in place or out of place, each element the correctly rounded product.
 //!
-//! The factor comes from float64 and is rounded once to float32 for everything narrower than
-//! float64. A float32 product is one IEEE multiplication. A float16 or bfloat16 product has more bits than
-//! float32 holds, and rounding it twice can go wrong: in float32 it is rounded to odd, which keeps the memory
-//! of the side of a tie that it was on, and then to 16 bits.
-//!
-//! A NaN times a number keeps its sign and its payload and becomes quiet, as IEEE 754 recommends and every processor
-//! does. A NaN that was none before, from 0·∞ or a factor that is NaN, has the bits of [`Float::NAN`]; processors
-//! disagree about those, so factors that may give one take a path of their own.
+//! - Formula: `x[i] ← x[i]·s`, with the [`Factor`] s rounded once from float64 to float32 for float32 and narrower
+//!   types. No additions.
+//! - Error: ½ ulp of the type, at every level. A float32 product is one IEEE multiplication. A float16 or bfloat16
+//!   product has more bits than float32 holds, and rounding it twice can be wrong: it is rounded to odd in float32,
+//!   which preserves on which side of a tie it was, and then to 16 bits.
+//! - Bits: each product is rounded once as IEEE 754 defines, so they do not depend on the level. A NaN times a number
+//!   keeps its sign and its payload and becomes quiet, as IEEE 754 recommends and every processor does. A NaN from
+//!   0·∞ or from a factor that is NaN has the bits of [`Float::NAN`]; processors disagree about those, so factors
+//!   that may produce one take a separate path ([`Factor::is_special`]).
 
 use super::Float;
 pub use super::factor::Factor;
@@ -16,18 +17,18 @@ use super::operation::Operation;
 use fearless_simd::{Level, Simd, dispatch};
 use half::{bf16, f16};
 
-/// Scaling of slices of this type.
+/// An element type that slices can be scaled of.
 pub trait Scalable: Sized {
-    /// `x[i] ← x[i]·factor`, correctly rounded.
+    /// Computes `x[i] ← x[i]·factor`, correctly rounded.
     fn scale<S: Simd>(simd: S, x: &mut [Self], factor: Factor);
-    /// `out[i] ← x[i]·factor`, correctly rounded. The slices have the same length.
+    /// Computes `out[i] ← x[i]·factor`, correctly rounded. The slices have the same length.
     fn scale_to<S: Simd>(simd: S, x: &[Self], out: &mut [Self], factor: Factor);
-    /// One element times the factor, with the bits that [`Scalable::scale`] gives it.
+    /// Returns one element times the factor, with the bits that [`Scalable::scale`] gives it.
     #[must_use]
     fn product(self, factor: Factor) -> Self;
 }
 
-/// `x[i] ← x[i]·factor`.
+/// Computes `x[i] ← x[i]·factor`, correctly rounded.
 pub fn scale<T: Scalable>(level: Level, x: &mut [T], factor: Factor) {
     dispatch!(level, simd => T::scale(simd, x, factor));
 }
@@ -48,24 +49,25 @@ impl<T: Scalable> Operation<T> for Scaling {
     }
 }
 
-/// The product of an element and a special factor (see [`Factor::is_special`]), with the bits that a NaN has to have.
+/// Returns `product`, that of `x` and a factor for which [`Factor::is_special`] holds, or [`Float::NAN`] where the
+/// product is a NaN that does not come from `x`.
 #[inline(always)]
-pub(crate) fn settled<T: Float>(x: T, factor: f64, product: T) -> T {
+pub(crate) fn with_canonical_nan<T: Float>(x: T, factor: f64, product: T) -> T {
     let is_new = !x.to_f64().is_nan() || factor.is_nan();
     if product.to_f64().is_nan() && is_new { T::NAN } else { product }
 }
 
-macro_rules! scale_whole {
-    ($($T:ty, |$v:ident, $factor:ident| $plain:expr, $rare:ident => $extreme:expr;)*) => {$(
+macro_rules! scale_float {
+    ($($T:ty, |$v:ident, $factor:ident| $product:expr, $is_extreme:ident => $extreme:expr;)*) => {$(
         impl Scalable for $T {
             #[inline(always)]
             fn scale<S: Simd>(_simd: S, x: &mut [Self], $factor: Factor) {
                 if $factor.is_special() {
                     for v in x {
                         let $v = *v;
-                        *v = settled($v, $factor.wide, $extreme);
+                        *v = with_canonical_nan($v, $factor.wide, $extreme);
                     }
-                } else if $factor.$rare() {
+                } else if $factor.$is_extreme() {
                     for v in x {
                         let $v = *v;
                         *v = $extreme;
@@ -73,7 +75,7 @@ macro_rules! scale_whole {
                 } else {
                     for v in x {
                         let $v = *v;
-                        *v = $plain;
+                        *v = $product;
                     }
                 }
             }
@@ -83,9 +85,9 @@ macro_rules! scale_whole {
                 if $factor.is_special() {
                     for (to, v) in out.iter_mut().zip(x) {
                         let $v = *v;
-                        *to = settled($v, $factor.wide, $extreme);
+                        *to = with_canonical_nan($v, $factor.wide, $extreme);
                     }
-                } else if $factor.$rare() {
+                } else if $factor.$is_extreme() {
                     for (to, v) in out.iter_mut().zip(x) {
                         let $v = *v;
                         *to = $extreme;
@@ -93,7 +95,7 @@ macro_rules! scale_whole {
                 } else {
                     for (to, v) in out.iter_mut().zip(x) {
                         let $v = *v;
-                        *to = $plain;
+                        *to = $product;
                     }
                 }
             }
@@ -102,33 +104,34 @@ macro_rules! scale_whole {
             fn product(self, $factor: Factor) -> Self {
                 let $v = self;
                 if $factor.is_special() {
-                    settled($v, $factor.wide, $extreme)
-                } else if $factor.$rare() {
+                    with_canonical_nan($v, $factor.wide, $extreme)
+                } else if $factor.$is_extreme() {
                     $extreme
                 } else {
-                    $plain
+                    $product
                 }
             }
         }
     )*};
 }
 
-scale_whole! {
+scale_float! {
     f32, |v, factor| v * factor.narrow, is_wide => (f64::from(v) * factor.lift * factor.wide) as f32;
     f64, |v, factor| v * factor.wide, is_lifted => v * factor.lift * factor.wide;
 }
 
-/// A block through float64: each product rounded to odd in float32, and that rounded on.
+/// Scales 16-bit floats that were converted to float32: multiplies in float64 and rounds each product to odd in
+/// float32, from where rounding to 16 bits gives the correctly rounded product.
 #[inline(always)]
-fn exactly(wide: &mut [f32], factor: Factor) {
+fn scale_in_f64(block: &mut [f32], factor: Factor) {
     let exact = factor.narrow_as_f64();
     let product = |x: f32| f64_to_f32_odd(f64::from(x) * factor.lift * exact);
     if factor.is_special() {
-        for v in wide {
-            *v = settled(*v, factor.wide, product(*v));
+        for v in block {
+            *v = with_canonical_nan(*v, factor.wide, product(*v));
         }
     } else {
-        for v in wide {
+        for v in block {
             *v = product(*v);
         }
     }
@@ -141,15 +144,15 @@ macro_rules! scale_half {
             fn scale<S: Simd>(simd: S, x: &mut [Self], factor: Factor) {
                 let mut products = [<$T>::default(); half_precision::BLOCK];
                 let mut buffer = [0.0_f32; half_precision::BLOCK];
-                let once = !factor.is_wide() && !factor.is_special();
+                let via_f32 = !factor.is_wide() && !factor.is_special();
                 for block in x.chunks_mut(half_precision::BLOCK) {
                     let products = &mut products[..block.len()];
-                    if once && <$T>::scale_once(simd, block, products, factor.narrow) {
+                    if via_f32 && <$T>::scale_via_f32(simd, block, products, factor.narrow) {
                         block.copy_from_slice(products);
                     } else {
                         let wide = &mut buffer[..block.len()];
                         <$T>::widen(simd, block, wide);
-                        exactly(wide, factor);
+                        scale_in_f64(wide, factor);
                         <$T>::narrow(simd, wide, block);
                     }
                 }
@@ -158,13 +161,13 @@ macro_rules! scale_half {
             #[inline(always)]
             fn scale_to<S: Simd>(simd: S, x: &[Self], out: &mut [Self], factor: Factor) {
                 let mut buffer = [0.0_f32; half_precision::BLOCK];
-                let once = !factor.is_wide() && !factor.is_special();
+                let via_f32 = !factor.is_wide() && !factor.is_special();
                 let blocks = x.chunks(half_precision::BLOCK);
                 for (block, out) in blocks.zip(out.chunks_mut(half_precision::BLOCK)) {
-                    if !once || !<$T>::scale_once(simd, block, out, factor.narrow) {
+                    if !via_f32 || !<$T>::scale_via_f32(simd, block, out, factor.narrow) {
                         let wide = &mut buffer[..block.len()];
                         <$T>::widen(simd, block, wide);
-                        exactly(wide, factor);
+                        scale_in_f64(wide, factor);
                         <$T>::narrow(simd, wide, out);
                     }
                 }
@@ -173,7 +176,7 @@ macro_rules! scale_half {
             #[inline(always)]
             fn product(self, factor: Factor) -> Self {
                 let mut wide = [$widen(self.to_bits())];
-                exactly(&mut wide, factor);
+                scale_in_f64(&mut wide, factor);
                 <$T>::from_bits($narrow(wide[0]))
             }
         }
@@ -218,13 +221,13 @@ mod tests {
             check(|v| v, factor, |v| v * c);
             check(|v| v as f32, factor, |v| v * s);
             // The product of 11 (8) bits and 24 is exact in float64.
-            check(f16::from_f64, factor, |v| once(v.to_f64() * f64::from(s), f16::from_bits));
-            check(bf16::from_f64, factor, |v| once(v.to_f64() * f64::from(s), bf16::from_bits));
+            check(f16::from_f64, factor, |v| nearest(v.to_f64() * f64::from(s), f16::from_bits));
+            check(bf16::from_f64, factor, |v| nearest(v.to_f64() * f64::from(s), bf16::from_bits));
         }
     }
 
-    /// The nearest value of a 16-bit type, ties to even, by bisection over its bits.
-    fn once<T: Float>(x: f64, from_bits: fn(u16) -> T) -> T {
+    /// Returns the nearest value of a 16-bit type, ties to even, by bisection over its bits.
+    fn nearest<T: Float>(x: f64, from_bits: fn(u16) -> T) -> T {
         let sign = if x.is_sign_negative() { 0x8000 } else { 0 };
         let value = |bits: u16| from_bits(bits).to_f64();
         let (mut low, mut high) = (0, 0x7bff);
@@ -241,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn every_half_is_rounded_once_where_rounding_twice_would_differ() {
+    fn every_16_bit_float_is_rounded_once_where_rounding_twice_would_differ() {
         let factors =
             [0.333_333_34_f32, 0.700_012_3, 0.001_234_567, 0.999_999_94, 3.1e-5, 0.5, 0.75, 1.0 / 1024.0];
         let all: Vec<u16> = (0..=u16::MAX).collect();
@@ -250,25 +253,25 @@ mod tests {
             for level in isa::all() {
                 let mut halves: Vec<f16> = all.iter().map(|b| f16::from_bits(*b)).collect();
                 scale(level, &mut halves, factor);
-                let mut brains: Vec<bf16> = all.iter().map(|b| bf16::from_bits(*b)).collect();
-                scale(level, &mut brains, factor);
+                let mut bfloats: Vec<bf16> = all.iter().map(|b| bf16::from_bits(*b)).collect();
+                scale(level, &mut bfloats, factor);
                 for b in &all {
                     let x = f16::from_bits(*b).to_f64();
                     if x.is_finite() {
-                        let want = once(x * f64::from(s), f16::from_bits);
+                        let want = nearest(x * f64::from(s), f16::from_bits);
                         assert_eq!(halves[usize::from(*b)].to_bits(), want.to_bits(), "{level:?} {x} {s}");
                     }
                     let x = bf16::from_bits(*b).to_f64();
                     if x.is_finite() {
-                        let want = once(x * f64::from(s), bf16::from_bits);
-                        assert_eq!(brains[usize::from(*b)].to_bits(), want.to_bits(), "{level:?} {x} {s}");
+                        let want = nearest(x * f64::from(s), bf16::from_bits);
+                        assert_eq!(bfloats[usize::from(*b)].to_bits(), want.to_bits(), "{level:?} {x} {s}");
                     }
                 }
             }
         }
     }
 
-    fn product_is_that_of_a_slice<T: Float>(values: &[T], bits: impl Fn(T) -> u64) {
+    fn check_single_products<T: Float>(values: &[T], bits: impl Fn(T) -> u64) {
         let factors = [(0.3, 1.0, 0), (1e-10, 1e30, 0), (1.0, 1.0, 1030), (0.0, 3.0, 0), (1e-5, 1.0, 3)];
         let factors = factors.map(|(bound, norm, exponent)| Factor::new(bound, norm, exponent));
         for factor in factors.into_iter().chain([Factor::ONE, Factor::ZERO, Factor::NAN]) {
@@ -283,20 +286,20 @@ mod tests {
     }
 
     #[test]
-    fn one_product_has_the_bits_of_a_slice() {
+    fn a_single_product_has_the_bits_of_a_scaled_slice() {
         let all: Vec<u16> = (0..=u16::MAX).collect();
         let halves: Vec<f16> = all.iter().map(|b| f16::from_bits(*b)).collect();
-        product_is_that_of_a_slice(&halves, |v| v.to_bits().into());
-        let brains: Vec<bf16> = all.iter().map(|b| bf16::from_bits(*b)).collect();
-        product_is_that_of_a_slice(&brains, |v| v.to_bits().into());
+        check_single_products(&halves, |v| v.to_bits().into());
+        let bfloats: Vec<bf16> = all.iter().map(|b| bf16::from_bits(*b)).collect();
+        check_single_products(&bfloats, |v| v.to_bits().into());
         let floats: Vec<f32> = all.iter().map(|b| f32::from_bits(u32::from(*b) << 16 | 0x1234)).collect();
-        product_is_that_of_a_slice(&floats, |v| v.to_bits().into());
+        check_single_products(&floats, |v| v.to_bits().into());
         let doubles: Vec<f64> = all.iter().map(|b| f64::from_bits(u64::from(*b) << 48 | 0x1234)).collect();
-        product_is_that_of_a_slice(&doubles, f64::to_bits);
+        check_single_products(&doubles, f64::to_bits);
     }
 
     #[test]
-    fn a_factor_below_float32_is_taken_in_float64() {
+    fn a_factor_below_float32_multiplies_in_float64() {
         let factor = Factor::new(1e-10, 1e30, 0);
         assert!(factor.is_wide());
         for level in isa::all() {
@@ -307,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_norm_beyond_float64_still_gives_its_factor() {
+    fn a_norm_beyond_float64_has_an_exact_factor() {
         // The norm is 2^1030: 1 / 2^1030 is below the normal range, so it is split.
         let factor = Factor::new(1.0, 1.0, 1030);
         for level in isa::all() {
@@ -318,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_nan_and_one() {
+    fn factors_zero_nan_and_one() {
         for level in isa::all() {
             let mut x = [1.0_f32, -2.0];
             scale(level, &mut x, Factor::ONE);

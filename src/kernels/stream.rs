@@ -1,12 +1,13 @@
-//! Copying past the cache: for outputs so large that they will not be there when they are next read.
+//! Copies with streaming stores, which bypass the cache: for outputs so large that they would be evicted before they
+//! are read.
 //!
-//! An ordinary store first reads the line it is about to overwrite. A streaming store does not, which
-//! saves a third of the traffic of a large copy.
+//! An ordinary store first reads the cache line that it overwrites. A streaming store does not, which saves a third
+//! of the memory traffic of a large copy.
 
 use crate::scalar::Element;
 
 /// Copies `src` to `dst`, of the same length, with streaming stores where the processor has them. Call
-/// [`fence`] before another thread reads what was written.
+/// [`fence`] before another thread reads `dst`.
 ///
 /// # Panics
 ///
@@ -39,7 +40,7 @@ pub fn copy<T: Element>(src: &[T], dst: &mut [T]) {
     dst.copy_from_slice(src);
 }
 
-/// Makes streaming stores of this thread visible before anything it stores afterwards.
+/// Makes the streaming stores of this thread visible to other threads before its later stores.
 #[inline]
 pub fn fence() {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
@@ -54,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_copies_at_every_length_and_alignment_and_touches_nothing_else() {
+    fn copies_of_every_length_and_alignment_write_only_the_output() {
         let src: Vec<u16> = (0..300).collect();
         for length in 0..200 {
             for offset in 0..20 {

@@ -1,38 +1,41 @@
-//! Σx², accumulated in float64.
+//! Sum of squares, Σx², accumulated in float64.
 //!
-//! Thirty-two logical lanes, whatever the register width: lane `j` adds the squares of elements
-//! `j, j + 32, …`. After [`BLOCK`] elements the lanes are added to a second set, so that no chain of
-//! additions is longer than 64, and at the end the lanes are folded pairwise. The order of the
-//! additions depends on the length alone.
-//!
-//! The square of a float32 (24 bits) is exact in float64 (53 bits), so that a fused multiply-add
-//! and a multiplication followed by an addition agree, and every SIMD level gives the same bits.
-//! For float64 the product is rounded by itself on every level, for the same reason.
+//! - Formula: `Σ x[i]²` in float64, and `Σ (x[i]·factor)²` for float64 whose squares over- or underflow.
+//! - Order of additions: 32 logical lanes, whatever the width of a register: lane `j` adds the squares of the
+//!   elements `j, j + 32, …`. After [`BLOCK`] elements (512 for 16-bit floats, the size of their conversion buffer)
+//!   the lanes are added to a second set of lanes, so that no chain of additions is longer than 64 (128 for 16-bit
+//!   floats). At the end the lanes are folded pairwise.
+//! - Error, relative, for up to 65536 elements: 63 + 31 + 5 roundings of additions, and for float64 one of the
+//!   product: at most 110·2⁻⁵³. For 16-bit floats 15 + 127 + 5: at most 150·2⁻⁵³.
+//! - Bits: the order depends on the length alone. The square of a float32 (24 bits) is exact in float64 (53 bits), so
+//!   that a fused multiply-add and a multiplication followed by an addition agree. The square of a float64 is rounded
+//!   before it is added, without a fused multiply-add, at every level. So the bits do not depend on the level.
 
 use super::half_precision::{self, Half};
 use fearless_simd::prelude::*;
 use fearless_simd::{Level, dispatch, f32x16, f64x8};
 use half::{bf16, f16};
 
-/// Elements between two folds of the inner lanes into the outer ones.
+/// Number of elements after which the lanes are added to the second set.
 pub const BLOCK: usize = 2048;
 const LANES: usize = 32;
 
+/// The 32 lanes.
 type Lanes<S> = [f64x8<S>; 4];
 
-/// Sum of squares of a slice of this type.
+/// An element type with a sum of squares.
 pub trait SumSquares: Sized {
-    /// Σx² in float64; see the module for the order.
+    /// Returns Σx² in float64; the module states the order of the additions.
     fn sum_squares<S: Simd>(simd: S, x: &[Self]) -> f64;
 }
 
-/// Σx² of a slice of at most one chunk.
+/// Returns Σx² of a slice of at most one chunk.
 #[must_use]
 pub fn sum_squares<T: SumSquares>(level: Level, x: &[T]) -> f64 {
     dispatch!(level, simd => T::sum_squares(simd, x))
 }
 
-/// Σ(x·factor)², for float64 input so large or small that its squares leave the range of float64.
+/// Returns Σ(x·factor)², for float64 elements so large or small that their squares leave the range of float64.
 #[must_use]
 pub fn sum_squares_scaled(level: Level, x: &[f64], factor: f64) -> f64 {
     dispatch!(level, simd => {
@@ -64,8 +67,8 @@ fn load_f64<S: Simd>(simd: S, c: &[f64; LANES]) -> Lanes<S> {
     ]
 }
 
-/// The lanes' sums of squares over at most [`BLOCK`] elements. A short tail is filled up with zeros,
-/// which add nothing.
+/// Returns the sums of squares of each lane over at most [`BLOCK`] elements. A tail shorter than the lanes is padded
+/// with zeros, which add nothing.
 #[inline(always)]
 fn block_lanes<S: Simd, T: Copy + Default>(
     simd: S,
@@ -92,7 +95,7 @@ fn block_lanes<S: Simd, T: Copy + Default>(
     acc
 }
 
-/// As [`block_lanes`], for squares that are exact, where a fused multiply-add is free to be used.
+/// As [`block_lanes`], for squares that are exact in float64, where a fused multiply-add gives the same bits.
 #[inline(always)]
 fn block_lanes_fused<S: Simd>(simd: S, block: &[f32]) -> Lanes<S> {
     let mut acc = [f64x8::splat(simd, 0.0); 4];
@@ -122,7 +125,7 @@ fn add<S: Simd>(outer: &mut Lanes<S>, inner: Lanes<S>) {
     }
 }
 
-/// The lanes folded pairwise: 32, 16, 8, 4, 2, 1.
+/// Folds the lanes pairwise: 32, 16, 8, 4, 2, 1.
 #[inline(always)]
 fn fold<S: Simd>(lanes: Lanes<S>) -> f64 {
     let v = (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
@@ -153,7 +156,7 @@ impl SumSquares for f64 {
     }
 }
 
-/// As for float32, through a buffer.
+/// Returns Σx² of 16-bit floats, converted to float32 in a buffer.
 #[inline(always)]
 fn sum_squares_half<S: Simd, H: Half>(simd: S, x: &[H]) -> f64 {
     let mut buffer = [0.0_f32; half_precision::BLOCK];
@@ -187,8 +190,8 @@ mod tests {
     use crate::kernels::Float;
     use crate::kernels::oracle::{exact_sum, for_every_length_and_offset, samples};
 
-    fn exact<T: Float>(x: &[T]) -> f64 {
-        // The square of a float64 is two float64s exactly: the product and its error.
+    fn exact_sum_squares<T: Float>(x: &[T]) -> f64 {
+        // The square of a float64 is the exact sum of two float64: the rounded product and its error.
         exact_sum(x.iter().flat_map(|v| {
             let v = v.to_f64();
             let square = v * v;
@@ -196,10 +199,10 @@ mod tests {
         }))
     }
 
-    fn agrees_with_the_exact_sum<T: Float>(make: impl Fn(f64) -> T, bound: f64) {
+    fn check_against_the_exact_sum<T: Float>(make: impl Fn(f64) -> T, bound: f64) {
         let values: Vec<T> = samples(5000).into_iter().map(make).collect();
         for_every_length_and_offset(&values, |x| {
-            let want = exact(x);
+            let want = exact_sum_squares(x);
             for level in isa::all() {
                 let got = sum_squares(level, x);
                 assert!((got - want).abs() <= bound * want, "{level:?} {} {got} {want}", x.len());
@@ -209,22 +212,22 @@ mod tests {
 
     #[test]
     fn f32_is_within_the_bound_of_the_exact_sum() {
-        agrees_with_the_exact_sum(|v| v as f32, 1e-14);
+        check_against_the_exact_sum(|v| v as f32, 1e-14);
     }
 
     #[test]
     fn f64_is_within_the_bound_of_the_exact_sum() {
-        agrees_with_the_exact_sum(|v| v, 1.5e-14);
+        check_against_the_exact_sum(|v| v, 1.5e-14);
     }
 
     #[test]
     fn f16_and_bf16_are_within_the_bound_of_the_exact_sum() {
-        agrees_with_the_exact_sum(f16::from_f64, 1e-14);
-        agrees_with_the_exact_sum(bf16::from_f64, 1e-14);
+        check_against_the_exact_sum(f16::from_f64, 1e-14);
+        check_against_the_exact_sum(bf16::from_f64, 1e-14);
     }
 
     #[test]
-    fn every_level_gives_the_bits_of_the_scalar_one() {
+    fn every_level_has_the_bits_of_the_scalar_level() {
         fn check<T: Float>(values: &[T]) {
             for_every_length_and_offset(values, |x| {
                 let want = sum_squares(Level::fallback(), x);
@@ -241,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_nan_or_an_infinity_anywhere_shows() {
+    fn a_nan_or_an_infinity_at_any_position_is_in_the_sum() {
         for level in isa::all() {
             for at in 0..70 {
                 let mut x = vec![1.0_f32; 70];
@@ -254,12 +257,12 @@ mod tests {
     }
 
     #[test]
-    fn scaling_by_a_power_of_two_keeps_squares_in_range() {
+    fn a_power_of_two_keeps_squares_in_range() {
         for level in isa::all() {
             let huge = vec![1e308; 100];
             assert_eq!(sum_squares(level, &huge), f64::INFINITY);
             let factor = f64::powi(2.0, -1000);
-            let want = exact(&huge.iter().map(|x| x * factor).collect::<Vec<_>>());
+            let want = exact_sum_squares(&huge.iter().map(|x| x * factor).collect::<Vec<_>>());
             let got = sum_squares_scaled(level, &huge, factor);
             assert!((got - want).abs() <= 1e-14 * want);
         }

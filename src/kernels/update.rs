@@ -1,21 +1,26 @@
-//! An optimizer's rule carried over slices: g is scaled on the way in, w and the slots change where they are.
+//! Update: applies an optimizer's rule to slices of a gradient g, a variable w and its slots.
 //!
-//! What becomes NaN has the bits of [`Float::NAN`](super::Float::NAN). Which of two NaNs an operation passes on, and
-//! the sign of that of ∞ − ∞, depend on the processor and on how operands are arranged.
+//! - Formula: `w[i], slots[i] ← rule(g[i]·factor, w[i], slots[i])`, in place; the rules are in `operations/rules`. No
+//!   sums.
+//! - Error: ½ ulp for each operation of the rule (`lanes.rs`); coefficients are rounded once from float64.
+//! - Bits: every element is computed by the same operations, in a vector register or by itself at the end of the
+//!   slice, and none is fused, so the bits do not depend on the level. A NaN result has the bits of
+//!   [`Float::NAN`](super::Float::NAN), because which of two NaNs an operation returns, and the sign of the NaN of ∞
+//!   − ∞, depend on the processor and on the order of the operands.
 
 use super::lanes::{Lanes, Real};
 use fearless_simd::{Level, Simd, dispatch};
 
-/// The update rule of an optimizer, for one element of a variable that has `N` slots.
+/// Update rule of an optimizer, for one element of a variable that has `N` slots.
 pub trait Rule<R: Real, const N: usize>: Copy + Send + Sync {
-    /// The rule with these hyper-parameters, in the order in which the rule lists them.
+    /// Returns the rule with these hyper-parameters, in the order of `RuleKind::hyper`.
     fn new(hyper: &[f64]) -> Self;
 
-    /// Returns the variable and its slots after a step with gradient `g`.
+    /// Returns the variable and its slots after a step with the gradient `g`.
     fn update<V: Lanes<R>>(self, g: V, w: V, slots: [V; N]) -> (V, [V; N]);
 }
 
-/// `w[i], slots[i] ← rule(g[i]·factor, w[i], slots[i])`. All slices have the same length.
+/// Computes `w[i], slots[i] ← rule(g[i]·factor, w[i], slots[i])`. All slices have the same length.
 pub fn update<R: Real, K: Rule<R, N>, const N: usize>(
     level: Level,
     rule: K,
@@ -39,8 +44,8 @@ fn update_on<S: Simd, R: Real, K: Rule<R, N>, const N: usize>(
     let len = w.len();
     let g = &g[..len];
     let slots = slots.map(|slot| &mut slot[..len]);
-    let whole = len - len % R::LANES;
-    for at in (0..whole).step_by(R::LANES) {
+    let tail = len - len % R::LANES;
+    for at in (0..tail).step_by(R::LANES) {
         let lanes = at..at + R::LANES;
         let scaled = R::load(simd, &g[lanes.clone()]) * factor;
         let before = std::array::from_fn(|k| R::load(simd, &slots[k][lanes.clone()]));
@@ -50,7 +55,7 @@ fn update_on<S: Simd, R: Real, K: Rule<R, N>, const N: usize>(
             R::store(after[k].canonical(), &mut slots[k][lanes.clone()]);
         }
     }
-    for at in whole..len {
+    for at in tail..len {
         let before = std::array::from_fn(|k| slots[k][at]);
         let (value, after) = rule.update(g[at] * factor, w[at], before);
         w[at] = value.canonical();

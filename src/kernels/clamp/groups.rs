@@ -1,17 +1,18 @@
-//! Clamping that writes only what changes.
+//! Clamping in groups of elements, of which only those with a changed element are written.
 
 use std::ops::BitOr;
 
-/// Elements that are written together: a few registers.
+/// Number of elements that are written together: a few registers.
 const GROUP: usize = 64;
 
-/// Writes the groups of `x` that `one` changes, which is given an element and its bounds. `difference` is 0 for the same
-/// bits. The slices have the same length.
+/// Replaces each element of `x` by `clamp(element, lower bound, upper bound)`. Writes only groups of elements that
+/// change, and returns whether one does. `difference` is 0 for values of the same bits. The slices have the same
+/// length.
 #[inline(always)]
-pub(super) fn change_groups<T, D>(
+pub(super) fn clamp_groups<T, D>(
     x: &mut [T],
     bounds: [&[T]; 2],
-    one: impl Fn(T, T, T) -> T,
+    clamp: impl Fn(T, T, T) -> T,
     difference: impl Fn(T, T) -> D,
 ) -> bool
 where
@@ -25,7 +26,7 @@ where
         let mut clamped = [T::default(); GROUP];
         let mut differs = D::default();
         for i in 0..GROUP {
-            clamped[i] = one(group[i], low[i], high[i]);
+            clamped[i] = clamp(group[i], low[i], high[i]);
             differs = differs | difference(group[i], clamped[i]);
         }
         if differs != D::default() {
@@ -34,7 +35,7 @@ where
         changed = changed | differs;
     }
     for ((v, low), high) in rest.iter_mut().zip(rest_low).zip(rest_high) {
-        let clamped = one(*v, *low, *high);
+        let clamped = clamp(*v, *low, *high);
         let differs = difference(*v, clamped);
         if differs != D::default() {
             *v = clamped;
@@ -44,11 +45,11 @@ where
     changed != D::default()
 }
 
-/// As [`change_groups`], where all elements have the same bounds.
+/// As [`clamp_groups`], with the same bounds for all elements: they are in `clamp`.
 #[inline(always)]
-pub(super) fn change_groups_alike<T, D>(
+pub(super) fn clamp_groups_to_same_bounds<T, D>(
     x: &mut [T],
-    one: impl Fn(T) -> T,
+    clamp: impl Fn(T) -> T,
     difference: impl Fn(T, T) -> D,
 ) -> bool
 where
@@ -58,6 +59,6 @@ where
     let bounds = [T::default(); GROUP];
     x.chunks_mut(GROUP).fold(false, |changed, group| {
         let bounds = &bounds[..group.len()];
-        change_groups(group, [bounds, bounds], |v, _, _| one(v), &difference) | changed
+        clamp_groups(group, [bounds, bounds], |v, _, _| clamp(v), &difference) | changed
     })
 }

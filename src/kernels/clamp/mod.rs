@@ -1,28 +1,31 @@
-//! x ← max(min(x, hi), lo) in place.
+//! Clamping: max(min(x, hi), lo), in place or out of place.
 //!
-//! As `np.minimum` and `np.maximum`: a NaN stays one, and a NaN bound gives NaN. With lo > hi the
-//! result is lo. Nothing is computed: a result has the bits of the element or of the bound that it is, NaNs
-//! included, signalling ones too. That is why 16-bit floats are compared by their bits, not by way of float32.
+//! - Formula: `x[i] ← max(min(x[i], hi), lo)`, as `np.minimum` and `np.maximum`: a NaN stays NaN, and a NaN bound
+//!   gives NaN. With lo > hi the result is lo. No additions.
+//! - Error: none. Every result is a copy of the element or of a bound.
+//! - Bits: a result has all bits of what it is a copy of, those of NaNs included, signalling ones too, so they do not
+//!   depend on the level. For that reason 16-bit floats are compared by their bits, without a conversion to float32.
 
 mod groups;
 mod half_bits;
 
 use super::operation::Operation;
 use fearless_simd::{Level, Simd, dispatch};
-use groups::{change_groups, change_groups_alike};
+use groups::{clamp_groups, clamp_groups_to_same_bounds};
 use half::{bf16, f16};
 use half_bits::clamp_bits;
 
-/// A type that has an order to clamp by.
+/// An element type that can be clamped.
 pub trait Clamp: Sized + Copy + Default {
     /// Clamps each element to the same two bounds.
     fn clamp_all<S: Simd>(simd: S, x: &mut [Self], lo: Self, hi: Self);
-    /// Clamps each element to the same two bounds, and writes it to `out`. The slices have the same length.
+    /// Clamps each element to the same two bounds, and writes the result to `out`. The slices have the same length.
     fn clamp_all_to<S: Simd>(simd: S, x: &[Self], out: &mut [Self], lo: Self, hi: Self);
-    /// Clamps each element to its own bounds, and writes only where that changes something. Returns whether it does. The
-    /// slices have the same length.
+    /// Clamps each element to its own bounds. Writes only groups of elements that change, and returns whether one
+    /// does. The slices have the same length.
     fn clamp_each<S: Simd>(simd: S, x: &mut [Self], lo: &[Self], hi: &[Self]) -> bool;
-    /// Clamps each element to the same two bounds, and writes only where that changes something. Returns whether it does.
+    /// Clamps each element to the same two bounds. Writes only groups of elements that change, and returns whether
+    /// one does.
     fn clamp_changed<S: Simd>(simd: S, x: &mut [Self], lo: Self, hi: Self) -> bool;
 }
 
@@ -31,8 +34,8 @@ pub fn clamp_all<T: Clamp>(level: Level, x: &mut [T], lo: T, hi: T) {
     dispatch!(level, simd => T::clamp_all(simd, x, lo, hi));
 }
 
-/// Clamps each element to the same two bounds, and writes only where that changes something: a group of elements of which
-/// one changes. Returns whether it does.
+/// Clamps each element to the same two bounds. Writes only groups of elements that change, and returns whether one
+/// does.
 pub fn clamp_changed<T: Clamp>(level: Level, x: &mut [T], lo: T, hi: T) -> bool {
     dispatch!(level, simd => T::clamp_changed(simd, x, lo, hi))
 }
@@ -40,9 +43,9 @@ pub fn clamp_changed<T: Clamp>(level: Level, x: &mut [T], lo: T, hi: T) -> bool 
 /// Clamping to the same two bounds as an [`Operation`].
 #[derive(Clone, Copy, Debug)]
 pub struct Clamping<T> {
-    /// The lower bound.
+    /// Lower bound.
     pub lo: T,
-    /// The upper bound.
+    /// Upper bound.
     pub hi: T,
 }
 
@@ -58,19 +61,19 @@ impl<T: Clamp> Operation<T> for Clamping<T> {
     }
 }
 
-/// Clamps each element to its own bounds, and writes only where that changes something. Returns whether it does.
+/// Clamps each element to its own bounds. Writes only groups of elements that change, and returns whether one does.
 /// The slices have the same length.
 pub fn clamp_each<T: Clamp>(level: Level, x: &mut [T], lo: &[T], hi: &[T]) -> bool {
     dispatch!(level, simd => T::clamp_each(simd, x, lo, hi))
 }
 
 macro_rules! clamp_float {
-    ($($T:ty, $name:ident;)*) => {$(
-        /// One element: comparisons with NaN are false, so `x` stays where it or the test is NaN,
-        /// and a NaN bound is taken.
+    ($($T:ty, $clamp:ident;)*) => {$(
+        /// Clamps one element. Comparisons with NaN are false: a NaN element is returned, and so is a NaN bound
+        /// unless the element is NaN.
         #[inline(always)]
         #[allow(clippy::manual_clamp, reason = "the standard clamp panics on lo > hi and on NaN bounds")]
-        fn $name(x: $T, lo: $T, hi: $T) -> $T {
+        fn $clamp(x: $T, lo: $T, hi: $T) -> $T {
             let below = if x <= hi || x.is_nan() { x } else { hi };
             if below >= lo || below.is_nan() { below } else { lo }
         }
@@ -79,25 +82,25 @@ macro_rules! clamp_float {
             #[inline(always)]
             fn clamp_all<S: Simd>(_simd: S, x: &mut [Self], lo: Self, hi: Self) {
                 for v in x {
-                    *v = $name(*v, lo, hi);
+                    *v = $clamp(*v, lo, hi);
                 }
             }
 
             #[inline(always)]
             fn clamp_all_to<S: Simd>(_simd: S, x: &[Self], out: &mut [Self], lo: Self, hi: Self) {
                 for (to, v) in out.iter_mut().zip(x) {
-                    *to = $name(*v, lo, hi);
+                    *to = $clamp(*v, lo, hi);
                 }
             }
 
             #[inline(always)]
             fn clamp_each<S: Simd>(_simd: S, x: &mut [Self], lo: &[Self], hi: &[Self]) -> bool {
-                change_groups(x, [lo, hi], $name, |a, b| a.to_bits() ^ b.to_bits())
+                clamp_groups(x, [lo, hi], $clamp, |a, b| a.to_bits() ^ b.to_bits())
             }
 
             #[inline(always)]
             fn clamp_changed<S: Simd>(_simd: S, x: &mut [Self], lo: Self, hi: Self) -> bool {
-                change_groups_alike(x, |v| $name(v, lo, hi), |a, b| a.to_bits() ^ b.to_bits())
+                clamp_groups_to_same_bounds(x, |v| $clamp(v, lo, hi), |a, b| a.to_bits() ^ b.to_bits())
             }
         }
     )*};
@@ -127,12 +130,12 @@ macro_rules! clamp_int {
 
             #[inline(always)]
             fn clamp_each<S: Simd>(_simd: S, x: &mut [Self], lo: &[Self], hi: &[Self]) -> bool {
-                change_groups(x, [lo, hi], |v, lo, hi| v.min(hi).max(lo), |a, b| a ^ b)
+                clamp_groups(x, [lo, hi], |v, lo, hi| v.min(hi).max(lo), |a, b| a ^ b)
             }
 
             #[inline(always)]
             fn clamp_changed<S: Simd>(_simd: S, x: &mut [Self], lo: Self, hi: Self) -> bool {
-                change_groups_alike(x, |v| v.min(hi).max(lo), |a, b| a ^ b)
+                clamp_groups_to_same_bounds(x, |v| v.min(hi).max(lo), |a, b| a ^ b)
             }
         }
     )*};
@@ -165,15 +168,15 @@ macro_rules! clamp_half {
                 let bits = |v: Self, lo: Self, hi: Self| {
                     clamp_bits(v.to_bits(), lo.to_bits(), hi.to_bits(), infinity)
                 };
-                let one = |v, lo, hi| Self::from_bits(bits(v, lo, hi));
-                change_groups(x, [lo, hi], one, |a, b| a.to_bits() ^ b.to_bits())
+                let clamp = |v, lo, hi| Self::from_bits(bits(v, lo, hi));
+                clamp_groups(x, [lo, hi], clamp, |a, b| a.to_bits() ^ b.to_bits())
             }
 
             #[inline(always)]
             fn clamp_changed<S: Simd>(_simd: S, x: &mut [Self], lo: Self, hi: Self) -> bool {
                 let (lo, hi, infinity) = (lo.to_bits(), hi.to_bits(), Self::INFINITY.to_bits());
-                let one = |v: Self| Self::from_bits(clamp_bits(v.to_bits(), lo, hi, infinity));
-                change_groups_alike(x, one, |a, b| a.to_bits() ^ b.to_bits())
+                let clamp = |v: Self| Self::from_bits(clamp_bits(v.to_bits(), lo, hi, infinity));
+                clamp_groups_to_same_bounds(x, clamp, |a, b| a.to_bits() ^ b.to_bits())
             }
         }
     )*};
@@ -225,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn floats_are_clamped_and_nan_stays() {
+    fn floats_are_clamped_and_a_nan_stays_nan() {
         check(|v| v);
         check(|v| v as f32);
         check(f16::from_f64);
@@ -254,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_between_keeps_its_bits() {
+    fn elements_within_the_bounds_keep_their_bits() {
         for level in isa::all() {
             let mut x = [-0.0_f32, 0.0, f32::MIN_POSITIVE / 2.0];
             let before = x.map(f32::to_bits);
@@ -263,8 +266,8 @@ mod tests {
         }
     }
 
-    /// Every 16-bit float clamped as the float32 that it is.
-    fn every_half_agrees_with_float32<T: Float>(from_bits: fn(u16) -> T, to_bits: fn(T) -> u16) {
+    /// Compares every clamped 16-bit float with the result of the comparisons in float32.
+    fn check_against_float32<T: Float>(from_bits: fn(u16) -> T, to_bits: fn(T) -> u16) {
         let all: Vec<T> = (0..=u16::MAX).map(from_bits).collect();
         let number = |x: f64| all.iter().copied().find(|v| v.to_f64() == x).unwrap();
         let [zero, one, two] = [0.0, 1.0, 2.0].map(number);
@@ -292,8 +295,8 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "too slow")]
-    fn halves_compare_by_their_bits_as_they_do_by_their_values() {
-        every_half_agrees_with_float32(f16::from_bits, f16::to_bits);
-        every_half_agrees_with_float32(bf16::from_bits, bf16::to_bits);
+    fn float16_and_bfloat16_are_ordered_by_their_bits_as_by_their_values() {
+        check_against_float32(f16::from_bits, f16::to_bits);
+        check_against_float32(bf16::from_bits, bf16::to_bits);
     }
 }

@@ -1,38 +1,40 @@
-//! float16 and bfloat16 to float32 and back, to the nearest and ties to even, a slice at a time.
+//! 16-bit floats: slices of float16 and bfloat16 to float32 and back, and their products with a float32 factor.
 //!
-//! x86-64 with F16C has instructions for float16. Elsewhere, and for bfloat16, the conversions are
-//! branch-free integer arithmetic, which the compiler turns into vectors of whatever width there is.
-//! The way float16 is rebuilt by a multiplication, and rounded by an addition, is Fabian Giesen's
-//! (<https://gist.github.com/rygorous/2156668>).
-//!
-//! A float16 NaN becomes quiet and keeps its sign and as much of its payload as fits, both ways, as the instructions
-//! have it. A bfloat16 NaN keeps all its bits when it is widened, and becomes quiet when it is narrowed.
+//! - Formula: `dst[i] = src[i]`, and `out[i] = x[i]·factor`. No additions.
+//! - Error: none to float32. To 16 bits ½ ulp: to the nearest, ties to even, one rounding, also of products, which
+//!   are rounded to odd in float32 first (`round_to_odd.rs`).
+//! - Bits: x86-64 with F16C has instructions for float16 (`x86.rs`). Elsewhere, and for bfloat16, the conversions are
+//!   branch-free integer arithmetic (`element.rs`), which the compiler vectorises. Both return the same bits. A
+//!   float16 NaN becomes quiet and keeps its sign and as much of its payload as fits, in both directions, as the
+//!   instructions do. A bfloat16 NaN keeps all its bits when it is converted to float32, and becomes quiet when a
+//!   float32 is converted to it.
 
 mod element;
-mod odd;
+mod round_to_odd;
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 mod x86;
 
 pub use element::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
-pub use odd::f64_to_f32_odd;
+pub use round_to_odd::f64_to_f32_odd;
 
 use fearless_simd::prelude::*;
 use half::{bf16, f16};
-use odd::{SMALL_BF16, has_fma, odd_product};
+use round_to_odd::{MIN_FUSED_BF16, has_fma, product_to_odd};
 
-/// How many elements are converted at a time: 2 KiB of float32, which stays in the first-level cache.
+/// Number of elements that callers convert at a time: 2 KiB of float32, which stay in the first-level cache.
 pub const BLOCK: usize = 512;
 
 /// A 16-bit float.
 pub trait Half: Copy + Default + 'static {
-    /// `dst[i] = src[i]`, exactly. The slices have the same length.
+    /// Computes `dst[i] = src[i]`, exactly. The slices have the same length.
     fn widen<S: Simd>(simd: S, src: &[Self], dst: &mut [f32]);
-    /// `dst[i] = src[i]`, rounded to the nearest, ties to even. The slices have the same length.
+    /// Computes `dst[i] = src[i]`, rounded to the nearest, ties to even. The slices have the same length.
     fn narrow<S: Simd>(simd: S, src: &[f32], dst: &mut [Self]);
-    /// `out[i] = x[i]·factor`, the exact product rounded once, or false if `out` is not to be used because a
-    /// product is so small that this way does not give it. The slices have the same length.
+    /// Computes `out[i] = x[i]·factor`, the exact product rounded once, with float32 arithmetic. Returns false if
+    /// `out` is invalid: a product is too small for that arithmetic, or is infinite or NaN at a level that does not
+    /// round those. The slices have the same length.
     #[must_use]
-    fn scale_once<S: Simd>(simd: S, x: &[Self], out: &mut [Self], factor: f32) -> bool;
+    fn scale_via_f32<S: Simd>(simd: S, x: &[Self], out: &mut [Self], factor: f32) -> bool;
 }
 
 impl Half for f16 {
@@ -71,24 +73,24 @@ impl Half for f16 {
     }
 
     #[inline(always)]
-    fn scale_once<S: Simd>(simd: S, x: &[Self], out: &mut [Self], factor: f32) -> bool {
+    fn scale_via_f32<S: Simd>(simd: S, x: &[Self], out: &mut [Self], factor: f32) -> bool {
         #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
         {
             if let Some(avx512) = simd.level().as_avx512() {
-                x86::scale_once_avx512(avx512, x, out, factor);
+                x86::scale_f16_avx512(avx512, x, out, factor);
                 return true;
             }
             if let Some(avx2) = simd.level().as_avx2() {
-                x86::scale_once_avx2(avx2, x, out, factor);
+                x86::scale_f16_avx2(avx2, x, out, factor);
                 return true;
             }
         }
         let fused = has_fma(simd);
         for (from, to) in x.iter().zip(out) {
-            let product = odd_product(f16_to_f32(from.to_bits()), factor, fused);
+            let product = product_to_odd(f16_to_f32(from.to_bits()), factor, fused);
             *to = f16::from_bits(f32_to_f16(product));
         }
-        // A product below 2^-100 is 0 in float16, whichever way it is rounded before.
+        // A product below 2^-100, whose rounding to odd may be wrong, is 0 in float16 either way.
         true
     }
 }
@@ -109,20 +111,21 @@ impl Half for bf16 {
     }
 
     #[inline(always)]
-    fn scale_once<S: Simd>(simd: S, x: &[Self], out: &mut [Self], factor: f32) -> bool {
+    fn scale_via_f32<S: Simd>(simd: S, x: &[Self], out: &mut [Self], factor: f32) -> bool {
         #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
         if let Some(avx512) = simd.level().as_avx512() {
-            return x86::scale_once_bf16_avx512(avx512, x, out, factor);
+            return x86::scale_bf16_avx512(avx512, x, out, factor);
         }
         let fused = has_fma(simd);
         let mut smallest = u32::MAX;
         for (from, to) in x.iter().zip(out) {
-            let product = odd_product(bf16_to_f32(from.to_bits()), factor, fused);
-            // 0 wraps round: it is exact, or vanished below float32 and vanishes in 16 bits as well.
+            let product = product_to_odd(bf16_to_f32(from.to_bits()), factor, fused);
+            // A product of 0 wraps around and does not count: it is exact, or below float32 and so 0 in 16 bits as
+            // well.
             smallest = smallest.min((product.to_bits() & 0x7fff_ffff).wrapping_sub(1));
             *to = bf16::from_bits(f32_to_bf16(product));
         }
-        !fused || smallest >= SMALL_BF16
+        !fused || smallest >= MIN_FUSED_BF16
     }
 }
 
@@ -132,7 +135,7 @@ mod tests {
     use crate::engine::isa;
     use fearless_simd::{Level, dispatch};
 
-    /// Every float16 and bfloat16 there is.
+    /// Returns the bits of every 16-bit float.
     fn every_bit_pattern() -> Vec<u16> {
         (0..=u16::MAX).collect()
     }
@@ -149,35 +152,35 @@ mod tests {
         dst
     }
 
-    fn same(a: f32, b: f32) -> bool {
+    fn same_or_both_nan(a: f32, b: f32) -> bool {
         a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan())
     }
 
     #[test]
-    fn every_value_widens_as_the_half_crate_does_and_comes_back() {
+    fn every_16_bit_float_widens_as_in_the_half_crate_and_narrows_to_itself() {
         for level in isa::all() {
             let halves: Vec<f16> = every_bit_pattern().into_iter().map(f16::from_bits).collect();
             let wide = widen(level, &halves);
             let back = narrow(level, &wide, f16::ZERO);
             for i in 0..halves.len() {
-                assert!(same(wide[i], halves[i].to_f32()), "{level:?} {:?}", halves[i]);
+                assert!(same_or_both_nan(wide[i], halves[i].to_f32()), "{level:?} {:?}", halves[i]);
                 assert!(
                     back[i] == halves[i] && back[i].to_bits() == halves[i].to_bits() || halves[i].is_nan()
                 );
             }
-            let brains: Vec<bf16> = every_bit_pattern().into_iter().map(bf16::from_bits).collect();
-            let wide = widen(level, &brains);
+            let bfloats: Vec<bf16> = every_bit_pattern().into_iter().map(bf16::from_bits).collect();
+            let wide = widen(level, &bfloats);
             let back = narrow(level, &wide, bf16::ZERO);
-            for i in 0..brains.len() {
-                assert!(same(wide[i], brains[i].to_f32()), "{level:?} {:?}", brains[i]);
-                assert!(back[i].to_bits() == brains[i].to_bits() || brains[i].is_nan());
+            for i in 0..bfloats.len() {
+                assert!(same_or_both_nan(wide[i], bfloats[i].to_f32()), "{level:?} {:?}", bfloats[i]);
+                assert!(back[i].to_bits() == bfloats[i].to_bits() || bfloats[i].is_nan());
             }
         }
     }
 
     #[test]
-    fn values_between_two_halves_round_to_the_nearest_and_ties_to_even() {
-        // Every half, its neighbour, and points just below, at and just above the middle of the two.
+    fn narrowing_rounds_to_the_nearest_and_ties_to_even() {
+        // For all neighbouring float16: points just below, at and just above the middle of the two.
         let mut points =
             vec![f32::MAX, f32::MIN, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 65519.9, 65520.0, 1e-30];
         for bits in 0..0x7bff_u16 {
@@ -189,11 +192,11 @@ mod tests {
                 points.extend([point, -point]);
             }
         }
-        let mut brain_points = points.clone();
+        let mut bfloat_points = points.clone();
         for bits in (0..0x7f7f_u16).step_by(7) {
             let base = u32::from(bits) << 16;
             for low in [0x7fff, 0x8000, 0x8001] {
-                brain_points.push(f32::from_bits(base | low));
+                bfloat_points.push(f32::from_bits(base | low));
             }
         }
         for level in isa::all() {
@@ -201,7 +204,7 @@ mod tests {
                 let want = f16::from_f32(*x);
                 assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{level:?} {x}");
             }
-            for (x, got) in brain_points.iter().zip(narrow(level, &brain_points, bf16::ZERO)) {
+            for (x, got) in bfloat_points.iter().zip(narrow(level, &bfloat_points, bf16::ZERO)) {
                 let want = bf16::from_f32(*x);
                 assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{level:?} {x}");
             }

@@ -1,7 +1,9 @@
-//! The intrinsics.
+//! Conversions and products of 16-bit floats with the intrinsics of x86-64: F16C (in the AVX2 level) and AVX-512.
+//!
+//! Tails shorter than a register go through `element.rs`, with the same bits.
 
 use super::element::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
-use super::odd::{SMALL_BF16, odd_product};
+use super::round_to_odd::{MIN_FUSED_BF16, product_to_odd};
 use fearless_simd::prelude::*;
 use fearless_simd::{f32x8, f32x16, u16x8, u16x16};
 use half::{bf16, f16};
@@ -55,7 +57,7 @@ fearless_simd::kernel!(
 
 fearless_simd::kernel!(
     #[inline]
-    pub fn scale_once_avx2(simd: Avx2, x: &[f16], out: &mut [f16], factor: f32) {
+    pub fn scale_f16_avx2(simd: Avx2, x: &[f16], out: &mut [f16], factor: f32) {
         let (bits, rest) = half::slice::HalfFloatSliceExt::reinterpret_cast(x).as_chunks::<8>();
         let (packed, packed_rest) =
             half::slice::HalfFloatSliceExt::reinterpret_cast_mut(out).as_chunks_mut::<8>();
@@ -66,7 +68,7 @@ fearless_simd::kernel!(
             let wide = _mm256_cvtph_ps(half.into());
             let product = _mm256_mul_ps(wide, by);
             let rest = _mm256_fmsub_ps(wide, by, product);
-            // As `odd_product`, on eight.
+            // As `product_to_odd`, on eight products.
             let inexact = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_NEQ_OQ>(rest, _mm256_setzero_ps()));
             let (product, rest) = (_mm256_castps_si256(product), _mm256_castps_si256(rest));
             let step = _mm256_or_si256(_mm256_srai_epi32::<31>(_mm256_xor_si256(rest, product)), one);
@@ -77,15 +79,15 @@ fearless_simd::kernel!(
             rounded.store_slice(to);
         }
         for (from, to) in rest.iter().zip(packed_rest) {
-            *to = f32_to_f16(odd_product(f16_to_f32(*from), factor, true));
+            *to = f32_to_f16(product_to_odd(f16_to_f32(*from), factor, true));
         }
     }
 );
 
-/// As `odd_product`, on sixteen: cut off towards zero, with the last bit set if something was missing.
+/// As `product_to_odd`, on sixteen products: rounded towards zero, with the last bit set if the product is inexact.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn odd_products(x: __m512, by: __m512) -> __m512i {
+fn products_to_odd(x: __m512, by: __m512) -> __m512i {
     let product = _mm512_mul_round_ps::<TOWARDS_ZERO>(x, by);
     let inexact = _mm512_cmp_ps_mask::<_CMP_NEQ_OQ>(_mm512_fmsub_ps(x, by, product), _mm512_setzero_ps());
     let bits = _mm512_castps_si512(product);
@@ -94,7 +96,7 @@ fn odd_products(x: __m512, by: __m512) -> __m512i {
 
 fearless_simd::kernel!(
     #[inline]
-    pub fn scale_once_bf16_avx512(simd: Avx512, x: &[bf16], out: &mut [bf16], factor: f32) -> bool {
+    pub fn scale_bf16_avx512(simd: Avx512, x: &[bf16], out: &mut [bf16], factor: f32) -> bool {
         let (bits, rest) = half::slice::HalfFloatSliceExt::reinterpret_cast(x).as_chunks::<16>();
         let (packed, packed_rest) =
             half::slice::HalfFloatSliceExt::reinterpret_cast_mut(out).as_chunks_mut::<16>();
@@ -105,7 +107,7 @@ fearless_simd::kernel!(
         for (from, to) in bits.iter().zip(packed) {
             let half: u16x16<_> = (*from).simd_into(simd);
             let wide = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half.into()));
-            let odd = odd_products(_mm512_castsi512_ps(wide), by);
+            let odd = products_to_odd(_mm512_castsi512_ps(wide), by);
             let size = _mm512_and_si512(odd, _mm512_set1_epi32(i32::MAX));
             smallest = _mm512_min_epu32(smallest, _mm512_sub_epi32(size, one));
             largest = _mm512_max_epu32(largest, size);
@@ -117,18 +119,18 @@ fearless_simd::kernel!(
         }
         let mut smallest = _mm512_reduce_min_epu32(smallest);
         for (from, to) in rest.iter().zip(packed_rest) {
-            let product = odd_product(bf16_to_f32(*from), factor, true);
+            let product = product_to_odd(bf16_to_f32(*from), factor, true);
             smallest = smallest.min((product.to_bits() & 0x7fff_ffff).wrapping_sub(1));
             *to = f32_to_bf16(product);
         }
-        // What is not finite has lost its meaning in the rounding above.
-        smallest >= SMALL_BF16 && _mm512_reduce_max_epu32(largest) < 0x7f80_0000
+        // The rounding above is wrong for infinities and NaNs.
+        smallest >= MIN_FUSED_BF16 && _mm512_reduce_max_epu32(largest) < 0x7f80_0000
     }
 );
 
 fearless_simd::kernel!(
     #[inline]
-    pub fn scale_once_avx512(simd: Avx512, x: &[f16], out: &mut [f16], factor: f32) {
+    pub fn scale_f16_avx512(simd: Avx512, x: &[f16], out: &mut [f16], factor: f32) {
         let (bits, rest) = half::slice::HalfFloatSliceExt::reinterpret_cast(x).as_chunks::<16>();
         let (packed, packed_rest) =
             half::slice::HalfFloatSliceExt::reinterpret_cast_mut(out).as_chunks_mut::<16>();
@@ -136,12 +138,12 @@ fearless_simd::kernel!(
         for (from, to) in bits.iter().zip(packed) {
             let half: u16x16<_> = (*from).simd_into(simd);
             let wide = _mm512_cvtph_ps(half.into());
-            let odd = _mm512_castsi512_ps(odd_products(wide, by));
+            let odd = _mm512_castsi512_ps(products_to_odd(wide, by));
             let rounded: u16x16<_> = _mm512_cvtps_ph::<NEAREST_512>(odd).simd_into(simd);
             rounded.store_slice(to);
         }
         for (from, to) in rest.iter().zip(packed_rest) {
-            *to = f32_to_f16(odd_product(f16_to_f32(*from), factor, true));
+            *to = f32_to_f16(product_to_odd(f16_to_f32(*from), factor, true));
         }
     }
 );

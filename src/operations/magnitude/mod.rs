@@ -1,11 +1,12 @@
-//! Sums of powers that neither overflow nor vanish.
+//! Norms of one or more tensors, with an exponent of two of their own, so that they neither overflow nor underflow;
+//! and their combination into the norm of all.
 
 pub mod ranges;
 
-use crate::kernels::exponent::normalised;
+use crate::kernels::exponent::mantissa_exponent;
 use crate::kernels::scale::Factor;
 
-/// Which norm: (Σ|x|ᵖ)^(1/p), or max|x|.
+/// Order p of a norm: (Σ|x|ᵖ)^(1/p), or max|x| for p = ∞.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Order {
     /// p = 2
@@ -19,7 +20,7 @@ pub enum Order {
 }
 
 impl Order {
-    /// The order of that exponent.
+    /// Returns the order with the exponent p, a positive number or infinity.
     #[must_use]
     pub fn new(p: f64) -> Self {
         if p == 2.0 {
@@ -33,7 +34,7 @@ impl Order {
         }
     }
 
-    /// The exponent p; infinite for the maximum.
+    /// Returns the exponent p; infinity for the maximum.
     #[must_use]
     pub fn p(self) -> f64 {
         match self {
@@ -45,35 +46,37 @@ impl Order {
     }
 }
 
-/// The norm of one or more tensors, in a form that neither overflows nor vanishes and that adds up.
+/// Norm of one or more tensors, or its square for order 2, as a float64 and an exponent of two. It neither overflows
+/// nor underflows, and magnitudes can be combined.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Magnitude {
-    /// Σx² for order 2, Σ|x| for order 1, and for the others the norm itself, of elements that were multiplied
-    /// by 2^-exponent. NaN or infinite if an element is.
+    /// Σx² for order 2, Σ|x| for order 1, and the norm itself for other orders, of the elements multiplied by
+    /// 2^-exponent. NaN or infinite if an element is.
     pub value: f64,
-    /// 0 unless the value would leave the range where float64 is accurate.
+    /// Exponent of two: 0 unless the value would leave the range in which float64 is accurate.
     pub exponent: i32,
 }
 
-/// Below this a sum of squares may have lost elements to underflow that matter: 2^-900.
-/// Above it, what fell below 2^-1074 is less than one part in 2^100 of it, however many there were.
+/// Sum of squares, 2^-900, below which squares that underflowed may matter. Above it, the squares that fell below
+/// 2^-1074 are less than one part in 2^100 of the sum, for any number of elements.
 pub const SMALL: f64 = f64::from_bits((1023 - 900) << 52);
 
-/// The largest exponent of a magnitude. Norms there and beyond are infinite in float64, and the factors that bring them
-/// to a bound are 0; differences and sums of a few such exponents stay in range.
-pub const FAR: i32 = 1 << 28;
+/// Largest exponent of a magnitude. Norms of this exponent are infinite in float64, and the factors that scale them
+/// to a bound are 0. Differences and sums of a few such exponents are in the range of an i32.
+pub const MAX_EXPONENT: i32 = 1 << 28;
 
-/// A root of a sum of powers above this, and below its inverse, stays in the magnitude's value: 2^-64.
+/// A root of a sum of powers between this, 2^-64, and its inverse is kept in the value of a magnitude, not in its
+/// exponent.
 const NEAR_ONE: f64 = f64::from_bits((1023 - 64) << 52);
 
 impl Magnitude {
-    /// Of no elements at all.
+    /// Magnitude of an empty tensor.
     pub const ZERO: Self = Self { value: 0.0, exponent: 0 };
 
-    /// The magnitude of order `p` whose sum of powers, of elements divided by `unit·2^exponent`, is this.
+    /// Returns the magnitude of order `p` from the sum of powers of the elements divided by `unit·2^exponent`.
     ///
-    /// For small p the norm may be far beyond float64. Its exponent holds that, up to [`FAR`]: what comes of a finite
-    /// sum is finite.
+    /// For small p the norm may be far beyond float64. The exponent of the magnitude holds it, up to
+    /// [`MAX_EXPONENT`]: the magnitude of a finite sum is finite.
     #[must_use]
     pub fn from_powers(powers: f64, p: f64, unit: f64, exponent: i32) -> Self {
         if powers == 0.0 || !powers.is_finite() {
@@ -83,24 +86,28 @@ impl Magnitude {
         if (NEAR_ONE..=1.0 / NEAR_ONE).contains(&root) {
             return Self { value: unit * root, exponent };
         }
-        let (mantissa, more) = if root.is_normal() {
-            normalised(root)
+        let (mantissa, root_exponent) = if root.is_normal() {
+            mantissa_exponent(root)
         } else {
-            // The root is beyond float64 by itself, though perhaps not with its exponent.
+            // The root alone is beyond float64, though the norm may be within it.
             let log = powers.log2() / p;
-            let whole = log.floor().clamp(f64::from(-FAR), f64::from(FAR));
-            ((log - whole).clamp(0.0, 1.0).exp2(), whole as i32)
+            let floor = log.floor().clamp(f64::from(-MAX_EXPONENT), f64::from(MAX_EXPONENT));
+            ((log - floor).clamp(0.0, 1.0).exp2(), floor as i32)
         };
-        Self { value: unit * mantissa, exponent: (exponent + more).clamp(-FAR, FAR) }
+        Self {
+            value: unit * mantissa,
+            exponent: (exponent + root_exponent).clamp(-MAX_EXPONENT, MAX_EXPONENT),
+        }
     }
 
-    /// Whether every element was finite.
+    /// Whether every element is finite.
     #[must_use]
     pub fn is_finite(self) -> bool {
         self.value.is_finite()
     }
 
-    /// The norm as a mantissa and an exponent of two. If an element was NaN, it is the one of [`f64::NAN`].
+    /// Returns the norm as a float64 and an exponent of two: `(r, e)` for the norm r·2^e. r is [`f64::NAN`], with its
+    /// bits, if an element is NaN.
     #[must_use]
     pub fn root(self, order: Order) -> (f64, i32) {
         if self.value.is_nan() {
@@ -109,14 +116,16 @@ impl Magnitude {
         (if order == Order::Two { self.value.sqrt() } else { self.value }, self.exponent)
     }
 
-    /// The norm, infinite only if it is beyond float64 or an element was; NaN as [`Magnitude::root`] has it.
+    /// Returns the norm: infinite only if it is beyond float64 or an element is infinite, [`f64::NAN`] if an element
+    /// is NaN.
     #[must_use]
     pub fn norm(self, order: Order) -> f64 {
         let (root, exponent) = self.root(order);
         if exponent == 0 { root } else { times_power_of_two(root, exponent) }
     }
 
-    /// The norm divided by a number, infinite only if the quotient is beyond float64 or an element was infinite.
+    /// Returns the norm divided by a number: infinite only if the quotient is beyond float64 or an element is
+    /// infinite.
     #[must_use]
     pub fn norm_divided(self, order: Order, divisor: f64) -> f64 {
         let (root, exponent) = self.root(order);
@@ -124,12 +133,12 @@ impl Magnitude {
         if norm.is_normal() || !root.is_normal() {
             return norm / divisor;
         }
-        // The norm itself does not fit, or fits badly. The quotient of the mantissas does.
+        // The norm is beyond float64 or subnormal in it, but its float64 without the exponent can be divided.
         times_power_of_two(root / divisor, exponent)
     }
 
-    /// What to multiply by so that the norm, divided by `divisor`, becomes `bound`: `None` if it is
-    /// within the bound already.
+    /// Returns the factor that scales the norm, divided by `divisor`, to `bound`, or `None` if it is within the
+    /// bound.
     #[must_use]
     pub fn factor(self, order: Order, divisor: f64, bound: f64) -> Option<Factor> {
         let (root, exponent) = self.root(order);
@@ -139,7 +148,7 @@ impl Magnitude {
     }
 }
 
-/// `x · 2^exponent`, in steps that cannot overflow on the way.
+/// Returns `x · 2^exponent`, in steps whose intermediate products do not overflow unless the result does.
 #[must_use]
 pub fn times_power_of_two(x: f64, exponent: i32) -> f64 {
     let exponent = exponent.clamp(-4000, 4000);
@@ -148,69 +157,71 @@ pub fn times_power_of_two(x: f64, exponent: i32) -> f64 {
     x * step * step * step * f64::powi(2.0, exponent - 3 * quarter)
 }
 
-/// Combines per-tensor magnitudes, pairwise, in their order.
+/// Combines magnitudes of tensors into that of all of them, pairwise in their order.
 #[must_use]
-pub fn combine(parts: &[Magnitude], order: Order) -> Magnitude {
-    if let [single] = parts {
+pub fn combine(magnitudes: &[Magnitude], order: Order) -> Magnitude {
+    if let [single] = magnitudes {
         return *single;
     }
     match order {
-        Order::Max => maximum(parts),
+        Order::Max => maximum(magnitudes),
         Order::Power(p) => {
-            // Relative to the largest, whose power is 1.
-            let largest = maximum(parts);
+            // Powers of the ratios to the largest, whose own power is 1.
+            let largest = maximum(magnitudes);
             if largest.value == 0.0 || !largest.is_finite() {
                 return largest;
             }
-            let powers = pairwise(parts, &|part: &Magnitude| power_of_ratio(*part, largest, p));
+            let powers =
+                pairwise(magnitudes, &|magnitude: &Magnitude| power_of_ratio(*magnitude, largest, p));
             Magnitude::from_powers(powers, p, largest.value, largest.exponent)
         }
-        Order::Two | Order::One => sum(parts, if order == Order::Two { 2 } else { 1 }),
+        Order::Two | Order::One => sum(magnitudes, if order == Order::Two { 2 } else { 1 }),
     }
 }
 
-/// Bits of room for the sum of as many tensors as there can be.
+/// Bits of headroom: a sum of any number of tensors is less than 2^64 times the largest.
 const HEADROOM: i32 = 64;
 
-/// Sums of x^p for p of 1 or 2.
-fn sum(parts: &[Magnitude], p: i32) -> Magnitude {
-    if parts.iter().all(|part| part.exponent == 0) {
-        let value = pairwise(parts, &|part: &Magnitude| part.value);
-        if value.is_finite() || parts.iter().any(|part| !part.is_finite()) {
+/// Adds the magnitudes of order p, 1 or 2.
+fn sum(magnitudes: &[Magnitude], p: i32) -> Magnitude {
+    if magnitudes.iter().all(|magnitude| magnitude.exponent == 0) {
+        let value = pairwise(magnitudes, &|magnitude: &Magnitude| magnitude.value);
+        if value.is_finite() || magnitudes.iter().any(|magnitude| !magnitude.is_finite()) {
             return Magnitude { value, exponent: 0 };
         }
     }
-    // The sum of one tensor or of all does not fit: bring every one to the largest exponent, with
-    // room for as many of them as there can be.
-    let used = parts.iter().filter(|part| part.value != 0.0);
-    let exponent = used.map(|part| part.exponent).max().unwrap_or(0) + HEADROOM;
-    let value =
-        pairwise(parts, &|part: &Magnitude| times_power_of_two(part.value, p * (part.exponent - exponent)));
+    // A magnitude or the sum is beyond float64: all are scaled to the largest exponent, plus headroom for the sum.
+    let nonzero = magnitudes.iter().filter(|magnitude| magnitude.value != 0.0);
+    let exponent = nonzero.map(|magnitude| magnitude.exponent).max().unwrap_or(0) + HEADROOM;
+    let value = pairwise(magnitudes, &|magnitude: &Magnitude| {
+        times_power_of_two(magnitude.value, p * (magnitude.exponent - exponent))
+    });
     Magnitude { value, exponent }
 }
 
-/// (part / largest)ᵖ, for magnitudes that are norms.
-fn power_of_ratio(part: Magnitude, largest: Magnitude, p: f64) -> f64 {
-    let exponent = part.exponent - largest.exponent;
-    let ratio = times_power_of_two(part.value, exponent) / largest.value;
+/// Returns (magnitude / largest)ᵖ, for magnitudes whose values are norms.
+fn power_of_ratio(magnitude: Magnitude, largest: Magnitude, p: f64) -> f64 {
+    let exponent = magnitude.exponent - largest.exponent;
+    let ratio = times_power_of_two(magnitude.value, exponent) / largest.value;
     if ratio < SMALL && p < 1.0 {
-        // The ratio is near the end of float64 or beyond it, while its power may be near 1.
-        (part.value / largest.value).powf(p) * (p * f64::from(exponent)).exp2()
+        // The ratio is subnormal or underflows, or nearly so, although its power may be near 1.
+        (magnitude.value / largest.value).powf(p) * (p * f64::from(exponent)).exp2()
     } else {
         ratio.powf(p)
     }
 }
 
-fn maximum(parts: &[Magnitude]) -> Magnitude {
+/// Returns the largest magnitude, or the first that is NaN, for magnitudes whose values are norms.
+fn maximum(magnitudes: &[Magnitude]) -> Magnitude {
     let larger = |a: Magnitude, b: Magnitude| {
-        // Compared at the exponent of one of them: both may be out of range.
+        // Compared at the exponent of `a`: both norms may be beyond float64.
         let other = times_power_of_two(b.value, b.exponent - a.exponent);
         if a.value.is_nan() || a.value >= other { a } else { b }
     };
-    parts.iter().copied().reduce(larger).unwrap_or(Magnitude::ZERO)
+    magnitudes.iter().copied().reduce(larger).unwrap_or(Magnitude::ZERO)
 }
 
-/// The sum of `value` over `items`, split in halves down to runs of eight.
+/// Returns the sum of `value` over `items` by pairwise summation, in halves down to eight items.
 pub fn pairwise<T>(items: &[T], value: &impl Fn(&T) -> f64) -> f64 {
     if items.len() <= 8 {
         items.iter().map(value).fold(0.0, |sum, v| sum + v)
@@ -224,33 +235,33 @@ pub fn pairwise<T>(items: &[T], value: &impl Fn(&T) -> f64) -> f64 {
 mod tests {
     use super::*;
 
-    fn plain(sum: f64) -> Magnitude {
+    fn magnitude_of(sum: f64) -> Magnitude {
         Magnitude { value: sum, exponent: 0 }
     }
 
     #[test]
-    fn sums_that_fit_are_added() {
-        let parts: Vec<_> = (1..=100).map(|i| plain(f64::from(i))).collect();
-        assert_eq!(combine(&parts, Order::Two), plain(5050.0));
+    fn sums_within_float64_are_added() {
+        let magnitudes: Vec<_> = (1..=100).map(|i| magnitude_of(f64::from(i))).collect();
+        assert_eq!(combine(&magnitudes, Order::Two), magnitude_of(5050.0));
         assert_eq!(combine(&[], Order::Two), Magnitude::ZERO);
     }
 
     #[test]
-    fn a_total_beyond_float64_keeps_its_norm() {
-        let total = combine(&[plain(1e308), plain(1.5e308)], Order::Two);
+    fn a_sum_beyond_float64_keeps_its_norm() {
+        let total = combine(&[magnitude_of(1e308), magnitude_of(1.5e308)], Order::Two);
         let want = 2.5_f64.sqrt() * 1e154;
         assert!((total.norm(Order::Two) - want).abs() < 1e-15 * want);
         let huge = Magnitude { value: 4.0, exponent: 1000 };
-        let norm = combine(&[huge, plain(1.0), huge], Order::Two).norm(Order::Two);
+        let norm = combine(&[huge, magnitude_of(1.0), huge], Order::Two).norm(Order::Two);
         assert!((norm / 8.0_f64.sqrt() / f64::powi(2.0, 1000) - 1.0).abs() < 1e-15);
     }
 
     #[test]
-    fn tiny_tensors_add_up_and_vanish_beside_large_ones() {
+    fn tiny_tensors_are_added_and_vanish_beside_large_ones() {
         let tiny = Magnitude { value: 2.0, exponent: -1022 };
         let norm = combine(&[tiny, tiny], Order::Two).norm(Order::Two);
         assert_eq!(norm, 2.0 * f64::powi(2.0, -1022));
-        assert_eq!(combine(&[tiny, plain(9.0)], Order::Two).norm(Order::Two), 3.0);
+        assert_eq!(combine(&[tiny, magnitude_of(9.0)], Order::Two).norm(Order::Two), 3.0);
     }
 
     #[test]
@@ -258,7 +269,7 @@ mod tests {
         for (powers, p) in [(2.0, 5e-324), (1.0 + f64::EPSILON, 1e-310), (1e6, 1e-300), (3.0, 1e-4)] {
             let order = Order::new(p);
             let one = Magnitude::from_powers(powers, p, 1.5, 3);
-            let total = combine(&[one, one, Magnitude::ZERO, plain(1e-300)], order);
+            let total = combine(&[one, one, Magnitude::ZERO, magnitude_of(1e-300)], order);
             let again = combine(&[total, one, total], order);
             for magnitude in [one, total, again] {
                 assert!(magnitude.is_finite() && magnitude.exponent > 1100, "{p} {magnitude:?}");
@@ -276,12 +287,22 @@ mod tests {
     }
 
     #[test]
-    fn not_a_number_and_infinity_survive() {
-        assert!(combine(&[plain(1.0), plain(f64::NAN)], Order::Two).value.is_nan());
-        assert_eq!(combine(&[plain(1.0), plain(f64::INFINITY)], Order::Two).value, f64::INFINITY);
+    fn nan_and_infinity_are_kept() {
+        assert!(combine(&[magnitude_of(1.0), magnitude_of(f64::NAN)], Order::Two).value.is_nan());
+        assert_eq!(
+            combine(&[magnitude_of(1.0), magnitude_of(f64::INFINITY)], Order::Two).value,
+            f64::INFINITY
+        );
         let huge = Magnitude { value: 4.0, exponent: 1000 };
-        assert!(combine(&[huge, plain(f64::NAN)], Order::Two).norm(Order::Two).is_nan());
-        assert!(combine(&[plain(1.0), plain(f64::NAN), plain(5.0)], Order::Max).value.is_nan());
-        assert_eq!(combine(&[plain(1.0), plain(7.0), plain(5.0)], Order::Max).value, 7.0);
+        assert!(combine(&[huge, magnitude_of(f64::NAN)], Order::Two).norm(Order::Two).is_nan());
+        assert!(
+            combine(&[magnitude_of(1.0), magnitude_of(f64::NAN), magnitude_of(5.0)], Order::Max)
+                .value
+                .is_nan()
+        );
+        assert_eq!(
+            combine(&[magnitude_of(1.0), magnitude_of(7.0), magnitude_of(5.0)], Order::Max).value,
+            7.0
+        );
     }
 }

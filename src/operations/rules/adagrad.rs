@@ -1,11 +1,12 @@
-//! a ← a + g²; w ← w − lr·g/√a
+//! Adagrad: a ← a + g²; w ← w − lr·g/√a.
 //!
 //! Duchi, Hazan, Singer, "Adaptive subgradient methods for online learning and stochastic optimization", 2011.
+//! Slot: a.
 
-use super::{Rule, expect};
+use super::{Rule, hyper_parameters};
 use crate::kernels::lanes::{Lanes, Real};
 
-/// See the module.
+/// The rule of Adagrad.
 #[derive(Clone, Copy, Debug)]
 pub struct Adagrad<R> {
     learning_rate: R,
@@ -13,7 +14,7 @@ pub struct Adagrad<R> {
 
 impl<R: Real> Rule<R, 1> for Adagrad<R> {
     fn new(hyper: &[f64]) -> Self {
-        let [learning_rate] = expect(hyper);
+        let [learning_rate] = hyper_parameters(hyper);
         Self { learning_rate: R::from_f64(learning_rate) }
     }
 

@@ -1,13 +1,13 @@
-//! w ← w − lr·decay·w, and then [`Adam`]'s update.
+//! `AdamW`: w ← w − lr·decay·w, then the update of [`Adam`].
 //!
-//! Loshchilov and Hutter, "Decoupled weight decay regularization", 2019, with the decay scaled by the learning rate
-//! as PyTorch does.
+//! Loshchilov and Hutter, "Decoupled weight decay regularization", 2019, with the decay multiplied by the learning
+//! rate, as in PyTorch. Slots: those of Adam.
 
 use super::adam::Adam;
-use super::{Rule, expect};
+use super::{Rule, hyper_parameters};
 use crate::kernels::lanes::{Lanes, Real};
 
-/// See the module.
+/// The rule of `AdamW`.
 #[derive(Clone, Copy, Debug)]
 pub struct AdamW<R> {
     adam: Adam<R>,
@@ -16,7 +16,7 @@ pub struct AdamW<R> {
 
 impl<R: Real> Rule<R, 2> for AdamW<R> {
     fn new(hyper: &[f64]) -> Self {
-        let [learning_rate, _, _, _, _, _, weight_decay] = expect(hyper);
+        let [learning_rate, _, _, _, _, _, weight_decay] = hyper_parameters(hyper);
         Self { adam: Adam::new(hyper), decay: R::from_f64(learning_rate * weight_decay) }
     }
 

@@ -1,9 +1,9 @@
-//! w ← w − lr·g
+//! Gradient descent: w ← w − lr·g. No slots.
 
-use super::{Rule, expect};
+use super::{Rule, hyper_parameters};
 use crate::kernels::lanes::{Lanes, Real};
 
-/// See the module.
+/// The rule of gradient descent.
 #[derive(Clone, Copy, Debug)]
 pub struct GradientDescent<R> {
     learning_rate: R,
@@ -11,7 +11,7 @@ pub struct GradientDescent<R> {
 
 impl<R: Real> Rule<R, 0> for GradientDescent<R> {
     fn new(hyper: &[f64]) -> Self {
-        let [learning_rate] = expect(hyper);
+        let [learning_rate] = hyper_parameters(hyper);
         Self { learning_rate: R::from_f64(learning_rate) }
     }
 

@@ -1,17 +1,19 @@
-//! The update rules of optimizers, one a file: a gradient, a variable and its slots become a variable and slots.
+//! Update rules of optimizers, one a file: each computes a variable and its slots from a gradient, the variable and
+//! the slots.
 //!
-//! A rule says what happens to one element. It knows nothing of memory, threads, types of gradients or clipping:
-//! `update.rs` carries it. A new rule is a file here and a line in the list below.
+//! A rule is the formula for one element. It knows nothing of memory, threads, dtypes of gradients or clipping;
+//! `update.rs` in the parent folder applies it to arrays. A new rule is a file in this folder and a line in the list
+//! below.
 //!
-//! Numbers that depend on hyper-parameters alone are taken in float64 and rounded once.
+//! Coefficients that depend on hyper-parameters alone are computed in float64 and rounded once.
 
 pub use crate::kernels::update::Rule;
 
-/// Work to be done with a rule whose type is known: in float32 and in float64.
+/// Visitor of a rule: code that is generic over the type of the rule, given for float32 and for float64.
 pub trait RuleVisitor {
-    /// What comes of it.
+    /// Result of the visit.
     type Result;
-    /// Does it.
+    /// Visits the rule for float32 variables, `narrow`, and for float64 variables, `wide`.
     fn visit<A: Rule<f32, N>, B: Rule<f64, N>, const N: usize>(self, narrow: A, wide: B) -> Self::Result;
 }
 
@@ -19,17 +21,17 @@ macro_rules! rules {
     ($($name:ident: $Rule:ident, $slots:literal slots, [$($hyper:ident),*];)*) => {
         $(mod $name;)*
 
-        /// Which rule.
+        /// The update rules.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum RuleKind {
-            $(#[doc = concat!("That of `", stringify!($name), ".rs`.")] $Rule),*
+            $(#[doc = concat!("The rule in `", stringify!($name), ".rs`.")] $Rule),*
         }
 
         impl RuleKind {
-            /// All of them.
+            /// All rules.
             pub const ALL: &[Self] = &[$(Self::$Rule),*];
 
-            /// The rule of that name.
+            /// Returns the rule of that name: its file without the extension.
             #[must_use]
             pub fn from_name(name: &str) -> Option<Self> {
                 match name {
@@ -38,7 +40,7 @@ macro_rules! rules {
                 }
             }
 
-            /// How many slots a variable has.
+            /// Returns the number of slots per variable.
             #[must_use]
             pub const fn slots(self) -> usize {
                 match self {
@@ -46,7 +48,7 @@ macro_rules! rules {
                 }
             }
 
-            /// The names of its hyper-parameters, in their order.
+            /// Returns the names of the hyper-parameters, in their order.
             #[must_use]
             pub const fn hyper(self) -> &'static [&'static str] {
                 match self {
@@ -54,8 +56,8 @@ macro_rules! rules {
                 }
             }
 
-            /// Gives the rule to what carries it.
-            pub fn with<C: RuleVisitor>(self, hyper: &[f64], visitor: C) -> C::Result {
+            /// Calls the visitor with the rule for these hyper-parameters, given in the order of [`RuleKind::hyper`].
+            pub fn with<V: RuleVisitor>(self, hyper: &[f64], visitor: V) -> V::Result {
                 match self {
                     $(Self::$Rule => visitor.visit::<_, _, $slots>(
                         <$name::$Rule<f32> as Rule<f32, $slots>>::new(hyper),
@@ -105,11 +107,11 @@ rules! {
     proximal_adagrad: ProximalAdagrad, 1 slots, [learning_rate, l1, l2];
 }
 
-/// The most slots that a rule has.
+/// Largest number of slots of a rule.
 pub const MAX_SLOTS: usize = 3;
 
-/// The hyper-parameters as an array. They were counted at the edge.
-fn expect<const H: usize>(hyper: &[f64]) -> [f64; H] {
+/// Returns the hyper-parameters as an array. The bindings have checked their number; a missing one is NaN.
+fn hyper_parameters<const H: usize>(hyper: &[f64]) -> [f64; H] {
     std::array::from_fn(|i| hyper.get(i).copied().unwrap_or(f64::NAN))
 }
 
@@ -118,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_rule_has_more_slots_than_are_carried() {
+    fn max_slots_is_the_largest_number_of_slots() {
         assert_eq!(RuleKind::ALL.iter().map(|kind| kind.slots()).max(), Some(MAX_SLOTS));
     }
 
@@ -137,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_those_of_the_files() {
+    fn rules_are_named_after_their_files() {
         assert_eq!(RuleKind::from_name("rms_prop"), Some(RuleKind::RmsProp));
         assert_eq!(RuleKind::from_name("RmsProp"), None);
         assert_eq!(RuleKind::Adagrad.hyper(), ["learning_rate"]);

@@ -1,36 +1,36 @@
-//! a ← μa + g; w ← w − lr·a, or with Nesterov's rule w − (lr·g + lr·μ·a).
+//! Momentum: a ← μa + g; w ← w − lr·a, or with Nesterov's momentum w ← w − (lr·g + lr·μ·a).
 //!
 //! Sutskever, Martens, Dahl, Hinton, "On the importance of initialization and momentum in deep learning", 2013, in
-//! TensorFlow's form, which looks ahead by the new accumulator.
+//! TensorFlow's form, which looks ahead with the updated accumulator. Slot: a.
 
-use super::{Rule, expect};
+use super::{Rule, hyper_parameters};
 use crate::kernels::lanes::{Lanes, Real};
 
-/// See the module.
+/// The rule of gradient descent with momentum.
 #[derive(Clone, Copy, Debug)]
 pub struct Momentum<R> {
     learning_rate: R,
-    decay: R,
-    ahead: R,
+    mu: R,
+    nesterov_coefficient: R,
     use_nesterov: bool,
 }
 
 impl<R: Real> Rule<R, 1> for Momentum<R> {
     fn new(hyper: &[f64]) -> Self {
-        let [learning_rate, momentum, use_nesterov] = expect(hyper);
+        let [learning_rate, momentum, use_nesterov] = hyper_parameters(hyper);
         Self {
             learning_rate: R::from_f64(learning_rate),
-            decay: R::from_f64(momentum),
-            ahead: R::from_f64(learning_rate * momentum),
+            mu: R::from_f64(momentum),
+            nesterov_coefficient: R::from_f64(learning_rate * momentum),
             use_nesterov: use_nesterov != 0.0,
         }
     }
 
     #[inline(always)]
     fn update<V: Lanes<R>>(self, g: V, w: V, [a]: [V; 1]) -> (V, [V; 1]) {
-        let a = a * self.decay + g;
+        let a = a * self.mu + g;
         let step = if self.use_nesterov {
-            g * self.learning_rate + a * self.ahead
+            g * self.learning_rate + a * self.nesterov_coefficient
         } else {
             a * self.learning_rate
         };

@@ -1,11 +1,11 @@
-//! a ← a + g²; η = lr/√a; v = w − η·g; w ← sign(v)·max(|v| − η·l1, 0)/(1 + η·l2)
+//! Proximal Adagrad: a ← a + g²; η = lr/√a; v = w − η·g; w ← sign(v)·max(|v| − η·l1, 0)/(1 + η·l2).
 //!
-//! The step of `proximal_gradient_descent.rs` with the rates of `adagrad.rs`.
+//! The update of `proximal_gradient_descent.rs` with the learning rates of `adagrad.rs`. Slot: a.
 
-use super::{Rule, expect};
+use super::{Rule, hyper_parameters};
 use crate::kernels::lanes::{Lanes, Real};
 
-/// See the module.
+/// The rule of proximal Adagrad.
 #[derive(Clone, Copy, Debug)]
 pub struct ProximalAdagrad<R> {
     learning_rate: R,
@@ -16,7 +16,7 @@ pub struct ProximalAdagrad<R> {
 
 impl<R: Real> Rule<R, 1> for ProximalAdagrad<R> {
     fn new(hyper: &[f64]) -> Self {
-        let [learning_rate, l1, l2] = expect(hyper);
+        let [learning_rate, l1, l2] = hyper_parameters(hyper);
         Self {
             learning_rate: R::from_f64(learning_rate),
             l1: R::from_f64(l1),
@@ -28,7 +28,7 @@ impl<R: Real> Rule<R, 1> for ProximalAdagrad<R> {
     #[inline(always)]
     fn update<V: Lanes<R>>(self, g: V, w: V, [a]: [V; 1]) -> (V, [V; 1]) {
         let a = a + g * g;
-        let rate = a.filled(self.learning_rate) / a.sqrt();
+        let rate = a.broadcast(self.learning_rate) / a.sqrt();
         let w = (w - g * rate).shrink(rate * self.l1) / (rate * self.l2 + self.one);
         (w, [a])
     }

@@ -1,11 +1,11 @@
-//! v = w − lr·g; w ← sign(v)·max(|v| − lr·l1, 0)/(1 + lr·l2)
+//! Proximal gradient descent: v = w − lr·g; w ← sign(v)·max(|v| − lr·l1, 0)/(1 + lr·l2).
 //!
-//! Duchi and Singer, "Efficient learning using forward-backward splitting", 2009.
+//! Duchi and Singer, "Efficient learning using forward-backward splitting", 2009. No slots.
 
-use super::{Rule, expect};
+use super::{Rule, hyper_parameters};
 use crate::kernels::lanes::{Lanes, Real};
 
-/// See the module.
+/// The rule of proximal gradient descent.
 #[derive(Clone, Copy, Debug)]
 pub struct ProximalGradientDescent<R> {
     learning_rate: R,
@@ -15,7 +15,7 @@ pub struct ProximalGradientDescent<R> {
 
 impl<R: Real> Rule<R, 0> for ProximalGradientDescent<R> {
     fn new(hyper: &[f64]) -> Self {
-        let [learning_rate, l1, l2] = expect(hyper);
+        let [learning_rate, l1, l2] = hyper_parameters(hyper);
         Self {
             learning_rate: R::from_f64(learning_rate),
             threshold: R::from_f64(learning_rate * l1),
