@@ -1,4 +1,4 @@
-//! Allocations that report failure: every size that depends on what the caller passed goes through here.
+//! Allocations that report failure. Every allocation whose size depends on the caller's arguments is made here.
 //!
 //! The standard collections abort the process when memory runs out. The functions below return [`OutOfMemory`]
 //! instead, which becomes a `MemoryError` in Python. They are called before the first write of an operation, so that
@@ -8,11 +8,11 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("fastclip cannot allocate {bytes} bytes")]
 pub struct OutOfMemory {
-    /// The size of the allocation.
+    /// Size of the allocation, in bytes.
     pub bytes: usize,
 }
 
-/// Makes room for `additional` more items, so that pushing that many cannot fail.
+/// Reserves room for `additional` more items, so that pushing that many cannot fail.
 #[inline]
 pub fn reserve<T>(items: &mut Vec<T>, additional: usize) -> Result<(), OutOfMemory> {
     if items.capacity() - items.len() >= additional {
@@ -22,7 +22,7 @@ pub fn reserve<T>(items: &mut Vec<T>, additional: usize) -> Result<(), OutOfMemo
     items.try_reserve(additional).map_err(|_| OutOfMemory { bytes })
 }
 
-/// An empty vector with room for `capacity` items.
+/// Returns an empty vector with room for `capacity` items.
 pub fn with_capacity<T>(capacity: usize) -> Result<Vec<T>, OutOfMemory> {
     let mut items = Vec::new();
     match items.try_reserve_exact(capacity) {
@@ -31,39 +31,40 @@ pub fn with_capacity<T>(capacity: usize) -> Result<Vec<T>, OutOfMemory> {
     }
 }
 
-/// The items of an iterator whose length is known.
+/// Collects the items of an iterator of known length.
 pub fn collect<T>(items: impl ExactSizeIterator<Item = T>) -> Result<Vec<T>, OutOfMemory> {
-    let mut found = with_capacity(items.len())?;
-    found.extend(items);
-    Ok(found)
+    let mut collected = with_capacity(items.len())?;
+    collected.extend(items);
+    Ok(collected)
 }
 
-/// The items of an iterator of at most `most` items, or its first error.
+/// Collects the items of an iterator up to its first error, which is returned. Room for `expected` items is reserved at
+/// once, and more when it is needed.
 pub fn try_collect<T, E: From<OutOfMemory>>(
-    most: usize,
+    expected: usize,
     items: impl Iterator<Item = Result<T, E>>,
 ) -> Result<Vec<T>, E> {
-    let mut found = with_capacity(most)?;
+    let mut collected = with_capacity(expected)?;
     for item in items {
-        reserve(&mut found, 1)?;
-        found.push(item?);
+        reserve(&mut collected, 1)?;
+        collected.push(item?);
     }
-    Ok(found)
+    Ok(collected)
 }
 
-/// `count` times the same value.
+/// Returns a vector of `count` copies of a value.
 pub fn filled<T: Clone>(value: T, count: usize) -> Result<Vec<T>, OutOfMemory> {
-    let mut found = with_capacity(count)?;
-    found.resize(count, value);
-    Ok(found)
+    let mut values = with_capacity(count)?;
+    values.resize(count, value);
+    Ok(values)
 }
 
-/// A copy of a slice.
+/// Copies a slice.
 pub fn copied<T: Copy>(items: &[T]) -> Result<Box<[T]>, OutOfMemory> {
-    let mut found = with_capacity(items.len())?;
-    found.extend_from_slice(items);
-    // The capacity is the length: nothing is allocated again.
-    Ok(found.into_boxed_slice())
+    let mut copy = with_capacity(items.len())?;
+    copy.extend_from_slice(items);
+    // Capacity and length are equal: this does not reallocate.
+    Ok(copy.into_boxed_slice())
 }
 
 #[cfg(test)]
@@ -71,21 +72,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_beyond_memory_are_an_error_and_no_abort() {
+    fn sizes_beyond_memory_return_an_error() {
         assert_eq!(with_capacity::<u64>(usize::MAX), Err(OutOfMemory { bytes: usize::MAX }));
-        let most = isize::MAX as usize / 8;
-        assert_eq!(filled(0_u64, most), Err(OutOfMemory { bytes: most * 8 }));
+        let count = isize::MAX as usize / 8;
+        assert_eq!(filled(0_u64, count), Err(OutOfMemory { bytes: count * 8 }));
         let mut items = vec![1_u8];
         assert!(reserve(&mut items, usize::MAX).is_err());
         assert_eq!(items, [1]);
     }
 
     #[test]
-    fn what_fits_is_what_the_standard_collections_make() {
+    fn results_equal_those_of_the_standard_collections() {
         assert_eq!(collect([1, 2, 3].into_iter()), Ok(vec![1, 2, 3]));
         assert_eq!(filled(7, 3), Ok(vec![7; 3]));
         assert_eq!(copied(&[1, 2]).as_deref(), Ok(&[1, 2][..]));
-        let found: Result<Vec<i32>, OutOfMemory> = try_collect(0, [Ok(1), Ok(2)].into_iter());
-        assert_eq!(found, Ok(vec![1, 2]));
+        let collected: Result<Vec<i32>, OutOfMemory> = try_collect(0, [Ok(1), Ok(2)].into_iter());
+        assert_eq!(collected, Ok(vec![1, 2]));
     }
 }

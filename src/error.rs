@@ -1,20 +1,20 @@
-//! Everything that can be wrong with a call.
+//! The errors of a call.
 
 use crate::allocation::OutOfMemory;
 
-/// Why a call was refused. Nothing has been written.
+/// The reason why a call fails. Nothing has been written.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
-    /// An argument of a kind that is not taken.
+    /// An argument has a type or dtype that is not accepted.
     #[error("{0}")]
     Type(String),
-    /// An argument of the right kind with a value that is not taken.
+    /// An argument has an accepted type, and a value that is not accepted.
     #[error("{0}")]
     Value(String),
-    /// A row that is not there.
+    /// A row index is out of range.
     #[error("{0}")]
     Index(String),
-    /// NaN or infinity among the inputs, under the policy that refuses them.
+    /// Inputs contain NaN or infinity, and the caller chose to raise.
     #[error("{0}")]
     NonFinite(String),
     /// An allocation failed.
