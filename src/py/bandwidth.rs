@@ -1,4 +1,4 @@
-//! Plain loops over memory, for the benchmark.
+//! The memory bandwidth that `fastclip bench` compares with: plain loops over float32 arrays.
 
 use super::arrays::dtypes::{AcceptedDTypes, DTypeCache};
 use super::arrays::view::View;
@@ -7,9 +7,10 @@ use crate::engine::{bandwidth, pool};
 use crate::error::Error;
 use pyo3::prelude::*;
 
-/// An aligned run of float32, and its length.
-fn run<'py>(x: &Bound<'py, PyAny>, name: &str) -> PyResult<View<'py>> {
-    let view = View::new(x.clone(), AcceptedDTypes::Floats, &mut DTypeCache::default(), || name.to_owned())?;
+/// Checks that an array is C-contiguous, aligned, not empty, and float32.
+fn float32_view<'py>(array: &Bound<'py, PyAny>, name: &str) -> PyResult<View<'py>> {
+    let view =
+        View::new(array.clone(), AcceptedDTypes::Floats, &mut DTypeCache::default(), || name.to_owned())?;
     let fits = view.dtype.name() == "float32" && view.is_c_order() && view.is_aligned();
     if fits && view.size > 0 {
         Ok(view)
@@ -19,20 +20,21 @@ fn run<'py>(x: &Bound<'py, PyAny>, name: &str) -> PyResult<View<'py>> {
     }
 }
 
-/// The memory of a run, as a number, so that it can go to a thread without the interpreter.
+/// Returns address and number of elements. A number, unlike a pointer, can be sent to the code that runs with the
+/// interpreter released.
 fn address(view: &View) -> (usize, usize) {
     (view.pointer.expose_provenance(), view.size)
 }
 
-/// Reads every element: the sum, with the rounding it happens to get.
+/// Reads every element. Returns the sum, in an unspecified order of additions.
 #[pyfunction]
 #[pyo3(signature = (x, /))]
 pub fn bandwidth_read(py: Python<'_>, x: &Bound<'_, PyAny>) -> PyResult<f32> {
     entry_that_reads(py, || {
-        let x = run(x, "x")?;
+        let x = float32_view(x, "x")?;
         let (address, size) = address(&x);
         detached(py, || {
-            // SAFETY: `x` is alive, an aligned run of `size` float32.
+            // SAFETY: `x` is alive, and was checked to be `size` contiguous, aligned float32 elements.
             let x = unsafe { std::slice::from_raw_parts(std::ptr::with_exposed_provenance(address), size) };
             Ok(bandwidth::read(x, pool::threads())?)
         })
@@ -44,13 +46,13 @@ pub fn bandwidth_read(py: Python<'_>, x: &Bound<'_, PyAny>) -> PyResult<f32> {
 #[pyo3(signature = (x, factor, /))]
 pub fn bandwidth_scale(py: Python<'_>, x: &Bound<'_, PyAny>, factor: f32) -> PyResult<()> {
     entry(py, || {
-        let x = run(x, "x")?;
+        let x = float32_view(x, "x")?;
         if !x.is_writable() {
             return Err(Error::Value("x is read-only".into()).into());
         }
         let (address, size) = address(&x);
         detached(py, || {
-            // SAFETY: `x` is alive and writable, an aligned run of `size` float32.
+            // SAFETY: `x` is alive and writable, and was checked to be `size` contiguous, aligned float32 elements.
             let x = unsafe {
                 std::slice::from_raw_parts_mut(std::ptr::with_exposed_provenance_mut(address), size)
             };
@@ -69,20 +71,19 @@ pub fn bandwidth_copy(
     factor: f32,
 ) -> PyResult<()> {
     entry(py, || {
-        let (x, out) = (run(x, "x")?, run(out, "out")?);
-        let (low, high) = (x.pointer.addr(), x.pointer.addr() + 4 * x.size);
-        let apart = out.pointer.addr() >= high || out.pointer.addr() + 4 * out.size <= low;
-        if !out.is_writable() || out.size != x.size || !apart {
+        let (x, out) = (float32_view(x, "x")?, float32_view(out, "out")?);
+        if !out.is_writable() || out.size != x.size || x.range_overlaps(&out) {
             let message = "out must be writable, of the size of x, and apart from it";
             return Err(Error::Value(message.into()).into());
         }
-        let ((from, size), (to, _)) = (address(&x), address(&out));
+        let ((x_address, size), (out_address, _)) = (address(&x), address(&out));
         detached(py, || {
-            // SAFETY: both are alive, aligned runs of `size` float32 that do not overlap; `out` is writable.
+            // SAFETY: both arrays are alive, and were checked to be `size` contiguous, aligned float32 elements. They do
+            // not overlap, and `out` is writable.
             let (x, out) = unsafe {
                 (
-                    std::slice::from_raw_parts(std::ptr::with_exposed_provenance(from), size),
-                    std::slice::from_raw_parts_mut(std::ptr::with_exposed_provenance_mut(to), size),
+                    std::slice::from_raw_parts(std::ptr::with_exposed_provenance(x_address), size),
+                    std::slice::from_raw_parts_mut(std::ptr::with_exposed_provenance_mut(out_address), size),
                 )
             };
             Ok(bandwidth::copy(x, out, factor, pool::threads())?)

@@ -1,8 +1,8 @@
-//! The bindings: what crosses between Python and the rest of the crate.
+//! The Python bindings: the extension module `fastclip._core`.
 //!
-//! A call comes in with a flat list of arrays (`python/fastclip/_tree.py` made it one), is checked as
-//! a whole, and then runs with the interpreter detached. After the checks nothing can fail, so
-//! nothing is ever half-written.
+//! A function of the module gets a flat list of arrays, which the Python code of `fastclip` made from the containers of
+//! its caller. It checks all arguments, and then computes with the interpreter released. Nothing can fail once the
+//! checks are done and memory is allocated, so that no array is ever half-written.
 
 mod arrays;
 mod bandwidth;
@@ -16,7 +16,7 @@ mod step;
 
 use pyo3::pymodule;
 
-/// fastclip's compiled part. Its functions take flat lists of arrays; the public ones are in `fastclip`.
+/// The compiled functions of fastclip. They take flat lists of arrays; the public functions are in `fastclip`.
 #[pymodule(gil_used = false)]
 mod _core {
     #[pymodule_export]
@@ -66,14 +66,14 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        // NumPy's own tables are looked up now: later, a signal could come in the middle of it. The first of these
-        // imports NumPy, and says so if that fails.
+        // NumPy's API tables are loaded now: later, a signal handler could run during the load. The first call imports
+        // NumPy, and raises if that fails.
         overlap::load_numpy(module.py())?;
         ndarray_type::load_numpy(module.py());
-        // So are the types of our own: later, memory could have run out.
+        // fastclip's own types are created now: later, memory could run out.
         output::Buffer::type_object(module.py());
         raise::NonFiniteError::type_object(module.py());
-        // The main thread's handle is made now, for the same reason: waiting for helpers needs it.
+        // For the same reason the handle of the main thread is created now. Waiting for other threads needs it.
         drop(std::thread::current());
         // The environment is read now: later, another thread could be changing it.
         let _ = (isa::current(), pool::from_environment());

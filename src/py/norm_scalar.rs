@@ -1,4 +1,4 @@
-//! The NumPy scalar of a norm.
+//! The NumPy scalar of a norm. It is created before a call writes, and gets its value after that, when nothing may fail.
 
 use super::objects::tuple;
 use numpy::npyffi::{NpyTypes, PY_ARRAY_API, get_type_object};
@@ -6,80 +6,90 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-/// A scalar of NumPy's that takes its value later, when nothing may fail any more: the norm of a call that writes.
-pub struct Scalar<'py> {
-    /// Of float32, unless it is to be a float64 whatever the value.
-    narrow: Option<Bound<'py, PyAny>>,
-    wide: Bound<'py, PyAny>,
+/// A NumPy scalar whose value is set later. It is float32 or float64, depending on the value.
+pub struct NormScalar<'py> {
+    /// The scalar if it turns out to be float32; None if it is float64 for any value.
+    float32: Option<Bound<'py, PyAny>>,
+    /// The scalar if it turns out to be float64.
+    float64: Bound<'py, PyAny>,
 }
 
-impl<'py> Scalar<'py> {
-    /// A float64 if `wide`, else a float32, or a float64 if it turns out to be a finite value beyond float32.
-    pub fn new(py: Python<'py>, wide: bool) -> PyResult<Self> {
-        // NumPy's numbers of these types.
+impl<'py> NormScalar<'py> {
+    /// Creates the scalar. It is float64 with `is_float64`, or if the value is finite and out of range of float32; else
+    /// float32.
+    pub fn new(py: Python<'py>, is_float64: bool) -> PyResult<Self> {
+        // NumPy's type numbers.
         const FLOAT: i32 = 11;
         const DOUBLE: i32 = 12;
-        let make = |number: i32, expected: NpyTypes| {
+        let zero = |type_number: i32, class: NpyTypes| {
             let mut zero = 0.0_f64;
-            // SAFETY: the descriptor is a new reference that the scalar does not take over; the data is a zero of any
-            // float type. The types are looked up in NumPy's table.
+            // SAFETY: the descriptor is a new reference, which the scalar does not steal. The bytes of `zero` are 0 in
+            // every float dtype. The types are entries of NumPy's API table.
             unsafe {
-                let descr = PY_ARRAY_API.PyArray_DescrFromType(py, number);
+                let descr = PY_ARRAY_API.PyArray_DescrFromType(py, type_number);
                 let descr = Bound::from_owned_ptr_or_err(py, descr.cast())?;
                 let data = (&raw mut zero).cast();
-                let made = PY_ARRAY_API.PyArray_Scalar(py, data, descr.as_ptr().cast(), std::ptr::null_mut());
-                let made = Bound::from_owned_ptr_or_err(py, made)?;
-                assert!(ffi::Py_TYPE(made.as_ptr()) == get_type_object(py, expected));
-                Ok::<_, PyErr>(made)
+                let scalar =
+                    PY_ARRAY_API.PyArray_Scalar(py, data, descr.as_ptr().cast(), std::ptr::null_mut());
+                let scalar = Bound::from_owned_ptr_or_err(py, scalar)?;
+                assert!(ffi::Py_TYPE(scalar.as_ptr()) == get_type_object(py, class));
+                Ok::<_, PyErr>(scalar)
             }
         };
-        let narrow = if wide { None } else { Some(make(FLOAT, NpyTypes::PyFloatArrType_Type)?) };
-        Ok(Self { narrow, wide: make(DOUBLE, NpyTypes::PyDoubleArrType_Type)? })
+        let float32 = if is_float64 { None } else { Some(zero(FLOAT, NpyTypes::PyFloatArrType_Type)?) };
+        Ok(Self { float32, float64: zero(DOUBLE, NpyTypes::PyDoubleArrType_Type)? })
     }
 
-    /// The scalar of this value. Cannot fail.
+    /// Sets the value and returns the scalar. Cannot fail.
     pub fn finish(self, value: f64) -> Bound<'py, PyAny> {
-        let Self { narrow, wide } = self;
-        Self::set(narrow, wide, value, |scalar| scalar)
+        set_value(self.float32, self.float64, value, |scalar| scalar)
     }
 
-    /// The pair of `first` and a scalar that takes its value later.
-    pub fn paired_with(self, first: &Bound<'py, PyAny>) -> PyResult<Pair<'py>> {
+    /// Creates the tuple of `first` and the scalar, whose value is set later.
+    pub fn after(self, first: &Bound<'py, PyAny>) -> PyResult<TupleWithNorm<'py>> {
         let py = first.py();
         let pair =
             |scalar: Bound<'py, PyAny>| Ok::<_, PyErr>((tuple(py, [first.clone(), scalar.clone()])?, scalar));
-        Ok(Pair { narrow: self.narrow.map(pair).transpose()?, wide: pair(self.wide)? })
-    }
-
-    /// Writes a value to the scalar, of `narrow` and `wide`, that holds it, and returns that one.
-    fn set<T>(narrow: Option<T>, wide: T, value: f64, scalar: impl Fn(&T) -> &Bound<'py, PyAny>) -> T {
-        let value = if value.is_nan() { f64::NAN } else { value };
-        let fits = value.is_nan() || value.is_infinite() || value <= f64::from(f32::MAX);
-        match narrow {
-            Some(narrow) if fits => {
-                // SAFETY: a scalar object of float32, checked when it was made: its value follows the head of all
-                // objects. It was made for this call.
-                unsafe { scalar(&narrow).as_ptr().add(1).cast::<f32>().write(value as f32) };
-                narrow
-            }
-            _ => {
-                // SAFETY: as above, of float64.
-                unsafe { scalar(&wide).as_ptr().add(1).cast::<f64>().write(value) };
-                wide
-            }
-        }
+        Ok(TupleWithNorm { float32: self.float32.map(pair).transpose()?, float64: pair(self.float64)? })
     }
 }
 
-/// What [`Scalar::paired_with`] makes: one pair for each type that the scalar may turn out to have.
-pub struct Pair<'py> {
-    narrow: Option<(Bound<'py, PyTuple>, Bound<'py, PyAny>)>,
-    wide: (Bound<'py, PyTuple>, Bound<'py, PyAny>),
+/// A tuple of an object and a NumPy scalar whose value is set later, see [`NormScalar::after`].
+pub struct TupleWithNorm<'py> {
+    /// Tuple and scalar if the scalar turns out to be float32; None if it is float64 for any value.
+    float32: Option<(Bound<'py, PyTuple>, Bound<'py, PyAny>)>,
+    /// Tuple and scalar if the scalar turns out to be float64.
+    float64: (Bound<'py, PyTuple>, Bound<'py, PyAny>),
 }
 
-impl<'py> Pair<'py> {
-    /// The pair with a scalar of this value. Cannot fail.
+impl<'py> TupleWithNorm<'py> {
+    /// Sets the value of the scalar and returns the tuple. Cannot fail.
     pub fn finish(self, value: f64) -> Bound<'py, PyTuple> {
-        Scalar::set(self.narrow, self.wide, value, |(_, scalar)| scalar).0
+        set_value(self.float32, self.float64, value, |(_, scalar)| scalar).0
+    }
+}
+
+/// Chooses the dtype for a value, writes the value to that scalar, and returns the object that has it. `scalar` returns
+/// the scalar of an object.
+fn set_value<'py, T>(
+    float32: Option<T>,
+    float64: T,
+    value: f64,
+    scalar: impl Fn(&T) -> &Bound<'py, PyAny>,
+) -> T {
+    let value = if value.is_nan() { f64::NAN } else { value };
+    let fits = value.is_nan() || value.is_infinite() || value <= f64::from(f32::MAX);
+    match float32 {
+        Some(float32) if fits => {
+            // SAFETY: the type of the scalar was checked when it was created. The value of a float32 scalar follows the
+            // object header. The scalar was created for this call.
+            unsafe { scalar(&float32).as_ptr().add(1).cast::<f32>().write(value as f32) };
+            float32
+        }
+        _ => {
+            // SAFETY: as above, for float64.
+            unsafe { scalar(&float64).as_ptr().add(1).cast::<f64>().write(value) };
+            float64
+        }
     }
 }

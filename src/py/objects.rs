@@ -1,65 +1,70 @@
-//! Python objects made so that running out of memory is an error: `PyO3`'s own constructors panic.
+//! Python objects, created by calls that report failure: `PyO3`'s own constructors panic where memory runs out.
 
 use super::raise::check_memory;
 use crate::allocation::{reserve, with_capacity};
 use crate::error::Error;
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyTuple};
+use pyo3::types::{PyBool, PyList, PyTuple};
 
-/// A float.
+/// Creates a Python float.
 pub fn float(py: Python<'_>, value: f64) -> PyResult<Bound<'_, PyAny>> {
-    // SAFETY: the call gives a new reference, or null with an error set.
+    // SAFETY: the call returns a new reference, or null with an error set.
     unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyFloat_FromDouble(value)) }
 }
 
-/// A whole number.
-pub fn integer(py: Python<'_>, value: i32) -> PyResult<Bound<'_, PyAny>> {
-    // SAFETY: the call gives a new reference, or null with an error set.
+/// Creates a Python int.
+pub fn int(py: Python<'_>, value: i32) -> PyResult<Bound<'_, PyAny>> {
+    // SAFETY: the call returns a new reference, or null with an error set.
     unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyLong_FromLong(value.into())) }
 }
 
-/// A position in a list.
-pub fn position(py: Python<'_>, value: usize) -> PyResult<Bound<'_, PyAny>> {
-    // SAFETY: the call gives a new reference, or null with an error set.
+/// Creates a Python int that is an index.
+pub fn index(py: Python<'_>, value: usize) -> PyResult<Bound<'_, PyAny>> {
+    // SAFETY: the call returns a new reference, or null with an error set.
     unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyLong_FromSize_t(value)) }
 }
 
-/// A list of `count` items.
+/// Returns a Python bool. Nothing is allocated.
+pub fn bool(py: Python<'_>, value: bool) -> Bound<'_, PyAny> {
+    PyBool::new(py, value).to_owned().into_any()
+}
+
+/// Creates a list of `count` items.
 ///
 /// # Errors
 ///
-/// Those of the items, and if there are fewer.
+/// The first error of an item; and a `ValueError` if there are fewer than `count` items.
 pub fn list<'py>(
     py: Python<'py>,
     count: usize,
     items: impl Iterator<Item = PyResult<Bound<'py, PyAny>>>,
 ) -> PyResult<Bound<'py, PyList>> {
-    // SAFETY: the call gives a new reference, or null with an error set.
-    let made = unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyList_New(count.cast_signed()))? };
+    // SAFETY: the call returns a new reference, or null with an error set.
+    let list = unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyList_New(count.cast_signed()))? };
     let mut filled = 0;
-    for (at, item) in items.take(count).enumerate() {
-        // SAFETY: a new list that nobody else has changed, of so many entries that are not set; the call takes over the
-        // reference.
-        if unsafe { ffi::PyList_SetItem(made.as_ptr(), at.cast_signed(), item?.into_ptr()) } < 0 {
+    for (index, item) in items.take(count).enumerate() {
+        // SAFETY: the list is new, no other code has changed it, and it has `count` entries that are not set. The call
+        // steals the reference to the item.
+        if unsafe { ffi::PyList_SetItem(list.as_ptr(), index.cast_signed(), item?.into_ptr()) } < 0 {
             return Err(PyErr::fetch(py));
         }
-        filled = at + 1;
+        filled = index + 1;
     }
     if filled != count {
         return Err(Error::Value(format!("fastclip._core: {filled} items for a list of {count}")).into());
     }
-    Ok(made.cast_into::<PyList>()?)
+    Ok(list.cast_into::<PyList>()?)
 }
 
-/// What a list or tuple holds, as a list of our own.
+/// Copies the entries of a list or tuple to a new list.
 ///
 /// # Errors
 ///
-/// If it is neither.
-pub fn list_of<'py>(items: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyList>> {
-    // SAFETY: both calls give a new list, or null with an error set; the objects are what they take. A list's entries
-    // are taken as they are stored, whatever a subclass makes of them.
+/// A `TypeError` for any other object.
+pub fn copy_to_list<'py>(items: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyList>> {
+    // SAFETY: both calls return a new list, or null with an error set, and get an object of the type that they need.
+    // The entries of a list are copied as they are stored, also if a subclass overrides methods.
     let list = unsafe {
         let list = if items.is_instance_of::<PyList>() {
             ffi::PyList_GetSlice(items.as_ptr(), 0, isize::MAX)
@@ -73,32 +78,36 @@ pub fn list_of<'py>(items: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyList>> {
     Ok(list.cast_into::<PyList>()?)
 }
 
-/// A tuple of these items.
+/// Creates a tuple.
 pub fn tuple<'py, const N: usize>(
     py: Python<'py>,
     items: [Bound<'py, PyAny>; N],
 ) -> PyResult<Bound<'py, PyTuple>> {
-    // SAFETY: the call gives a new reference, or null with an error set.
-    let made = unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyTuple_New(N.cast_signed()))? };
-    for (at, item) in items.into_iter().enumerate() {
-        // SAFETY: a new tuple of so many entries that are not set; the call takes over the reference.
-        if unsafe { ffi::PyTuple_SetItem(made.as_ptr(), at.cast_signed(), item.into_ptr()) } < 0 {
+    // SAFETY: the call returns a new reference, or null with an error set.
+    let tuple = unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyTuple_New(N.cast_signed()))? };
+    for (index, item) in items.into_iter().enumerate() {
+        // SAFETY: the tuple is new, and has N entries that are not set. The call steals the reference to the item.
+        if unsafe { ffi::PyTuple_SetItem(tuple.as_ptr(), index.cast_signed(), item.into_ptr()) } < 0 {
             return Err(PyErr::fetch(py));
         }
     }
-    Ok(made.cast_into::<PyTuple>()?)
+    Ok(tuple.cast_into::<PyTuple>()?)
 }
 
-/// The items of a list or tuple as Rust values.
+/// Converts the items of a list or tuple to Rust values.
+///
+/// # Errors
+///
+/// The first error of `convert`; and a `TypeError` for an object that is neither a list nor a tuple.
 pub fn extract<'py, T>(
     items: &Bound<'py, PyAny>,
-    one: impl Fn(&Bound<'py, PyAny>) -> PyResult<T>,
+    convert: impl Fn(&Bound<'py, PyAny>) -> PyResult<T>,
 ) -> PyResult<Vec<T>> {
     let py = items.py();
-    let mut found = with_capacity(items.len()?)?;
+    let mut values = with_capacity(items.len()?)?;
     let mut push = |item: Bound<'py, PyAny>| {
-        reserve(&mut found, 1)?;
-        found.push(one(&item)?);
+        reserve(&mut values, 1)?;
+        values.push(convert(&item)?);
         check_memory(py)
     };
     if let Ok(list) = items.cast::<PyList>() {
@@ -108,10 +117,10 @@ pub fn extract<'py, T>(
     } else {
         return Err(Error::Type("fastclip._core takes lists and tuples".into()).into());
     }
-    Ok(found)
+    Ok(values)
 }
 
-/// A float64 of a list.
-pub fn number(item: &Bound<'_, PyAny>) -> PyResult<f64> {
+/// Converts a Python number to a float64, see [`extract`].
+pub fn to_f64(item: &Bound<'_, PyAny>) -> PyResult<f64> {
     item.extract()
 }

@@ -1,4 +1,4 @@
-//! Errors on their way to Python: the one place that chooses exception types, and where a call is entered.
+//! Exceptions: the one module that chooses exception types, and that runs the calls from Python.
 
 use super::arrays::argument_name::ArgumentName;
 use super::reserve;
@@ -18,13 +18,13 @@ pyo3::create_exception!(
     "NaN or infinity among the inputs of a call with ``on_nonfinite=\"raise\"``; nothing was written."
 );
 
-/// From this many bytes on, a call looks for signals between its passes.
+/// Bytes of a pass from which on a call checks for signals between its passes.
 const SIGNAL_BYTES: usize = 8 << 20;
 
-/// An exception of this type. It is made at once, by calls that answer with a `MemoryError` where memory runs out:
-/// `PyO3` makes exceptions later, and aborts then.
+/// Creates an exception at once, by calls that raise a `MemoryError` where memory runs out. (`PyO3` creates exceptions
+/// later, and aborts the process then.)
 pub fn exception<E: PyTypeInfo>(py: Python<'_>, message: &str) -> PyErr {
-    // SAFETY: the text is as long as the string; the error indicator is set by one of the two calls.
+    // SAFETY: pointer and length are those of the string. One of the two calls sets the error indicator.
     unsafe {
         let text = ffi::PyUnicode_FromStringAndSize(message.as_ptr().cast(), message.len().cast_signed());
         if !text.is_null() {
@@ -53,42 +53,44 @@ impl From<OutOfMemory> for PyErr {
     }
 }
 
-/// The exception of a call for which the reserve had to be used.
+/// Returns the exception of a call that used the memory reserve.
 fn memory_error(py: Python<'_>) -> PyErr {
-    // SAFETY: sets an exception that Python has ready.
+    // SAFETY: sets an exception that Python has allocated before.
     unsafe { ffi::PyErr_NoMemory() };
     PyErr::fetch(py)
 }
 
-/// Refuses to go on if memory has run out in this call. Whatever writes asks this right before it does.
+/// Raises a `MemoryError` if the memory reserve was used in this call. A call that writes checks this right before it
+/// writes.
 pub fn check_memory(py: Python<'_>) -> PyResult<()> {
     if reserve::was_used() { Err(memory_error(py)) } else { Ok(()) }
 }
 
-/// The exception of a panic.
-fn failure(py: Python<'_>, panic: &(dyn std::any::Any + Send)) -> PyErr {
-    // `PyO3` panics so where an object cannot be made.
-    let texts = ["Python API call failed", "PyObject pointer is null"];
-    let text = panic.downcast_ref::<&str>().copied();
-    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or_default();
-    if reserve::was_used() || texts.iter().any(|known| text.contains(known)) {
-        // The error that Python has set is replaced.
+/// Returns the exception of a panic.
+fn panic_error(py: Python<'_>, panic: &(dyn std::any::Any + Send)) -> PyErr {
+    // The messages of `PyO3`'s panics where an object cannot be created.
+    const PYO3_OUT_OF_MEMORY: [&str; 2] = ["Python API call failed", "PyObject pointer is null"];
+    let message = panic.downcast_ref::<&str>().copied();
+    let message = message.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or_default();
+    if reserve::was_used() || PYO3_OUT_OF_MEMORY.iter().any(|text| message.contains(text)) {
+        // Replaces the error that Python has set.
         return memory_error(py);
     }
     exception::<PyRuntimeError>(py, "fastclip failed internally (a defect: please report it)")
 }
 
-/// Runs a call from Python. A panic in it, which would be a defect, becomes a `RuntimeError` and not an exception that
-/// `except Exception` lets through; if memory ran out, a `MemoryError`.
+/// Runs a call from Python. A panic, which is a defect, becomes a `RuntimeError`, or a `MemoryError` if memory ran out.
+/// (`PyO3`'s exception for panics is no `Exception`, and `except Exception` does not catch it.)
 pub fn entry<R>(py: Python<'_>, call: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
-    // A handler of a signal may make a call in the middle of another.
-    let outer = reserve::mark(false);
-    let result = catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| Err(failure(py, &*panic)));
-    reserve::mark(outer);
+    // A signal handler may make a call during another one. The mark of that call is restored afterwards.
+    let outer = reserve::set_used(false);
+    let result = catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| Err(panic_error(py, &*panic)));
+    reserve::set_used(outer);
     result
 }
 
-/// As [`entry`], of a call that writes nothing but its result.
+/// As [`entry`], for a call that writes nothing except its result. Raises a `MemoryError` at its end if the memory
+/// reserve was used.
 pub fn entry_that_reads<R>(py: Python<'_>, call: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
     entry(py, || {
         let result = call()?;
@@ -97,13 +99,14 @@ pub fn entry_that_reads<R>(py: Python<'_>, call: impl FnOnce() -> PyResult<R>) -
     })
 }
 
-/// Runs `work` without the interpreter.
+/// Runs `work` with the interpreter released.
 pub fn detached<R: Send>(py: Python<'_>, work: impl FnOnce() -> PyResult<R> + Send) -> PyResult<R> {
-    py.detach(|| catch_unwind(AssertUnwindSafe(work))).unwrap_or_else(|panic| Err(failure(py, &*panic)))
+    py.detach(|| catch_unwind(AssertUnwindSafe(work))).unwrap_or_else(|panic| Err(panic_error(py, &*panic)))
 }
 
-/// What a call does between measuring and writing: it refuses to go on if memory has run out, and lets a pending signal
-/// be raised, if the pass was long enough for somebody to have lost patience.
+/// Runs the last checks between measuring and writing. Raises a `MemoryError` if the memory reserve was used. Lets
+/// handlers of pending signals run, and raise, if the pass before was of so many `bytes` that a user may have
+/// interrupted it.
 pub fn before_writing(bytes: usize) -> PyResult<()> {
     if reserve::was_used() {
         Python::attach(check_memory)?;
@@ -115,18 +118,23 @@ pub fn before_writing(bytes: usize) -> PyResult<()> {
     if bytes >= SIGNAL_BYTES { Python::attach(|py| py.check_signals()) } else { Ok(()) }
 }
 
-/// The error of the policy that raises: it names the entries that hold NaN or infinity, `bad`.
-pub fn refuse_nonfinite(bad: impl Iterator<Item = usize>, label: ArgumentName<'_, '_>, norm: f64) -> Error {
+/// Returns the error of `on_nonfinite="raise"`. It names the entries that contain NaN or infinity, whose indices are
+/// `nonfinite`.
+pub fn nonfinite_error(
+    nonfinite: impl Iterator<Item = usize>,
+    name: ArgumentName<'_, '_>,
+    norm: f64,
+) -> Error {
     const SHOWN: usize = 8;
     let (mut shown, mut count) = (String::new(), 0);
-    for index in bad {
+    for index in nonfinite {
         if count < SHOWN {
             shown += if count == 0 { "" } else { ", " };
-            shown += &label.of(index);
+            shown += &name.entry(index);
         }
         count += 1;
     }
-    let argument = label.argument();
+    let argument = name.argument();
     Error::NonFinite(match count {
         0 => format!(
             "the norm of {argument} (use_norm, or that of all processes) is {norm}; nothing was written"

@@ -1,35 +1,36 @@
-//! The names of arguments and their entries, for messages.
+//! Names of arguments and of their entries, for messages.
 
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-/// How an argument and its entries are called in messages.
+/// The name of an argument and the names of its entries. Names are formatted only where a message needs them.
 #[derive(Clone, Copy)]
 pub enum ArgumentName<'a, 'py> {
-    /// One array.
+    /// An argument that is one array.
     Single(&'static str),
-    /// A list: its name stands in a tuple at `first`, and after it the names of its entries, or None if
-    /// they are `argument[0]`, `argument[1]`, ….
+    /// An argument that is a list of arrays, with the names in a tuple of the call. The name of the argument is at
+    /// index `first` of the tuple. The list of the entries' names is at `first + 1`; None stands for `argument[0]`,
+    /// `argument[1]`, ….
     Listed {
-        /// The names of a call.
+        /// The tuple of names.
         names: &'a Bound<'py, PyTuple>,
-        /// Where those of this argument begin.
+        /// Index of the argument's name in the tuple.
         first: usize,
     },
-    /// The first or second part of the pairs in a list; after as many entries, the low-precision copies of those parts,
-    /// and then their slots.
+    /// One part of each pair in a list. Entries from `count` on are the low-precision copies of those parts, and
+    /// entries from `2 * count` on their slots.
     Paired {
         /// The name of the list.
         argument: &'static str,
-        /// Which part.
+        /// Index of the part in its pair: 0 or 1.
         part: usize,
-        /// How many pairs there are.
+        /// Number of pairs.
         count: usize,
     },
 }
 
 impl ArgumentName<'_, '_> {
-    /// The name of the argument.
+    /// Returns the name of the argument.
     pub fn argument(&self) -> String {
         match self {
             Self::Single(name) | Self::Paired { argument: name, .. } => (*name).to_owned(),
@@ -39,8 +40,8 @@ impl ArgumentName<'_, '_> {
         }
     }
 
-    /// The name of an entry.
-    pub fn of(&self, index: usize) -> String {
+    /// Returns the name of the entry at `index`.
+    pub fn entry(&self, index: usize) -> String {
         if let Self::Paired { argument, part, count } = self {
             let pair = format!("{argument}[{}][{part}]", index % count);
             return match index / count {
@@ -58,18 +59,21 @@ impl ArgumentName<'_, '_> {
     }
 }
 
-/// The names of a call's arguments, for messages: the inputs' argument and entries, and the outputs'.
+/// The names of a call's inputs and outputs: a tuple of the inputs' argument, the list of their entries' names or None,
+/// and the same two for the outputs.
 ///
-/// They are looked into only when there is something to say.
+/// The tuple is read only where a message needs a name.
 #[derive(FromPyObject)]
 #[pyo3(transparent)]
 pub struct ArgumentNames<'py>(Bound<'py, PyTuple>);
 
 impl<'py> ArgumentNames<'py> {
+    /// Returns the name of the inputs' argument.
     pub fn input(&self) -> ArgumentName<'_, 'py> {
         ArgumentName::Listed { names: &self.0, first: 0 }
     }
 
+    /// Returns the name of the outputs' argument.
     pub fn output(&self) -> ArgumentName<'_, 'py> {
         ArgumentName::Listed { names: &self.0, first: 2 }
     }

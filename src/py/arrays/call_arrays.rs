@@ -1,89 +1,94 @@
-//! The arrays of one call: looked at, checked against each other, and described to the executor.
+//! The input and output arrays of one call, checked and described as segments.
 
-use super::argument_name::ArgumentName;
+use super::argument_name::ArgumentNames;
 use super::dtypes::AcceptedDTypes;
 use super::list::views;
-use super::output::Outputs;
-use super::output_check::check_given;
+use super::output::empty_like_each;
+use super::output_check::check_outputs;
+use super::segment::segment;
 use super::view::View;
-use crate::allocation::{OutOfMemory, try_collect, with_capacity};
+use crate::allocation::{OutOfMemory, with_capacity};
 use crate::engine::plan::Plan;
-use crate::engine::segment::{INPUT, OUTPUT, Segment};
+use crate::engine::segment::Segment;
 use crate::py::objects;
 use crate::py::raise::check_memory;
+use crate::scalar::Scalar;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
-/// Where results go.
+/// The destination of a call's results.
 pub enum Destination<'py> {
-    /// Nowhere: only numbers are wanted.
-    Nothing,
-    /// To fresh arrays.
-    Fresh,
-    /// To these, one for each input.
+    /// No arrays are written: the results are numbers.
+    Nowhere,
+    /// New arrays are allocated.
+    NewArrays,
+    /// A list or tuple of arrays, one for each input. It may be the list of the inputs, for a call in place.
     Arrays(Bound<'py, PyAny>),
 }
 
 impl<'py> From<Option<Bound<'py, PyAny>>> for Destination<'py> {
     fn from(out: Option<Bound<'py, PyAny>>) -> Self {
-        out.map_or(Self::Fresh, Self::Arrays)
+        out.map_or(Self::NewArrays, Self::Arrays)
     }
 }
 
-/// What a call works on.
-pub struct Batch<'py> {
-    /// The inputs, by their position; None where the entry is.
+/// The arrays of one call.
+pub struct CallArrays<'py> {
+    /// The inputs; None for an entry that is None.
     pub inputs: Vec<Option<View<'py>>>,
-    targets: Targets<'py>,
-    /// The inputs that are there, with their outputs.
+    outputs: Outputs<'py>,
+    /// One segment for each input that is not None, with its output.
     pub segments: Vec<Segment>,
-    /// The segments in chunks.
+    /// The plan of a pass over the segments.
     pub plan: Plan,
 }
 
-/// Where the results of a batch are.
-enum Targets<'py> {
-    Nowhere,
-    /// In the inputs themselves: the list of them.
+/// The outputs of one call.
+enum Outputs<'py> {
+    /// The call has no outputs.
+    None,
+    /// The outputs are the inputs. The list, owned by fastclip, has the same arrays.
     Inputs(Bound<'py, PyList>),
+    /// One output for each input; None where the input is None.
     Arrays(Vec<Option<View<'py>>>),
 }
 
-impl<'py> Batch<'py> {
-    /// Looks at everything and refuses what does not fit. Nothing is written.
+impl<'py> CallArrays<'py> {
+    /// Reads and checks all arrays of a call that writes to `destination`, and allocates new outputs. Writes nothing.
     pub fn new(
         py: Python<'py>,
         tensors: &Bound<'py, PyAny>,
         destination: &Destination<'py>,
-        takes: AcceptedDTypes,
-        input_label: ArgumentName<'_, '_>,
-        output_label: ArgumentName<'_, '_>,
+        accepted: AcceptedDTypes,
+        names: &ArgumentNames<'py>,
     ) -> PyResult<Self> {
+        let (input_name, output_name) = (names.input(), names.output());
         let in_place = matches!(destination, Destination::Arrays(out) if out.is(tensors));
-        // The list may be changed by another thread while we work: what is looked at is what is returned.
-        let own = if in_place { Some(objects::list_of(tensors)?) } else { None };
-        let inputs = views(own.as_ref().map_or(tensors, |list| list.as_any()), takes, input_label)?;
-        let targets = match destination {
-            Destination::Nothing => Targets::Nowhere,
-            Destination::Fresh => Targets::Arrays(fresh(py, &inputs)?),
-            Destination::Arrays(out) => {
-                if let Some(own) = own {
-                    check_given(py, &inputs, &inputs, input_label, output_label)?;
-                    Targets::Inputs(own)
-                } else {
-                    let outputs = views(out, AcceptedDTypes::Any, output_label)?;
-                    check_given(py, &inputs, &outputs, input_label, output_label)?;
-                    Targets::Arrays(outputs)
-                }
+        // Another thread may change the caller's list during the call. A copy of the list makes sure that the arrays
+        // that are read are those that are returned.
+        let list = if in_place { Some(objects::copy_to_list(tensors)?) } else { None };
+        let inputs = views(list.as_ref().map_or(tensors, |list| list.as_any()), accepted, input_name)?;
+        let outputs = match (destination, list) {
+            (Destination::Nowhere, _) => Outputs::None,
+            (Destination::NewArrays, _) => Outputs::Arrays(empty_like_each(py, &inputs)?),
+            (Destination::Arrays(_), Some(list)) => {
+                check_outputs(py, &inputs, &inputs, input_name, output_name)?;
+                Outputs::Inputs(list)
+            }
+            (Destination::Arrays(out), None) => {
+                let outputs = views(out, AcceptedDTypes::Any, output_name)?;
+                check_outputs(py, &inputs, &outputs, input_name, output_name)?;
+                Outputs::Arrays(outputs)
             }
         };
-        let mut batch = Self { inputs, targets, segments: Vec::new(), plan: Plan::default() };
-        batch.segments = batch.describe()?;
-        batch.plan = Plan::new(&batch.segments)?;
+        let mut arrays = Self { inputs, outputs, segments: Vec::new(), plan: Plan::default() };
+        arrays.segments = arrays.describe()?;
+        arrays.plan = Plan::new(&arrays.segments)?;
         check_memory(py)?;
-        Ok(batch)
+        Ok(arrays)
     }
 
+    /// Describes each input that is not None, with its output, as a segment.
     fn describe(&self) -> Result<Vec<Segment>, OutOfMemory> {
         let outputs = self.outputs();
         let mut segments = with_capacity(self.inputs.len())?;
@@ -95,28 +100,26 @@ impl<'py> Batch<'py> {
         Ok(segments)
     }
 
-    /// The outputs by their position; empty if there are none.
+    /// Returns the outputs, one for each input; an empty slice if the call has none.
     pub fn outputs(&self) -> &[Option<View<'py>>] {
-        match &self.targets {
-            Targets::Nowhere => &[],
-            Targets::Inputs(_) => &self.inputs,
-            Targets::Arrays(outputs) => outputs,
+        match &self.outputs {
+            Outputs::None => &[],
+            Outputs::Inputs(_) => &self.inputs,
+            Outputs::Arrays(outputs) => outputs,
         }
     }
 
-    /// The inputs that are there.
-    pub fn present(&self) -> impl Iterator<Item = &View<'py>> {
-        self.inputs.iter().flatten()
+    /// Returns the index, among all inputs, of each input that is not None: of each segment.
+    pub fn indices(&self) -> Result<Vec<usize>, OutOfMemory> {
+        let mut indices = with_capacity(self.inputs.len())?;
+        indices.extend((0..self.inputs.len()).filter(|index| self.inputs[*index].is_some()));
+        Ok(indices)
     }
 
-    /// The positions of the inputs that are there.
-    pub fn positions(&self) -> impl Iterator<Item = usize> {
-        self.inputs.iter().enumerate().filter_map(|(index, input)| input.as_ref().map(|_| index))
-    }
-
-    /// The outputs as a list, None where the input is. It is made before they are written: afterwards nothing may fail.
+    /// Returns a list of the outputs, None where the input is None. It must be created before the outputs are written,
+    /// because nothing may fail after that.
     pub fn results(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        if let Targets::Inputs(list) = &self.targets {
+        if let Outputs::Inputs(list) = &self.outputs {
             return Ok(list.clone());
         }
         let entry = |output: &'_ Option<View<'py>>| {
@@ -125,33 +128,8 @@ impl<'py> Batch<'py> {
         objects::list(py, self.outputs().len(), self.outputs().iter().map(entry))
     }
 
-    /// Whether a norm over all is float64: whether an input is.
-    pub fn is_wide(&self) -> bool {
-        self.present().any(|view| view.dtype.scalar == crate::scalar::Scalar::F64)
-    }
-}
-
-/// Fresh arrays like these.
-pub fn fresh<'py>(py: Python<'py>, inputs: &[Option<View<'py>>]) -> PyResult<Vec<Option<View<'py>>>> {
-    let mut outputs = Outputs::new(py, inputs.iter().flatten());
-    let make = |input: &Option<View<'py>>| input.as_ref().map(|input| outputs.like(input)).transpose();
-    try_collect(inputs.len(), inputs.iter().map(make))
-}
-
-/// An input and its output as a segment.
-pub fn segment(input: &View, output: Option<&View>) -> Result<Segment, OutOfMemory> {
-    let is_run = |view: &View| view.is_aligned() && view.is_c_order();
-    let is_complex = input.dtype.complex;
-    // SAFETY: the views keep their arrays alive; outputs were checked to be writable and to overlap nothing else, or are
-    // newly allocated.
-    unsafe {
-        if is_run(input) && output.is_none_or(is_run) {
-            let mut runs = [None; crate::engine::segment::OPERANDS];
-            runs[INPUT] = Some(input.run());
-            runs[OUTPUT] = output.map(|view| view.run().written());
-            return Ok(Segment::dense(is_complex, input.size * input.dtype.parts(), runs));
-        }
-        let operands = [Some(input.operand()), output.map(|view| view.operand().written()), None, None];
-        Segment::new(is_complex, input.shape(), operands)
+    /// Whether an input is float64, or complex with float64 parts: then the norm of all inputs is float64.
+    pub fn has_float64(&self) -> bool {
+        self.inputs.iter().flatten().any(|view| view.dtype.scalar == Scalar::F64)
     }
 }

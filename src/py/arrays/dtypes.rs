@@ -1,4 +1,4 @@
-//! The dtypes of arrays: recognised by NumPy's descriptors, and accepted by a function or not.
+//! Dtypes: recognising them from NumPy's descriptors, and the sets of dtypes that functions accept.
 
 use crate::scalar::{DType, Scalar};
 use numpy::npyffi;
@@ -7,23 +7,24 @@ use pyo3::prelude::*;
 use std::os::raw::c_int;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-/// What is being asked of an array.
+/// The dtypes that a function accepts.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum AcceptedDTypes {
-    /// Types with norms: floats and complex numbers.
+    /// Dtypes that have a norm: floats and complex numbers.
     Floats,
-    /// Types with an order: floats and integers.
+    /// Dtypes that have an order: floats and integers.
     Ordered,
-    /// Types of gradients: floats that are not complex.
+    /// Dtypes of gradients: floats, without complex numbers.
     Reals,
-    /// Types of variables.
+    /// Dtypes of variables: float32 and float64.
     Variables,
-    /// Any type that fastclip knows: the check against the input comes later.
+    /// Every dtype that fastclip supports; for outputs, which are compared with their input later.
     Any,
 }
 
 impl AcceptedDTypes {
-    pub(super) fn accepts(self, dtype: DType) -> bool {
+    /// Whether the dtype is accepted.
+    pub(super) fn contains(self, dtype: DType) -> bool {
         match self {
             Self::Floats => dtype.scalar.is_float(),
             Self::Ordered => !dtype.complex,
@@ -33,7 +34,8 @@ impl AcceptedDTypes {
         }
     }
 
-    pub(super) fn list(self) -> &'static str {
+    /// Returns the names of the accepted dtypes, for messages.
+    pub(super) fn names(self) -> &'static str {
         match self {
             Self::Floats => "float16, bfloat16, float32, float64, complex64 and complex128",
             Self::Ordered => "float16, bfloat16, float32, float64 and every int and uint type",
@@ -46,45 +48,50 @@ impl AcceptedDTypes {
     }
 }
 
-/// The last element type seen: the arrays of one call mostly share it.
+/// The descriptor that was recognised last, with its dtype. Most arrays of one call have the same descriptor.
 #[derive(Default)]
 pub struct DTypeCache<'py> {
-    /// The descriptor, which is kept so that no other can take its address, with what it says.
-    descr: Option<(Bound<'py, PyAny>, DType, c_int)>,
+    /// The descriptor, its dtype and NumPy's type number. The reference keeps the descriptor alive, so that no other
+    /// descriptor gets its address.
+    last: Option<(Bound<'py, PyAny>, DType, c_int)>,
 }
 
 impl<'py> DTypeCache<'py> {
-    /// The type that a descriptor stands for, and NumPy's number of it. May run foreign code, at the first sight of a
-    /// type that is not NumPy's own.
+    /// Returns dtype and NumPy's type number of a descriptor; `None` for a dtype that fastclip does not support.
+    ///
+    /// May run Python code: where a user-defined dtype is seen for the first time.
     #[inline]
-    pub(super) fn find(
+    pub(super) fn dtype(
         &mut self,
         py: Python<'py>,
         descr: *mut npyffi::PyArray_Descr,
     ) -> Option<(DType, c_int)> {
-        match &self.descr {
-            Some((seen, dtype, number)) if seen.as_ptr() == descr.cast() => Some((*dtype, *number)),
-            _ => self.learn(py, descr),
+        match &self.last {
+            Some((cached, dtype, type_number)) if cached.as_ptr() == descr.cast() => {
+                Some((*dtype, *type_number))
+            }
+            _ => self.recognise(py, descr),
         }
     }
 
+    /// Recognises a descriptor and caches it.
     #[cold]
-    fn learn(&mut self, py: Python<'py>, descr: *mut npyffi::PyArray_Descr) -> Option<(DType, c_int)> {
-        // SAFETY: the descriptor of a live array, kept alive from here on.
+    fn recognise(&mut self, py: Python<'py>, descr: *mut npyffi::PyArray_Descr) -> Option<(DType, c_int)> {
+        // SAFETY: the descriptor belongs to a live array. The new reference keeps it alive.
         let owned = unsafe { Bound::from_borrowed_ptr(py, descr.cast()) };
-        let (dtype, number) = classify(py, descr)?;
-        self.descr = Some((owned, dtype, number));
-        Some((dtype, number))
+        let (dtype, type_number) = recognise(py, descr)?;
+        self.last = Some((owned, dtype, type_number));
+        Some((dtype, type_number))
     }
 }
 
-/// The element type of a descriptor in native byte order, and NumPy's number of it; `None` for what fastclip does not
-/// take.
-fn classify(py: Python<'_>, descr: *mut npyffi::PyArray_Descr) -> Option<(DType, c_int)> {
+/// Returns dtype and NumPy's type number of a descriptor in native byte order; `None` for a dtype that fastclip does not
+/// support, and for swapped byte order.
+fn recognise(py: Python<'_>, descr: *mut npyffi::PyArray_Descr) -> Option<(DType, c_int)> {
     const INT: [Scalar; 4] = [Scalar::I8, Scalar::I16, Scalar::I32, Scalar::I64];
     const UINT: [Scalar; 4] = [Scalar::U8, Scalar::U16, Scalar::U32, Scalar::U64];
-    // SAFETY: the descriptor of a live array.
-    let (number, order, class) = unsafe {
+    // SAFETY: the descriptor belongs to a live array.
+    let (type_number, order, class) = unsafe {
         let fields = &(*descr).fields;
         (fields.type_num, fields.byteorder as u8, fields.typeobj)
     };
@@ -92,11 +99,12 @@ fn classify(py: Python<'_>, descr: *mut npyffi::PyArray_Descr) -> Option<(DType,
     if order == swapped {
         return None;
     }
-    let real = |scalar| Some((DType { scalar, complex: false }, number));
-    let complex = |scalar| Some((DType { scalar, complex: true }, number));
-    // C's integer types by their size on this platform; the numbers are NumPy's `NPY_TYPES`.
+    let real = |scalar| Some((DType { scalar, complex: false }, type_number));
+    let complex = |scalar| Some((DType { scalar, complex: true }, type_number));
+    // The numbers are those of NumPy's `NPY_TYPES`, which has one for each integer type of C. The size of C's `long`
+    // depends on the platform.
     let long = size_of::<std::os::raw::c_long>().trailing_zeros() as usize;
-    match number {
+    match type_number {
         1 => real(INT[0]),
         2 => real(UINT[0]),
         3 => real(INT[1]),
@@ -117,22 +125,22 @@ fn classify(py: Python<'_>, descr: *mut npyffi::PyArray_Descr) -> Option<(DType,
     }
 }
 
-/// Whether a user type is the bfloat16 of `ml_dtypes`, known by its name: it registers itself with NumPy
-/// under a number that differs from process to process.
+/// Whether a user-defined type is the bfloat16 of `ml_dtypes`. It is recognised by its name, because `ml_dtypes`
+/// registers it with NumPy under a type number that differs from process to process.
 fn is_bfloat16(py: Python<'_>, class: *mut ffi::PyTypeObject) -> bool {
-    static SEEN: AtomicPtr<ffi::PyTypeObject> = AtomicPtr::new(std::ptr::null_mut());
-    if SEEN.load(Ordering::Relaxed) == class {
+    static BFLOAT16: AtomicPtr<ffi::PyTypeObject> = AtomicPtr::new(std::ptr::null_mut());
+    if BFLOAT16.load(Ordering::Relaxed) == class {
         return true;
     }
-    // SAFETY: the type object of a live descriptor.
+    // SAFETY: the type object of a live descriptor is alive.
     let object = unsafe { Bound::from_borrowed_ptr(py, class.cast()) };
-    let is = |attribute: &str, wanted: &str| {
-        object.getattr(attribute).is_ok_and(|v| v.extract::<String>().is_ok_and(|v| v == wanted))
+    let has = |attribute: &str, expected: &str| {
+        object.getattr(attribute).is_ok_and(|v| v.extract::<String>().is_ok_and(|v| v == expected))
     };
-    let found = is("__name__", "bfloat16") && is("__module__", "ml_dtypes");
-    if found {
-        // Never freed: ml_dtypes' types are static, as long as this process lives.
-        SEEN.store(class, Ordering::Relaxed);
+    let is_bfloat16 = has("__name__", "bfloat16") && has("__module__", "ml_dtypes");
+    if is_bfloat16 {
+        // The type object is never freed: the types of ml_dtypes are static, and live as long as the process.
+        BFLOAT16.store(class, Ordering::Relaxed);
     }
-    found
+    is_bfloat16
 }

@@ -1,12 +1,15 @@
-//! Arrays on their way in and out: looked at, checked against each other, and made for results.
+//! Arrays of a call: snapshots of inputs and outputs, checks of them, and new arrays for results.
 
 pub mod argument_name;
-pub mod batch;
+mod axes;
+pub mod call_arrays;
 pub mod dtypes;
+mod extent;
 pub mod list;
 pub mod ndarray_type;
 pub mod output;
 pub mod output_check;
 pub mod overlap;
 pub mod plain;
+pub mod segment;
 pub mod view;

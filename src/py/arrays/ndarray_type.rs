@@ -1,28 +1,28 @@
-//! The type object of NumPy's arrays.
+//! NumPy's `ndarray` type.
 
 use numpy::npyffi::{self, NpyTypes};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-/// NumPy's type object of arrays, null before [`load_numpy`].
+/// The type object of `ndarray`; null before [`load_numpy`].
 static NDARRAY: AtomicPtr<ffi::PyTypeObject> = AtomicPtr::new(std::ptr::null_mut());
 
-/// Looks NumPy's C interface up.
+/// Loads NumPy's C API and caches the type object of `ndarray`. Called when the module is initialised.
 pub fn load_numpy(py: Python<'_>) {
-    // SAFETY: looks up a static of NumPy's.
+    // SAFETY: reads a static entry of NumPy's API table.
     let array = unsafe { npyffi::get_type_object(py, NpyTypes::PyArray_Type) };
     NDARRAY.store(array, Ordering::Relaxed);
 }
 
-/// Whether an object is exactly an array, of no subclass.
+/// Whether the type of an object is `ndarray`, not a subclass.
 pub fn is_exactly_array(object: &Bound<'_, PyAny>) -> bool {
     // SAFETY: reads the type of a live object.
     unsafe { ffi::Py_TYPE(object.as_ptr()) == NDARRAY.load(Ordering::Relaxed) }
 }
 
-/// Whether an object is an array, perhaps of a subclass.
+/// Whether an object is an `ndarray` or an instance of a subclass.
 pub fn is_array(object: &Bound<'_, PyAny>) -> bool {
-    // SAFETY: looks at the type of a live object.
+    // SAFETY: reads the type of a live object.
     is_exactly_array(object) || unsafe { npyffi::PyArray_Check(object.py(), object.as_ptr()) != 0 }
 }

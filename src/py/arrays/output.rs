@@ -1,32 +1,35 @@
-//! Arrays for results, over memory of our own.
+//! New arrays for results, over memory owned by fastclip.
 
 use super::dtypes::{AcceptedDTypes, DTypeCache};
 use super::view::View;
-use crate::allocation::{OutOfMemory, filled, with_capacity};
+use crate::allocation::{OutOfMemory, filled, try_collect, with_capacity};
 use crate::engine::memory::{ALIGNMENT, Block, MAPPED_BYTES};
 use numpy::npyffi::{self, NpyTypes, PY_ARRAY_API, PyArrayObject};
 use pyo3::prelude::*;
 use std::os::raw::c_int;
 
-/// Small results of one call share blocks of this size.
-const SLAB_BYTES: usize = 256 << 10;
+/// Most bytes of one buffer that several small results of a call share.
+const SHARED_BYTES: usize = 256 << 10;
 
-/// Memory that arrays stand on: it lives until the last of them is gone.
+/// A block of memory that new arrays refer to. It is freed when the last of them is gone.
 #[pyclass(frozen, module = "fastclip._core")]
 pub struct Buffer {
     block: Block,
 }
 
-/// Makes the results of one call.
-pub struct Outputs<'py> {
+/// Allocates the results of one call. Small results share buffers.
+pub struct OutputAllocator<'py> {
     py: Python<'py>,
-    slab: Option<Bound<'py, Buffer>>,
+    /// The buffer for the next small results.
+    shared: Option<Bound<'py, Buffer>>,
+    /// Bytes of `shared` that are in use.
     used: usize,
-    /// Bytes of small results still to come: the last slab is no larger than they need.
-    small: usize,
-    known: DTypeCache<'py>,
+    /// Bytes of the small results that are still to be allocated: the last shared buffer is no larger than they need.
+    small_bytes: usize,
+    cache: DTypeCache<'py>,
 }
 
+/// Rounds a size up to a multiple of the alignment, at least to one.
 fn padded(bytes: usize) -> usize {
     bytes.max(1).saturating_add(ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT
 }
@@ -35,15 +38,15 @@ fn is_small(bytes: usize) -> bool {
     bytes < MAPPED_BYTES
 }
 
-impl<'py> Outputs<'py> {
-    /// For the results that have the sizes of these arrays.
+impl<'py> OutputAllocator<'py> {
+    /// Creates the allocator of results that have the sizes of `inputs`.
     pub fn new<'a>(py: Python<'py>, inputs: impl Iterator<Item = &'a View<'py>>) -> Self
     where
         'py: 'a,
     {
         let sizes = inputs.map(|view| view.size * view.dtype.size());
-        let small = sizes.filter(|n| is_small(*n)).map(padded).sum();
-        Self { py, slab: None, used: 0, small, known: DTypeCache::default() }
+        let small_bytes = sizes.filter(|bytes| is_small(*bytes)).map(padded).sum();
+        Self { py, shared: None, used: 0, small_bytes, cache: DTypeCache::default() }
     }
 
     fn buffer(&self, bytes: usize) -> PyResult<Bound<'py, Buffer>> {
@@ -51,30 +54,30 @@ impl<'py> Outputs<'py> {
         Bound::new(self.py, Buffer { block })
     }
 
-    /// Memory for one result, and what owns it.
-    pub fn memory(&mut self, bytes: usize) -> PyResult<(*mut u8, Bound<'py, Buffer>)> {
+    /// Returns uninitialised memory of `bytes` bytes for one result, and the buffer that owns it.
+    pub fn allocate(&mut self, bytes: usize) -> PyResult<(*mut u8, Bound<'py, Buffer>)> {
         if !is_small(bytes) {
             let buffer = self.buffer(bytes)?;
             return Ok((buffer.get().block.pointer(), buffer));
         }
         let needed = padded(bytes);
-        let slab = match self.slab.take() {
-            Some(slab) if self.used + needed <= slab.get().block.size() => slab,
+        let shared = match self.shared.take() {
+            Some(shared) if self.used + needed <= shared.get().block.size() => shared,
             _ => {
                 self.used = 0;
-                self.buffer(self.small.clamp(needed, SLAB_BYTES))?
+                self.buffer(self.small_bytes.clamp(needed, SHARED_BYTES))?
             }
         };
-        let pointer = slab.get().block.pointer().wrapping_add(self.used);
+        let pointer = shared.get().block.pointer().wrapping_add(self.used);
         self.used += needed;
-        self.small = self.small.saturating_sub(needed);
-        self.slab = Some(slab.clone());
-        Ok((pointer, slab))
+        self.small_bytes = self.small_bytes.saturating_sub(needed);
+        self.shared = Some(shared.clone());
+        Ok((pointer, shared))
     }
 
-    /// An uninitialised array of the type, shape and memory order of another.
-    pub fn like(&mut self, view: &View<'py>) -> PyResult<View<'py>> {
-        let (pointer, owner) = self.memory(view.size * view.dtype.size())?;
+    /// Creates an uninitialised array with the dtype, shape and memory order of another.
+    pub fn empty_like(&mut self, view: &View<'py>) -> PyResult<View<'py>> {
+        let (pointer, owner) = self.allocate(view.size * view.dtype.size())?;
         let mut flags = npyffi::NPY_ARRAY_WRITEABLE;
         let mut strides = None;
         if !view.is_c_order() {
@@ -84,35 +87,46 @@ impl<'py> Outputs<'py> {
                 strides = Some(dense_strides(view)?);
             }
         }
-        let (_, number) = view.number();
-        // SAFETY: the memory is as large as these strides reach, and the owner keeps it alive.
+        let (_, type_number) = view.numpy_dtype();
+        // SAFETY: the memory is as large as shape and strides need, and the owner keeps it alive.
         let array = unsafe {
-            array_over(owner.into_any(), pointer, number, view.shape(), strides.as_deref(), flags)?
+            array_over(owner.into_any(), pointer, type_number, view.shape(), strides.as_deref(), flags)?
         };
-        Ok(View::new(array, AcceptedDTypes::Any, &mut self.known, String::new)?)
+        Ok(View::new(array, AcceptedDTypes::Any, &mut self.cache, String::new)?)
     }
 }
 
-/// An array over memory, of NumPy's type of that number. Without `strides` it is one run, in C order or that of the
-/// flags.
+/// Creates an uninitialised array like each input that is not None, see [`OutputAllocator::empty_like`].
+pub fn empty_like_each<'py>(
+    py: Python<'py>,
+    inputs: &[Option<View<'py>>],
+) -> PyResult<Vec<Option<View<'py>>>> {
+    let mut allocator = OutputAllocator::new(py, inputs.iter().flatten());
+    let output =
+        |input: &Option<View<'py>>| input.as_ref().map(|input| allocator.empty_like(input)).transpose();
+    try_collect(inputs.len(), inputs.iter().map(output))
+}
+
+/// Creates an array over existing memory, with a dtype given by NumPy's type number. Without `strides` it is contiguous,
+/// in C order or, where `flags` say so, in Fortran order.
 ///
 /// # Safety
 ///
-/// The memory must hold elements of that type and shape at these strides for as long as `owner` lives, which the array
+/// The memory must hold elements of that dtype and shape at these strides for as long as `owner` lives, which the array
 /// keeps alive.
 pub unsafe fn array_over<'py>(
     owner: Bound<'py, PyAny>,
     pointer: *mut u8,
-    number: c_int,
+    type_number: c_int,
     shape: &[usize],
     strides: Option<&[isize]>,
     flags: c_int,
 ) -> PyResult<Bound<'py, PyAny>> {
     let py = owner.py();
-    // SAFETY: the descriptor is a new reference, which the second call takes over, also if it fails. Shape and strides
-    // are read, not kept. The array takes over the reference to its owner, also if that fails.
+    // SAFETY: the descriptor is a new reference, which `PyArray_NewFromDescr` steals, also if it fails. Shape and strides
+    // are copied. `PyArray_SetBaseObject` steals the reference to the owner, also if it fails.
     unsafe {
-        let descr = PY_ARRAY_API.PyArray_DescrFromType(py, number);
+        let descr = PY_ARRAY_API.PyArray_DescrFromType(py, type_number);
         if descr.is_null() {
             return Err(PyErr::fetch(py));
         }
@@ -136,12 +150,12 @@ pub unsafe fn array_over<'py>(
     }
 }
 
-/// Strides without holes, in the order of the array's own: what `np.empty_like` gives.
+/// Returns the byte strides of a dense array whose axes have the memory order of `view`: those of `np.empty_like`.
 pub fn dense_strides(view: &View) -> Result<Vec<isize>, OutOfMemory> {
     let (shape, strides) = (view.shape(), view.strides());
     let mut axes = with_capacity(shape.len())?;
     axes.extend(0..shape.len());
-    // Axes of the same stride stay in their order.
+    // Axes of the same stride keep their order.
     axes.sort_unstable_by_key(|axis| (std::cmp::Reverse(strides[*axis].unsigned_abs()), *axis));
     let mut dense = filled(0, shape.len())?;
     let mut step = view.dtype.size();
@@ -152,7 +166,7 @@ pub fn dense_strides(view: &View) -> Result<Vec<isize>, OutOfMemory> {
     Ok(dense)
 }
 
-/// Strides in C order.
+/// Returns the byte strides of an array in C order, with elements of `size` bytes.
 pub fn c_strides(shape: &[usize], size: usize) -> Result<Vec<isize>, OutOfMemory> {
     let mut strides = filled(0, shape.len())?;
     let mut step = size;

@@ -1,60 +1,91 @@
 //! The check of output arrays that a caller passes.
 
 use super::argument_name::ArgumentName;
-use super::overlap;
+use super::overlap::{self, Spans};
 use super::view::View;
 use crate::error::Error;
 use pyo3::prelude::*;
 
-/// Refuses outputs that are not like their inputs, or whose memory is not free to be written.
-pub fn check_given(
+/// Raises if the outputs do not have the dtypes and shapes of their inputs, are read-only, or overlap themselves, each
+/// other or an input. An output may be exactly its own input.
+pub fn check_outputs(
     py: Python<'_>,
     inputs: &[Option<View<'_>>],
     outputs: &[Option<View<'_>>],
-    input_label: ArgumentName<'_, '_>,
-    output_label: ArgumentName<'_, '_>,
+    input_name: ArgumentName<'_, '_>,
+    output_name: ArgumentName<'_, '_>,
 ) -> PyResult<()> {
     if inputs.len() != outputs.len() {
         return Err(Error::Value(format!(
             "{} has {} entries and {} has {}: they must be as many",
-            output_label.argument(),
+            output_name.argument(),
             outputs.len(),
-            input_label.argument(),
+            input_name.argument(),
             inputs.len()
         ))
         .into());
     }
     for (index, (input, output)) in inputs.iter().zip(outputs).enumerate() {
-        let (name, of) = (|| output_label.of(index), || input_label.of(index));
-        match (input, output) {
-            (None, None) => {}
-            (Some(input), Some(output)) => {
-                if output.dtype != input.dtype || output.shape() != input.shape() {
-                    return Err(Error::Value(format!(
-                        "{} is {} where {} is {}: dtype and shape must be the same",
-                        name(),
-                        output.describe(),
-                        of(),
-                        input.describe()
-                    ))
-                    .into());
-                }
-                if !output.is_writable() {
-                    return Err(Error::Value(format!(
-                        "{} ({}) is read-only: a writable array is needed to put the result in",
-                        name(),
-                        output.describe()
-                    ))
-                    .into());
-                }
-            }
-            (Some(_), None) => {
-                return Err(Error::Value(format!("{} is None where {} is an array", name(), of())).into());
-            }
-            (None, Some(_)) => {
-                return Err(Error::Value(format!("{} is an array where {} is None", name(), of())).into());
-            }
-        }
+        let (input_name, output_name) = (|| input_name.entry(index), || output_name.entry(index));
+        check_properties(input.as_ref(), output.as_ref(), input_name, output_name)?;
     }
-    overlap::check(py, inputs, outputs, true, input_label, output_label)
+    overlap::check(py, inputs, outputs, true, input_name, output_name)
+}
+
+/// Does the checks of [`check_outputs`] for a call that has one input and one output.
+pub fn check_output(
+    py: Python<'_>,
+    input: &View<'_>,
+    output: &View<'_>,
+    input_name: ArgumentName<'_, '_>,
+    output_name: ArgumentName<'_, '_>,
+) -> PyResult<()> {
+    check_properties(Some(input), Some(output), || input_name.entry(0), || output_name.entry(0))?;
+    let mut spans = Spans::with_capacity(2)?;
+    spans.push_pair(Some(input), Some(output), 0, true)?;
+    overlap::check_spans(py, spans, input_name, output_name)
+}
+
+/// Checks dtype, shape and writability of one output.
+fn check_properties(
+    input: Option<&View>,
+    output: Option<&View>,
+    input_name: impl Fn() -> String,
+    output_name: impl Fn() -> String,
+) -> Result<(), Error> {
+    let (input, output) = match (input, output) {
+        (None, None) => return Ok(()),
+        (Some(input), Some(output)) => (input, output),
+        (Some(_), None) => {
+            return Err(Error::Value(format!(
+                "{} is None where {} is an array",
+                output_name(),
+                input_name()
+            )));
+        }
+        (None, Some(_)) => {
+            return Err(Error::Value(format!(
+                "{} is an array where {} is None",
+                output_name(),
+                input_name()
+            )));
+        }
+    };
+    if output.dtype != input.dtype || output.shape() != input.shape() {
+        return Err(Error::Value(format!(
+            "{} is {} where {} is {}: dtype and shape must be the same",
+            output_name(),
+            output.describe(),
+            input_name(),
+            input.describe()
+        )));
+    }
+    if !output.is_writable() {
+        return Err(Error::Value(format!(
+            "{} ({}) is read-only: a writable array is needed to put the result in",
+            output_name(),
+            output.describe()
+        )));
+    }
+    Ok(())
 }

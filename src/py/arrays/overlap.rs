@@ -80,6 +80,27 @@ impl<'a, 'py> Spans<'a, 'py> {
         self.spans.push(Span { low, high, view, index, part, overlaps_itself });
         Ok(())
     }
+
+    /// Adds an output and its input. With `in_place`, an input that is exactly the output is not added, so that the two
+    /// may overlap.
+    #[inline]
+    pub fn push_pair(
+        &mut self,
+        input: Option<&'a View<'py>>,
+        output: Option<&'a View<'py>>,
+        index: usize,
+        in_place: bool,
+    ) -> Result<(), OutOfMemory> {
+        if let Some(output) = output {
+            self.push(output, Part::Output, index)?;
+        }
+        match input {
+            Some(input) if !(in_place && output.is_some_and(|output| output.is_same_memory(input))) => {
+                self.push(input, Part::Input, index)
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Overlap that does not allow a call to write. Arrays are named by part and index.
@@ -98,32 +119,35 @@ pub fn check(
     inputs: &[Option<View<'_>>],
     outputs: &[Option<View<'_>>],
     in_place: bool,
-    input_label: ArgumentName<'_, '_>,
-    output_label: ArgumentName<'_, '_>,
+    input_name: ArgumentName<'_, '_>,
+    output_name: ArgumentName<'_, '_>,
 ) -> PyResult<()> {
     let mut spans = Spans::with_capacity(inputs.len() + outputs.len())?;
     for index in 0..inputs.len().max(outputs.len()) {
         let input = inputs.get(index).and_then(Option::as_ref);
         let output = outputs.get(index).and_then(Option::as_ref);
-        if let Some(output) = output {
-            spans.push(output, Part::Output, index)?;
-        }
-        if let Some(input) = input
-            && !(in_place && output.is_some_and(|output| output.is_same_memory(input)))
-        {
-            spans.push(input, Part::Input, index)?;
-        }
+        spans.push_pair(input, output, index, in_place)?;
     }
+    check_spans(py, spans, input_name, output_name)
+}
+
+/// Raises if an output overlaps itself, another output or an input.
+pub fn check_spans(
+    py: Python<'_>,
+    spans: Spans<'_, '_>,
+    input_name: ArgumentName<'_, '_>,
+    output_name: ArgumentName<'_, '_>,
+) -> PyResult<()> {
     match sweep(py, spans, ControlFlow::Break)? {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(Clash::Within(_, index)) => Err(Error::Value(format!(
             "{} overlaps itself: elements of it share memory",
-            output_label.of(index)
+            output_name.entry(index)
         ))
         .into()),
         ControlFlow::Break(Clash::Between(first, second)) => {
             let name = |(part, index): (Part, usize)| {
-                if part.is_written() { output_label.of(index) } else { input_label.of(index) }
+                if part.is_written() { output_name.entry(index) } else { input_name.entry(index) }
             };
             Err(Error::Value(format!(
                 "{} shares memory with {}: an output may be exactly its own input, and else must \

@@ -1,4 +1,5 @@
-//! The quick checks whether arguments are plain arrays, which need no conversion in Python.
+//! Quick checks whether arguments are plain arrays: exactly `ndarray`, in native byte order. These need no conversion in
+//! Python.
 
 use super::ndarray_type::is_exactly_array;
 use crate::py::objects;
@@ -8,21 +9,21 @@ use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 use pyo3::{Borrowed, ffi};
 
-/// Whether an object is just an array (of no subclass), in native byte order.
+/// Whether an object is exactly an `ndarray`, not of a subclass, in native byte order.
 pub fn is_plain_array(object: &Bound<'_, PyAny>) -> bool {
     is_exactly_array(object) && {
-        // SAFETY: the object is an array, alive, and so is its descriptor.
+        // SAFETY: the object is a live array, and so its descriptor is alive.
         let order = unsafe { (*(*object.as_ptr().cast::<PyArrayObject>()).fields.descr).fields.byteorder };
         !matches!(order as u8, b'>' | b'<')
     }
 }
 
-/// Whether an entry is a plain array or None.
+/// Whether an entry of a list is a plain array or None.
 fn is_plain_entry(entry: &Bound<'_, PyAny>) -> bool {
     is_plain_array(entry) || entry.is_none()
 }
 
-/// Whether `tensors` is a list or tuple of plain arrays in native byte order, and None.
+/// Whether `tensors` is a list or tuple of plain arrays and None.
 #[pyfunction]
 #[pyo3(signature = (tensors, /))]
 pub fn is_plain(tensors: &Bound<'_, PyAny>) -> bool {
@@ -35,8 +36,8 @@ pub fn is_plain(tensors: &Bound<'_, PyAny>) -> bool {
     }
 }
 
-/// The entries of a list or tuple as a list of our own, if they are plain arrays in native byte order, and None, and so
-/// need no looking into from Python; else None. The caller's list is read once, here.
+/// Returns a new list of the entries of a list or tuple, if they are plain arrays and None, which need no conversion in
+/// Python; else None. The caller's list is read once, here.
 #[pyfunction]
 #[pyo3(signature = (tensors, /))]
 pub fn plain_list<'py>(py: Python<'py>, tensors: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyList>>> {
@@ -44,10 +45,10 @@ pub fn plain_list<'py>(py: Python<'py>, tensors: &Bound<'py, PyAny>) -> PyResult
         if !tensors.is_exact_instance_of::<PyList>() && !tensors.is_exact_instance_of::<PyTuple>() {
             return Ok(None);
         }
-        let own = objects::list_of(tensors)?;
-        // SAFETY: a new list that nobody else has: its entries stay.
-        let entry = |at| unsafe { Borrowed::from_ptr(py, ffi::PyList_GetItem(own.as_ptr(), at)) };
-        let plain = (0..own.len().cast_signed()).all(|at| is_plain_entry(&entry(at)));
-        Ok(plain.then_some(own))
+        let list = objects::copy_to_list(tensors)?;
+        // SAFETY: no other code has a reference to the new list, so its entries stay alive.
+        let entry = |index| unsafe { Borrowed::from_ptr(py, ffi::PyList_GetItem(list.as_ptr(), index)) };
+        let is_plain = (0..list.len().cast_signed()).all(|index| is_plain_entry(&entry(index)));
+        Ok(is_plain.then_some(list))
     })
 }

@@ -1,22 +1,56 @@
 //! Clipping of each tensor by its own norm.
 
 use crate::allocation::with_capacity;
+use crate::engine::exec::{Context, Workspace};
 use crate::engine::segment::Segment;
-use crate::engine::workspace::{Context, Workspace};
 use crate::error::Error;
 use crate::operations::clip::{self, Action, Actions};
 use crate::operations::magnitude::Order;
 use crate::operations::norms::measure;
 use crate::py::arrays::argument_name::ArgumentNames;
-use crate::py::arrays::batch::{Batch, Destination};
+use crate::py::arrays::call_arrays::{CallArrays, Destination};
 use crate::py::arrays::dtypes::AcceptedDTypes;
-use crate::py::objects::{extract, number};
+use crate::py::objects::{extract, to_f64};
 use crate::py::raise::{before_writing, check_memory, detached, entry};
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
-/// Clips each tensor by its own norm, divided by `divisor`: "one", "count" (the number of elements)
-/// or "root" (the square root of that). `bounds` has one number for each array that is there.
+/// The number that a tensor's norm is divided by before it is compared with the bound.
+#[derive(Clone, Copy)]
+enum Divisor {
+    /// 1: the norm itself is bounded.
+    One,
+    /// The number of elements.
+    Count,
+    /// The square root of the number of elements: for the norm of order 2, the root mean square is bounded.
+    Root,
+}
+
+impl Divisor {
+    fn from_name(name: &str) -> Result<Self, Error> {
+        match name {
+            "one" => Ok(Self::One),
+            "count" => Ok(Self::Count),
+            "root" => Ok(Self::Root),
+            _ => Err(Error::Value(format!(
+                "fastclip._core: divisor is {name:?}; it takes \"one\", \"count\" or \"root\""
+            ))),
+        }
+    }
+
+    /// Returns the divisor of a segment's norm.
+    fn value(self, segment: &Segment) -> f64 {
+        let count = (segment.len / if segment.complex { 2 } else { 1 }).max(1) as f64;
+        match self {
+            Self::One => 1.0,
+            Self::Count => count,
+            Self::Root => count.sqrt(),
+        }
+    }
+}
+
+/// Clips each tensor by its own norm, divided by `divisor`: "one", "count" (the number of elements) or "root" (the square
+/// root of that number). `bounds` has one number for each tensor that is not None. Returns the list of outputs.
 #[pyfunction]
 #[pyo3(signature = (tensors, bounds, divisor, p, out, names, /))]
 pub fn clip_tensors<'py>(
@@ -29,40 +63,31 @@ pub fn clip_tensors<'py>(
     names: ArgumentNames<'py>,
 ) -> PyResult<Bound<'py, PyList>> {
     entry(py, || {
-        let order = Order::new(p);
-        let bounds = extract(bounds, number)?;
-        let destination = Destination::from(out);
-        let mut batch =
-            Batch::new(py, tensors, &destination, AcceptedDTypes::Floats, names.input(), names.output())?;
-        let mut segments = std::mem::take(&mut batch.segments);
-        let plan = &batch.plan;
+        let (order, divisor) = (Order::new(p), Divisor::from_name(divisor)?);
+        let bounds = extract(bounds, to_f64)?;
+        let arrays = CallArrays::new(py, tensors, &Destination::from(out), AcceptedDTypes::Floats, &names)?;
+        let (segments, plan) = (&arrays.segments, &arrays.plan);
         if bounds.len() != segments.len() {
             return Err(Error::Value(format!("{} bounds for {} arrays", bounds.len(), segments.len())).into());
         }
-        let divide = |segment: &Segment| {
-            let count = (segment.len() / if segment.is_complex() { 2 } else { 1 }).max(1) as f64;
-            match divisor {
-                "count" => count,
-                "root" => count.sqrt(),
-                _ => 1.0,
-            }
-        };
-        let results = batch.results(py)?;
-        let workspace = Workspace::new(Context::current(), &segments, plan)?;
+        let results = arrays.results(py)?;
+        let workspace = Workspace::new(Context::current(), segments, plan)?;
         check_memory(py)?;
         detached(py, || {
-            let found = measure(&workspace, &segments, plan, order)?;
-            let each = found.iter().zip(&segments).zip(&bounds);
-            let mut actions: Vec<Action> = with_capacity(found.len())?;
-            actions.extend(each.map(|((magnitude, segment), bound)| {
+            let magnitudes = measure(&workspace, segments, plan, order)?;
+            let tensors = magnitudes.iter().zip(segments).zip(&bounds);
+            let mut actions: Vec<Action> = with_capacity(magnitudes.len())?;
+            actions.extend(tensors.map(|((magnitude, segment), bound)| {
                 if magnitude.is_finite() {
-                    magnitude.factor(order, divide(segment), *bound).map_or(Action::Keep, Action::Scale)
+                    let factor = magnitude.factor(order, divisor.value(segment), *bound);
+                    factor.map_or(Action::Keep, Action::Scale)
                 } else {
                     Action::FillNan
                 }
             }));
-            before_writing(plan.bytes())?;
-            clip::apply(&workspace, &mut segments, plan, Actions::Each(&actions));
+            before_writing(plan.bytes)?;
+            // SAFETY: `CallArrays` checked that outputs overlap nothing but their own inputs.
+            unsafe { clip::apply(&workspace, segments, plan, Actions::Each(&actions)) };
             Ok(())
         })?;
         Ok(results)

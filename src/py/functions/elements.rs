@@ -1,13 +1,13 @@
-//! Clipping of elements by bounds of their own and the norms of their slices.
+//! Clipping of each element by a bound of its own and the norm of its slice.
 
-use super::slices::{misfit, reduced_axes};
+use super::slices::{SlicedTensors, does_not_fit};
 use crate::allocation::with_capacity;
-use crate::engine::segment::Operand;
-use crate::engine::workspace::Context;
+use crate::engine::exec::Context;
+use crate::engine::segment::Strided;
 use crate::operations::axes::elements::{self, Elements};
 use crate::operations::magnitude::Order;
 use crate::py::arrays::argument_name::ArgumentNames;
-use crate::py::arrays::batch::{Batch, Destination};
+use crate::py::arrays::call_arrays::Destination;
 use crate::py::arrays::dtypes::AcceptedDTypes;
 use crate::py::arrays::list::views;
 use crate::py::arrays::view::View;
@@ -15,8 +15,9 @@ use crate::py::raise::{before_writing, check_memory, detached, entry};
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
-/// Clips each element of each array by its own bound and the norm of its slice. `bounds` are float64 arrays with as many
-/// axes as the arrays, each of length 1 or that of the array's axis.
+/// Clips each element of each tensor by its own bound and the norm of its slice. `axes` has one list of bools for each
+/// tensor: whether each axis is reduced. `bounds` has one float64 array for each tensor, with as many axes, each of length
+/// 1 or that of the tensor's axis. Returns the list of outputs.
 #[pyfunction]
 #[pyo3(signature = (tensors, axes, bounds, p, out, names, /))]
 pub fn clip_elements<'py>(
@@ -29,59 +30,50 @@ pub fn clip_elements<'py>(
     names: ArgumentNames<'py>,
 ) -> PyResult<Bound<'py, PyList>> {
     entry(py, || {
-        let axes = reduced_axes(axes)?;
-        let destination = Destination::from(out);
-        let batch =
-            Batch::new(py, tensors, &destination, AcceptedDTypes::Floats, names.input(), names.output())?;
+        let tensors = SlicedTensors::new(py, tensors, axes, &Destination::from(out), &names)?;
         let bounds = views(bounds, AcceptedDTypes::Floats, names.output())?;
-        let mut found = by_element(&batch, &axes, &bounds, Order::new(p))?;
-        let results = batch.results(py)?;
+        let mut tensors_with_bounds = with_bounds(&tensors, &bounds, Order::new(p))?;
+        let results = tensors.arrays.results(py)?;
         check_memory(py)?;
         detached(py, || {
             let context = Context::current();
-            for tensor in &mut found {
+            for tensor in &mut tensors_with_bounds {
                 tensor.measure(context)?;
             }
-            let (plan, workspace) = elements::prepare(context, &found)?;
-            before_writing(plan.bytes())?;
-            elements::clip(&workspace, &mut found, &plan);
+            let (plan, workspace) = elements::prepare(context, &tensors_with_bounds)?;
+            before_writing(plan.bytes)?;
+            // SAFETY: outputs were checked, and the caller in `fastclip` copied bounds that overlap one.
+            unsafe { elements::clip(&workspace, &tensors_with_bounds, &plan) };
             Ok(())
         })?;
         Ok(results)
     })
 }
 
-/// The arrays of a batch with bounds for their elements.
-fn by_element(
-    batch: &Batch,
-    axes: &[Vec<bool>],
-    bounds: &[Option<View>],
-    order: Order,
-) -> PyResult<Vec<Elements>> {
-    let mut found = with_capacity(batch.segments.len())?;
-    for (index, input) in batch.inputs.iter().enumerate() {
-        let Some(input) = input else { continue };
+/// Describes tensors with the bounds of their elements.
+fn with_bounds(tensors: &SlicedTensors, bounds: &[Option<View>], order: Order) -> PyResult<Vec<Elements>> {
+    let mut described = with_capacity(tensors.arrays.segments.len())?;
+    for (index, input, is_reduced) in tensors.inputs() {
         let shape = input.shape();
-        let reduced = axes.get(index).filter(|reduced| reduced.len() == shape.len());
-        let Some(reduced) = reduced else { return Err(misfit("axes")) };
+        if is_reduced.len() != shape.len() {
+            return Err(does_not_fit("axes"));
+        }
         let fits = |view: &&View| {
             view.dtype.name() == "float64"
                 && view.shape().len() == shape.len()
-                && view.shape().iter().zip(shape).all(|(n, of)| *n == 1 || n == of)
+                && view.shape().iter().zip(shape).all(|(len, input_len)| *len == 1 || len == input_len)
         };
         let Some(bound) = bounds.get(index).and_then(Option::as_ref).filter(fits) else {
-            return Err(misfit("bounds"));
+            return Err(does_not_fit("bounds"));
         };
-        let Some(output) = batch.outputs().get(index).and_then(Option::as_ref) else {
-            return Err(misfit("outputs"));
-        };
+        let Some(output) = tensors.output(index) else { return Err(does_not_fit("outputs")) };
         let mut strides: Vec<isize> = with_capacity(shape.len())?;
-        let steps = bound.shape().iter().zip(bound.strides());
-        strides.extend(steps.map(|(n, stride)| if *n == 1 { 0 } else { *stride }));
-        let bound = Operand { strides: &strides, ..bound.operand() };
-        let operands = [input.operand(), output.operand().written(), bound];
-        // SAFETY: the arrays are alive; outputs were checked; the bounds reach as far as the array, checked above.
-        found.push(unsafe { Elements::new(input.dtype, shape, reduced, operands, order)? });
+        let axes = bound.shape().iter().zip(bound.strides());
+        strides.extend(axes.map(|(len, stride)| if *len == 1 { 0 } else { *stride }));
+        let bound = Strided { pointer: bound.pointer, strides: &strides };
+        let operands = [input.strided(), output.strided(), bound];
+        // SAFETY: the arrays are alive; outputs were checked; the bounds broadcast to the input's shape, checked above.
+        described.push(unsafe { Elements::new(input.dtype, shape, is_reduced, operands, order)? });
     }
-    Ok(found)
+    Ok(described)
 }

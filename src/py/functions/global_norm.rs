@@ -1,46 +1,72 @@
 //! Clipping by the norm of all tensors together.
 
-use super::nonfinite::Policy;
-use crate::allocation::{collect, with_capacity};
-use crate::engine::workspace::{Context, Workspace};
+use super::on_nonfinite::OnNonFinite;
+use crate::allocation::{OutOfMemory, collect, with_capacity};
+use crate::engine::exec::{Context, Workspace};
 use crate::error::Error;
 use crate::kernels::scale::Factor;
 use crate::operations::clip::{self, Action, Actions};
 use crate::operations::magnitude::{Magnitude, Order, combine};
 use crate::operations::norms::measure;
 use crate::py::arrays::argument_name::{ArgumentName, ArgumentNames};
-use crate::py::arrays::batch::{Batch, Destination};
+use crate::py::arrays::call_arrays::{CallArrays, Destination};
 use crate::py::arrays::dtypes::{AcceptedDTypes, DTypeCache};
 use crate::py::arrays::view::View;
-use crate::py::norm_scalar::Scalar;
-use crate::py::objects::{extract, number};
-use crate::py::raise::{before_writing, check_memory, detached, entry, refuse_nonfinite};
+use crate::py::norm_scalar::NormScalar;
+use crate::py::objects::{extract, to_f64};
+use crate::py::raise::{before_writing, check_memory, detached, entry, nonfinite_error};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-/// A norm that is known already.
+/// A global norm that was computed before the call: `use_norm`, or the norm of all processes.
 #[derive(FromPyObject)]
 pub struct KnownNorm<'py> {
-    /// Its mantissa,
+    /// Mantissa of the norm.
     #[pyo3(item(0))]
-    root: f64,
-    /// and its exponent of two.
+    mantissa: f64,
+    /// Exponent of two of the norm.
     #[pyo3(item(1))]
     exponent: i32,
-    /// Whether an input of any process is float64.
+    /// Whether the norm is returned as float64: an input of some process is float64.
     #[pyo3(item(2))]
-    wide: bool,
-    /// The norms of this call's own tensors if they were measured, or None.
+    is_float64: bool,
+    /// The norm of each tensor of this call if it was measured; else None.
     #[pyo3(item(3))]
-    norms: Option<Bound<'py, PyAny>>,
-    /// The positions, among the tensors that are there, of those that hold NaN or infinity.
+    tensor_norms: Option<Bound<'py, PyAny>>,
+    /// Indices, among the tensors that are not None, of those that contain NaN or infinity.
     #[pyo3(item(4))]
     nonfinite: Bound<'py, PyAny>,
 }
 
+impl KnownNorm<'_> {
+    fn magnitude(&self) -> Magnitude {
+        Magnitude { value: self.mantissa, exponent: self.exponent }
+    }
+
+    /// Converts the norms of this call's tensors, if there are any.
+    fn tensor_norms(
+        &self,
+        arrays: &CallArrays,
+        input_name: ArgumentName<'_, '_>,
+    ) -> PyResult<Option<Vec<f64>>> {
+        let Some(norms) = &self.tensor_norms else { return Ok(None) };
+        let norms = extract(norms, to_f64)?;
+        if norms.len() != arrays.segments.len() {
+            return Err(Error::Value(format!(
+                "{} has {} arrays, and had another number when its norm was taken",
+                input_name.argument(),
+                arrays.segments.len()
+            ))
+            .into());
+        }
+        Ok(Some(norms))
+    }
+}
+
 /// Clips tensors by the norm of all of them together.
 ///
-/// Returns the clipped arrays and the norm, a scalar of NumPy's. `given` is the norm if it is known.
+/// Returns the tuple of the list of outputs and the norm, a NumPy scalar. `given` is the norm if it was computed before.
+/// The norm of each tensor is written to the array `norms` if there is one.
 #[pyfunction]
 #[pyo3(signature = (tensors, bound, given, p, out, on_nonfinite, norms, names, /))]
 pub fn clip_by_global_norm<'py>(
@@ -55,116 +81,110 @@ pub fn clip_by_global_norm<'py>(
     names: ArgumentNames<'py>,
 ) -> PyResult<Bound<'py, PyTuple>> {
     entry(py, || {
-        let policy = Policy::from_name(on_nonfinite)?;
+        let on_nonfinite = OnNonFinite::from_name(on_nonfinite)?;
         let order = Order::new(p);
-        let destination = Destination::from(out);
-        let mut batch =
-            Batch::new(py, tensors, &destination, AcceptedDTypes::Floats, names.input(), names.output())?;
-        let norms = norms.map(|array| norms_array(py, &batch, array, names.input())).transpose()?;
-        let mut own = match &given {
-            Some(KnownNorm { norms: Some(own), .. }) => Some(extract(own, number)?),
-            _ => None,
+        let arrays = CallArrays::new(py, tensors, &Destination::from(out), AcceptedDTypes::Floats, &names)?;
+        let norms = norms.map(|array| norms_view(py, &arrays, array, names.input())).transpose()?;
+        let mut tensor_norms = match &given {
+            Some(given) => given.tensor_norms(&arrays, names.input())?,
+            None => None,
         };
-        if own.as_ref().is_some_and(|own| own.len() != batch.segments.len()) {
-            return Err(Error::Value(format!(
-                "{} has {} arrays, and had another number when its norm was taken",
-                names.input().argument(),
-                batch.segments.len()
-            ))
-            .into());
-        }
-        let known = given.as_ref().map(|given| Magnitude { value: given.root, exponent: given.exponent });
-        let wide = given.as_ref().map_or_else(|| batch.is_wide(), |given| given.wide);
-        // All that is returned is made now: after the writing pass nothing may fail.
-        let answer = Scalar::new(py, wide)?.paired_with(batch.results(py)?.as_any())?;
+        let known = given.as_ref().map(KnownNorm::magnitude);
+        let is_float64 = given.as_ref().map_or_else(|| arrays.has_float64(), |given| given.is_float64);
+        // All objects that are returned are created now: after the pass that writes nothing may fail.
+        let answer = NormScalar::new(py, is_float64)?.after(arrays.results(py)?.as_any())?;
 
-        let mut segments = std::mem::take(&mut batch.segments);
-        let plan = &batch.plan;
-        let workspace = Workspace::new(Context::current(), &segments, plan)?;
+        let (segments, plan) = (&arrays.segments, &arrays.plan);
+        let workspace = Workspace::new(Context::current(), segments, plan)?;
         check_memory(py)?;
-        let wants_norms = norms.is_some() && own.is_none();
-        let (norm, found, refused) = detached(py, || {
-            let (found, total, total_order) = if let Some(known) = known {
+        let needs_tensor_norms = norms.is_some() && tensor_norms.is_none();
+        let (norm, magnitudes, is_refused) = detached(py, || {
+            let (magnitudes, total, total_order) = if let Some(known) = known {
+                // A known norm is no sum of powers: it is its own root, as with the order of the maximum.
                 (Vec::new(), known, Order::Max)
             } else {
-                let found = measure(&workspace, &segments, plan, order)?;
-                let total = combine(&found, order);
-                (found, total, order)
+                let magnitudes = measure(&workspace, segments, plan, order)?;
+                let total = combine(&magnitudes, order);
+                (magnitudes, total, order)
             };
-            if wants_norms {
-                own = Some(collect(found.iter().map(|magnitude| magnitude.norm(order)))?);
+            if needs_tensor_norms {
+                tensor_norms = Some(collect(magnitudes.iter().map(|magnitude| magnitude.norm(order)))?);
             }
-            before_writing(plan.bytes())?;
+            before_writing(plan.bytes)?;
             let norm = total.norm(total_order);
             let action = if total.is_finite() {
                 let factor = total.factor(total_order, 1.0, bound);
-                // The bound 0 gives zeros whatever the norm, also where the caller says that it is 0.
+                // The bound 0 gives zeros for every norm, also for a known norm of 0.
                 let factor = factor.or_else(|| (bound == 0.0 && known.is_some()).then_some(Factor::ZERO));
                 factor.map_or(Action::Keep, Action::Scale)
-            } else if policy == Policy::Raise {
-                return Ok((norm, found, true));
             } else {
-                policy.action()
+                match on_nonfinite {
+                    OnNonFinite::Propagate => Action::FillNan,
+                    OnNonFinite::Zero => Action::FillZero,
+                    OnNonFinite::Raise => return Ok((norm, magnitudes, true)),
+                }
             };
-            clip::apply(&workspace, &mut segments, plan, Actions::All(action));
-            Ok((norm, found, false))
+            // SAFETY: `CallArrays` checked that outputs overlap nothing but their own inputs.
+            unsafe { clip::apply(&workspace, segments, plan, Actions::All(action)) };
+            Ok((norm, magnitudes, false))
         })?;
-        if refused {
-            let bad = if let Some(given) = &given {
-                extract(&given.nonfinite, |item| item.extract())?
-            } else {
-                let mut bad = with_capacity(found.len())?;
-                bad.extend((0..found.len()).filter(|at| !found[*at].is_finite()));
-                bad
+        if is_refused {
+            let nonfinite = match &given {
+                Some(given) => extract(&given.nonfinite, |index| index.extract())?,
+                None => nonfinite_segments(&magnitudes)?,
             };
-            let positions = with_positions(&batch)?;
-            let bad = bad.into_iter().filter_map(|at: usize| positions.get(at).copied());
-            return Err(refuse_nonfinite(bad, names.input(), norm).into());
+            let indices = arrays.indices()?;
+            let nonfinite = nonfinite.into_iter().filter_map(|segment: usize| indices.get(segment).copied());
+            return Err(nonfinite_error(nonfinite, names.input(), norm).into());
         }
-        if let (Some(norms), Some(own)) = (norms, own) {
-            fill(&norms, own.into_iter());
+        if let (Some(norms), Some(tensor_norms)) = (norms, tensor_norms) {
+            write_norms(&norms, &tensor_norms);
         }
         Ok(answer.finish(norm))
     })
 }
 
-/// The positions of the inputs that are there.
-fn with_positions(batch: &Batch) -> PyResult<Vec<usize>> {
-    let mut positions = with_capacity(batch.inputs.len())?;
-    positions.extend(batch.positions());
-    Ok(positions)
+/// Returns the indices of the magnitudes that are NaN or infinite.
+fn nonfinite_segments(magnitudes: &[Magnitude]) -> Result<Vec<usize>, OutOfMemory> {
+    let mut nonfinite = with_capacity(magnitudes.len())?;
+    nonfinite.extend((0..magnitudes.len()).filter(|index| !magnitudes[*index].is_finite()));
+    Ok(nonfinite)
 }
 
-/// The array that takes per-tensor norms, checked.
-fn norms_array<'py>(
+/// Checks the array that the norms of the tensors are written to: float64, writable, one element for each segment, and
+/// disjoint from inputs and outputs.
+fn norms_view<'py>(
     py: Python<'py>,
-    batch: &Batch<'py>,
+    arrays: &CallArrays<'py>,
     array: Bound<'py, PyAny>,
-    input: ArgumentName<'_, '_>,
+    input_name: ArgumentName<'_, '_>,
 ) -> PyResult<View<'py>> {
-    let wanted = batch.segments.len();
+    let count = arrays.segments.len();
     let view = View::new(array, AcceptedDTypes::Floats, &mut DTypeCache::default(), || "norms".into())?;
-    let fits = view.dtype.name() == "float64" && view.shape() == [wanted] && view.is_writable();
+    let fits = view.dtype.name() == "float64" && view.shape() == [count] && view.is_writable();
     if !fits || view.may_overlap_itself()? {
         return Err(Error::Value(format!(
-            "norms is {}; it takes a writable float64 array of shape ({wanted},), one for each array in {}",
+            "norms is {}; it takes a writable float64 array of shape ({count},), one for each array in {}",
             if view.is_writable() { view.describe() } else { "read-only".into() },
-            input.argument(),
+            input_name.argument(),
         ))
         .into());
     }
-    if batch.inputs.iter().chain(batch.outputs()).flatten().any(|other| view.meets(other)) {
+    if arrays.inputs.iter().chain(arrays.outputs()).flatten().any(|other| view.range_overlaps(other)) {
         return Err(Error::Value("norms shares memory with an input or an output".into()).into());
     }
     check_memory(py)?;
     Ok(view)
 }
 
-/// Writes numbers to a one-dimensional float64 array.
-fn fill(view: &View, values: impl Iterator<Item = f64>) {
+/// Writes the norms of the tensors to the array that [`norms_view`] checked. Cannot fail.
+fn write_norms(view: &View, norms: &[f64]) {
     let stride = view.strides().first().copied().unwrap_or(0);
-    for (i, value) in values.enumerate() {
-        // SAFETY: `norms_array`: writable float64, as many as there are values; unaligned perhaps.
-        unsafe { view.pointer.wrapping_offset(i as isize * stride).cast::<f64>().write_unaligned(value) };
+    for (index, norm) in norms.iter().enumerate() {
+        // SAFETY: `norms_view` checked that the array is writable float64 and has one element for each norm. It need
+        // not be aligned.
+        unsafe {
+            view.pointer.wrapping_offset(index as isize * stride).cast::<f64>().write_unaligned(*norm);
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! The functions that `fastclip` calls: one crossing each, however many arrays.
+//! The functions that clip arrays and measure their norms, called by `fastclip`. One call serves any number of arrays.
 
 #![allow(
     clippy::needless_pass_by_value,
@@ -10,7 +10,7 @@ pub mod by_norm;
 pub mod by_value;
 pub mod elements;
 pub mod global_norm;
-mod nonfinite;
 pub mod norms;
+mod on_nonfinite;
 pub mod overlap;
 pub mod slices;

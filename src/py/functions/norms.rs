@@ -1,18 +1,18 @@
-//! Norms.
+//! Norms of tensors.
 
 use crate::engine::workspace::{Context, Workspace};
 use crate::operations::magnitude::{Magnitude, Order, combine, ranges};
 use crate::operations::norms::measure;
 use crate::py::arrays::argument_name::ArgumentNames;
-use crate::py::arrays::batch::{Batch, Destination};
+use crate::py::arrays::call_arrays::{CallArrays, Destination};
 use crate::py::arrays::dtypes::AcceptedDTypes;
-use crate::py::norm_scalar::Scalar;
-use crate::py::objects::{self, extract, float, number};
+use crate::py::norm_scalar::NormScalar;
+use crate::py::objects::{self, extract, to_f64};
 use crate::py::raise::{detached, entry_that_reads};
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyList, PyTuple};
 
-/// The norm of all tensors together, a scalar of NumPy's.
+/// Returns the norm of all tensors together, a NumPy scalar.
 #[pyfunction]
 #[pyo3(signature = (tensors, p, names, /))]
 pub fn global_norm<'py>(
@@ -22,20 +22,21 @@ pub fn global_norm<'py>(
     names: ArgumentNames<'py>,
 ) -> PyResult<Bound<'py, PyAny>> {
     entry_that_reads(py, || {
-        let (batch, found) = measured(py, tensors, Order::new(p), &names)?;
-        let norm = combine(&found, Order::new(p)).norm(Order::new(p));
-        Ok(Scalar::new(py, batch.is_wide())?.finish(norm))
+        let order = Order::new(p);
+        let measured = Measured::new(py, tensors, order, &names)?;
+        Ok(NormScalar::new(py, measured.has_float64)?.finish(measured.total().norm(order)))
     })
 }
 
-/// A norm as a scalar of NumPy's: a float64 if `wide`, or if it is a finite number beyond float32.
+/// Returns a norm as a NumPy scalar: float64 with `wide`, or if the norm is finite and out of range of float32; else
+/// float32.
 #[pyfunction]
 #[pyo3(signature = (norm, wide, /))]
 pub fn norm_scalar(py: Python<'_>, norm: f64, wide: bool) -> PyResult<Bound<'_, PyAny>> {
-    entry_that_reads(py, || Ok(Scalar::new(py, wide)?.finish(norm)))
+    entry_that_reads(py, || Ok(NormScalar::new(py, wide)?.finish(norm)))
 }
 
-/// Each tensor's norm, and whether they are to be float64.
+/// Returns the list of each tensor's norm, and whether an input is float64 (and so the norms should be).
 #[pyfunction]
 #[pyo3(signature = (tensors, p, names, /))]
 pub fn tensor_norms<'py>(
@@ -45,44 +46,19 @@ pub fn tensor_norms<'py>(
     names: ArgumentNames<'py>,
 ) -> PyResult<Bound<'py, PyTuple>> {
     entry_that_reads(py, || {
-        let order = Order::new(p);
-        let (batch, found) = measured(py, tensors, order, &names)?;
-        let norms = found.iter().map(|magnitude| float(py, magnitude.norm(order)));
-        let norms = objects::list(py, found.len(), norms)?;
-        objects::tuple(py, [norms.into_any(), boolean(py, batch.is_wide())])
+        let measured = Measured::new(py, tensors, Order::new(p), &names)?;
+        let norms = measured.norms(py)?.into_any();
+        objects::tuple(py, [norms, objects::bool(py, measured.has_float64)])
     })
 }
 
-fn boolean(py: Python<'_>, value: bool) -> Bound<'_, PyAny> {
-    pyo3::types::PyBool::new(py, value).to_owned().into_any()
-}
-
-fn measured<'py>(
-    py: Python<'py>,
-    tensors: &Bound<'py, PyAny>,
-    order: Order,
-    names: &ArgumentNames<'py>,
-) -> PyResult<(Batch<'py>, Vec<Magnitude>)> {
-    let batch = Batch::new(
-        py,
-        tensors,
-        &Destination::Nothing,
-        AcceptedDTypes::Floats,
-        names.input(),
-        names.output(),
-    )?;
-    let (segments, plan) = (&batch.segments, &batch.plan);
-    let workspace = Workspace::new(Context::current(), segments, plan)?;
-    let found = detached(py, || Ok(measure(&workspace, segments, plan, order)?))?;
-    Ok((batch, found))
-}
-
-/// The sum of the powers of all tensors, in a form that adds up over processes.
+/// Returns the sum of the powers of all tensors, in a form that adds up over processes.
 ///
-/// The sum lies in the one of several ranges that its size belongs to, scaled by that range's power
-/// of two: neither a huge sum nor a tiny one is lost on the way. Two numbers follow: how many tensors
-/// are not finite, and whether one is float64. The second result is each tensor's own norm, the third the positions,
-/// among the tensors that are there, of those that are not finite.
+/// The first result is a list of sums, one for each of several ranges of sizes. The sum of this call is in the range that
+/// its size belongs to, scaled by that range's power of two, so that neither a huge sum nor a tiny one is lost. Two
+/// numbers follow: the count of tensors that contain NaN or infinity, and 1 if an input is float64, else 0. The second
+/// result is the list of each tensor's norm. The third is the list of indices, among the tensors that are not None, of
+/// those that contain NaN or infinity.
 #[pyfunction]
 #[pyo3(signature = (tensors, p, names, /))]
 pub fn partial_sums<'py>(
@@ -93,29 +69,69 @@ pub fn partial_sums<'py>(
 ) -> PyResult<Bound<'py, PyTuple>> {
     entry_that_reads(py, || {
         let order = Order::new(p);
-        let (batch, found) = measured(py, tensors, order, &names)?;
-        let bad = || (0..found.len()).filter(|at| !found[*at].is_finite());
-        let mut sums = ranges::split(combine(&found, order), order);
-        sums.push(bad().count() as f64);
-        sums.push(f64::from(u8::from(batch.is_wide())));
-        let sums = objects::list(py, sums.len(), sums.iter().map(|sum| float(py, *sum)))?;
-        let norms = found.iter().map(|magnitude| float(py, magnitude.norm(order)));
-        let norms = objects::list(py, found.len(), norms)?;
-        let bad = objects::list(py, bad().count(), bad().map(|at| objects::position(py, at)))?;
-        objects::tuple(py, [sums, norms, bad].map(Bound::into_any))
+        let measured = Measured::new(py, tensors, order, &names)?;
+        let magnitudes = &measured.magnitudes;
+        let nonfinite = || (0..magnitudes.len()).filter(|index| !magnitudes[*index].is_finite());
+        let mut sums = ranges::split(measured.total(), order);
+        sums.push(nonfinite().count() as f64);
+        sums.push(f64::from(u8::from(measured.has_float64)));
+        let sums = objects::list(py, sums.len(), sums.iter().map(|sum| objects::float(py, *sum)))?;
+        let norms = measured.norms(py)?;
+        let nonfinite =
+            objects::list(py, nonfinite().count(), nonfinite().map(|index| objects::index(py, index)))?;
+        objects::tuple(py, [sums, norms, nonfinite].map(Bound::into_any))
     })
 }
 
-/// The norm of sums that [`partial_sums`] gave and somebody added up: as a mantissa and an exponent
-/// of two, and as a float64.
+/// Returns the norm of sums that [`partial_sums`] returned and that were added up over processes: its mantissa, its
+/// exponent of two, and the norm as a float.
 #[pyfunction]
 #[pyo3(signature = (sums, p, /))]
 pub fn combine_sums<'py>(py: Python<'py>, sums: &Bound<'py, PyAny>, p: f64) -> PyResult<Bound<'py, PyTuple>> {
     entry_that_reads(py, || {
         let order = Order::new(p);
-        let total = ranges::join(&extract(sums, number)?, order);
+        let total = ranges::join(&extract(sums, to_f64)?, order);
         let (root, exponent) = total.root(order);
-        let parts = [float(py, root)?, objects::integer(py, exponent)?, float(py, total.norm(order))?];
-        objects::tuple(py, parts)
+        let norm = total.norm(order);
+        objects::tuple(
+            py,
+            [objects::float(py, root)?, objects::int(py, exponent)?, objects::float(py, norm)?],
+        )
     })
+}
+
+/// The magnitudes of a call's tensors.
+struct Measured {
+    order: Order,
+    /// One magnitude for each tensor that is not None.
+    magnitudes: Vec<Magnitude>,
+    /// Whether a tensor is float64.
+    has_float64: bool,
+}
+
+impl Measured {
+    /// Reads and measures tensors.
+    fn new<'py>(
+        py: Python<'py>,
+        tensors: &Bound<'py, PyAny>,
+        order: Order,
+        names: &ArgumentNames<'py>,
+    ) -> PyResult<Self> {
+        let arrays = CallArrays::new(py, tensors, &Destination::Nowhere, AcceptedDTypes::Floats, names)?;
+        let (segments, plan) = (&arrays.segments, &arrays.plan);
+        let workspace = Workspace::new(Context::current(), segments, plan)?;
+        let magnitudes = detached(py, || Ok(measure(&workspace, segments, plan, order)?))?;
+        Ok(Self { order, magnitudes, has_float64: arrays.has_float64() })
+    }
+
+    /// Returns the magnitude of all tensors together.
+    fn total(&self) -> Magnitude {
+        combine(&self.magnitudes, self.order)
+    }
+
+    /// Returns the list of each tensor's norm.
+    fn norms<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let norms = self.magnitudes.iter().map(|magnitude| objects::float(py, magnitude.norm(self.order)));
+        objects::list(py, self.magnitudes.len(), norms)
+    }
 }

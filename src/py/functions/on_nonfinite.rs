@@ -1,17 +1,20 @@
-//! What a call does about NaN and infinity.
+//! The choice `on_nonfinite`.
 
 use crate::error::Error;
-use crate::operations::clip::Action;
 
-/// What to do about NaN and infinity.
+/// The effect of NaN and infinity in the inputs of a clip by the global norm.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Policy {
+pub enum OnNonFinite {
+    /// Every output becomes NaN.
     Propagate,
+    /// The call raises, and writes nothing.
     Raise,
+    /// Every output becomes 0.
     Zero,
 }
 
-impl Policy {
+impl OnNonFinite {
+    /// Returns the choice of that name.
     pub fn from_name(name: &str) -> Result<Self, Error> {
         match name {
             "propagate" => Ok(Self::Propagate),
@@ -21,9 +24,5 @@ impl Policy {
                 "on_nonfinite is {name:?}; it takes \"propagate\", \"raise\" or \"zero\""
             ))),
         }
-    }
-
-    pub fn action(self) -> Action {
-        if self == Self::Zero { Action::FillZero } else { Action::FillNan }
     }
 }

@@ -1,4 +1,4 @@
-//! The overlap check, for arrays that `fastclip` reads itself.
+//! The overlap check for arrays that `fastclip` reads in Python.
 
 use crate::py::arrays::argument_name::ArgumentNames;
 use crate::py::arrays::dtypes::AcceptedDTypes;
@@ -7,7 +7,7 @@ use crate::py::arrays::overlap;
 use crate::py::raise::entry_that_reads;
 use pyo3::prelude::*;
 
-/// Refuses outputs that share memory with other arrays that a call reads.
+/// Raises if an output shares memory with another output or with one of `tensors`.
 #[pyfunction]
 #[pyo3(signature = (tensors, out, names, /))]
 pub fn check_no_overlap<'py>(

@@ -1,13 +1,14 @@
-//! Norms of the slices of tensors, and clipping by them.
+//! Norms of slices, and clipping of each slice by its norm. A slice has all elements of a tensor that differ only in
+//! their indices along the reduced axes.
 
 use crate::allocation::with_capacity;
-use crate::engine::segment::{INPUT, OPERANDS, OUTPUT, Operand};
-use crate::engine::workspace::Context;
+use crate::engine::exec::Context;
+use crate::engine::segment::{INPUT, OPERANDS, OUTPUT, Strided};
 use crate::error::Error;
-use crate::operations::axes::{BOUNDS, NORMS, PreparedSlices, Slices};
+use crate::operations::axes::{BOUNDS, NORMS, Slices};
 use crate::operations::magnitude::Order;
 use crate::py::arrays::argument_name::ArgumentNames;
-use crate::py::arrays::batch::{Batch, Destination};
+use crate::py::arrays::call_arrays::{CallArrays, Destination};
 use crate::py::arrays::dtypes::AcceptedDTypes;
 use crate::py::arrays::list::views;
 use crate::py::arrays::view::View;
@@ -16,12 +17,8 @@ use crate::py::raise::{before_writing, check_memory, detached, entry, entry_that
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
-/// What makes up slices: for each array, whether each axis is reduced.
-pub(super) fn reduced_axes(axes: &Bound<'_, PyAny>) -> PyResult<Vec<Vec<bool>>> {
-    extract(axes, |axes| extract(axes, |axis| axis.extract()))
-}
-
-/// The norms of each array's slices, as float64 arrays whose reduced axes have length 1.
+/// Measures the slices of each tensor. The norms are written to `norms`, one float64 array for each tensor, whose reduced
+/// axes have length 1. `axes` has one list of bools for each tensor: whether each axis is reduced.
 #[pyfunction]
 #[pyo3(signature = (tensors, axes, p, norms, names, /))]
 pub fn slice_norms<'py>(
@@ -33,23 +30,15 @@ pub fn slice_norms<'py>(
     names: ArgumentNames<'py>,
 ) -> PyResult<()> {
     entry_that_reads(py, || {
-        let axes = reduced_axes(axes)?;
-        let batch = Batch::new(
-            py,
-            tensors,
-            &Destination::Nothing,
-            AcceptedDTypes::Floats,
-            names.input(),
-            names.output(),
-        )?;
-        let results = views(norms, AcceptedDTypes::Floats, names.output())?;
-        let slices = sliced(&batch, &axes, &results, &[], Order::new(p))?;
-        detached(py, || run(slices))
+        let tensors = SlicedTensors::new(py, tensors, axes, &Destination::Nowhere, &names)?;
+        let norms = views(norms, AcceptedDTypes::Floats, names.output())?;
+        let slices = tensors.slices(&norms, &[], Order::new(p))?;
+        detached(py, || measure_and_clip(&slices))
     })
 }
 
-/// Clips the slices of each array by their own norms. `bounds` are float64 arrays that broadcast
-/// against them: the reduced axes have length 1.
+/// Clips each slice of each tensor by its norm. `bounds` has one float64 array for each tensor, whose reduced axes have
+/// length 1. Returns the list of outputs.
 #[pyfunction]
 #[pyo3(signature = (tensors, axes, bounds, p, out, names, /))]
 pub fn clip_slices<'py>(
@@ -62,84 +51,110 @@ pub fn clip_slices<'py>(
     names: ArgumentNames<'py>,
 ) -> PyResult<Bound<'py, PyList>> {
     entry(py, || {
-        let axes = reduced_axes(axes)?;
-        let destination = Destination::from(out);
-        let batch =
-            Batch::new(py, tensors, &destination, AcceptedDTypes::Floats, names.input(), names.output())?;
+        let tensors = SlicedTensors::new(py, tensors, axes, &Destination::from(out), &names)?;
         let bounds = views(bounds, AcceptedDTypes::Floats, names.output())?;
-        let slices = sliced(&batch, &axes, &[], &bounds, Order::new(p))?;
-        let results = batch.results(py)?;
+        let slices = tensors.slices(&[], &bounds, Order::new(p))?;
+        let results = tensors.arrays.results(py)?;
         check_memory(py)?;
-        detached(py, || run(slices))?;
+        detached(py, || measure_and_clip(&slices))?;
         Ok(results)
     })
 }
 
-/// The error of a call from `fastclip` that is not as it has to be.
-pub(super) fn misfit(what: &str) -> PyErr {
-    Error::Value(format!("fastclip._core: {what} do not fit the arrays")).into()
-}
-
-/// Measures slices, and clips them where they have an output. All that may fail comes before the first output is
+/// Measures slices, and clips those that have an output. Everything that may fail comes before the first output is
 /// written.
-fn run(slices: Vec<Slices>) -> PyResult<()> {
+fn measure_and_clip(slices: &[Slices]) -> PyResult<()> {
     let mut prepared = with_capacity(slices.len())?;
     for slices in slices {
-        prepared.push(slices.prepare(Context::current())?);
+        // SAFETY: norms are new arrays of the caller in `fastclip`.
+        prepared.push(unsafe { slices.prepare(Context::current())? });
     }
-    before_writing(prepared.iter().map(PreparedSlices::bytes).sum())?;
-    prepared.iter_mut().for_each(PreparedSlices::finish);
+    before_writing(slices.iter().map(Slices::bytes).sum())?;
+    for (slices, prepared) in slices.iter().zip(&prepared) {
+        // SAFETY: outputs were checked, or there are none.
+        unsafe { slices.finish(prepared) };
+    }
     Ok(())
 }
 
-/// The arrays of a batch as slices, with their norms or bounds.
-fn sliced(
-    batch: &Batch,
-    axes: &[Vec<bool>],
-    norms: &[Option<View>],
-    bounds: &[Option<View>],
-    order: Order,
-) -> PyResult<Vec<Slices>> {
-    if axes.len() != batch.inputs.len() {
-        return Err(misfit("axes"));
-    }
-    let mut found = with_capacity(batch.segments.len())?;
-    for (index, input) in batch.inputs.iter().enumerate() {
-        let Some(input) = input else { continue };
-        let reduced = &axes[index];
-        let shape = input.shape();
-        let fits = |view: &View| {
-            view.dtype.name() == "float64"
-                && view.shape().len() == shape.len()
-                && view
-                    .shape()
-                    .iter()
-                    .zip(shape)
-                    .zip(reduced)
-                    .all(|((n, of), r)| *n == if *r { 1 } else { *of })
-        };
-        let float64 = |views: &'_ [Option<View>], what| match views.get(index) {
-            Some(Some(view)) if reduced.len() != shape.len() || !fits(view) => Err(misfit(what)),
-            _ => Ok(()),
-        };
-        float64(norms, "norms")?;
-        float64(bounds, "bounds")?;
-        let operand = |views: &'_ [Option<View>]| views.get(index).is_some_and(Option::is_some);
-        if !operand(norms) && !operand(bounds) {
-            return Err(misfit("norms and bounds"));
+/// The tensors of a call, with the axes that make up their slices.
+pub(super) struct SlicedTensors<'py> {
+    pub(super) arrays: CallArrays<'py>,
+    /// For each input, whether each axis is reduced.
+    is_reduced: Vec<Vec<bool>>,
+}
+
+impl<'py> SlicedTensors<'py> {
+    /// Reads and checks the tensors of a call, its outputs, and the axes.
+    pub(super) fn new(
+        py: Python<'py>,
+        tensors: &Bound<'py, PyAny>,
+        axes: &Bound<'py, PyAny>,
+        destination: &Destination<'py>,
+        names: &ArgumentNames<'py>,
+    ) -> PyResult<Self> {
+        let is_reduced = extract(axes, |axes| extract(axes, |axis| axis.extract()))?;
+        let arrays = CallArrays::new(py, tensors, destination, AcceptedDTypes::Floats, names)?;
+        if is_reduced.len() != arrays.inputs.len() {
+            return Err(does_not_fit("axes"));
         }
-        let mut operands: [Option<Operand>; OPERANDS] = [None; OPERANDS];
-        operands[INPUT] = Some(input.operand());
-        operands[OUTPUT] =
-            batch.outputs().get(index).and_then(Option::as_ref).map(|view| view.operand().written());
-        operands[NORMS] = norms.get(index).and_then(Option::as_ref).map(|view| view.operand().written());
-        operands[BOUNDS] = bounds.get(index).and_then(Option::as_ref).map(View::operand);
-        if norms.get(index).is_some_and(|view| view.as_ref().is_some_and(|view| !view.is_writable())) {
-            return Err(misfit("read-only norms"));
-        }
-        // SAFETY: the arrays are alive; outputs were checked; norms and bounds have one float64 per
-        // slice, checked above.
-        found.push(unsafe { Slices::new(input.dtype, shape, reduced, operands, order)? });
+        Ok(Self { arrays, is_reduced })
     }
-    Ok(found)
+
+    /// Returns index, view and reduced axes of each input that is not None.
+    pub(super) fn inputs(&self) -> impl Iterator<Item = (usize, &View<'py>, &[bool])> {
+        let inputs = self.arrays.inputs.iter().zip(&self.is_reduced).enumerate();
+        inputs.filter_map(|(index, (input, is_reduced))| Some((index, input.as_ref()?, &is_reduced[..])))
+    }
+
+    /// Returns the output at `index`, if the call has outputs.
+    pub(super) fn output(&self, index: usize) -> Option<&View<'py>> {
+        self.arrays.outputs().get(index).and_then(Option::as_ref)
+    }
+
+    /// Describes the tensors as slices. Each tensor must have an array of norms to be written, of bounds, or both.
+    fn slices(&self, norms: &[Option<View>], bounds: &[Option<View>], order: Order) -> PyResult<Vec<Slices>> {
+        let mut slices = with_capacity(self.arrays.segments.len())?;
+        for (index, input, is_reduced) in self.inputs() {
+            let norms = per_slice(norms, "norms", index, input, is_reduced)?;
+            let bounds = per_slice(bounds, "bounds", index, input, is_reduced)?;
+            if norms.is_none() && bounds.is_none() {
+                return Err(does_not_fit("norms and bounds"));
+            }
+            if norms.is_some_and(|norms| !norms.is_writable()) {
+                return Err(does_not_fit("read-only norms"));
+            }
+            let mut operands: [Option<Strided>; OPERANDS] = [None; OPERANDS];
+            operands[INPUT] = Some(input.strided());
+            operands[OUTPUT] = self.output(index).map(View::strided);
+            operands[NORMS] = norms.map(View::strided);
+            operands[BOUNDS] = bounds.map(View::strided);
+            // SAFETY: the arrays are alive; outputs were checked; norms and bounds have one float64 per slice, as
+            // `per_slice` checked.
+            slices.push(unsafe { Slices::new(input.dtype, input.shape(), is_reduced, operands, order)? });
+        }
+        Ok(slices)
+    }
+}
+
+/// Returns the array at `index`, if there is one. It must have one float64 for each slice of `input`: the shape of
+/// `input`, except that reduced axes have length 1.
+fn per_slice<'a, 'py>(
+    views: &'a [Option<View<'py>>],
+    what: &str,
+    index: usize,
+    input: &View,
+    is_reduced: &[bool],
+) -> PyResult<Option<&'a View<'py>>> {
+    let Some(view) = views.get(index).and_then(Option::as_ref) else { return Ok(None) };
+    let shape = input.shape();
+    let has_rank = view.shape().len() == shape.len() && is_reduced.len() == shape.len();
+    let mut axes = view.shape().iter().zip(shape).zip(is_reduced);
+    let fits = axes.all(|((len, input_len), is_reduced)| *len == if *is_reduced { 1 } else { *input_len });
+    if has_rank && fits && view.dtype.name() == "float64" { Ok(Some(view)) } else { Err(does_not_fit(what)) }
+}
+
+/// Returns the error about arguments from `fastclip` that do not fit each other: a defect.
+pub(super) fn does_not_fit(what: &str) -> PyErr {
+    Error::Value(format!("fastclip._core: {what} do not fit the arrays")).into()
 }
