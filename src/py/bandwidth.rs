@@ -2,7 +2,7 @@
 
 use super::arrays::dtypes::{AcceptedDTypes, DTypeCache};
 use super::arrays::view::View;
-use super::raise::{detached, entry, entry_that_reads};
+use super::call::{detached, entry, entry_that_reads};
 use crate::engine::{bandwidth, pool};
 use crate::error::Error;
 use pyo3::prelude::*;

@@ -6,6 +6,7 @@
 
 mod arrays;
 mod bandwidth;
+mod call;
 mod functions;
 mod norm_scalar;
 mod objects;

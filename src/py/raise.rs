@@ -1,4 +1,4 @@
-//! Exceptions: the one module that chooses exception types, and that runs the calls from Python.
+//! Exceptions: the one module that chooses exception types.
 
 use super::arrays::argument_name::ArgumentName;
 use super::reserve;
@@ -9,7 +9,6 @@ use pyo3::exceptions::{
 };
 use pyo3::prelude::*;
 use pyo3::{PyTypeInfo, ffi};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pyo3::create_exception!(
     fastclip,
@@ -17,9 +16,6 @@ pyo3::create_exception!(
     PyArithmeticError,
     "NaN or infinity among the inputs of a call with ``on_nonfinite=\"raise\"``; nothing was written."
 );
-
-/// Bytes of a pass from which on a call checks for signals between its passes.
-const SIGNAL_BYTES: usize = 8 << 20;
 
 /// Creates an exception at once, by calls that raise a `MemoryError` where memory runs out. (`PyO3` creates exceptions
 /// later, and aborts the process then.)
@@ -67,7 +63,7 @@ pub fn check_memory(py: Python<'_>) -> PyResult<()> {
 }
 
 /// Returns the exception of a panic.
-fn panic_error(py: Python<'_>, panic: &(dyn std::any::Any + Send)) -> PyErr {
+pub fn panic_error(py: Python<'_>, panic: &(dyn std::any::Any + Send)) -> PyErr {
     // The messages of `PyO3`'s panics where an object cannot be created.
     const PYO3_OUT_OF_MEMORY: [&str; 2] = ["Python API call failed", "PyObject pointer is null"];
     let message = panic.downcast_ref::<&str>().copied();
@@ -77,45 +73,6 @@ fn panic_error(py: Python<'_>, panic: &(dyn std::any::Any + Send)) -> PyErr {
         return memory_error(py);
     }
     exception::<PyRuntimeError>(py, "fastclip failed internally (a defect: please report it)")
-}
-
-/// Runs a call from Python. A panic, which is a defect, becomes a `RuntimeError`, or a `MemoryError` if memory ran out.
-/// (`PyO3`'s exception for panics is no `Exception`, and `except Exception` does not catch it.)
-pub fn entry<R>(py: Python<'_>, call: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
-    // A signal handler may make a call during another one. The mark of that call is restored afterwards.
-    let outer = reserve::set_used(false);
-    let result = catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| Err(panic_error(py, &*panic)));
-    reserve::set_used(outer);
-    result
-}
-
-/// As [`entry`], for a call that writes nothing except its result. Raises a `MemoryError` at its end if the memory
-/// reserve was used.
-pub fn entry_that_reads<R>(py: Python<'_>, call: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
-    entry(py, || {
-        let result = call()?;
-        check_memory(py)?;
-        Ok(result)
-    })
-}
-
-/// Runs `work` with the interpreter released.
-pub fn detached<R: Send>(py: Python<'_>, work: impl FnOnce() -> PyResult<R> + Send) -> PyResult<R> {
-    py.detach(|| catch_unwind(AssertUnwindSafe(work))).unwrap_or_else(|panic| Err(panic_error(py, &*panic)))
-}
-
-/// Runs the last checks between measuring and writing. Raises a `MemoryError` if the memory reserve was used. Lets
-/// handlers of pending signals run, and raise, if the pass before was of so many `bytes` that a user may have
-/// interrupted it.
-pub fn before_writing(bytes: usize) -> PyResult<()> {
-    if reserve::was_used() {
-        Python::attach(check_memory)?;
-    }
-    #[allow(
-        clippy::redundant_closure_for_method_calls,
-        reason = "the method is not general enough in its lifetime"
-    )]
-    if bytes >= SIGNAL_BYTES { Python::attach(|py| py.check_signals()) } else { Ok(()) }
 }
 
 /// Returns the error of `on_nonfinite="raise"`. It names the entries that contain NaN or infinity, whose indices are

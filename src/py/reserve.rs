@@ -4,7 +4,7 @@
 //! for themselves cannot: they abort the process where memory runs out. These allocations are small, and are served from
 //! the reserve instead. (Two kinds bypass this allocator: those of glibc, and the handle of a thread that the standard
 //! library starts.) The thread that was served is marked, and the call that it runs raises a `MemoryError` before it
-//! writes anything. See `raise::entry`.
+//! writes anything. See `call::entry`.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::{Cell, UnsafeCell};

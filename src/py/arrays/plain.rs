@@ -2,8 +2,8 @@
 //! Python.
 
 use super::ndarray_type::is_exactly_array;
+use crate::py::call::entry_that_reads;
 use crate::py::objects;
-use crate::py::raise::entry_that_reads;
 use numpy::npyffi::PyArrayObject;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};

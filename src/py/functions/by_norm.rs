@@ -10,8 +10,9 @@ use crate::operations::norms::measure;
 use crate::py::arrays::argument_name::ArgumentNames;
 use crate::py::arrays::call_arrays::{CallArrays, Destination};
 use crate::py::arrays::dtypes::AcceptedDTypes;
+use crate::py::call::{before_writing, detached, entry};
 use crate::py::objects::{extract, to_f64};
-use crate::py::raise::{before_writing, check_memory, detached, entry};
+use crate::py::raise::check_memory;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 

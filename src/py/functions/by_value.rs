@@ -12,7 +12,8 @@ use crate::py::arrays::output::OutputAllocator;
 use crate::py::arrays::output_check::check_output;
 use crate::py::arrays::segment::segment;
 use crate::py::arrays::view::View;
-use crate::py::raise::{check_memory, detached, entry};
+use crate::py::call::{detached, entry};
+use crate::py::raise::check_memory;
 use pyo3::prelude::*;
 
 /// Clips the elements of an array to a range. `lower` and `upper` are arrays of its dtype, each with one element or the

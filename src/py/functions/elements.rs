@@ -11,7 +11,8 @@ use crate::py::arrays::call_arrays::Destination;
 use crate::py::arrays::dtypes::AcceptedDTypes;
 use crate::py::arrays::list::views;
 use crate::py::arrays::view::View;
-use crate::py::raise::{before_writing, check_memory, detached, entry};
+use crate::py::call::{before_writing, detached, entry};
+use crate::py::raise::check_memory;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 

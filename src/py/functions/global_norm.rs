@@ -12,9 +12,10 @@ use crate::py::arrays::argument_name::{ArgumentName, ArgumentNames};
 use crate::py::arrays::call_arrays::{CallArrays, Destination};
 use crate::py::arrays::dtypes::{AcceptedDTypes, DTypeCache};
 use crate::py::arrays::view::View;
+use crate::py::call::{before_writing, detached, entry};
 use crate::py::norm_scalar::NormScalar;
 use crate::py::objects::{extract, to_f64};
-use crate::py::raise::{before_writing, check_memory, detached, entry, nonfinite_error};
+use crate::py::raise::{check_memory, nonfinite_error};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
@@ -112,17 +113,8 @@ pub fn clip_by_global_norm<'py>(
             }
             before_writing(plan.bytes)?;
             let norm = total.norm(total_order);
-            let action = if total.is_finite() {
-                let factor = total.factor(total_order, 1.0, bound);
-                // The bound 0 gives zeros for every norm, also for a known norm of 0.
-                let factor = factor.or_else(|| (bound == 0.0 && known.is_some()).then_some(Factor::ZERO));
-                factor.map_or(Action::Keep, Action::Scale)
-            } else {
-                match on_nonfinite {
-                    OnNonFinite::Propagate => Action::FillNan,
-                    OnNonFinite::Zero => Action::FillZero,
-                    OnNonFinite::Raise => return Ok((norm, magnitudes, true)),
-                }
+            let Some(action) = action(total, total_order, bound, known.is_some(), on_nonfinite) else {
+                return Ok((norm, magnitudes, true));
             };
             // SAFETY: `CallArrays` checked that outputs overlap nothing but their own inputs.
             unsafe { clip::apply(&workspace, segments, plan, Actions::All(action)) };
@@ -142,6 +134,27 @@ pub fn clip_by_global_norm<'py>(
         }
         Ok(answer.finish(norm))
     })
+}
+
+/// Returns the action that bounds tensors of the norm `total`; `None` if the call is to raise.
+fn action(
+    total: Magnitude,
+    order: Order,
+    bound: f64,
+    is_known: bool,
+    on_nonfinite: OnNonFinite,
+) -> Option<Action> {
+    if total.is_finite() {
+        let factor = total.factor(order, 1.0, bound);
+        // The bound 0 gives zeros for every norm, also for a known norm of 0.
+        let factor = factor.or_else(|| (bound == 0.0 && is_known).then_some(Factor::ZERO));
+        return Some(factor.map_or(Action::Keep, Action::Scale));
+    }
+    match on_nonfinite {
+        OnNonFinite::Propagate => Some(Action::FillNan),
+        OnNonFinite::Zero => Some(Action::FillZero),
+        OnNonFinite::Raise => None,
+    }
 }
 
 /// Returns the indices of the magnitudes that are NaN or infinite.

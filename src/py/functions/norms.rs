@@ -6,9 +6,9 @@ use crate::operations::norms::measure;
 use crate::py::arrays::argument_name::ArgumentNames;
 use crate::py::arrays::call_arrays::{CallArrays, Destination};
 use crate::py::arrays::dtypes::AcceptedDTypes;
+use crate::py::call::{detached, entry_that_reads};
 use crate::py::norm_scalar::NormScalar;
 use crate::py::objects::{self, extract, to_f64};
-use crate::py::raise::{detached, entry_that_reads};
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 

@@ -4,7 +4,7 @@ use crate::py::arrays::argument_name::ArgumentNames;
 use crate::py::arrays::dtypes::AcceptedDTypes;
 use crate::py::arrays::list::views;
 use crate::py::arrays::overlap;
-use crate::py::raise::entry_that_reads;
+use crate::py::call::entry_that_reads;
 use pyo3::prelude::*;
 
 /// Raises if an output shares memory with another output or with one of `tensors`.

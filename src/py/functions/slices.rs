@@ -12,8 +12,9 @@ use crate::py::arrays::call_arrays::{CallArrays, Destination};
 use crate::py::arrays::dtypes::AcceptedDTypes;
 use crate::py::arrays::list::views;
 use crate::py::arrays::view::View;
+use crate::py::call::{before_writing, detached, entry, entry_that_reads};
 use crate::py::objects::extract;
-use crate::py::raise::{before_writing, check_memory, detached, entry, entry_that_reads};
+use crate::py::raise::check_memory;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
