@@ -17,8 +17,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyList;
 
 /// Clips each element of each tensor by its own bound and the norm of its slice. `axes` has one list of bools for each
-/// tensor: whether each axis is reduced. `bounds` has one float64 array for each tensor, with as many axes, each of length
-/// 1 or that of the tensor's axis. Returns the list of outputs.
+/// tensor: whether each axis is reduced. `bounds` has one float64 array for each tensor, with as many axes, each of
+/// length 1 or that of the tensor's axis. Returns the list of outputs.
 #[pyfunction]
 #[pyo3(signature = (tensors, axes, bounds, p, out, names, /))]
 pub fn clip_elements<'py>(
