@@ -17,15 +17,12 @@ pub enum ArgumentName<'a, 'py> {
         /// Index of the argument's name in the tuple.
         first: usize,
     },
-    /// One part of each pair in a list. Entries from `count` on are the low-precision copies of those parts, and
-    /// entries from `2 * count` on their slots.
+    /// One part of each pair in a list.
     Paired {
         /// The name of the list.
         argument: &'static str,
         /// Index of the part in its pair: 0 or 1.
         part: usize,
-        /// Number of pairs.
-        count: usize,
     },
 }
 
@@ -42,13 +39,8 @@ impl ArgumentName<'_, '_> {
 
     /// Returns the name of the entry at `index`.
     pub fn entry(&self, index: usize) -> String {
-        if let Self::Paired { argument, part, count } = self {
-            let pair = format!("{argument}[{}][{part}]", index % count);
-            return match index / count {
-                0 => pair,
-                1 => format!("the low-precision copy of {pair}"),
-                _ => format!("a slot of {pair}"),
-            };
+        if let Self::Paired { argument, part } = self {
+            return format!("{argument}[{index}][{part}]");
         }
         let Self::Listed { names, first } = self else { return self.argument() };
         let entries = names.get_item(first + 1);

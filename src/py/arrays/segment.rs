@@ -10,16 +10,17 @@ use crate::engine::segment::{INPUT, OPERANDS, OUTPUT, Segment};
 /// (see `output_check`).
 pub fn segment(input: &View, output: Option<&View>) -> Result<Segment, OutOfMemory> {
     let is_run = |view: &View| view.is_aligned() && view.is_c_order();
+    let is_complex = input.dtype.complex;
     // SAFETY: the views keep their arrays alive. Outputs were checked to be writable and to overlap nothing else, or
     // are new arrays.
     unsafe {
         if is_run(input) && output.is_none_or(is_run) {
-            let mut base = [std::ptr::null_mut(); OPERANDS];
-            base[INPUT] = input.pointer;
-            base[OUTPUT] = output.map_or(std::ptr::null_mut(), |view| view.pointer);
-            return Ok(Segment::dense(input.dtype, input.size * input.dtype.parts(), base));
+            let mut runs = [None; OPERANDS];
+            runs[INPUT] = Some(input.run());
+            runs[OUTPUT] = output.map(|view| view.run().written());
+            return Ok(Segment::dense(is_complex, input.size * input.dtype.parts(), runs));
         }
-        let operands = [Some(input.strided()), output.map(View::strided), None, None];
-        Segment::new(input.dtype, input.shape(), operands)
+        let operands = [Some(input.operand()), output.map(|view| view.operand().written()), None, None];
+        Segment::new(is_complex, input.shape(), operands)
     }
 }

@@ -27,7 +27,7 @@ use super::dtypes::{AcceptedDTypes, DTypeCache};
 use super::ndarray_type::is_array;
 use super::output::array_over;
 use crate::allocation::OutOfMemory;
-use crate::engine::segment::{Strided, count};
+use crate::engine::segment::{Operand, Run, element_count};
 use crate::error::Error;
 use crate::scalar::DType;
 use numpy::npyffi::{self, PyArrayObject};
@@ -96,7 +96,7 @@ impl<'py> View<'py> {
                 pointer: fields.data.cast::<u8>(),
                 dtype,
                 rank: shape.len() as u8,
-                size: count(shape),
+                size: element_count(shape),
                 type_number,
                 flags: fields.flags,
                 has_base: !fields.base.is_null(),
@@ -147,7 +147,7 @@ impl<'py> View<'py> {
             owner,
             pointer,
             dtype,
-            size: count(shape),
+            size: element_count(shape),
             rank: shape.len() as u8,
             type_number,
             flags,
@@ -194,9 +194,15 @@ impl<'py> View<'py> {
         self.axes.strides(self.rank)
     }
 
-    /// Returns the memory as an operand of a segment.
-    pub fn strided(&self) -> Strided<'_> {
-        Strided { pointer: self.pointer, strides: self.strides() }
+    /// Returns the memory as an operand of a segment, to be read.
+    pub fn operand(&self) -> Operand<'_> {
+        let (pointer, strides) = (self.pointer, self.strides());
+        Operand { pointer, strides, scalar: self.dtype.scalar, is_written: false }
+    }
+
+    /// Returns the memory as an operand of a dense segment, to be read. The array must be contiguous and aligned.
+    pub fn run(&self) -> Run {
+        Run { pointer: self.pointer, scalar: self.dtype.scalar, is_written: false }
     }
 
     /// Whether the elements are contiguous in C order.

@@ -1,8 +1,8 @@
 //! Clipping of each tensor by its own norm.
 
 use crate::allocation::with_capacity;
-use crate::engine::exec::{Context, Workspace};
 use crate::engine::segment::Segment;
+use crate::engine::workspace::{Context, Workspace};
 use crate::error::Error;
 use crate::operations::clip::{self, Action, Actions};
 use crate::operations::magnitude::Order;
@@ -41,7 +41,7 @@ impl Divisor {
 
     /// Returns the divisor of a segment's norm.
     fn value(self, segment: &Segment) -> f64 {
-        let count = (segment.len / if segment.complex { 2 } else { 1 }).max(1) as f64;
+        let count = (segment.len() / if segment.is_complex() { 2 } else { 1 }).max(1) as f64;
         match self {
             Self::One => 1.0,
             Self::Count => count,
@@ -66,17 +66,18 @@ pub fn clip_tensors<'py>(
     entry(py, || {
         let (order, divisor) = (Order::new(p), Divisor::from_name(divisor)?);
         let bounds = extract(bounds, to_f64)?;
-        let arrays = CallArrays::new(py, tensors, &Destination::from(out), AcceptedDTypes::Floats, &names)?;
-        let (segments, plan) = (&arrays.segments, &arrays.plan);
+        let mut arrays =
+            CallArrays::new(py, tensors, &Destination::from(out), AcceptedDTypes::Floats, &names)?;
+        let results = arrays.results(py)?;
+        let (segments, plan) = (&mut arrays.segments, &arrays.plan);
         if bounds.len() != segments.len() {
             return Err(Error::Value(format!("{} bounds for {} arrays", bounds.len(), segments.len())).into());
         }
-        let results = arrays.results(py)?;
         let workspace = Workspace::new(Context::current(), segments, plan)?;
         check_memory(py)?;
         detached(py, || {
             let magnitudes = measure(&workspace, segments, plan, order)?;
-            let tensors = magnitudes.iter().zip(segments).zip(&bounds);
+            let tensors = magnitudes.iter().zip(&*segments).zip(&bounds);
             let mut actions: Vec<Action> = with_capacity(magnitudes.len())?;
             actions.extend(tensors.map(|((magnitude, segment), bound)| {
                 if magnitude.is_finite() {
@@ -86,9 +87,8 @@ pub fn clip_tensors<'py>(
                     Action::FillNan
                 }
             }));
-            before_writing(plan.bytes)?;
-            // SAFETY: `CallArrays` checked that outputs overlap nothing but their own inputs.
-            unsafe { clip::apply(&workspace, segments, plan, Actions::Each(&actions)) };
+            before_writing(plan.bytes())?;
+            clip::apply(&workspace, segments, plan, Actions::Each(&actions));
             Ok(())
         })?;
         Ok(results)

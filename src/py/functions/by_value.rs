@@ -1,9 +1,9 @@
 //! Clipping of elements to a range.
 
 use crate::allocation::{OutOfMemory, filled};
-use crate::engine::exec::{Context, Workspace};
 use crate::engine::plan::Plan;
-use crate::engine::segment::{INPUT, LOWER, OPERANDS, OUTPUT, Segment, Strided, UPPER};
+use crate::engine::segment::{INPUT, LOWER, OPERANDS, OUTPUT, Operand, Segment, UPPER};
+use crate::engine::workspace::{Context, Workspace};
 use crate::error::Error;
 use crate::operations::clip::{self, Bounds};
 use crate::py::arrays::argument_name::ArgumentName;
@@ -50,13 +50,12 @@ pub fn clip_by_value<'py>(
         } else {
             (segment_with_bounds(&input, &output, &lower, &upper)?, Bounds::Each)
         };
-        let segments = [segment];
+        let mut segments = [segment];
         let plan = Plan::new(&segments)?;
         let workspace = Workspace::new(Context::current(), &segments, &plan)?;
         check_memory(py)?;
         detached(py, || {
-            // SAFETY: the output was checked, or is a new array; the bounds have the dtype of the input.
-            unsafe { clip::clamp(&workspace, &segments, &plan, bounds) };
+            clip::clamp(&workspace, &mut segments, &plan, bounds);
             Ok(())
         })?;
         Ok(output.owner().clone())
@@ -82,14 +81,14 @@ fn segment_with_bounds(
     let zeros = filled(0, input.shape().len())?;
     let [lower, upper] = [lower, upper].map(|bound| {
         let strides = if bound.size == 1 { zeros.as_slice() } else { bound.strides() };
-        Some(Strided { pointer: bound.pointer, strides })
+        Some(Operand { strides, ..bound.operand() })
     });
-    let mut operands: [Option<Strided>; OPERANDS] = [None; OPERANDS];
-    operands[INPUT] = Some(input.strided());
-    operands[OUTPUT] = Some(output.strided());
+    let mut operands: [Option<Operand>; OPERANDS] = [None; OPERANDS];
+    operands[INPUT] = Some(input.operand());
+    operands[OUTPUT] = Some(output.operand().written());
     operands[LOWER] = lower;
     operands[UPPER] = upper;
     // SAFETY: all arrays are alive, and broadcast to one shape. The output was checked, or is a new array, and the caller
     // in `fastclip` copied bounds that overlap it.
-    unsafe { Segment::new(input.dtype, input.shape(), operands) }
+    unsafe { Segment::new(false, input.shape(), operands) }
 }

@@ -2,8 +2,8 @@
 
 use super::slices::{SlicedTensors, does_not_fit};
 use crate::allocation::with_capacity;
-use crate::engine::exec::Context;
-use crate::engine::segment::Strided;
+use crate::engine::segment::Operand;
+use crate::engine::workspace::Context;
 use crate::operations::axes::elements::{self, Elements};
 use crate::operations::magnitude::Order;
 use crate::py::arrays::argument_name::ArgumentNames;
@@ -42,9 +42,8 @@ pub fn clip_elements<'py>(
                 tensor.measure(context)?;
             }
             let (plan, workspace) = elements::prepare(context, &tensors_with_bounds)?;
-            before_writing(plan.bytes)?;
-            // SAFETY: outputs were checked, and the caller in `fastclip` copied bounds that overlap one.
-            unsafe { elements::clip(&workspace, &tensors_with_bounds, &plan) };
+            before_writing(plan.bytes())?;
+            elements::clip(&workspace, &mut tensors_with_bounds, &plan);
             Ok(())
         })?;
         Ok(results)
@@ -71,8 +70,8 @@ fn with_bounds(tensors: &SlicedTensors, bounds: &[Option<View>], order: Order) -
         let mut strides: Vec<isize> = with_capacity(shape.len())?;
         let axes = bound.shape().iter().zip(bound.strides());
         strides.extend(axes.map(|(len, stride)| if *len == 1 { 0 } else { *stride }));
-        let bound = Strided { pointer: bound.pointer, strides: &strides };
-        let operands = [input.strided(), output.strided(), bound];
+        let bound = Operand { strides: &strides, ..bound.operand() };
+        let operands = [input.operand(), output.operand().written(), bound];
         // SAFETY: the arrays are alive; outputs were checked; the bounds broadcast to the input's shape, checked above.
         described.push(unsafe { Elements::new(input.dtype, shape, is_reduced, operands, order)? });
     }

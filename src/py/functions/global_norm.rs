@@ -2,7 +2,7 @@
 
 use super::on_nonfinite::OnNonFinite;
 use crate::allocation::{OutOfMemory, collect, with_capacity};
-use crate::engine::exec::{Context, Workspace};
+use crate::engine::workspace::{Context, Workspace};
 use crate::error::Error;
 use crate::kernels::scale::Factor;
 use crate::operations::clip::{self, Action, Actions};
@@ -84,7 +84,8 @@ pub fn clip_by_global_norm<'py>(
     entry(py, || {
         let on_nonfinite = OnNonFinite::from_name(on_nonfinite)?;
         let order = Order::new(p);
-        let arrays = CallArrays::new(py, tensors, &Destination::from(out), AcceptedDTypes::Floats, &names)?;
+        let mut arrays =
+            CallArrays::new(py, tensors, &Destination::from(out), AcceptedDTypes::Floats, &names)?;
         let norms = norms.map(|array| norms_view(py, &arrays, array, names.input())).transpose()?;
         let mut tensor_norms = match &given {
             Some(given) => given.tensor_norms(&arrays, names.input())?,
@@ -95,7 +96,7 @@ pub fn clip_by_global_norm<'py>(
         // All objects that are returned are created now: after the pass that writes nothing may fail.
         let answer = NormScalar::new(py, is_float64)?.after(arrays.results(py)?.as_any())?;
 
-        let (segments, plan) = (&arrays.segments, &arrays.plan);
+        let (segments, plan) = (&mut arrays.segments, &arrays.plan);
         let workspace = Workspace::new(Context::current(), segments, plan)?;
         check_memory(py)?;
         let needs_tensor_norms = norms.is_some() && tensor_norms.is_none();
@@ -111,13 +112,12 @@ pub fn clip_by_global_norm<'py>(
             if needs_tensor_norms {
                 tensor_norms = Some(collect(magnitudes.iter().map(|magnitude| magnitude.norm(order)))?);
             }
-            before_writing(plan.bytes)?;
+            before_writing(plan.bytes())?;
             let norm = total.norm(total_order);
             let Some(action) = action(total, total_order, bound, known.is_some(), on_nonfinite) else {
                 return Ok((norm, magnitudes, true));
             };
-            // SAFETY: `CallArrays` checked that outputs overlap nothing but their own inputs.
-            unsafe { clip::apply(&workspace, segments, plan, Actions::All(action)) };
+            clip::apply(&workspace, segments, plan, Actions::All(action));
             Ok((norm, magnitudes, false))
         })?;
         if is_refused {

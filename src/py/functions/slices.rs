@@ -2,10 +2,10 @@
 //! their indices along the reduced axes.
 
 use crate::allocation::with_capacity;
-use crate::engine::exec::Context;
-use crate::engine::segment::{INPUT, OPERANDS, OUTPUT, Strided};
+use crate::engine::segment::{INPUT, OPERANDS, OUTPUT, Operand};
+use crate::engine::workspace::Context;
 use crate::error::Error;
-use crate::operations::axes::{BOUNDS, NORMS, Slices};
+use crate::operations::axes::{BOUNDS, NORMS, PreparedSlices, Slices};
 use crate::operations::magnitude::Order;
 use crate::py::arrays::argument_name::ArgumentNames;
 use crate::py::arrays::call_arrays::{CallArrays, Destination};
@@ -34,7 +34,7 @@ pub fn slice_norms<'py>(
         let tensors = SlicedTensors::new(py, tensors, axes, &Destination::Nowhere, &names)?;
         let norms = views(norms, AcceptedDTypes::Floats, names.output())?;
         let slices = tensors.slices(&norms, &[], Order::new(p))?;
-        detached(py, || measure_and_clip(&slices))
+        detached(py, || measure_and_clip(slices))
     })
 }
 
@@ -57,24 +57,20 @@ pub fn clip_slices<'py>(
         let slices = tensors.slices(&[], &bounds, Order::new(p))?;
         let results = tensors.arrays.results(py)?;
         check_memory(py)?;
-        detached(py, || measure_and_clip(&slices))?;
+        detached(py, || measure_and_clip(slices))?;
         Ok(results)
     })
 }
 
 /// Measures slices, and clips those that have an output. Everything that may fail comes before the first output is
 /// written.
-fn measure_and_clip(slices: &[Slices]) -> PyResult<()> {
+fn measure_and_clip(slices: Vec<Slices>) -> PyResult<()> {
     let mut prepared = with_capacity(slices.len())?;
     for slices in slices {
-        // SAFETY: norms are new arrays of the caller in `fastclip`.
-        prepared.push(unsafe { slices.prepare(Context::current())? });
+        prepared.push(slices.prepare(Context::current())?);
     }
-    before_writing(slices.iter().map(Slices::bytes).sum())?;
-    for (slices, prepared) in slices.iter().zip(&prepared) {
-        // SAFETY: outputs were checked, or there are none.
-        unsafe { slices.finish(prepared) };
-    }
+    before_writing(prepared.iter().map(PreparedSlices::bytes).sum())?;
+    prepared.iter_mut().for_each(PreparedSlices::finish);
     Ok(())
 }
 
@@ -125,11 +121,11 @@ impl<'py> SlicedTensors<'py> {
             if norms.is_some_and(|norms| !norms.is_writable()) {
                 return Err(does_not_fit("read-only norms"));
             }
-            let mut operands: [Option<Strided>; OPERANDS] = [None; OPERANDS];
-            operands[INPUT] = Some(input.strided());
-            operands[OUTPUT] = self.output(index).map(View::strided);
-            operands[NORMS] = norms.map(View::strided);
-            operands[BOUNDS] = bounds.map(View::strided);
+            let mut operands: [Option<Operand>; OPERANDS] = [None; OPERANDS];
+            operands[INPUT] = Some(input.operand());
+            operands[OUTPUT] = self.output(index).map(|view| view.operand().written());
+            operands[NORMS] = norms.map(|view| view.operand().written());
+            operands[BOUNDS] = bounds.map(View::operand);
             // SAFETY: the arrays are alive; outputs were checked; norms and bounds have one float64 per slice, as
             // `per_slice` checked.
             slices.push(unsafe { Slices::new(input.dtype, input.shape(), is_reduced, operands, order)? });

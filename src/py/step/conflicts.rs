@@ -8,14 +8,15 @@ use crate::engine::workspace::{Context, Workspace};
 use crate::error::Error;
 use crate::operations::clip::{Action, Actions, apply};
 use crate::py::arrays::argument_name::ArgumentName;
-use crate::py::arrays::batch::segment;
 use crate::py::arrays::dtypes::AcceptedDTypes;
 use crate::py::arrays::list::views;
-use crate::py::arrays::output::Outputs;
+use crate::py::arrays::output::OutputAllocator;
 use crate::py::arrays::overlap::{Clash, Part, Spans, sweep};
+use crate::py::arrays::segment::segment;
 use crate::py::arrays::view::View;
+use crate::py::call::{detached, entry_that_reads};
 use crate::py::objects;
-use crate::py::raise::{check_memory, detached, entry_that_reads};
+use crate::py::raise::check_memory;
 use pyo3::prelude::*;
 use std::ops::ControlFlow;
 
@@ -134,7 +135,7 @@ fn conflict_error(clash: &Clash) -> Error {
 
 /// Replaces the values of a gradient by a copy.
 fn copy_values<'py>(py: Python<'py>, gradient: &mut Gradient<'py>) -> PyResult<()> {
-    let copy = Outputs::new(py, std::iter::once(&gradient.values)).like(&gradient.values)?;
+    let copy = OutputAllocator::new(py, std::iter::once(&gradient.values)).empty_like(&gradient.values)?;
     let mut segments = [segment(&gradient.values, Some(&copy))?];
     let plan = Plan::new(&segments)?;
     let workspace = Workspace::new(Context::current(), &segments, &plan)?;
@@ -159,20 +160,22 @@ pub fn check_variables(arrays: &Bound<'_, PyAny>, argument: &Bound<'_, PyAny>) -
         let mut spans = Spans::with_capacity(arrays.len())?;
         for (index, view) in arrays.iter().enumerate() {
             let Some(view) = view else {
-                return Err(Error::Type(format!("{} is None; it takes a variable", names.of(index))).into());
+                return Err(
+                    Error::Type(format!("{} is None; it takes a variable", names.entry(index))).into()
+                );
             };
-            check_variable(view, || names.of(index))?;
+            check_variable(view, || names.entry(index))?;
             spans.push(view, Part::Output, index)?;
         }
         let ControlFlow::Break(clash) = sweep(py, spans, ControlFlow::Break)? else { return Ok(()) };
         Err(Error::Value(match clash {
             Clash::Within(_, index) => {
-                format!("{} overlaps itself: elements of it share memory", names.of(index))
+                format!("{} overlaps itself: elements of it share memory", names.entry(index))
             }
             Clash::Between((_, first), (_, second)) => format!(
                 "{} shares memory with {}: each variable may be there once",
-                names.of(first.max(second)),
-                names.of(first.min(second))
+                names.entry(first.max(second)),
+                names.entry(first.min(second))
             ),
         })
         .into())

@@ -5,7 +5,7 @@ use crate::error::Error;
 use crate::kernels::scale::Factor;
 use crate::operations::magnitude::{Magnitude, Order, combine};
 use crate::operations::update::GradientTransform;
-use crate::py::raise::entry_that_reads;
+use crate::py::call::entry_that_reads;
 use pyo3::prelude::*;
 
 /// The bound on gradients.

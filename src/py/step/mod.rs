@@ -16,13 +16,13 @@ use crate::engine::workspace::{Context, Workspace};
 use crate::operations::magnitude::Order;
 use crate::operations::norms::measure;
 use crate::operations::update::{OPERANDS, ParameterUpdate, StepParameters, step};
-use crate::py::arrays::argument_name::ArgumentName;
 use crate::py::arrays::view::View;
-use crate::py::raise::{before_writing, check_memory, detached, entry, refuse_nonfinite};
+use crate::py::call::{before_writing, detached, entry};
+use crate::py::raise::{check_memory, nonfinite_error};
 use crate::scalar::Scalar;
 use conflicts::check_conflicts;
 use gradient_clipping::{Decision, NonFinitePolicy};
-use pairs::{ARGUMENT, read_pairs, with_gradients};
+use pairs::{GRADIENTS, read_pairs, with_gradients};
 use pyo3::prelude::*;
 use registry::initialise_slots;
 use request::StepRequest;
@@ -100,8 +100,7 @@ pub fn take_step(py: Python<'_>, request: &Bound<'_, StepRequest>) -> PyResult<b
         } else if clipping.policy() == NonFinitePolicy::Raise {
             let bad = gradients.iter().zip(&magnitudes).filter(|(_, m)| !m.is_finite());
             let bad = bad.map(|((index, _), _)| *index);
-            let names = ArgumentName::Paired { argument: ARGUMENT, part: 0, count: usize::MAX };
-            return Err(refuse_nonfinite(bad, names, norm.unwrap_or(f64::NAN)).into());
+            return Err(nonfinite_error(bad, GRADIENTS, norm.unwrap_or(f64::NAN)).into());
         } else {
             counters.skip();
         }

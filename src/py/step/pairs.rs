@@ -5,16 +5,21 @@ use super::request::{HyperParameters, RowGradient, StepRequest};
 use crate::allocation::{OutOfMemory, reserve, with_capacity};
 use crate::error::Error;
 use crate::operations::rules::RuleKind;
+use crate::py::arrays::argument_name::ArgumentName;
 use crate::py::arrays::dtypes::{AcceptedDTypes, DTypeCache};
 use crate::py::arrays::plain::is_plain_array;
-use crate::py::arrays::view::{View, tuple};
+use crate::py::arrays::view::{View, format_shape};
 use crate::py::objects;
 use crate::scalar::Scalar;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
-/// The argument that pairs come from, for messages.
-pub const ARGUMENT: &str = "grads_and_vars";
+/// The argument that the pairs are passed as.
+const ARGUMENT: &str = "grads_and_vars";
+/// The names of the gradients, for messages.
+pub const GRADIENTS: ArgumentName<'static, 'static> = ArgumentName::Paired { argument: ARGUMENT, part: 0 };
+/// The names of the variables, for messages.
+const VARIABLES: ArgumentName<'static, 'static> = ArgumentName::Paired { argument: ARGUMENT, part: 1 };
 
 /// One variable of a step, with all that belongs to it.
 pub struct Pair<'py> {
@@ -57,14 +62,9 @@ impl Gradient<'_> {
     }
 }
 
-/// Returns the name of a pair's gradient, for messages.
-pub fn gradient_name(index: usize) -> String {
-    format!("{ARGUMENT}[{index}][0]")
-}
-
 /// Returns the name of a pair's variable, for messages.
 pub fn variable_name(index: usize) -> String {
-    format!("{ARGUMENT}[{index}][1]")
+    VARIABLES.entry(index)
 }
 
 /// Returns the name of the low-precision copy of a pair's variable, for messages.
@@ -161,7 +161,7 @@ impl<'py> Reader<'py> {
         let (gradient, variable) =
             self.gradient_and_variable(gradient, variable, index, AcceptedDTypes::Reals)?;
         let mut views = with_capacity(kind.slots())?;
-        for slot in objects::list_of(&slots)?.iter() {
+        for slot in objects::copy_to_list(&slots)?.iter() {
             reserve(&mut views, 1)?;
             views.push(self.slot(slot, &variable, index)?);
         }
@@ -193,7 +193,7 @@ impl<'py> Reader<'py> {
     ) -> PyResult<(Option<Gradient<'py>>, View<'py>)> {
         let py = gradient.py();
         // The arrays are read before any of them is checked: reading a dtype may run foreign code.
-        let name = || gradient_name(index);
+        let name = || GRADIENTS.entry(index);
         let mut array = |array| View::new(array, AcceptedDTypes::Reals, &mut self.gradients, name);
         let mut indices = None;
         let gradient = if gradient.is_none() {
@@ -265,7 +265,7 @@ fn check_written(view: &View, shape: &[usize], name: impl Fn() -> String) -> Res
         name(),
         view.describe(),
         if view.is_writable() { "" } else { ", read-only" },
-        tuple(shape)
+        format_shape(shape)
     )))
 }
 
@@ -285,7 +285,7 @@ pub fn check_copy(copy: &View, variable: &View, name: impl Fn() -> String) -> Re
             name(),
             copy.describe(),
             if copy.is_writable() { "" } else { ", read-only" },
-            tuple(variable.shape())
+            format_shape(variable.shape())
         )));
     }
     Ok(())
@@ -308,7 +308,7 @@ fn check_shape(gradient: &View, variable: &View, indices: Option<&View>, index: 
     }
     Err(Error::Value(format!(
         "{} is {} where {} is {}: {}",
-        gradient_name(index),
+        GRADIENTS.entry(index),
         gradient.describe(),
         variable_name(index),
         variable.describe(),

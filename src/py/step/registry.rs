@@ -12,7 +12,7 @@ use crate::operations::rules::RuleKind;
 use crate::operations::update::fill;
 use crate::py::arrays::argument_name::ArgumentName;
 use crate::py::arrays::dtypes::{AcceptedDTypes, DTypeCache};
-use crate::py::arrays::output::{Buffer, Outputs, array_over, dense_strides};
+use crate::py::arrays::output::{Buffer, OutputAllocator, array_over, dense_strides};
 use crate::py::arrays::overlap;
 use crate::py::arrays::view::View;
 use crate::py::objects;
@@ -119,7 +119,7 @@ fn effective_strides(view: &View) -> impl ExactSizeIterator<Item = isize> {
 impl Entry {
     /// Registers a variable with these slots.
     pub fn new(variable: &View, slots: Vec<Slot>) -> PyResult<Self> {
-        let (_, number) = variable.number();
+        let (_, number) = variable.numpy_dtype();
         let array = variable.array()?.unbind();
         Ok(Self { key: Arc::new(Key::of(variable)?), number, array, slots: slots.into() })
     }
@@ -224,9 +224,9 @@ pub fn allocate_slots<'py>(
 ) -> PyResult<Vec<Vec<Slot>>> {
     let count = kind.slots();
     let each = variables.iter().flat_map(|view| std::iter::repeat_n(*view, count));
-    let mut outputs = Outputs::new(py, each);
+    let mut outputs = OutputAllocator::new(py, each);
     let mut slot = |view: &View<'py>| {
-        let (pointer, buffer) = outputs.memory(view.size * view.dtype.size())?;
+        let (pointer, buffer) = outputs.allocate(view.size * view.dtype.size())?;
         let strides = dense_strides(view)?.into_boxed_slice();
         Ok::<_, PyErr>(Slot { buffer: buffer.unbind(), pointer: AtomicPtr::new(pointer), strides })
     };

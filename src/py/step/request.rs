@@ -6,8 +6,8 @@ use super::slots::Slots;
 use crate::allocation::reserve;
 use crate::error::Error;
 use crate::operations::rules::RuleKind;
-use crate::py::objects::{extract, number};
-use crate::py::raise::entry_that_reads;
+use crate::py::call::entry_that_reads;
+use crate::py::objects::{extract, to_f64};
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
@@ -133,9 +133,9 @@ impl StepRequest {
         let [sets, advanced, skipped, report] = items(&self.numbers.bind(py).call0()?)?;
         let counter = |pair: &Bound<'py, PyAny>| {
             let [array, value] = items(pair)?;
-            Ok((array, number(&value)?))
+            Ok((array, to_f64(&value)?))
         };
-        let sets = extract(&sets, |set| extract(set, number))?;
+        let sets = extract(&sets, |set| extract(set, to_f64))?;
         let global_step = self.global_step.as_ref().map(|counter| counter.bind(py).clone());
         let counters = Counters::new(extract(&advanced, counter)?, global_step, skipped, report)?;
         Ok((HyperParameters::new(self.kind(), &sets)?, counters))

@@ -11,8 +11,9 @@ use crate::operations::rules::RuleKind;
 use crate::operations::update::refresh;
 use crate::py::arrays::dtypes::{AcceptedDTypes, DTypeCache};
 use crate::py::arrays::view::View;
+use crate::py::call::{detached, entry, entry_that_reads};
 use crate::py::objects;
-use crate::py::raise::{check_memory, detached, entry, entry_that_reads, exception};
+use crate::py::raise::{check_memory, exception};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
@@ -133,7 +134,7 @@ impl Slots {
     #[new]
     fn new(py: Python<'_>, rule: &str, initial: &Bound<'_, PyAny>) -> PyResult<Self> {
         entry_that_reads(py, || {
-            let (kind, initial) = (rule_kind(rule)?, objects::extract(initial, objects::number)?);
+            let (kind, initial) = (rule_kind(rule)?, objects::extract(initial, objects::to_f64)?);
             if initial.len() != kind.slots() {
                 return Err(Error::Value(format!("this rule takes {} slots", kind.slots())).into());
             }

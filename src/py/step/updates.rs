@@ -9,7 +9,7 @@ use crate::operations::rules::RuleKind;
 use crate::operations::update::{
     COPY, GRADIENT, OPERANDS, ParameterUpdate, RowGradient, SLOTS, UpdateParameters, VARIABLE,
 };
-use crate::py::arrays::output::{Outputs, c_strides};
+use crate::py::arrays::output::{OutputAllocator, c_strides};
 use crate::py::arrays::view::View;
 use crate::py::raise::check_memory;
 use pyo3::prelude::*;
@@ -283,7 +283,7 @@ fn expand_rows<'py>(
     let shape = variable.shape();
     let size = gradient.dtype.size();
     let bytes = variable.size.checked_mul(size).ok_or(OutOfMemory { bytes: usize::MAX })?;
-    let (pointer, buffer) = Outputs::new(py, std::iter::empty()).memory(bytes)?;
+    let (pointer, buffer) = OutputAllocator::new(py, std::iter::empty()).allocate(bytes)?;
     let row = element_count(&shape[1..]) * size;
     if gradient.size * size != indices.len() * row || indices.iter().any(|index| *index >= shape[0]) {
         return Err(Error::Value("rows do not fit their variable".into()).into());
@@ -298,5 +298,5 @@ fn expand_rows<'py>(
     }
     let strides = c_strides(shape, size)?;
     // SAFETY: zeros and rows of this dtype, in C order, which the buffer keeps alive.
-    Ok(unsafe { View::over(buffer.into_any(), pointer, gradient.number(), shape, &strides)? })
+    Ok(unsafe { View::over(buffer.into_any(), pointer, gradient.numpy_dtype(), shape, &strides)? })
 }
