@@ -1,4 +1,4 @@
-"""The clip functions inside a loss that autograd differentiates."""
+"""Derivatives of the clip functions by autograd."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TOLERANCE = {np.dtype(np.float32): 2e-6, np.dtype(np.float64): 1e-13}
 
 
 def weighted(case: Case, *arrays: Any) -> Any:
-    """The scalar that a case is differentiated as."""
+    """Returns the weighted sum of a case's outputs, which is differentiated."""
     outputs = case.call(fastclip, *arrays)
     scales = recorded.weights([np.shape(output) for output in outputs])
     return sum(anp.sum(output * scale) for output, scale in zip(outputs, scales, strict=True))
@@ -46,19 +46,19 @@ def assert_agrees(actual: Any, expected: Array, tolerance: float) -> None:
 
 
 def tolerance_of(case: Case) -> float:
-    # TensorFlow's average norm is computed in float32.
+    # TensorFlow computes the average norm in float32.
     return 2e-6 if "average" in case.id else TOLERANCE[case.arrays[0].dtype]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_gradients_are_tensorflows(case: Case) -> None:
+def test_gradients_agree_with_tensorflow(case: Case) -> None:
     found = autograd.grad(lambda arrays: weighted(case, *arrays))(list(case.arrays))
     for gradient, expected in zip(found, RECORDED[case.id], strict=True):
         assert_agrees(gradient, expected, tolerance_of(case))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_gradients_are_the_same_through_compute_gradients(case: Case) -> None:
+def test_compute_gradients_agrees_with_tensorflow(case: Case) -> None:
     variables = [Variable(array) for array in case.arrays]
     found = compute_gradients(lambda: weighted(case, *variables), variables)
     for (gradient, _), expected in zip(found, RECORDED[case.id], strict=True):
@@ -70,7 +70,7 @@ def test_gradients_are_the_same_through_compute_gradients(case: Case) -> None:
 
 @pytest.mark.interop("tensorflow")
 @pytest.mark.filterwarnings("ignore")
-def test_tensorflow_still_gives_what_was_recorded() -> None:
+def test_installed_tensorflow_agrees_with_the_recorded_gradients() -> None:
     import tensorflow as tf
 
     for case in CASES:
@@ -78,17 +78,17 @@ def test_tensorflow_still_gives_what_was_recorded() -> None:
             np.testing.assert_allclose(live, expected, rtol=1e-4, atol=1e-6, err_msg=case.id)
 
 
-def boxed(function: Callable[..., Any], *arrays: Any) -> list[Any]:
-    """What a function returns for traced values, without their boxes."""
-    seen: list[Any] = []
+def traced_outputs(function: Callable[..., Any], *arrays: Any) -> list[Any]:
+    """Calls a function with traced arrays and returns the arrays inside its traced outputs."""
+    values: list[Any] = []
 
     def loss(arrays: Any) -> Any:
         outputs = function(*arrays)
-        seen.extend(autograd.tracer.getval(output) for output in outputs)
+        values.extend(autograd.tracer.getval(output) for output in outputs)
         return sum(anp.sum(output) for output in outputs)
 
     autograd.grad(loss)(list(arrays))
-    return seen
+    return values
 
 
 @given(
@@ -99,7 +99,7 @@ def boxed(function: Callable[..., Any], *arrays: Any) -> list[Any]:
     zeros=st.booleans(),
 )
 @PROPERTY
-def test_values_are_the_compiled_functions_bit_for_bit(
+def test_traced_outputs_have_the_bits_of_untraced_ones(
     shape: tuple[int, ...], dtype: Any, bound: float, seed: int, zeros: bool
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -116,7 +116,7 @@ def test_values_are_the_compiled_functions_bit_for_bit(
         lambda t, u: fastclip.adaptive_clip([t], [u], 0.1),
     ]
     for function in functions:
-        for value, expected in zip(boxed(function, t, u), function(t, u), strict=True):
+        for value, expected in zip(traced_outputs(function, t, u), function(t, u), strict=True):
             assert value.dtype == expected.dtype
             np.testing.assert_array_equal(value, expected)
 
@@ -135,19 +135,19 @@ ZERO: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("name", ZERO)
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_the_gradient_at_a_zero_tensor_is_1(name: str, dtype: Any) -> None:
+def test_gradient_at_a_tensor_of_zeros_is_1(name: str, dtype: Any) -> None:
     gradient = autograd.grad(lambda t: anp.sum(ZERO[name](t)))(np.zeros((3, 2), dtype))
     assert gradient.dtype == dtype
     np.testing.assert_array_equal(gradient, np.ones((3, 2)))
 
 
-def test_the_gradient_of_a_norm_of_zeros_is_0() -> None:
+def test_gradient_of_the_norm_at_zeros_is_0() -> None:
     gradient = autograd.grad(lambda t: fastclip.global_norm([t]) + anp.sum(fastclip.tensor_norms([t])))
     np.testing.assert_array_equal(gradient(np.zeros(3)), np.zeros(3))
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1e-160, 1.0, 1e160, 1e300])
-def test_gradients_neither_overflow_nor_vanish_between(scale: float) -> None:
+def test_gradients_do_not_overflow_or_underflow_in_intermediate_results(scale: float) -> None:
     t = np.array([3.0, 4.0]) * scale
     jacobian = autograd.jacobian(lambda t: fastclip.clip_by_norm(t, 1e-308))(t)
     np.testing.assert_allclose(
@@ -189,7 +189,7 @@ RULES: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_gradients_are_those_of_finite_differences(name: str) -> None:
+def test_gradients_agree_with_finite_differences(name: str) -> None:
     rule = RULES[name]
     t = np.random.default_rng(5).normal(size=(4, 3))
     gradient = autograd.grad(lambda t: anp.sum(rule(t)))(t)
@@ -197,7 +197,7 @@ def test_gradients_are_those_of_finite_differences(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in RULES if "inf" not in name])
-def test_second_derivatives_are_those_of_finite_differences(name: str) -> None:
+def test_second_derivatives_agree_with_finite_differences(name: str) -> None:
     rng = np.random.default_rng(6)
     t, direction = rng.normal(size=(4, 3)), rng.normal(size=(4, 3))
     gradient = autograd.grad(lambda t: anp.sum(RULES[name](t)))
@@ -206,14 +206,14 @@ def test_second_derivatives_are_those_of_finite_differences(name: str) -> None:
     np.testing.assert_allclose(product, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_elements_that_are_equally_large_share_the_gradient_of_the_largest() -> None:
+def test_largest_elements_share_the_gradient_of_the_infinite_order() -> None:
     gradient = autograd.grad(lambda t: fastclip.global_norm([t, t[:1] * 0], ord=np.inf))(
         np.array([2.0, -2.0, 1.0])
     )
     np.testing.assert_array_equal(gradient, [0.5, -0.5, 0.0])
 
 
-def test_containers_keep_their_structure() -> None:
+def test_containers_of_traced_values_keep_their_structure() -> None:
     t = {"w": np.array([3.0]), "b": [np.array([4.0]), None]}
 
     def loss(w: Any, b: Any) -> Any:
@@ -226,7 +226,7 @@ def test_containers_keep_their_structure() -> None:
     np.testing.assert_allclose([g[0] for g, _ in found], [0.2 * (1 - 0.6 * 2.2), 0.2 * (2 - 0.8 * 2.2)])
 
 
-def test_what_is_not_traced_beside_what_is() -> None:
+def test_traced_and_untraced_values_in_one_list() -> None:
     w, frozen = Variable(np.array([3.0])), Variable(np.array([4.0]), trainable=False)
     rows = IndexedSlices(np.array([[0.0]]), [1], (3, 1))
 
@@ -240,7 +240,7 @@ def test_what_is_not_traced_beside_what_is() -> None:
     np.testing.assert_allclose(gradient, [0.2 * (1 - 0.6 * 1.4)])
 
 
-def test_a_list_that_autograd_differentiates_by() -> None:
+def test_traced_lists_and_dicts_are_accepted() -> None:
     found = autograd.grad(lambda ws: fastclip.global_norm(ws))([np.array([3.0]), np.array([4.0])])
     assert [g.tolist() for g in found] == [[0.6], [0.8]]
     found = autograd.grad(lambda ws: fastclip.global_norm(ws))({"a": np.array([3.0]), "b": np.array([4.0])})
@@ -250,7 +250,7 @@ def test_a_list_that_autograd_differentiates_by() -> None:
 @pytest.mark.parametrize(
     ("on_nonfinite", "expected"), [("propagate", [math.nan, math.nan]), ("zero", [0.0, 0.0])]
 )
-def test_gradients_where_the_norm_is_not_finite(on_nonfinite: Any, expected: list[float]) -> None:
+def test_gradients_with_a_nonfinite_norm(on_nonfinite: Any, expected: list[float]) -> None:
     def loss(t: Any) -> Any:
         return anp.sum(fastclip.clip_by_global_norm([t], 1.0, on_nonfinite=on_nonfinite)[0][0])
 
@@ -274,7 +274,7 @@ REFUSED: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_differentiated_raises(name: str) -> None:
+def test_calls_that_cannot_be_differentiated_raise(name: str) -> None:
     with pytest.raises(TypeError, match=name.strip()):
         autograd.grad(lambda t: anp.sum(anp.real(REFUSED[name](t))))(np.array([3.0, 4.0]))
 
@@ -289,7 +289,7 @@ def test_what_cannot_be_differentiated_raises(name: str) -> None:
         (lambda t: fastclip.clip_by_norm(t, np.ones((2, 2))), ValueError),
     ],
 )
-def test_arguments_are_checked_as_ever(call: Callable[[Any], Any], error: type[Exception]) -> None:
+def test_arguments_are_checked_with_traced_values(call: Callable[[Any], Any], error: type[Exception]) -> None:
     with pytest.raises(error):
         call(np.array([3.0, 4.0]))
     with pytest.raises(error):

@@ -92,7 +92,7 @@ def test_every_way_to_read_a_variable_is_differentiated(engine: str, how: str) -
     found = compute_gradients(lambda: read(lib, x, v, m), [v, m], backend=engine)
 
     class Wide(np.ndarray[Any, Any]):
-        """What a variable has and an array has not, for the same expression in float64."""
+        """A float64 array with the attribute `value` of a variable, for the same expression."""
 
         value = property(lambda self: self)
 
@@ -115,12 +115,12 @@ def test_every_way_to_read_a_variable_is_differentiated(engine: str, how: str) -
     assert found[0][0] is not None or how == "w @ x"
 
 
-# None and zeros ----------------------------------------------------------------------------------
+# Variables without gradient ----------------------------------------------------------------------
 
 
 @EVERY_ENGINE
 @pytest.mark.parametrize("closure", [True, False])
-def test_unconnected_gives_none_and_connected_gives_zeros(engine: str, closure: bool) -> None:
+def test_gradient_is_none_for_unused_variables_and_zeros_for_used_ones(engine: str, closure: bool) -> None:
     lib = library(engine)
     used, zero, unused = Variable([1.0, 2.0]), Variable([3.0, 4.0]), Variable([5.0])
 
@@ -136,14 +136,14 @@ def test_unconnected_gives_none_and_connected_gives_zeros(engine: str, closure: 
 
 
 @EVERY_ENGINE
-def test_a_loss_that_depends_on_nothing_gives_none_for_all(engine: str) -> None:
+def test_gradients_of_a_constant_loss_are_none(engine: str) -> None:
     w, v = Variable([1.0]), Variable([1.0])
     assert [g for g, _ in compute_gradients(lambda: 2.5, [w, v], backend=engine)] == [None, None]
     assert [g for g, _ in compute_gradients(lambda: w.numpy()[0], [w, v], backend=engine)] == [None, None]
 
 
 @pytest.mark.interop("jax")
-def test_what_jax_stops_is_unconnected() -> None:
+def test_gradient_that_jax_stops_is_none() -> None:
     import jax
 
     w, v = Variable([1.0, 2.0]), Variable([1.0, 2.0])
@@ -152,32 +152,32 @@ def test_what_jax_stops_is_unconnected() -> None:
     assert found[1][0].tolist() == [1.0, 2.0]
 
 
-def test_counters_among_the_registered_variables_have_no_gradient() -> None:
+def test_gradients_of_registered_integer_variables_are_none() -> None:
     step, w = Variable(3), Variable([1.0])
     found = {id(v): g for g, v in compute_gradients(lambda: anp.sum(w * w))}
     assert found[id(step)] is None
     assert found[id(w)].tolist() == [2.0]
 
 
-# The incoming gradient ---------------------------------------------------------------------------
+# grad_loss ---------------------------------------------------------------------------------------
 
 
 @EVERY_ENGINE
-def test_grad_loss_comes_in(engine: str) -> None:
+def test_gradients_are_multiplied_by_grad_loss(engine: str) -> None:
     lib = library(engine)
     w = Variable(np.array([1.0, 2.0, 3.0]))
     [(ones, _)] = compute_gradients(lambda: w * w, [w], backend=engine)
     np.testing.assert_array_equal(ones, [2.0, 4.0, 6.0])
-    incoming = np.array([1.0, 0.0, -0.5])
-    for given_as in (incoming, incoming.astype(np.float32), incoming.tolist(), Variable(incoming)):
-        [(gradient, _)] = compute_gradients(lambda: w * w, [w], grad_loss=given_as, backend=engine)
+    factors = np.array([1.0, 0.0, -0.5])
+    for grad_loss in (factors, factors.astype(np.float32), factors.tolist(), Variable(factors)):
+        [(gradient, _)] = compute_gradients(lambda: w * w, [w], grad_loss=grad_loss, backend=engine)
         np.testing.assert_array_equal(gradient, [2.0, 0.0, -3.0])
     [(gradient, _)] = compute_gradients(lambda: lib.sum(w * w), [w], grad_loss=2, backend=engine)
     np.testing.assert_array_equal(gradient, [4.0, 8.0, 12.0])
-    # The gradient of the variable itself is what comes in, and a copy of it.
-    [(gradient, _)] = compute_gradients(lambda: w, [w], grad_loss=incoming, backend=engine)
-    assert not np.shares_memory(gradient, incoming)
-    np.testing.assert_array_equal(gradient, incoming)
+    # Where the loss is the variable itself, the gradient is a copy of grad_loss.
+    [(gradient, _)] = compute_gradients(lambda: w, [w], grad_loss=factors, backend=engine)
+    assert not np.shares_memory(gradient, factors)
+    np.testing.assert_array_equal(gradient, factors)
 
 
 @EVERY_ENGINE
@@ -193,7 +193,7 @@ def test_grad_loss_of_another_shape_or_type_is_refused(
         compute_gradients(lambda: w * w, [w], grad_loss=grad_loss, backend=engine)
 
 
-# What comes back ---------------------------------------------------------------------------------
+# Memory and layouts ------------------------------------------------------------------------------
 
 
 @EVERY_ENGINE
@@ -212,7 +212,7 @@ def test_gradients_share_no_memory(engine: str) -> None:
 
 
 @EVERY_ENGINE
-def test_a_variable_that_stands_twice_is_one_variable(engine: str) -> None:
+def test_variable_listed_twice_has_the_same_gradient_twice(engine: str) -> None:
     lib = library(engine)
     w = Variable([3.0])
     first, second = compute_gradients(lambda a, b: lib.sum(a * b * b), [w, w], backend=engine)
@@ -235,7 +235,7 @@ def test_any_shape_and_layout(shape: tuple[int, ...], order: Any, dtype: Any, st
 
 @EVERY_ENGINE
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_layouts_that_libraries_copy(engine: str, dtype: Any) -> None:
+def test_layouts_that_libraries_cannot_share(engine: str, dtype: Any) -> None:
     array = np.linspace(-2, 2, 24).astype(dtype).reshape(4, 6)
     read_only = array.copy()
     read_only.flags.writeable = False
@@ -257,7 +257,7 @@ def check_tanh(engine: str, array: Array) -> None:
 
 
 @pytest.mark.interop("jax")
-def test_jax_computes_in_float64_and_its_configuration_stays() -> None:
+def test_jax_computes_in_float64_and_its_configuration_is_restored() -> None:
     import jax
     import jax.numpy as jnp
 
@@ -270,11 +270,11 @@ def test_jax_computes_in_float64_and_its_configuration_stays() -> None:
     assert jnp.ones(1).dtype == (jnp.float64 if before else jnp.float32)
 
 
-# torch's tensors ---------------------------------------------------------------------------------
+# torch -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.interop("torch")
-def test_tensors_of_torch_give_tensors_and_choose_torch() -> None:
+def test_torch_tensors_have_torch_gradients_without_a_backend_argument() -> None:
     import torch
 
     x = torch.tensor([1.0, 2.0])
@@ -301,7 +301,7 @@ def test_tensors_of_torch_give_tensors_and_choose_torch() -> None:
 
 
 @pytest.mark.interop("torch")
-def test_a_sparse_embedding_of_torch_gives_slices() -> None:
+def test_gradient_of_a_sparse_torch_embedding_is_indexed_slices() -> None:
     import torch
 
     w = Variable(np.arange(8, dtype=np.float32).reshape(4, 2))
@@ -314,10 +314,10 @@ def test_a_sparse_embedding_of_torch_gives_slices() -> None:
 
 
 @pytest.mark.interop("torch")
-def test_torch_reads_the_memory_of_a_variable() -> None:
+def test_torch_shares_the_memory_of_a_variable() -> None:
     import torch
 
     w = Variable(np.ones(3, np.float32))
-    seen: list[int] = []
-    compute_gradients(lambda v: seen.append(v.data_ptr()) or torch.sum(v), [w], backend="torch")
-    assert seen == [w.value.ctypes.data]
+    addresses: list[int] = []
+    compute_gradients(lambda v: addresses.append(v.data_ptr()) or torch.sum(v), [w], backend="torch")
+    assert addresses == [w.value.ctypes.data]

@@ -1,4 +1,4 @@
-"""Arguments of compute_gradients: var_list, gates, and what is refused."""
+"""Arguments of compute_gradients: var_list, gates, and arguments that are refused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_var_list_may_be_nested_or_one_variable() -> None:
 
 
 @pytest.mark.parametrize("loss", [None, 3.0, np.ones(2), Variable([1.0])])
-def test_a_loss_that_is_no_function_raises_as_tensorflow(loss: Any) -> None:
+def test_loss_that_is_no_function_raises_like_tensorflow(loss: Any) -> None:
     with pytest.raises(
         RuntimeError, match=r"^`loss` passed to Optimizer\.compute_gradients should be a function"
     ):
@@ -35,7 +35,7 @@ def test_a_loss_that_is_no_function_raises_as_tensorflow(loss: Any) -> None:
 
 
 @pytest.mark.parametrize("gate", [3, -1, "GATE_OP", None])
-def test_an_unknown_gate_raises_as_tensorflow(gate: Any) -> None:
+def test_unknown_gate_raises_like_tensorflow(gate: Any) -> None:
     text = (
         "gate_gradients must be one of: Optimizer.GATE_NONE, Optimizer.GATE_OP, Optimizer.GATE_GRAPH.  Not "
         f"{gate}"
@@ -52,12 +52,12 @@ def test_known_gates_and_unused_arguments_change_nothing(gate: int) -> None:
 
 
 @pytest.mark.parametrize("var_list", [[], (), {}, [[], {}]])
-def test_no_variables_raises_as_tensorflow(var_list: Any) -> None:
+def test_empty_var_list_raises_like_tensorflow(var_list: Any) -> None:
     with pytest.raises(ValueError, match=r"^No variables to optimize\.$"):
         compute_gradients(lambda: 0.0, var_list)
 
 
-def test_no_registered_variables_raises_as_tensorflow() -> None:
+def test_missing_registered_variables_raise_like_tensorflow() -> None:
     fresh_python.run(
         """
         from fastclip._autodiff.gradients import compute_gradients
@@ -66,18 +66,18 @@ def test_no_registered_variables_raises_as_tensorflow() -> None:
         except ValueError as error:
             assert str(error) == "No variables to optimize.", error
         else:
-            raise SystemExit("taken")
+            raise SystemExit("no error")
         """
     )
 
 
 @pytest.mark.parametrize("entry", [1.0, "w", None, [[1.0, 2.0]], object(), np.ma.masked_array([1.0]), b"w"])
-def test_an_entry_that_is_no_variable_is_named(entry: Any) -> None:
+def test_error_names_an_entry_that_is_no_variable(entry: Any) -> None:
     with pytest.raises(TypeError, match=r"var_list\['a'\]\[1\]"):
         compute_gradients(lambda *values: 0.0, {"a": [np.ones(1), entry]})
 
 
-def test_an_array_needs_a_parameter_and_floats() -> None:
+def test_array_requires_a_parameter_of_the_loss_and_a_floating_point_dtype() -> None:
     with pytest.raises(
         TypeError, match=r"var_list\[1\] is an array.*use a fastclip\.Variable, or give the loss"
     ):

@@ -21,7 +21,7 @@ pytest.importorskip("autograd")
 import autograd
 import autograd.numpy as anp
 
-# Which losses take values ------------------------------------------------------------------------
+# Signatures --------------------------------------------------------------------------------------
 
 
 class Model:
@@ -53,7 +53,7 @@ def test_losses_of_every_signature() -> None:
         lambda *, scale=1.0: anp.sum(w * w) * scale,
         lambda w, /: anp.sum(w * w),
         lambda **kwargs: anp.sum(w * w),
-        # A loss with parameters may read a variable under its own name as well.
+        # A loss with parameters may also read the variable itself.
         lambda v: anp.sum(v * w),
     ]
     for loss in losses:
@@ -63,7 +63,7 @@ def test_losses_of_every_signature() -> None:
     assert pairs[1][0].tolist() == [1.0, 2.0]
 
 
-def test_a_loss_that_tells_no_signature_gets_the_values() -> None:
+def test_loss_without_a_signature_is_called_with_the_values() -> None:
     class Opaque:
         __signature__ = "none"
 
@@ -85,19 +85,19 @@ def test_a_loss_that_tells_no_signature_gets_the_values() -> None:
         (lambda *, scale: scale, "'scale'"),
     ],
 )
-def test_a_loss_of_another_number_of_parameters_is_refused(loss: Any, message: str) -> None:
+def test_loss_with_another_number_of_parameters_is_refused(loss: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         compute_gradients(loss, [np.ones(1)])
 
 
-# What goes wrong in a loss -----------------------------------------------------------------------
+# Results, exceptions and assignments -------------------------------------------------------------
 
 
 @EVERY_ENGINE
 @pytest.mark.parametrize(
     "value", [None, "loss", object(), [1.0], {"loss": 1.0}, 3, True, 1j, np.array([1]), np.array([None])]
 )
-def test_a_loss_that_returns_no_number_is_refused(engine: str, value: Any) -> None:
+def test_loss_that_returns_no_number_is_refused(engine: str, value: Any) -> None:
     w = Variable([1.0])
     with pytest.raises(TypeError, match="loss returned"):
         compute_gradients(lambda: value, [w], backend=engine)
@@ -108,7 +108,7 @@ def test_a_loss_that_returns_no_number_is_refused(engine: str, value: Any) -> No
 
 
 @EVERY_ENGINE
-def test_what_a_loss_raises_comes_through_and_nothing_stays_traced(engine: str) -> None:
+def test_exception_of_a_loss_is_raised_and_variables_are_no_longer_traced(engine: str) -> None:
     w = Variable([1.0])
     failure = KeyError("of the loss")
 
@@ -144,7 +144,7 @@ def test_gradients_inside_a_loss() -> None:
         compute_gradients(lambda: compute_gradients(lambda: w * v * v, [v])[0][0], [w])
     with pytest.raises(TypeError, match="another differentiation"):
         autograd.grad(lambda x: compute_gradients(lambda: w * x, [w])[0][0])(1.0)
-    # autograd's own: d/dw (w**3)' = 6 w.
+    # With autograd's own function: d/dw (w**3)' = 6 w.
     [(gradient, _)] = compute_gradients(lambda: autograd.grad(lambda x: x**3)(w[0]), [w])
     assert gradient.tolist() == [12.0]
     [(gradient, _)] = compute_gradients(
@@ -156,20 +156,20 @@ def test_gradients_inside_a_loss() -> None:
 def test_threads_may_differentiate_at_once() -> None:
     w = Variable(np.ones(4))
     start = threading.Barrier(4)
-    wrong: list[Any] = []
+    errors: list[Any] = []
 
     def work(scale: float) -> None:
         start.wait()
         for _ in range(50):
             [(gradient, _)] = compute_gradients(lambda: anp.sum(w * w * scale), [w])
             if gradient.tolist() != [2.0 * scale] * 4:
-                wrong.append(gradient)
+                errors.append(gradient)
             if type(w.value) is not np.ndarray:
-                wrong.append(w.value)
+                errors.append(w.value)
 
     threads = [threading.Thread(target=work, args=(float(i),)) for i in range(1, 5)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong
+    assert not errors

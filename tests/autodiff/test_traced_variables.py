@@ -24,7 +24,7 @@ import autograd
 import autograd.numpy as anp
 
 
-def test_numpys_array_on_the_left_defers_to_the_variable() -> None:
+def test_operators_of_a_numpy_array_on_the_left_are_differentiated() -> None:
     x, y, w0, b0 = regression(np.float64)
     w, b = Variable(w0), Variable(b0)
     found = compute_gradients(lambda: anp.sum((x @ w + b - y) ** 2), [w, b])
@@ -35,7 +35,7 @@ def test_numpys_array_on_the_left_defers_to_the_variable() -> None:
 
 
 @pytest.mark.interop("jax")
-def test_numpys_array_on_the_left_defers_to_the_variable_under_jax() -> None:
+def test_operators_of_a_numpy_array_on_the_left_are_differentiated_by_jax() -> None:
     x, _, w0, _ = regression(np.float32)
     w = Variable(w0)
     [(gradient, _)] = compute_gradients(lambda: ((x @ w) ** 2).sum() + (2 - w).sum(), [w], backend="jax")
@@ -61,12 +61,12 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_autograds_functions_take_variables(name: str) -> None:
+def test_autograd_functions_accept_variables(name: str) -> None:
     w = Variable(np.array([1.5, 2.5]))
     expected = autograd.grad(lambda v: anp.sum(FUNCTIONS[name](v) ** 2))(w.numpy())
     [(gradient, _)] = compute_gradients(lambda: FUNCTIONS[name](w) ** 2, [w])
     np.testing.assert_allclose(gradient, expected, rtol=1e-15)
-    # As constants too, before and after.
+    # Outside a loss, and where only another variable is differentiated, they are constants.
     np.testing.assert_array_equal(FUNCTIONS[name](w), FUNCTIONS[name](w.numpy()))
     by = np.ones(())
     [(gradient, _)] = compute_gradients(lambda x: anp.sum(FUNCTIONS[name](w) * x), [by])
@@ -74,7 +74,7 @@ def test_autograds_functions_take_variables(name: str) -> None:
 
 
 @pytest.mark.interop("jax")
-def test_jaxs_functions_take_variables() -> None:
+def test_jax_functions_accept_variables() -> None:
     import jax
     import jax.numpy as jnp
 
@@ -97,7 +97,7 @@ def test_jaxs_functions_take_variables() -> None:
 
 
 @pytest.mark.interop("torch")
-def test_torchs_functions_take_variables() -> None:
+def test_torch_functions_accept_variables() -> None:
     import torch
 
     w = Variable(np.array([1.5, 2.5]))
@@ -120,7 +120,7 @@ def test_torchs_functions_take_variables() -> None:
 
 
 @pytest.mark.interop("jax")
-def test_functions_that_jax_compiles_take_variables() -> None:
+def test_functions_compiled_by_jax_accept_variables() -> None:
     import jax
     import jax.numpy as jnp
 
@@ -132,7 +132,7 @@ def test_functions_that_jax_compiles_take_variables() -> None:
         w.assign_add([1.0, 1.0])
 
 
-# Nothing connected is silently taken for a constant ----------------------------------------------
+# Functions that would treat a variable as a constant raise ---------------------------------------
 
 
 @EVERY_ENGINE
@@ -148,7 +148,7 @@ def test_functions_that_jax_compiles_take_variables() -> None:
         lambda w: np.multiply.outer(np.ones(2), w).sum(),
     ],
 )
-def test_what_would_take_a_variable_for_a_constant_raises(engine: str, take: Callable[[Any], Any]) -> None:
+def test_functions_that_would_lose_the_gradient_raise(engine: str, take: Callable[[Any], Any]) -> None:
     w = Variable([1.0, 2.0, 3.0])
     with pytest.raises(TypeError):
         compute_gradients(lambda: take(w), [w], backend=engine)
@@ -157,7 +157,7 @@ def test_what_would_take_a_variable_for_a_constant_raises(engine: str, take: Cal
 
 @pytest.mark.interop("torch")
 @pytest.mark.parametrize("name", ["tensor", "as_tensor", "asarray"])
-def test_torch_makes_no_constant_of_a_variable(name: str) -> None:
+def test_conversion_of_a_variable_to_a_torch_constant_raises(name: str) -> None:
     import torch
 
     w = Variable([1.0, 2.0])
@@ -167,7 +167,7 @@ def test_torch_makes_no_constant_of_a_variable(name: str) -> None:
 
 
 @pytest.mark.interop("jax", "torch")
-def test_one_library_does_not_read_what_another_traces() -> None:
+def test_functions_of_another_library_than_the_backend_raise() -> None:
     import jax.numpy as jnp
     import torch
 
@@ -187,7 +187,7 @@ def test_one_library_does_not_read_what_another_traces() -> None:
                     compute_gradients(function, [w], backend=engine)
 
 
-def test_a_message_says_what_to_write_where_numpys_functions_meet_autograds_values() -> None:
+def test_error_for_numpy_functions_on_traced_values_recommends_autograd_numpy() -> None:
     w = Variable([1.0, 2.0])
     with pytest.raises(TypeError) as caught:
         compute_gradients(lambda: float((w * 2)[0]), [w])

@@ -1,4 +1,4 @@
-"""``fastclip bench``, on toy shapes: that it measures what it says, not how fast anything is."""
+"""``fastclip bench`` with small shapes: what it measures and reports, independent of the measured times."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def elements(shapes: Shapes) -> int:
     return sum(math.prod(shape) for shape in shapes)
 
 
-def test_the_models_have_the_sizes_they_are_known_for() -> None:
+def test_models_have_their_published_sizes() -> None:
     assert (len(gpt2()), elements(gpt2())) == (148, 124_439_808)
     assert (len(resnet50()), elements(resnet50())) == (161, 25_557_032)
     assert SHAPES["full"]["many"]() == ((512,),) * 2000
@@ -55,7 +55,7 @@ def test_small_models_have_the_structure_of_the_full_ones() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6, 7])
-def test_turns_give_everyone_each_place_and_each_predecessor_equally_often(count: int) -> None:
+def test_turn_orders_are_balanced_in_positions_and_predecessors(count: int) -> None:
     orders = [timing.turn_order(count, turn) for turn in range(2 * count)]
     for order in orders:
         assert sorted(order) == list(range(count))
@@ -66,13 +66,13 @@ def test_turns_give_everyone_each_place_and_each_predecessor_equally_often(count
     assert set(pairs.values()) <= {2}
 
 
-def test_timing_sums_up_its_rounds() -> None:
+def test_timing_has_median_minimum_and_quartiles_of_its_rounds() -> None:
     found = timing.Timing([4.0, 1.0, 3.0, 2.0, 5.0])
     assert (found.median, found.minimum, found.quartiles) == (3.0, 1.0, (2.0, 4.0))
     assert timing.Timing([2.0]).quartiles == (2.0, 2.0)
 
 
-def test_measuring_refreshes_before_each_call_and_keeps_one_result() -> None:
+def test_measure_refreshes_before_each_call_and_keeps_one_result() -> None:
     log: list[str] = []
 
     def contender(name: str) -> timing.Contender:
@@ -94,7 +94,7 @@ def test_measuring_refreshes_before_each_call_and_keeps_one_result() -> None:
         assert call == refresh.replace("refresh", "call")
 
 
-def test_measuring_goes_on_for_the_time_given() -> None:
+def test_measure_runs_for_the_given_time_within_its_limits_of_rounds() -> None:
     contender = timing.Contender("a", "a", call=lambda: None)
     assert len(timing.measure([contender], seconds=0, min_rounds=4, pause=0)["a"].rounds) == 4
     assert len(timing.measure([contender], seconds=60, max_rounds=6, pause=0)["a"].rounds) == 6
@@ -102,19 +102,19 @@ def test_measuring_goes_on_for_the_time_given() -> None:
 
 @pytest.mark.parametrize("row", workload.rows("small", workload.DTYPES), ids=lambda row: row.name)
 @pytest.mark.parametrize("name", ["fastclip", "numpy", "expert"])
-def test_each_call_clips_what_the_row_says(name: str, row: workload.Row) -> None:
+def test_each_contender_clips_the_arrays_of_the_row(name: str, row: workload.Row) -> None:
     work = workload.Workload(row)
     contender = peers.contender(name, work)
     if contender is None:
         assert name == "expert"
         return
-    for _ in range(2):  # the second call finds the gradients as the first did
+    for _ in range(2):  # `refresh` restores the gradients for the second call
         contender.refresh()
         contender.result = contender.call()
         peers.check_result(contender, work)
 
 
-def test_a_wrong_result_is_noticed() -> None:
+def test_wrong_result_is_detected() -> None:
     (row,) = (row for row in workload.rows("small") if row.name == "mlp/f32/out-of-place/clipped")
     work = workload.Workload(row)
     idle = timing.Contender("idle", "does nothing", call=lambda: work.gradients)
@@ -124,9 +124,7 @@ def test_a_wrong_result_is_noticed() -> None:
 
 
 @pytest.mark.parametrize("row", workload.rows("small", ["f32", "f16"]), ids=lambda row: row.name)
-def test_the_limit_makes_the_passes_that_a_row_needs(
-    row: workload.Row, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_limit_makes_the_memory_passes_of_the_row(row: workload.Row, monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[str] = []
 
     def moves(name: str, result: str | None) -> Any:
@@ -144,7 +142,7 @@ def test_the_limit_makes_the_passes_that_a_row_needs(
     assert " + ".join(passes) == contender.label == limit.limit_passes(row)
 
 
-def test_the_limit_moves_real_memory() -> None:
+def test_limit_runs_on_the_arrays_of_every_row() -> None:
     for row in workload.rows("small"):
         contender = limit.limit(workload.Workload(row))
         contender.refresh()
@@ -182,7 +180,7 @@ def test_tables_plot_and_json_file(tmp_path: Path, capsys: pytest.CaptureFixture
     assert len(json.loads(report.read_text())["rows"]) == 7
 
 
-def test_cases_rows_and_types_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+def test_cases_rows_and_dtypes_can_be_selected(capsys: pytest.CaptureFixture[str]) -> None:
     def listed(*options: str) -> list[str]:
         assert main(["bench", "--list", *options]) == 0
         return capsys.readouterr().out.split()
@@ -215,14 +213,16 @@ def test_cases_rows_and_types_can_be_chosen(capsys: pytest.CaptureFixture[str]) 
         (["--json", "nowhere/report.json"], "nowhere"),
     ],
 )
-def test_bad_options(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_options_exit_with_2_and_one_line(
+    options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["bench", *options]) == 2
     message = capsys.readouterr().err
     assert said in message
     assert message.count("\n") == 1
 
 
-def test_threads_are_set_for_the_run_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_number_of_threads_is_restored_after_the_run(capsys: pytest.CaptureFixture[str]) -> None:
     before = fastclip.get_num_threads()
     assert main([*SMALL, "--case", "mlp/f32/in-place/clipped", "--threads", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["settings"]["threads"] == 1
@@ -239,7 +239,7 @@ def without_rich_and_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("without_rich_and_matplotlib")
-def test_without_the_extra_json_still_works(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_works_without_rich_and_matplotlib(capsys: pytest.CaptureFixture[str]) -> None:
     row = ["--case", "mlp/f32/in-place/clipped"]
     assert main([*SMALL, *row]) == 2
     assert "fastclip[cli]" in capsys.readouterr().err
@@ -249,7 +249,7 @@ def test_without_the_extra_json_still_works(capsys: pytest.CaptureFixture[str]) 
     assert json.loads(capsys.readouterr().out)["rows"]
 
 
-def test_each_target_is_for_a_row_and_a_contender_that_exist() -> None:
+def test_each_target_names_an_existing_row_and_contender() -> None:
     rows = {row.name for row in workload.rows("full")} | {"memory/f32/out-of-place", "import"}
     against = {*peers.PEERS, "limit", "inputs + outputs", "import numpy"}
     for target in targets.TARGETS:
@@ -257,7 +257,7 @@ def test_each_target_is_for_a_row_and_a_contender_that_exist() -> None:
         assert target.against in against
 
 
-def test_outcomes_are_met_missed_or_not_measured() -> None:
+def test_targets_are_met_missed_or_not_measured() -> None:
     first, second, third = targets.TARGETS[:3]
     outcomes = targets.compare(
         {(first.row, first.against): first.at_most, (second.row, second.against): second.at_most + 0.01}
@@ -287,7 +287,7 @@ def test_check_exits_with_1_if_a_target_is_missed(
     assert verdict in capsys.readouterr().out
 
 
-def test_a_peer_that_fails_is_left_out_with_its_reason(
+def test_failing_peer_is_omitted_and_its_error_is_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(work: workload.Workload) -> None:
@@ -302,14 +302,14 @@ def test_a_peer_that_fails_is_left_out_with_its_reason(
     assert "no such type here" in capsys.readouterr().err
 
 
-def test_numbers_of_the_rows_that_are_not_timed() -> None:
+def test_excess_memory_and_import_time_are_computed() -> None:
     memory = PeakMemory(input_bytes=100, output_bytes=100, peak_bytes=230)
     assert memory.excess_bytes == memory.to_dict()["excess_bytes"] == 30
     imports = ImportTime(fastclip=[0.3, 0.2, 0.9], numpy=[0.1, 0.1, 0.5])
     assert imports.difference == pytest.approx(0.2)
 
 
-def test_a_ratio_is_of_medians_and_none_without_the_peer() -> None:
+def test_ratio_is_that_of_medians_and_none_without_the_peer() -> None:
     row = workload.rows("small")[0]
     timings = {"fastclip": timing.Timing([1.0, 3.0, 2.0]), "torch": timing.Timing([8.0, 9.0, 4.0])}
     found = TimedRow(row, timings, {"fastclip": "", "torch": ""})
@@ -317,7 +317,7 @@ def test_a_ratio_is_of_medians_and_none_without_the_peer() -> None:
     assert found.ratio("jax") is None
 
 
-def test_the_machine_is_named() -> None:
+def test_machine_is_described() -> None:
     machine = describe_machine()
     assert machine["cpu"]
     assert machine["cores_usable"] >= 1
@@ -332,7 +332,7 @@ def test_the_machine_is_named() -> None:
         pytest.param("jax", marks=pytest.mark.interop("jax", "optax")),
     ],
 )
-def test_frameworks_take_part_in_every_type(peer: str) -> None:
+def test_frameworks_are_measured_with_every_dtype(peer: str) -> None:
     script = f"""
         from fastclip.cli import main
         types = [option for name in ("f32", "f16", "bf16") for option in ("--dtype", name)]
@@ -348,12 +348,12 @@ def test_frameworks_take_part_in_every_type(peer: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how busy the machine is")
-def test_the_load_of_other_processes_is_noticed() -> None:
+def test_load_of_other_processes_is_measured() -> None:
     idle, busy = OtherLoad(), OtherLoad()
     script = "import time\nwhile time.process_time() < 0.5: pass"
     worker = subprocess.Popen([sys.executable, "-c", script])
     try:
-        time.sleep(0.4)  # the worker is not a child that has ended: its time counts as others'
+        time.sleep(0.4)  # while the worker runs, its time counts as that of other processes
         found = busy.cores()
     finally:
         worker.wait()
@@ -362,7 +362,7 @@ def test_the_load_of_other_processes_is_noticed() -> None:
     assert idle.cores() is not None
 
 
-def test_a_disturbed_run_says_so() -> None:
+def test_report_warns_if_other_processes_were_busy() -> None:
     row = workload.rows("small")[0]
     times = {"fastclip": timing.Timing([1.0]), "limit": timing.Timing([1.0])}
     labels = {"fastclip": "", "limit": ""}

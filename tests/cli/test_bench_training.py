@@ -1,4 +1,4 @@
-"""``fastclip bench --train``, on toy shapes: that it measures what it says, not how fast anything is."""
+"""``fastclip bench --train`` with small shapes: what it measures and reports, independent of the times."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def listed(capsys: pytest.CaptureFixture[str], *options: str) -> list[str]:
     return capsys.readouterr().out.split()
 
 
-def test_rows_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_can_be_selected(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(listed(capsys)) == 16
     assert listed(capsys, "--case", "gpt2") == ["gpt2/adamw/f32", "gpt2/momentum/f32", "gpt2/adamw/bf16"]
     assert listed(capsys, "--case", "*/adamw/*", "--dtype", "f16") == [
@@ -53,7 +53,7 @@ def test_every_optimizer_has_a_row() -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 @pytest.mark.parametrize("name", ["fastclip", "fastclip-f32", "numpy"])
-def test_each_contender_takes_the_step_that_the_row_says(name: str, row: step_workload.StepRow) -> None:
+def test_each_contender_takes_the_step_of_the_row(name: str, row: step_workload.StepRow) -> None:
     work = step_workload.StepWorkload(row)
     contender = step_peers.contender(name, work)
     if contender is None:
@@ -69,7 +69,7 @@ def test_each_contender_takes_the_step_that_the_row_says(name: str, row: step_wo
 
 
 @pytest.mark.parametrize("rule", [row.rule for row in ROWS if row.dtype == "f32"], ids=lambda rule: rule.name)
-def test_the_bytes_of_a_row_are_those_of_its_optimizers_slots(rule: step_rules.Rule) -> None:
+def test_bytes_of_a_row_include_its_optimizers_slots(rule: step_rules.Rule) -> None:
     step, w = np.zeros((), np.int64), np.ones(3, np.float32)
     optimizer = rule.optimizer(step, {})
     optimizer.apply_gradients([(np.ones(3, np.float32), w)], global_step=step)
@@ -78,13 +78,13 @@ def test_the_bytes_of_a_row_are_those_of_its_optimizers_slots(rule: step_rules.R
     assert (row.nbytes, row.state_nbytes) == (20, 40 * (1 + len(rule.slots)))
 
 
-def test_a_wrong_step_is_noticed() -> None:
+def test_wrong_step_is_detected() -> None:
     work = step_workload.StepWorkload(row_named("mlp/adamw/f32"))
     contender = step_peers.contender("fastclip", work)
     assert contender is not None
     contender.call()
     step_peers.check_result(contender, work)
-    # Adam's first step hardly depends on the size of the gradients; its slot does.
+    # The size of the gradients hardly affects the variables in Adam's first step, but it affects the slot.
     unclipped = work.row.rule.optimizer(np.zeros((), np.int64), {})
     variables = work.variables()
     unclipped.apply_gradients(zip(work.gradients, variables, strict=True))
@@ -96,7 +96,7 @@ def test_a_wrong_step_is_noticed() -> None:
         step_peers.check_result(contender, work)
 
 
-def test_gradients_are_written_anew_and_each_contender_has_its_own_variables() -> None:
+def test_refresh_restores_the_gradients_and_contenders_have_separate_variables() -> None:
     work = step_workload.StepWorkload(row_named("gpt2/adamw/f32"))
     norm = fastclip.global_norm(work.gradients)
     assert work.bound == pytest.approx(norm / 2)
@@ -111,7 +111,7 @@ def test_gradients_are_written_anew_and_each_contender_has_its_own_variables() -
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_the_limit_makes_the_passes_that_a_row_needs(
+def test_limit_makes_the_memory_passes_of_the_row(
     row: step_workload.StepRow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes: list[str] = []
@@ -177,14 +177,16 @@ def test_tables_plot_and_json_file(tmp_path: Path, capsys: pytest.CaptureFixture
         (["--size", "small", "--check"], "--check"),
     ],
 )
-def test_bad_options(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_options_exit_with_2_and_one_line(
+    options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["bench", "--train", *options]) == 2
     message = capsys.readouterr().err
     assert said in message
     assert message.count("\n") == 1
 
 
-def test_each_target_is_for_a_row_and_a_contender_that_exist() -> None:
+def test_each_target_names_an_existing_row_and_contender() -> None:
     rows = {row.name: row for row in step_workload.rows("full")}
     for target in targets.TRAINING_TARGETS:
         row = rows[target.row]
@@ -213,7 +215,7 @@ def test_check_exits_with_1_if_a_target_is_missed(
     assert [target["verdict"] for target in found] == [verdict, "not measured"]
 
 
-def test_a_row_that_does_not_fit_into_memory_is_left_out(
+def test_row_that_does_not_fit_into_memory_is_skipped(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     row = row_named("gpt2/adamw/f32")
@@ -230,7 +232,7 @@ def test_a_row_that_does_not_fit_into_memory_is_left_out(
 
 
 @pytest.mark.interop("torch")
-def test_torch_takes_part_where_it_takes_the_gradients() -> None:
+def test_torch_is_measured_in_the_rows_whose_gradients_it_accepts() -> None:
     script = """
         from fastclip.cli import main
         cases = ["--case", "gpt2", "--case", "mlp", "--case", "*/adagrad/*"]
@@ -242,8 +244,8 @@ def test_torch_takes_part_where_it_takes_the_gradients() -> None:
     rows = json.loads(done.stdout)["rows"]
     assert len(rows) == 5
     for row in rows:
-        taking_part = {"torch", "torch-foreach"} & (row["contenders"].keys() | row["absent"].keys())
-        assert bool(taking_part) is row["clipped"]
+        participants = {"torch", "torch-foreach"} & (row["contenders"].keys() | row["absent"].keys())
+        assert bool(participants) is row["clipped"]
         if row["dtype"] == "f32":
             assert row["absent"] == {}
-            assert len(taking_part) == (2 if row["clipped"] else 0)
+            assert len(participants) == (2 if row["clipped"] else 0)

@@ -1,4 +1,4 @@
-"""The commands ``info`` and ``clip``, what they print, and the exit codes that scripts go by."""
+"""The commands ``info`` and ``clip``: output, files and exit codes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 @pytest.fixture
 def gradients() -> dict[str, Array]:
-    """Entries whose names are not in alphabetical order, of several types and shapes."""
+    """Returns arrays of several dtypes and shapes, whose names are not in alphabetical order."""
     random = np.random.default_rng(7)
     return {
         "weight": random.standard_normal((5, 4)).astype(np.float32),
@@ -62,13 +62,13 @@ def load(path: Path) -> dict[str, Array]:
 
 
 def one_line(text: str) -> str:
-    """The text, which has to be a single line that is no traceback."""
+    """Checks that a text is a single line of fastclip's and no traceback, and returns it."""
     assert text.count("\n") == 1, text
     assert text.startswith("fastclip"), text
     return text
 
 
-def test_info_prints_what_config_says(capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_prints_the_config(capsys: pytest.CaptureFixture[str]) -> None:
     config = fastclip.config()
     assert main(["info"]) == 0
     text = capsys.readouterr().out
@@ -95,7 +95,7 @@ def test_runs_as_a_module() -> None:
     assert json.loads(done.stdout)["version"] == fastclip.config()["version"]
 
 
-def test_without_a_command_it_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_is_printed_without_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     text = capsys.readouterr().err
     for command in ("info", "clip", "bench", "demo"):
@@ -113,14 +113,14 @@ def test_help_documents_the_exit_codes(command: str, capsys: pytest.CaptureFixtu
         assert code in text
 
 
-def test_unknown_command_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_command_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["clop"])
     assert ended.value.code == 2
     assert "clop" in one_line(capsys.readouterr().err)
 
 
-def test_an_interrupted_command_says_so(
+def test_interrupted_command_exits_with_130_and_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt() -> None:
@@ -132,7 +132,7 @@ def test_an_interrupted_command_says_so(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there are no such pipes on Windows")
-def test_a_reader_that_leaves_early_makes_no_noise() -> None:
+def test_closed_output_pipe_causes_no_error_message() -> None:
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "wb") as pipe:
@@ -145,7 +145,7 @@ def test_a_reader_that_leaves_early_makes_no_noise() -> None:
 
 @pytest.mark.parametrize("source", [".npz", ".safetensors"])
 @pytest.mark.parametrize("target", [".npz", ".safetensors"])
-def test_clips_by_global_norm_between_formats(
+def test_clip_by_global_norm_converts_between_formats(
     source: str, target: str, gradients: dict[str, Array], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = save(tmp_path / f"in{source}", gradients)
@@ -216,12 +216,12 @@ def test_safetensors_keeps_types_metadata_and_order(tmp_path: Path) -> None:
     ):
         assert other.metadata() == metadata
         assert other.offset_keys() == one.offset_keys()
-    for name, clipped in load(after).items():  # not clipped: the same bits
+    for name, clipped in load(after).items():  # the norm is below the bound
         assert clipped.dtype == gradients[name].dtype
         assert clipped.tobytes() == gradients[name].tobytes()
 
 
-def test_safetensors_in_the_order_of_another_writer(tmp_path: Path) -> None:
+def test_safetensors_keeps_the_order_of_another_writer(tmp_path: Path) -> None:
     path = tmp_path / "in.safetensors"
     content = array_files.ArrayFile({"b": np.ones(2, np.float32), "a": np.full(2, 3.0, np.float32)})
     array_files.write_arrays(path, content)
@@ -230,7 +230,7 @@ def test_safetensors_in_the_order_of_another_writer(tmp_path: Path) -> None:
         assert tensors.offset_keys() == ["b", "a"]
 
 
-def test_safetensors_entries_are_aligned_to_their_types(tmp_path: Path) -> None:
+def test_safetensors_entries_are_aligned_to_their_dtypes(tmp_path: Path) -> None:
     narrow_first: dict[str, Array] = {"h": np.ones(3, np.float16), "d": np.ones(2)}
     path = save(tmp_path / "in.npz", narrow_first)
     assert main(["clip", str(path), str(tmp_path / "out.safetensors"), "--global-norm", "1"]) == 0
@@ -238,7 +238,7 @@ def test_safetensors_entries_are_aligned_to_their_types(tmp_path: Path) -> None:
         assert tensors.offset_keys() == ["d", "h"]
 
 
-def test_metadata_that_npz_cannot_hold_is_mentioned(
+def test_loss_of_metadata_in_npz_is_reported(
     gradients: dict[str, Array], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = save(tmp_path / "in.safetensors", gradients, {"format": "np"})
@@ -246,27 +246,31 @@ def test_metadata_that_npz_cannot_hold_is_mentioned(
     assert "metadata" in one_line(capsys.readouterr().err)
 
 
-def test_bfloat16_does_not_go_into_npz(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bfloat16_cannot_be_written_to_npz(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = save(tmp_path / "in.safetensors", {"g": np.ones(3, BFLOAT16)})
     assert main(["clip", str(path), str(tmp_path / "out.npz"), "--global-norm", "1"]) == 2
     assert "'g'" in one_line(capsys.readouterr().err)
     assert not (tmp_path / "out.npz").exists()
 
 
-def test_bfloat16_that_npz_lost_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_npz_with_bfloat16_stored_as_raw_bytes_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = save(tmp_path / "in.npz", {"g": np.ones(3, BFLOAT16)})
     assert main(["clip", str(path), str(tmp_path / "out.npz"), "--global-norm", "1"]) == 2
     assert "bfloat16" in one_line(capsys.readouterr().err)
 
 
-def test_what_is_below_the_bound_keeps_its_bits(gradients: dict[str, Array], tmp_path: Path) -> None:
+def test_arrays_below_the_bound_keep_their_bits(gradients: dict[str, Array], tmp_path: Path) -> None:
     path = save(tmp_path / "in.npz", gradients)
     assert main(["clip", str(path), str(tmp_path / "out.npz"), "--global-norm", "inf"]) == 0
     for name, clipped in load(tmp_path / "out.npz").items():
         assert clipped.tobytes() == gradients[name].tobytes()
 
 
-def test_clips_each_tensor_by_its_norm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_norm_option_clips_each_tensor_by_its_norm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = save(tmp_path / "in.npz", {"long": np.array([3.0, 4.0]), "short": np.array([0.3, 0.4])})
     assert main(["clip", str(path), str(path), "--norm", "1", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -276,7 +280,7 @@ def test_clips_each_tensor_by_its_norm(tmp_path: Path, capsys: pytest.CaptureFix
     np.testing.assert_array_equal(load(path)["short"], [0.3, 0.4])
 
 
-def test_clips_by_value_with_negative_bounds_in_any_notation(tmp_path: Path) -> None:
+def test_value_option_accepts_negative_bounds_in_any_notation(tmp_path: Path) -> None:
     path = save(tmp_path / "in.npz", {"g": np.array([-2.0, -0.5, 0.5, 2.0])})
     assert main(["clip", str(path), str(path), "--value", "-1e-1", "+1"]) == 0
     np.testing.assert_array_equal(load(path)["g"], [-0.1, -0.1, 0.5, 1.0])
@@ -285,7 +289,7 @@ def test_clips_by_value_with_negative_bounds_in_any_notation(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("order", "norm"), [("1", 7.0), ("inf", 4.0), ("2", 5.0)])
-def test_the_order_of_the_norm(
+def test_ord_option_is_the_order_of_the_norm(
     order: str, norm: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = save(tmp_path / "in.npz", {"a": np.array([3.0]), "b": np.array([-4.0])})
@@ -294,7 +298,7 @@ def test_the_order_of_the_norm(
     assert json.loads(capsys.readouterr().out)["norm"] == pytest.approx(norm)
 
 
-def test_nonfinite_raise_exits_with_1_and_leaves_the_output_alone(
+def test_nonfinite_raise_exits_with_1_and_does_not_write_the_output(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = save(tmp_path / "in.npz", {"fine": np.ones(2), "broken": np.array([np.nan, 1.0])})
@@ -316,7 +320,7 @@ def test_nonfinite_policies_that_write(
     assert main(command) == 0
     for clipped in load(path).values():
         np.testing.assert_array_equal(clipped, [expected, expected])
-    report = json.loads(capsys.readouterr().out)  # JSON that any parser takes: no NaN, no Infinity
+    report = json.loads(capsys.readouterr().out)  # valid JSON, which has no NaN and no Infinity
     assert report["norm"] == "inf"
     assert report["scale"] == ("nan" if policy == "propagate" else 0.0)
 
@@ -344,7 +348,7 @@ def test_integers_are_refused_by_name_or_copied(
 
 
 @pytest.mark.parametrize("option", [["--global-norm", "1"], ["--norm", "1"], ["--value", "0", "1"]])
-def test_a_file_without_tensors(option: list[str], tmp_path: Path) -> None:
+def test_file_without_tensors(option: list[str], tmp_path: Path) -> None:
     path = save(tmp_path / "in.npz", {})
     assert main(["clip", str(path), str(tmp_path / "out.npz"), *option]) == 0
     assert load(tmp_path / "out.npz") == {}
@@ -362,7 +366,7 @@ def test_a_file_without_tensors(option: list[str], tmp_path: Path) -> None:
         (["--norm", "1", "--on-nonfinite", "zero"], "--on-nonfinite"),
     ],
 )
-def test_bad_options(
+def test_invalid_options_exit_with_2_and_one_line(
     options: list[str],
     named: str,
     gradients: dict[str, Array],
@@ -375,7 +379,7 @@ def test_bad_options(
     assert not (tmp_path / "out.npz").exists()
 
 
-def test_a_rule_is_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_kind_of_clipping_is_required(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["clip", "in.npz", "out.npz"])
     assert ended.value.code == 2
@@ -450,7 +454,7 @@ def nothing(path: Path) -> Path:
         ("in.txt", garbage, ".npz"),
     ],
 )
-def test_bad_files(
+def test_invalid_input_files_exit_with_2_and_one_line(
     name: str, make: Any, entry: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = make(tmp_path / name)
@@ -463,7 +467,7 @@ def test_bad_files(
 
 
 @pytest.mark.parametrize("name", ["out.txt", "nowhere/out.npz"])
-def test_bad_output_paths(
+def test_invalid_output_paths_exit_with_2_and_one_line(
     name: str, gradients: dict[str, Array], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = save(tmp_path / "in.npz", gradients)
@@ -472,7 +476,7 @@ def test_bad_output_paths(
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-def test_a_full_disk_leaves_the_output_as_it_was(
+def test_full_disk_leaves_the_output_unchanged(
     suffix: str,
     gradients: dict[str, Array],
     tmp_path: Path,
@@ -492,7 +496,7 @@ def test_a_full_disk_leaves_the_output_as_it_was(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has neither these modes nor free symbolic links")
-def test_the_output_keeps_its_mode_and_its_symbolic_link(gradients: dict[str, Array], tmp_path: Path) -> None:
+def test_output_keeps_its_mode_and_its_symbolic_link(gradients: dict[str, Array], tmp_path: Path) -> None:
     path = save(tmp_path / "real.npz", gradients)
     path.chmod(0o640)
     link = tmp_path / "link.npz"
@@ -503,7 +507,7 @@ def test_the_output_keeps_its_mode_and_its_symbolic_link(gradients: dict[str, Ar
     assert exact_norm(load(path)) == pytest.approx(1.0, rel=1e-3)
 
 
-def test_safetensors_names_the_extra_that_is_missing(
+def test_error_without_safetensors_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = save(tmp_path / "in.safetensors", {"g": np.ones(2)})
@@ -520,7 +524,7 @@ def test_safetensors_names_the_extra_that_is_missing(
         (["--value", "0", "3.5"], ["1 of 2 elements clipped"]),
     ],
 )
-def test_the_report_for_people(
+def test_report_as_text(
     options: list[str], said: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = save(tmp_path / "in.npz", {"g": np.array([3.0, 4.0])})
@@ -530,9 +534,7 @@ def test_the_report_for_people(
         assert part in text
 
 
-def test_the_report_mentions_tensors_that_are_not_finite(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_report_mentions_nonfinite_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = save(tmp_path / "in.npz", {"a": np.array([3.0, 4.0]), "b": np.array([np.nan])})
     assert main(["clip", str(path), str(tmp_path / "out.npz"), "--norm", "1"]) == 0
     text = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The demo: its gradients are right, its claims hold, and the command does what it says."""
+"""The demo: the network's gradients, the results that it shows, and the command's output."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ EACH_WEIGHT = pytest.mark.parametrize("name", Weights._fields)
 
 
 def small_network(dtype: type[np.floating[Any]]) -> tuple[Weights, Any, Any]:
-    """Weights, inputs and labels small enough to look at every derivative."""
+    """Returns weights, inputs and labels small enough to check every derivative."""
     rng = np.random.default_rng(7)
     weights = initial_weights(rng, features=3, hidden=5, classes=4, gain=1.3, dtype=dtype)
-    # Biases other than zero, so that a mistake in their use shows.
+    # Nonzero biases, so that errors in their use show.
     weights.bias[:] = 0.3 * rng.standard_normal(5)
     weights.output_bias[:] = rng.standard_normal(4)
     return weights, rng.standard_normal((6, 7, 3)).astype(dtype), rng.integers(0, 4, size=6)
@@ -57,7 +57,7 @@ def gradients(weights: Weights, inputs: Any, labels: Any) -> Weights:
     return Weights(*(gradient for gradient, _ in pairs))
 
 
-def test_loss_is_that_of_a_plain_loop() -> None:
+def test_loss_agrees_with_a_plain_loop() -> None:
     pytest.importorskip("autograd")
     weights, inputs, labels = small_network(np.float64)
     losses = []
@@ -119,12 +119,12 @@ def test_variables_and_arrays_give_the_same_scores() -> None:
     np.testing.assert_array_equal(class_scores(variables, inputs), scores)
 
 
-# The claims ----------------------------------------------------------------------------------------
+# The results ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def runs() -> dict[str, Run]:
-    """The runs of ``fastclip demo``, shorter than it makes them: they take a few seconds."""
+    """Returns the runs of ``fastclip demo`` with fewer steps, which take a few seconds."""
     pytest.importorskip("sklearn")
     pytest.importorskip("autograd")
     task = digits_task(steps=STEPS, seed=0)
@@ -161,7 +161,7 @@ def test_training_succeeds_with_clipping(runs: dict[str, Run], method: Method) -
     assert 0 < run.update_seconds < run.step_seconds
 
 
-def test_adam_learns_far_more_with_clipping(runs: dict[str, Run]) -> None:
+def test_adam_has_half_the_loss_with_clipping(runs: dict[str, Run]) -> None:
     without, clipped = runs[ADAM.name], runs[ADAM_BY_GLOBAL_NORM.name]
     assert clipped.final_loss < without.final_loss / 2
     assert clipped.test_accuracy > without.test_accuracy + 0.3
@@ -174,7 +174,7 @@ def test_steps_clipped_are_those_above_the_bound(runs: dict[str, Run]) -> None:
 
 
 @EACH_METHOD
-def test_runs_start_alike_and_leave_the_task_as_it_was(method: Method) -> None:
+def test_runs_start_with_the_tasks_weights_and_do_not_change_the_task(method: Method) -> None:
     pytest.importorskip("sklearn")
     pytest.importorskip("autograd")
     task = digits_task(steps=3, seed=1)
@@ -196,7 +196,7 @@ def test_seed_changes_the_task() -> None:
     assert not np.array_equal(one.test_labels, other.test_labels)
 
 
-def test_no_test_digit_is_trained_on() -> None:
+def test_training_and_test_digits_are_disjoint() -> None:
     pytest.importorskip("sklearn")
     task = digits_task(steps=50, seed=0)
     assert len(task.train_labels) + len(task.test_labels) == 1797
@@ -302,7 +302,7 @@ def test_picture_can_be_drawn_where_all_runs_diverged(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("packages")
-def test_one_step_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_of_one_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--steps", "1", "--no-bench", "--out", str(tmp_path / "demo.png")]) == 0
     assert "clipped" in capsys.readouterr().out
 
@@ -343,7 +343,7 @@ def test_missing_package_is_named_in_one_line(
         (["--out", "no-such-directory/demo.png"], "--out: there is no directory no-such-directory"),
     ],
 )
-def test_bad_usage_is_told_before_the_training(
+def test_invalid_options_are_reported_before_the_training(
     arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["demo", "--no-bench", *arguments]) == 2

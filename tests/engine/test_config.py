@@ -1,4 +1,4 @@
-"""What the library says of itself."""
+"""fastclip.config and fastclip.show_config."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_config_is_a_copy() -> None:
     assert fastclip.config()["version"] == fastclip.__version__
 
 
-def test_show_config_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_config_prints_the_config(capsys: pytest.CaptureFixture[str]) -> None:
     fastclip.show_config()
     printed = capsys.readouterr().out
     config = fastclip.config()

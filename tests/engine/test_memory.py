@@ -1,4 +1,4 @@
-"""The memory of outputs, and how much a call takes."""
+"""The memory of outputs, and the peak memory of calls."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_outputs_are_fresh_writable_and_aligned(call: Any, layout: str) -> None:
 
 @EVERY_CALL
 @pytest.mark.parametrize("shape", [(4, 6), (3, 4, 5), (2, 3, 4, 5)], ids=str)
-def test_outputs_keep_the_order_of_memory(call: Any, shape: tuple[int, ...]) -> None:
+def test_outputs_have_the_memory_order_of_inputs(call: Any, shape: tuple[int, ...]) -> None:
     values = finite_values(np.random.default_rng(2), shape, np.float32)
     assert call(values).flags.c_contiguous
     assert call(laid_out(values, "stepped")).flags.c_contiguous
@@ -72,7 +72,7 @@ def test_small_shapes(dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("size", [10, 100_000, 3_000_000])
-def test_outputs_outlive_inputs_and_one_another(size: int) -> None:
+def test_outputs_stay_valid_without_inputs_and_other_outputs(size: int) -> None:
     inputs = [np.full(size, float(n), np.float32) for n in range(1, 4)]
     outputs, norm = fastclip.clip_by_global_norm(inputs, 1e6)
     copies = [output.copy() for output in outputs]
@@ -87,7 +87,7 @@ def test_outputs_outlive_inputs_and_one_another(size: int) -> None:
     assert np.isfinite(norm)
 
 
-def test_outputs_alive_are_never_given_out_again() -> None:
+def test_memory_of_live_outputs_is_not_reused() -> None:
     array = np.ones(300_000, np.float32)
     alive = [fastclip.clip_by_global_norm([array], 1e9)[0][0] for _ in range(20)]
     for i, output in enumerate(alive):
@@ -104,7 +104,7 @@ def test_outputs_alive_are_never_given_out_again() -> None:
 
 
 def test_resizing_an_output_is_safe() -> None:
-    """Whether NumPy may resize it or not: no crash, no loss."""
+    """NumPy may resize it or raise; either way the contents are kept."""
     got = fastclip.clip_by_global_norm([np.ones(1000, np.float32)], 1e9)[0][0]
     try:
         got.resize(2000, refcheck=False)
@@ -113,7 +113,7 @@ def test_resizing_an_output_is_safe() -> None:
     assert (got[:1000] == 1).all()
 
 
-# --- how much -----------------------------------------------------------------------------------
+# --- amount -------------------------------------------------------------------------------------
 
 MEASURE = """
 import gc, sys
@@ -163,7 +163,9 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="measures as Linux do
         ("[np.ones((8192, 4096), 'f4')]", "fastclip.clip_by_value(x[0], -1.0, np.ones(4096))", 128),
     ],
 )
-def test_peak_is_inputs_and_outputs_and_little_more(inputs: str, call: str, outputs: int) -> None:
+def test_peak_memory_is_that_of_inputs_and_outputs_plus_16_mib_at_most(
+    inputs: str, call: str, outputs: int
+) -> None:
     script = f"""{MEASURE}
 x = {inputs}
 reset_peak()
@@ -203,12 +205,12 @@ assert (kept > 0).all()
 print((during - before) / MIB, (status("VmRSS") - before) / MIB)
 """
     during, after = map(float, fresh_python.run(script).stdout.split())
-    assert during > 2 * limit, "the outputs were not seen in memory: the test proves nothing"
+    assert during > 2 * limit, "the outputs did not show in the memory in use, so the test proves nothing"
     assert after < limit, f"{after:.1f} of {during:.1f} MiB stay for one small array"
 
 
 @LINUX
-def test_repeated_calls_do_not_grow() -> None:
+def test_repeated_calls_do_not_leak() -> None:
     script = f"""{MEASURE}
 x = [np.ones(4 * MIB, 'f4'), np.ones((100, 100)), *[np.ones(7, 'f2')] * 100]
 for _ in range(5):
@@ -231,7 +233,7 @@ print((status("VmRSS") - before) / MIB)
 
 
 @LINUX
-def test_memory_kept_for_reuse_is_bounded_and_can_be_given_back() -> None:
+def test_cached_memory_is_bounded_and_can_be_freed() -> None:
     script = f"""{MEASURE}
 x = [np.ones(16 * MIB, 'f4')]
 fastclip.clip_by_global_norm(x, 1.0)
@@ -246,7 +248,7 @@ print((status("VmRSS") - before) / MIB)
     assert float(fresh_python.run(script).stdout) < 16
 
 
-def test_references_to_inputs_are_let_go() -> None:
+def test_references_to_inputs_are_released() -> None:
     array, other = np.ones(100, np.float32), np.ones(100, np.float32)
     counts = sys.getrefcount(array), sys.getrefcount(other)
     for _ in range(50):

@@ -1,4 +1,4 @@
-"""The same bits for any number of threads, and for narrow dtypes at any SIMD level."""
+"""Results have the same bits for any number of threads, and for narrow dtypes at any SIMD level."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ORDERS = (1, 2, 2.5, np.inf)
 
 
 def everything(arrays: list[Any]) -> list[Any]:
-    """All results that come of a reduction, for arrays of at least one dimension."""
+    """Returns the results of all functions that reduce, for arrays of at least one dimension."""
     results: list[Any] = []
     for ord in ORDERS:
         results.append(fastclip.global_norm(arrays, ord=ord))
@@ -75,7 +75,7 @@ def test_any_number_of_threads_for_strided_memory(dtype: np.dtype[Any]) -> None:
 
 @EVERY_FLOAT
 def test_any_address(dtype: np.dtype[Any]) -> None:
-    """Where an array starts in memory changes nothing."""
+    """Results do not depend on the addresses of the arrays."""
     values = finite_values(np.random.default_rng(3), (100_003,), dtype)
     expected = everything([values])
     for start in (1, 2, 3, 5, 8):
@@ -160,7 +160,7 @@ def test_simd_level_and_threads_together(count: str, expected_digests: dict[str,
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_norms_along_axes_do_not_depend_on_where_results_go(seed: int) -> None:
+def test_norms_along_axes_do_not_depend_on_the_layout_of_outputs(seed: int) -> None:
     rng = np.random.default_rng(seed)
     shape = rng.integers(1, 12, 3)
     array = rng.standard_normal(shape).transpose(rng.permutation(3))

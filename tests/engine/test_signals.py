@@ -1,4 +1,4 @@
-"""Ctrl-C during a call."""
+"""Signals during a call, KeyboardInterrupt among them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from support import fresh_python
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends signals as POSIX does")
 
-# A second thread sends the signal. With a switch interval of minutes it can run only once the main
-# thread lets go of the interpreter lock, which it does within the call: so the signal comes during
-# the first pass. On a slow day it comes later, and is raised when all is written: such a trial counts
-# for nothing but consistency.
+# A second thread sends the signal. With a switch interval of minutes it can run only when the main thread
+# releases the GIL, which it does within the call, so that the signal is sent during the first pass. On a busy
+# machine the signal may be sent later, and the exception raised after everything was written: such a trial
+# shows only that the outputs are consistent.
 SENDER = """
 import os, signal, sys, threading, time
 import numpy as np
@@ -51,7 +51,7 @@ for trial in range(20):
         start.set()
         {call}
         for _ in range(600):
-            time.sleep(0.1)  # a late signal
+            time.sleep(0.1)  # until a late signal
     except Interrupt:
         interrupted = True
     finally:
@@ -74,7 +74,7 @@ print("done")
 )
 
 DEFAULT = "Interrupt = KeyboardInterrupt; signal.signal(signal.SIGINT, signal.default_int_handler)"
-OWN = """
+CUSTOM = """
 class Interrupt(Exception):
     pass
 
@@ -98,11 +98,11 @@ IN_PLACE = "[(array, 2.0)]"
         (DEFAULT, "fastclip.clip_by_norm(array, 1.0, out=array)", IN_PLACE),
         (DEFAULT, "fastclip.clip_by_average_norm(array, 1e-9, out=array)", IN_PLACE),
         (DEFAULT, "fastclip.clip_by_block_rms([array], 0.5, out=[array])", IN_PLACE),
-        (OWN, "fastclip.clip_by_global_norm([array], 1.0, out=[array])", IN_PLACE),
+        (CUSTOM, "fastclip.clip_by_global_norm([array], 1.0, out=[array])", IN_PLACE),
     ],
-    ids=["global_norm", "out_and_norms", "norm", "average_norm", "block_rms", "own_exception"],
+    ids=["global_norm", "out_and_norms", "norm", "average_norm", "block_rms", "custom_exception"],
 )
-def test_interrupted_between_passes_with_nothing_written(handler: str, call: str, memory: str) -> None:
+def test_call_interrupted_between_passes_writes_nothing(handler: str, call: str, memory: str) -> None:
     script = TRIALS.format(handler=handler, call=call, memory=memory)
     assert fresh_python.run(script).stdout == "done\n"
 
@@ -115,20 +115,19 @@ def test_interrupted_between_passes_with_nothing_written(handler: str, call: str
         "fastclip.adaptive_clip([array], [array])",
     ],
 )
-def test_interrupted_in_the_first_call_of_all(call: str) -> None:
-    """What a first call sets up may be cut short at any Python function that it enters: that gives the
-    interrupt, and the next call works."""
+def test_first_call_of_a_process_can_be_interrupted_at_any_python_function(call: str) -> None:
+    """The interrupt is raised although the call initializes caches, and the next call succeeds."""
     script = f"""
 import sys
 import numpy as np
 import fastclip
 array = np.ones(10, np.float32)
-left = int(sys.argv[1])
+remaining = int(sys.argv[1])
 
 def interrupt(frame, event, argument):
-    global left
-    left -= 1
-    if left == 0:
+    global remaining
+    remaining -= 1
+    if remaining == 0:
         sys.settrace(None)
         raise KeyboardInterrupt
 
@@ -136,15 +135,15 @@ sys.settrace(interrupt)
 try:
     {call}
 except KeyboardInterrupt:
-    assert left == 0
+    assert remaining == 0
 sys.settrace(None)
 {call}
 assert fastclip.global_norm([np.array([3.0, 4.0])]) == 5
-print("interrupted" if left == 0 else "whole")
+print("interrupted" if remaining == 0 else "completed")
 """
     interrupted = 0
     for entered in range(1, 100):
-        if fresh_python.run(script, str(entered)).stdout == "whole\n":
+        if fresh_python.run(script, str(entered)).stdout == "completed\n":
             break
         interrupted += 1
     assert 1 <= interrupted < 99
@@ -155,8 +154,8 @@ def test_handler_that_returns_does_not_disturb_the_call() -> None:
     import signal
     import numpy as np
     import fastclip
-    seen = []
-    signal.signal(signal.SIGALRM, lambda *_: seen.append(True))
+    signals = []
+    signal.signal(signal.SIGALRM, lambda *_: signals.append(True))
     signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
     array = np.random.default_rng(1).standard_normal(1_000_000).astype(np.float32)
     expected, expected_norm = fastclip.clip_by_global_norm([array], 1.0)
@@ -165,7 +164,7 @@ def test_handler_that_returns_does_not_disturb_the_call() -> None:
         assert norm == expected_norm
         assert clipped[0].tobytes() == expected[0].tobytes()
     signal.setitimer(signal.ITIMER_REAL, 0)
-    assert seen
+    assert signals
     print("done")
     """
     assert fresh_python.run(script).stdout == "done\n"

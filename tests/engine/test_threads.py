@@ -1,4 +1,4 @@
-"""How many threads the library uses, and calls from many Python threads at once."""
+"""The number of threads, and calls from several Python threads at once."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ PRINT_COUNT = "import fastclip; print(fastclip.get_num_threads())"
 
 
 @pytest.fixture(autouse=True)
-def _same_count_afterwards() -> Any:
+def _restore_number_of_threads() -> Any:
     count = fastclip.get_num_threads()
     yield
     fastclip.set_num_threads(count)
 
 
-# --- the count ----------------------------------------------------------------------------------
+# --- the number of threads ----------------------------------------------------------------------
 
 
 def test_set_and_get() -> None:
@@ -34,8 +34,8 @@ def test_set_and_get() -> None:
         assert fastclip.config()["threads"] == count
         array = np.ones(300_000, np.float32)
         assert fastclip.global_norm([array]) == np.float32(np.sqrt(300_000))
-    count_of_numpy: Any = np.int64(3)
-    fastclip.set_num_threads(count_of_numpy)
+    numpy_integer: Any = np.int64(3)
+    fastclip.set_num_threads(numpy_integer)
     assert fastclip.get_num_threads() == 3
 
 
@@ -53,7 +53,7 @@ def test_context_manager_restores() -> None:
 
 
 @pytest.mark.parametrize("count", [0, -1, -(2**70)], ids=str)
-def test_count_out_of_range(count: int) -> None:
+def test_number_out_of_range(count: int) -> None:
     before = fastclip.get_num_threads()
     with pytest.raises(ValueError, match="n"):
         fastclip.set_num_threads(count)
@@ -62,7 +62,7 @@ def test_count_out_of_range(count: int) -> None:
     assert fastclip.get_num_threads() == before
 
 
-def test_none_goes_back_to_the_default() -> None:
+def test_none_restores_the_default() -> None:
     fastclip.set_num_threads(None)
     default = fastclip.get_num_threads()
     fastclip.set_num_threads(default + 3)
@@ -71,7 +71,7 @@ def test_none_goes_back_to_the_default() -> None:
 
 
 @pytest.mark.parametrize("count", ["2", 1.5, 2.0], ids=repr)
-def test_count_of_a_wrong_type(count: Any) -> None:
+def test_number_of_a_wrong_type(count: Any) -> None:
     with pytest.raises(TypeError, match="n"):
         fastclip.set_num_threads(count)
     with pytest.raises(TypeError, match="n"), fastclip.threads(count):
@@ -90,17 +90,17 @@ def test_count_of_a_wrong_type(count: Any) -> None:
     ],
     ids=str,
 )
-def test_environment(environment: dict[str, str], expected: int) -> None:
+def test_environment_sets_the_default(environment: dict[str, str], expected: int) -> None:
     assert int(fresh_python.run(PRINT_COUNT, env=environment).stdout) == expected
 
 
-def test_call_wins_over_the_environment() -> None:
+def test_set_num_threads_overrides_the_environment() -> None:
     script = "import fastclip; fastclip.set_num_threads(2); print(fastclip.get_num_threads())"
     assert fresh_python.run(script, env={"FASTCLIP_NUM_THREADS": "3"}).stdout == "2\n"
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity here")
-def test_default_is_the_cores_this_process_may_use() -> None:
+def test_default_is_the_number_of_cores_this_process_may_use() -> None:
     count = int(fresh_python.run(PRINT_COUNT).stdout)
     assert 1 <= count <= len(os.sched_getaffinity(0))
     script = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n" + PRINT_COUNT
@@ -108,7 +108,7 @@ def test_default_is_the_cores_this_process_may_use() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts tasks as Linux does")
-def test_no_more_threads_than_asked_for() -> None:
+def test_no_more_threads_are_started_than_configured() -> None:
     script = """
     import os
     import numpy as np
@@ -124,7 +124,7 @@ def test_no_more_threads_than_asked_for() -> None:
     assert int(fresh_python.run(script, env={"FASTCLIP_NUM_THREADS": "1"}).stdout) == 0
 
 
-# --- many callers -------------------------------------------------------------------------------
+# --- concurrent calls ---------------------------------------------------------------------------
 
 
 def test_many_python_threads_at_once() -> None:
@@ -152,7 +152,7 @@ def test_many_python_threads_at_once() -> None:
             done.result(timeout=120)
 
 
-def test_counts_change_while_others_call() -> None:
+def test_number_of_threads_may_change_during_calls() -> None:
     arrays = [np.random.default_rng(2).standard_normal(300_000)]
     expected = fastclip.clip_by_global_norm(arrays, 0.5)
     stop = threading.Event()
@@ -180,9 +180,10 @@ def test_counts_change_while_others_call() -> None:
         assert changing.result(timeout=60) > 0
 
 
-def test_the_interpreter_lock_is_released_during_large_calls() -> None:
-    """Another thread gets to run while calls go on: with a switch interval of minutes it can do so only
-    if a call lets go of the lock. (Some calls: the system may be slow to wake a thread.)"""
+def test_gil_is_released_during_large_calls() -> None:
+    """Another thread runs during one of the calls: with a switch interval of minutes it can do so only if a
+    call releases the GIL. Several calls are made, as the system may be slow to wake a thread.
+    """
     array = np.ones(8_000_000, np.float32)
     started, ran = threading.Event(), []
 
@@ -200,8 +201,8 @@ def test_the_interpreter_lock_is_released_during_large_calls() -> None:
             fastclip.global_norm([array])
             if ran:
                 break
-        ran_beside_the_calls = bool(ran)
+        ran_during_the_calls = bool(ran)
     finally:
         sys.setswitchinterval(interval)
         thread.join(60)
-    assert ran_beside_the_calls
+    assert ran_during_the_calls

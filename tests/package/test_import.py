@@ -1,4 +1,4 @@
-"""What importing the library does, and what it leaves alone."""
+"""Importing fastclip: no frameworks, threads, warnings or changed global state; and the public names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FRAMEWORKS = ("torch", "tensorflow", "jax", "jaxlib", "autograd", "optax")
 EXTRAS = ("rich", "matplotlib", "safetensors", "sklearn", "scipy", "optree")
 
 
-def test_imports_no_framework_and_no_extra() -> None:
+def test_no_framework_and_no_extra_is_imported() -> None:
     fresh_python.run(
         f"""
         import sys
@@ -43,7 +43,7 @@ def test_calls_import_no_framework() -> None:
         except TypeError:
             pass
         else:
-            raise SystemExit("taken")
+            raise SystemExit("no error")
         unwanted = set(sys.modules) & set({FRAMEWORKS!r})
         assert not unwanted, unwanted
         """
@@ -51,7 +51,7 @@ def test_calls_import_no_framework() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts tasks as Linux does")
-def test_starts_no_thread() -> None:
+def test_import_starts_no_thread() -> None:
     fresh_python.run(
         """
         import os
@@ -67,7 +67,7 @@ def test_starts_no_thread() -> None:
     )
 
 
-def test_warns_of_nothing_and_prints_nothing() -> None:
+def test_import_emits_no_warning_and_prints_nothing() -> None:
     done = fresh_python.run(
         """
         import warnings
@@ -80,8 +80,8 @@ def test_warns_of_nothing_and_prints_nothing() -> None:
     assert done.stderr == ""
 
 
-def test_takes_little_processor_time() -> None:
-    """A second is many times what it takes; a framework or a compilation takes more."""
+def test_import_needs_little_processor_time() -> None:
+    """A second is many times what the import needs; importing a framework or compiling needs more."""
     done = fresh_python.run(
         """
         import time
@@ -94,7 +94,7 @@ def test_takes_little_processor_time() -> None:
     assert float(done.stdout) < 1.0
 
 
-def test_leaves_signal_handlers_and_the_floating_point_environment_alone() -> None:
+def test_signal_handlers_and_the_floating_point_environment_are_unchanged() -> None:
     fresh_python.run(
         """
         import signal
@@ -105,7 +105,7 @@ def test_leaves_signal_handlers_and_the_floating_point_environment_alone() -> No
         fastclip.global_norm([np.full(100_000, 1e308), np.full(100_000, 1e-310)])
         assert signal.getsignal(signal.SIGINT) is before
         assert np.geterr() == state
-        # Denormals are neither flushed nor taken for zero afterwards.
+        # Denormal results and operands are not flushed to zero afterwards.
         assert np.float64(2.0**-1074) + np.float64(2.0**-1074) == 2.0**-1073
         assert (np.full(1000, 1e-310) / 2 > 0).all()
         """

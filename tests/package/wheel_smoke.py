@@ -1,4 +1,4 @@
-"""Clip with an installed wheel and nothing but NumPy: run by itself, not by pytest."""
+"""A program that clips and takes a step with an installed wheel and NumPy alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Variables, and the collection that the trainable ones are in."""
+"""fastclip.Variable, and the collection of trainable variables."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def is_in(variable: Variable, variables: list[Variable]) -> bool:
         (np.array([1, 2]), np.int64),
     ],
 )
-def test_dtype_is_tensorflows(value: Any, dtype: Any) -> None:
+def test_dtype_is_that_of_tensorflow(value: Any, dtype: Any) -> None:
     variable = Variable(value)
     assert variable.dtype == dtype
     assert variable.value.dtype == dtype
@@ -58,17 +58,19 @@ def test_dtype_is_tensorflows(value: Any, dtype: Any) -> None:
     step=st.sampled_from([1, -1, 2]),
 )
 @PROPERTY
-def test_holds_a_copy_of_any_layout(shape: tuple[int, ...], order: Any, step: int) -> None:
+def test_variable_holds_a_copy_of_an_array_of_any_layout(
+    shape: tuple[int, ...], order: Any, step: int
+) -> None:
     whole = np.arange(np.prod([2 * n for n in shape]), dtype=np.float64).reshape([2 * n for n in shape])
-    given_array = np.asarray(whole, order=order)[tuple(slice(0, None, step) for _ in shape)]
-    before = given_array.copy()
-    variable = Variable(given_array)
+    source = np.asarray(whole, order=order)[tuple(slice(0, None, step) for _ in shape)]
+    before = source.copy()
+    variable = Variable(source)
     assert (variable.shape, variable.ndim, variable.size) == (before.shape, before.ndim, before.size)
     assert variable.value.flags.c_contiguous
     assert variable.value.flags.writeable
     assert not np.shares_memory(variable.value, whole)
     variable.assign(before * 2 + 1)
-    np.testing.assert_array_equal(given_array, before)
+    np.testing.assert_array_equal(source, before)
     np.testing.assert_array_equal(variable.value, before * 2 + 1)
 
 
@@ -96,12 +98,14 @@ def test_attributes_and_repr() -> None:
         ({"initial_value": 1.0, "constraint": 3}, ValueError, "constraint is a int"),
     ],
 )
-def test_refuses_what_is_no_variable(arguments: Any, error: type[Exception], message: str) -> None:
+def test_invalid_arguments_of_the_constructor_are_refused(
+    arguments: Any, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         Variable(**arguments)
 
 
-def test_value_is_the_memory_and_is_never_rebound() -> None:
+def test_value_is_always_the_same_array() -> None:
     variable = Variable([1.0, 2.0])
     memory = variable.value
     assert variable.assign([3.0, 4.0]) is variable
@@ -128,7 +132,7 @@ def test_value_is_the_memory_and_is_never_rebound() -> None:
         ([1, 2], [1, 2**40], OverflowError),
     ],
 )
-def test_a_bad_assignment_changes_nothing(
+def test_refused_assignment_changes_nothing(
     method: str, initial: Any, value: Any, error: type[Exception]
 ) -> None:
     variable = Variable(initial)
@@ -137,7 +141,7 @@ def test_a_bad_assignment_changes_nothing(
     assert variable.numpy().tolist() == initial
 
 
-def test_assigns_between_widths_of_one_kind() -> None:
+def test_assigned_values_are_converted_to_the_variables_precision() -> None:
     assert Variable([1.0]).assign(np.array([0.1])).value[0] == np.float32(0.1)
     assert Variable([1.0]).assign([3]).value[0] == 3
     narrow = Variable(np.zeros(1, BFLOAT16)).assign([1.5])
@@ -210,21 +214,21 @@ def test_matrix_products_indices_methods_and_numbers() -> None:
         _ = w.no_such_thing
 
 
-def test_ufuncs_write_into_a_variable_that_is_asked_to_hold_the_result() -> None:
+def test_ufuncs_accept_a_variable_as_out() -> None:
     w = Variable([1.0, 2.0])
     np.multiply(w, 2, out=w)
     assert w.value.tolist() == [2.0, 4.0]
 
 
 @pytest.mark.parametrize("name", ["iadd", "isub", "imul", "itruediv", "ipow", "imatmul"])
-def test_augmented_assignment_is_refused_as_tensorflow_does(name: str) -> None:
+def test_augmented_assignment_raises_like_in_tensorflow(name: str) -> None:
     w = Variable([1.0, 2.0])
     with pytest.raises(RuntimeError, match="assign_add"):
         getattr(operator, name)(w, np.ones(2))
     assert w.value.tolist() == [1.0, 2.0]
 
 
-def test_array_follows_numpys_protocol() -> None:
+def test_array_method_follows_numpys_protocol() -> None:
     w = Variable([1.0, 2.0])
     assert np.asarray(w, np.float64).dtype == np.float64
     assert not np.shares_memory(np.array(w), w.value)
@@ -233,7 +237,7 @@ def test_array_follows_numpys_protocol() -> None:
         w.__array__(np.float64, copy=False)
 
 
-def test_is_equal_only_to_itself_and_can_be_a_key() -> None:
+def test_variable_is_equal_only_to_itself_and_hashable() -> None:
     a, b = Variable([1.0]), Variable([1.0])
     assert a == a
     assert a != b
@@ -241,7 +245,7 @@ def test_is_equal_only_to_itself_and_can_be_a_key() -> None:
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))])
-def test_copies_are_variables_of_their_own(copied: Callable[[Variable], Variable]) -> None:
+def test_copies_share_no_memory(copied: Callable[[Variable], Variable]) -> None:
     w = Variable(np.array([1.0, 2.0]), name="w", trainable=False)
     other = copied(w)
     assert (other.name, other.trainable, other.dtype) == ("w", False, np.float64)
@@ -249,7 +253,7 @@ def test_copies_are_variables_of_their_own(copied: Callable[[Variable], Variable
     assert w.value.tolist() == [1.0, 2.0]
 
 
-def test_clip_functions_take_variables() -> None:
+def test_clip_functions_accept_variables() -> None:
     w = Variable([3.0, 4.0])
     np.testing.assert_array_equal(fastclip.clip_by_norm(w, 1.0), fastclip.clip_by_norm(w.value, 1.0))
     np.testing.assert_array_equal(fastclip.clip_by_value(w, 0.0, 3.5), [3.0, 3.5])
@@ -260,18 +264,18 @@ def test_clip_functions_take_variables() -> None:
 
 
 def test_trainable_variables_are_collected_in_order_of_creation() -> None:
-    made = [Variable(float(i), trainable=i != 1, name=str(i)) for i in range(4)]
-    listed = [v for v in fastclip.trainable_variables() if is_in(v, made)]
+    variables = [Variable(float(i), trainable=i != 1, name=str(i)) for i in range(4)]
+    listed = [v for v in fastclip.trainable_variables() if is_in(v, variables)]
     assert [v.name for v in listed] == ["0", "2", "3"]
-    assert is_in(made[0], fastclip.get_collection(GraphKeys.TRAINABLE_VARIABLES))
+    assert is_in(variables[0], fastclip.get_collection(GraphKeys.TRAINABLE_VARIABLES))
     assert fastclip.get_collection("losses") == []
     fastclip.trainable_variables().clear()
-    assert is_in(made[0], fastclip.trainable_variables())
+    assert is_in(variables[0], fastclip.trainable_variables())
     with pytest.raises(TypeError, match="key is 3"):
         fastclip.get_collection(3)  # type: ignore[arg-type]
 
 
-def test_the_collection_keeps_no_variable_alive() -> None:
+def test_collection_has_weak_references() -> None:
     variable = Variable([1.0], name="short-lived")
     memory = variable.value
     del variable
@@ -280,7 +284,7 @@ def test_the_collection_keeps_no_variable_alive() -> None:
     assert memory.tolist() == [1.0]
 
 
-def test_threads_may_make_variables_at_once() -> None:
+def test_threads_may_create_variables_at_once() -> None:
     kept: list[Variable] = []
     failures: list[BaseException] = []
 
