@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,17 @@ def test_constraint_may_save() -> None:
     assert int(states[0]["variables"]) == 1
 
 
+@contextlib.contextmanager
+def alarm_handler(handler: Callable[..., Any]) -> Iterator[None]:
+    """Installs a handler of SIGALRM, and afterwards stops the timer and restores the previous handler."""
+    previous = signal.signal(signal.SIGALRM, handler)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
 def long_step() -> tuple[AdamOptimizer, list[Any], Any]:
     """Returns an optimizer, pairs and a counter whose step takes about 10 ms and computes a norm first."""
     variables = [np.zeros(3_000_000, np.float32) for _ in range(4)]
@@ -58,16 +70,12 @@ def long_step() -> tuple[AdamOptimizer, list[Any], Any]:
 def test_signal_handler_may_save_in_the_middle_of_a_step() -> None:
     optimizer, pairs, counter = long_step()
     states: list[Any] = []
-    before = signal.signal(signal.SIGALRM, lambda *_: states.append(optimizer.state_dict()))
-    try:
+    with alarm_handler(lambda *_: states.append(optimizer.state_dict())):
         for delay in np.linspace(0.001, 0.02, 8):
             signal.setitimer(signal.ITIMER_REAL, float(delay))
             saved = len(states)
             while len(states) == saved:
                 optimizer.apply_gradients(pairs, counter)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
     powers = [float(state.get("beta1_power", 0.9)) for state in states]
     steps = [round(np.log(power) / np.log(0.9)) for power in powers]
     assert all(abs(power - 0.9**step) < 1e-12 for power, step in zip(powers, steps, strict=True))
@@ -83,8 +91,7 @@ def test_exception_of_a_signal_handler_leaves_variables_and_counters_consistent(
         raise Stop
 
     optimizer, pairs, counter = long_step()
-    before = signal.signal(signal.SIGALRM, stop)
-    try:
+    with alarm_handler(stop):
         for delay in np.linspace(0.001, 0.03, 25):
             start, taken = float(pairs[-1][1][-1]), int(counter)
             try:
@@ -100,9 +107,6 @@ def test_exception_of_a_signal_handler_leaves_variables_and_counters_consistent(
             assert int(counter) == 0 or powers is not None
             if powers is not None:
                 assert abs(float(powers) - 0.9 ** (int(counter) + 1)) < 1e-12
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 @needs_signals
@@ -116,16 +120,12 @@ def test_signal_handler_may_not_step_in_the_middle_of_a_step() -> None:
         except RuntimeError as error:
             refused.append(str(error))
 
-    before = signal.signal(signal.SIGALRM, step)
-    signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
-    try:
+    with alarm_handler(step):
+        signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
         for _ in range(300):
             optimizer.apply_gradients(pairs, counter)
             if refused:
                 break
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
     assert all("in the middle of a step" in text for text in refused)
     optimizer.apply_gradients(pairs, counter)
 
@@ -196,16 +196,12 @@ def test_signal_handler_may_not_change_state_in_the_middle_of_a_step(call: str) 
         except RuntimeError as error:
             refused.append(str(error))
 
-    before = signal.signal(signal.SIGALRM, change)
-    try:
+    with alarm_handler(change):
         for delay in np.linspace(0.001, 0.02, 40):
             signal.setitimer(signal.ITIMER_REAL, float(delay))
             optimizer.apply_gradients(pairs, counter)
             if refused:
                 break
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
     assert all(call in text and "in the middle of a step" in text for text in refused)
     first = optimizer.get_slot(pairs[0][1], "m")
     power = next(float(value) for value in optimizer.variables() if value.ndim == 0)
@@ -225,15 +221,11 @@ def test_variable_whose_shape_changes_during_the_first_step_keeps_valid_slots() 
                 warnings.simplefilter("ignore")  # NumPy deprecates assigning to `shape`
                 variable.shape = (3_000_000, 2)
 
-        before = signal.signal(signal.SIGALRM, reshape)
-        try:
+        with alarm_handler(reshape):
             signal.setitimer(signal.ITIMER_REAL, float(delay))
             # If the shape changes before the step has read it, the gradient's shape differs.
             with contextlib.suppress(ValueError):
                 optimizer.apply_gradients([(np.ones((2, 3_000_000), np.float32), variable)])
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             variable.shape = (3_000_000, 2)
