@@ -30,13 +30,13 @@ NOT_IMPORTED = re.compile(r"could not import '([\w.]+)'")
 
 def pytest_report_header() -> list[str]:
     distributions = importlib.metadata.packages_distributions()
-    found = [
+    installed = [
         f"{library} {importlib.metadata.version(distributions[library][0])}"
         for library in LIBRARIES
         if distributions.get(library)
     ]
     return [
-        f"interop: {', '.join(found) or 'no library'}",
+        f"interop: {', '.join(installed) or 'no library'}",
         f"{REQUIRE}: {os.environ.get(REQUIRE, 'not set')}",
     ]
 

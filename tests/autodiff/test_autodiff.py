@@ -52,16 +52,16 @@ def tolerance_of(case: Case) -> float:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_gradients_agree_with_tensorflow(case: Case) -> None:
-    found = autograd.grad(lambda arrays: weighted(case, *arrays))(list(case.arrays))
-    for gradient, expected in zip(found, RECORDED[case.id], strict=True):
+    results = autograd.grad(lambda arrays: weighted(case, *arrays))(list(case.arrays))
+    for gradient, expected in zip(results, RECORDED[case.id], strict=True):
         assert_agrees(gradient, expected, tolerance_of(case))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_compute_gradients_agrees_with_tensorflow(case: Case) -> None:
     variables = [Variable(array) for array in case.arrays]
-    found = compute_gradients(lambda: weighted(case, *variables), variables)
-    for (gradient, _), expected in zip(found, RECORDED[case.id], strict=True):
+    results = compute_gradients(lambda: weighted(case, *variables), variables)
+    for (gradient, _), expected in zip(results, RECORDED[case.id], strict=True):
         if gradient is None:
             assert not expected.any()
         else:
@@ -222,8 +222,8 @@ def test_containers_of_traced_values_keep_their_structure() -> None:
         assert clipped["b"][1] is None
         return anp.sum(clipped["w"]) + anp.sum(clipped["b"][0]) * 2 + 0 * norm
 
-    found = compute_gradients(loss, [t["w"], t["b"][0]])  # type: ignore[index]
-    np.testing.assert_allclose([g[0] for g, _ in found], [0.2 * (1 - 0.6 * 2.2), 0.2 * (2 - 0.8 * 2.2)])
+    results = compute_gradients(loss, [t["w"], t["b"][0]])  # type: ignore[index]
+    np.testing.assert_allclose([g[0] for g, _ in results], [0.2 * (1 - 0.6 * 2.2), 0.2 * (2 - 0.8 * 2.2)])
 
 
 def test_traced_and_untraced_values_in_one_list() -> None:
@@ -241,10 +241,10 @@ def test_traced_and_untraced_values_in_one_list() -> None:
 
 
 def test_traced_lists_and_dicts_are_accepted() -> None:
-    found = autograd.grad(lambda ws: fastclip.global_norm(ws))([np.array([3.0]), np.array([4.0])])
-    assert [g.tolist() for g in found] == [[0.6], [0.8]]
-    found = autograd.grad(lambda ws: fastclip.global_norm(ws))({"a": np.array([3.0]), "b": np.array([4.0])})
-    assert found["b"].tolist() == [0.8]
+    results = autograd.grad(lambda ws: fastclip.global_norm(ws))([np.array([3.0]), np.array([4.0])])
+    assert [g.tolist() for g in results] == [[0.6], [0.8]]
+    results = autograd.grad(lambda ws: fastclip.global_norm(ws))({"a": np.array([3.0]), "b": np.array([4.0])})
+    assert results["b"].tolist() == [0.8]
 
 
 @pytest.mark.parametrize(

@@ -51,11 +51,11 @@ def test_callable_backend_is_used(closure: bool) -> None:
         return np.sum((x @ w + b - y) ** 2)
 
     run: Any = (lambda: loss(w, b)) if closure else loss
-    found = compute_gradients(run, [w, b], backend=finite_differences)
-    for (gradient, _), truth in zip(found, regression_gradients(x, y, w0, b0), strict=True):
+    results = compute_gradients(run, [w, b], backend=finite_differences)
+    for (gradient, _), truth in zip(results, regression_gradients(x, y, w0, b0), strict=True):
         np.testing.assert_allclose(gradient, truth, rtol=1e-6)
     doubled = compute_gradients(run, [w, b], grad_loss=2.0, backend=finite_differences)
-    np.testing.assert_array_equal(doubled[0][0], 2 * found[0][0])
+    np.testing.assert_array_equal(doubled[0][0], 2 * results[0][0])
 
 
 def test_callable_backend_gets_the_loss_and_the_arrays_of_variables() -> None:
@@ -69,12 +69,12 @@ def test_callable_backend_gets_the_loss_and_the_arrays_of_variables() -> None:
     def loss(w: Any, a: Any) -> Any:
         raise AssertionError
 
-    found = compute_gradients(loss, [w, a], backend=backend)
+    results = compute_gradients(loss, [w, a], backend=backend)
     assert got[0] is loss
     assert got[1] is w.value
     assert got[2] is a
-    assert found[0][0].dtype == np.float32
-    assert found[1][0] is None
+    assert results[0][0].dtype == np.float32
+    assert results[1][0] is None
 
 
 @pytest.mark.parametrize(

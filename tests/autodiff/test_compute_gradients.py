@@ -89,7 +89,7 @@ def test_every_way_to_read_a_variable_is_differentiated(engine: str, how: str) -
     v0, m0, x0 = (rng.normal(size=s).astype(np.float32) for s in (3, (3, 3), 3))
     v, m = Variable(v0), Variable(m0)
     x = lib.asarray(x0)
-    found = compute_gradients(lambda: read(lib, x, v, m), [v, m], backend=engine)
+    results = compute_gradients(lambda: read(lib, x, v, m), [v, m], backend=engine)
 
     class Wide(np.ndarray[Any, Any]):
         """A float64 array with the attribute `value` of a variable, for the same expression."""
@@ -97,7 +97,7 @@ def test_every_way_to_read_a_variable_is_differentiated(engine: str, how: str) -
         value = property(lambda self: self)
 
     numpy = library("numpy")
-    for k, (start, (gradient, variable)) in enumerate(zip((v0, m0), found, strict=True)):
+    for k, (start, (gradient, variable)) in enumerate(zip((v0, m0), results, strict=True)):
         numeric = np.zeros(start.shape)
         for at in np.ndindex(*start.shape):
             ends = []
@@ -112,7 +112,7 @@ def test_every_way_to_read_a_variable_is_differentiated(engine: str, how: str) -
         else:
             assert gradient.dtype == variable.dtype
             np.testing.assert_allclose(gradient, numeric, rtol=1e-4, atol=1e-5)
-    assert found[0][0] is not None or how == "w @ x"
+    assert results[0][0] is not None or how == "w @ x"
 
 
 # Variables without gradient ----------------------------------------------------------------------
@@ -129,10 +129,10 @@ def test_gradient_is_none_for_unused_variables_and_zeros_for_used_ones(engine: s
         return lib.sum(used * 3) + lib.sum(zero * 0.0)
 
     run: Any = (lambda: loss(used, zero, unused)) if closure else loss
-    found = compute_gradients(run, [used, zero, unused], backend=engine)
-    assert found[0][0].tolist() == [3.0, 3.0]
-    assert found[1][0].tolist() == [0.0, 0.0]
-    assert found[2][0] is None
+    results = compute_gradients(run, [used, zero, unused], backend=engine)
+    assert results[0][0].tolist() == [3.0, 3.0]
+    assert results[1][0].tolist() == [0.0, 0.0]
+    assert results[2][0] is None
 
 
 @EVERY_ENGINE
@@ -147,16 +147,16 @@ def test_gradient_that_jax_stops_is_none() -> None:
     import jax
 
     w, v = Variable([1.0, 2.0]), Variable([1.0, 2.0])
-    found = compute_gradients(lambda: (jax.lax.stop_gradient(w.value) * v).sum(), [w, v], backend="jax")
-    assert found[0][0] is None
-    assert found[1][0].tolist() == [1.0, 2.0]
+    results = compute_gradients(lambda: (jax.lax.stop_gradient(w.value) * v).sum(), [w, v], backend="jax")
+    assert results[0][0] is None
+    assert results[1][0].tolist() == [1.0, 2.0]
 
 
 def test_gradients_of_registered_integer_variables_are_none() -> None:
     step, w = Variable(3), Variable([1.0])
-    found = {id(v): g for g, v in compute_gradients(lambda: anp.sum(w * w))}
-    assert found[id(step)] is None
-    assert found[id(w)].tolist() == [2.0]
+    results = {id(v): g for g, v in compute_gradients(lambda: anp.sum(w * w))}
+    assert results[id(step)] is None
+    assert results[id(w)].tolist() == [2.0]
 
 
 # grad_loss ---------------------------------------------------------------------------------------
@@ -200,8 +200,8 @@ def test_grad_loss_of_another_shape_or_type_is_refused(
 def test_gradients_share_no_memory(engine: str) -> None:
     lib = library(engine)
     a, b = Variable(np.ones((3, 2))), Variable(np.ones((3, 2)))
-    found = compute_gradients(lambda: lib.sum(a + b), [a, b, a], backend=engine)
-    arrays = [g for g, _ in found]
+    results = compute_gradients(lambda: lib.sum(a + b), [a, b, a], backend=engine)
+    arrays = [g for g, _ in results]
     for i, gradient in enumerate(arrays):
         assert gradient.flags.writeable
         assert 0 not in gradient.strides
@@ -228,8 +228,8 @@ def test_variable_listed_twice_has_the_same_gradient_twice(engine: str) -> None:
 )
 @PROPERTY
 def test_any_shape_and_layout(shape: tuple[int, ...], order: Any, dtype: Any, step: int, seed: int) -> None:
-    whole = np.random.default_rng(seed).normal(size=[2 * n for n in shape]).astype(dtype)
-    array = np.asarray(whole, order=order)[(..., *(slice(0, None, step) for _ in shape))]
+    buffer = np.random.default_rng(seed).normal(size=[2 * n for n in shape]).astype(dtype)
+    array = np.asarray(buffer, order=order)[(..., *(slice(0, None, step) for _ in shape))]
     check_tanh("autograd", array)
 
 
@@ -287,9 +287,9 @@ def test_torch_tensors_have_torch_gradients_without_a_backend_argument() -> None
 
     leaf = torch.tensor([1.0, 2.0], requires_grad=True)
     unused = torch.tensor([1.0], requires_grad=True)
-    found = compute_gradients(lambda: (leaf**3).sum(), [leaf, unused])
-    assert found[0][0].tolist() == [3.0, 12.0]
-    assert found[1][0] is None
+    results = compute_gradients(lambda: (leaf**3).sum(), [leaf, unused])
+    assert results[0][0].tolist() == [3.0, 12.0]
+    assert results[1][0] is None
     assert leaf.grad is None
     with pytest.raises(TypeError, match=r"var_list\[0\].*requires no gradient"):
         compute_gradients(lambda: (x**2).sum(), [x])

@@ -19,9 +19,9 @@ import autograd.numpy as anp
 def test_var_list_may_be_nested_or_one_variable() -> None:
     a, b, c = Variable([1.0]), Variable([2.0]), np.array([3.0])
     nested = {"layer": [a, (b,)], "c": c}
-    found = compute_gradients(lambda x, y, z: anp.sum(x * y * z), nested)
-    assert [v for _, v in found] == [a, b, c]
-    assert [g.tolist() for g, _ in found] == [[6.0], [3.0], [2.0]]
+    results = compute_gradients(lambda x, y, z: anp.sum(x * y * z), nested)
+    assert [v for _, v in results] == [a, b, c]
+    assert [g.tolist() for g, _ in results] == [[6.0], [3.0], [2.0]]
     assert compute_gradients(lambda: a * a, a)[0][0].tolist() == [2.0]
     assert compute_gradients(lambda x: x * x, c)[0][0].tolist() == [6.0]
 

@@ -27,8 +27,8 @@ import autograd.numpy as anp
 def test_operators_of_a_numpy_array_on_the_left_are_differentiated() -> None:
     x, y, w0, b0 = regression(np.float64)
     w, b = Variable(w0), Variable(b0)
-    found = compute_gradients(lambda: anp.sum((x @ w + b - y) ** 2), [w, b])
-    for (gradient, variable), truth in zip(found, regression_gradients(x, y, w0, b0), strict=True):
+    results = compute_gradients(lambda: anp.sum((x @ w + b - y) ** 2), [w, b])
+    for (gradient, variable), truth in zip(results, regression_gradients(x, y, w0, b0), strict=True):
         assert_gradient(gradient, truth, variable)
     [(gradient, _)] = compute_gradients(lambda: anp.sum(np.float64(3) * np.exp(w)), [w])
     np.testing.assert_allclose(gradient, 3 * np.exp(w0))

@@ -67,8 +67,8 @@ def test_turn_orders_are_balanced_in_positions_and_predecessors(count: int) -> N
 
 
 def test_timing_has_median_minimum_and_quartiles_of_its_rounds() -> None:
-    found = timing.Timing([4.0, 1.0, 3.0, 2.0, 5.0])
-    assert (found.median, found.minimum, found.quartiles) == (3.0, 1.0, (2.0, 4.0))
+    summary = timing.Timing([4.0, 1.0, 3.0, 2.0, 5.0])
+    assert (summary.median, summary.minimum, summary.quartiles) == (3.0, 1.0, (2.0, 4.0))
     assert timing.Timing([2.0]).quartiles == (2.0, 2.0)
 
 
@@ -87,7 +87,7 @@ def test_measure_refreshes_before_each_call_and_keeps_one_result() -> None:
     rounds: list[int] = []
     timings = timing.measure(both, seconds=0, rounds=3, pause=0, on_round=rounds.append)
     assert rounds == [1, 2, 3]
-    assert {name: len(found.rounds) for name, found in timings.items()} == {"a": 3, "b": 3}
+    assert {name: len(timed.rounds) for name, timed in timings.items()} == {"a": 3, "b": 3}
     assert [both[0].result, both[1].result] == ["a", "b"]
     for refresh, call in zip(log[::2], log[1::2], strict=True):
         assert refresh.endswith("refresh")
@@ -281,8 +281,8 @@ def test_check_exits_with_1_if_a_target_is_missed(
     monkeypatch.setattr(targets, "TARGETS", goals)
     command = ["bench", "--check", "--rounds", "1", "--peers", "numpy", "--case", row]
     assert main([*command, "--json"]) == code
-    found = json.loads(capsys.readouterr().out)["targets"]
-    assert [target["verdict"] for target in found] == [verdict, "not measured"]
+    results = json.loads(capsys.readouterr().out)["targets"]
+    assert [target["verdict"] for target in results] == [verdict, "not measured"]
     assert main(command) == code
     assert verdict in capsys.readouterr().out
 
@@ -312,9 +312,9 @@ def test_excess_memory_and_import_time_are_computed() -> None:
 def test_ratio_is_that_of_medians_and_none_without_the_peer() -> None:
     row = workload.rows("small")[0]
     timings = {"fastclip": timing.Timing([1.0, 3.0, 2.0]), "torch": timing.Timing([8.0, 9.0, 4.0])}
-    found = TimedRow(row, timings, {"fastclip": "", "torch": ""})
-    assert found.ratio("torch") == 0.25
-    assert found.ratio("jax") is None
+    timed_row = TimedRow(row, timings, {"fastclip": "", "torch": ""})
+    assert timed_row.ratio("torch") == 0.25
+    assert timed_row.ratio("jax") is None
 
 
 def test_machine_is_described() -> None:
@@ -354,11 +354,11 @@ def test_load_of_other_processes_is_measured() -> None:
     worker = subprocess.Popen([sys.executable, "-c", script])
     try:
         time.sleep(0.4)  # while the worker runs, its time counts as that of other processes
-        found = busy.cores()
+        cores = busy.cores()
     finally:
         worker.wait()
-    assert found is not None
-    assert found > 0.2
+    assert cores is not None
+    assert cores > 0.2
     assert idle.cores() is not None
 
 

@@ -211,8 +211,8 @@ def test_check_exits_with_1_if_a_target_is_missed(
     monkeypatch.setattr(targets, "TRAINING_TARGETS", goals)
     command = ["bench", "--train", "--check", "--rounds", "1", "--peers", "none", "--case", row]
     assert main([*command, "--json"]) == code
-    found = json.loads(capsys.readouterr().out)["targets"]
-    assert [target["verdict"] for target in found] == [verdict, "not measured"]
+    results = json.loads(capsys.readouterr().out)["targets"]
+    assert [target["verdict"] for target in results] == [verdict, "not measured"]
 
 
 def test_row_that_does_not_fit_into_memory_is_skipped(
@@ -226,7 +226,7 @@ def test_row_that_does_not_fit_into_memory_is_skipped(
     report = json.loads(capsys.readouterr().out)
     assert report["skipped"].keys() == {row.name}
     assert "GiB" in report["skipped"][row.name]
-    assert [found["row"] for found in report["rows"]] == ["mlp/adamw/f32"]
+    assert [entry["row"] for entry in report["rows"]] == ["mlp/adamw/f32"]
     assert main(command) == 0
     assert "not enough memory" in capsys.readouterr().out
 

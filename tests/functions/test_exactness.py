@@ -315,3 +315,13 @@ def test_limit_below_float32_has_outputs_within_float32() -> None:
     exact = oracle.norm([array])
     oracle.assert_clipped([got], [array], exact, 5e-44)
     assert np.asarray(got).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, BFLOAT16, np.float32, np.float64, np.complex64])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_bound_of_zero_with_use_norm_of_zero_gives_zeros(dtype: Any, in_place: bool) -> None:
+    tensors = [np.arange(1, 40).astype(dtype), np.ones((3, 4), dtype).T, np.zeros(3, dtype)]
+    out = tensors if in_place else None
+    clipped, norm = fastclip.clip_by_global_norm(tensors, 0.0, use_norm=0.0, out=out)
+    assert norm == 0.0
+    assert all(not array.astype(np.complex128).any() for array in clipped)

@@ -47,15 +47,15 @@ def check_all(prepare: Callable[[], tuple[Steps, Callable[[], Any]]], opcodes: b
         Interrupt at each bytecode instruction too.
     """
     training, call = prepare()
-    before = training.watched()
+    before = training.contents()
     call()
-    after = training.watched()
+    after = training.contents()
     outcomes = set()
     for line in range(20_000):
         training, call = prepare()
-        assert training.watched() == before
+        assert training.contents() == before
         raised = interrupted_at(line, call, opcodes)
-        state = training.watched()
+        state = training.contents()
         assert state in (before, after), f"interrupted at {line}: {differences(state, before, after)}"
         outcomes.add(state == after)
         if not raised:
@@ -63,7 +63,7 @@ def check_all(prepare: Callable[[], tuple[Steps, Callable[[], Any]]], opcodes: b
         # A call that had no effect can be repeated.
         if state == before:
             call()
-            assert training.watched() == after, f"interrupted at {line}"
+            assert training.contents() == after, f"interrupted at {line}"
     else:
         pytest.fail("the call has more lines than were tried")
     assert outcomes == {True, False}

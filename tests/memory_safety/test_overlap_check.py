@@ -36,28 +36,28 @@ kind = next(kind for kind in kinds if kind.__name__ == sys.argv[1])
 
 def arrays():
     # The columns interleave, but have no element in common.
-    whole = np.linspace(1, 2, 100 * 64, dtype=np.float32).reshape(100, 64)
-    return whole, whole[:, :30], whole[:, 32:62]
+    buffer = np.linspace(1, 2, 100 * 64, dtype=np.float32).reshape(100, 64)
+    return buffer, buffer[:, :30], buffer[:, 32:62]
 
-def clip(whole, left, right):
+def clip(buffer, left, right):
     fastclip.clip_by_global_norm([left], 1.0, out=[right])
 
-def check_parameters(whole, left, right):
+def check_parameters(buffer, left, right):
     fastclip.adaptive_clip([left], [np.ones_like(left)], out=[right])
 
-def step(whole, left, right):
+def step(buffer, left, right):
     optimizer.apply_gradients([(np.ones_like(left), left), (np.ones_like(right), right)])
 
-def step_with_gradient(whole, left, right):
+def step_with_gradient(buffer, left, right):
     optimizer.apply_gradients([(left, right)])
 
-def copy(whole, left, right):
+def copy(buffer, left, right):
     optimizer.set_low_precision_copy(left, right.view(np.float16)[:, ::2])
 
-def bounds(whole, left, right):
+def bounds(buffer, left, right):
     fastclip.clip_by_value(left, left, 2.0, out=right)
 
-def load(whole, left, right):
+def load(buffer, left, right):
     optimizer.load_state_dict(AdamOptimizer().state_dict() | {
         "variables": np.array(2), "has_slots": np.zeros(2, np.uint8),
         "shape.0": np.array(left.shape), "shape.1": np.array(right.shape),
@@ -89,8 +89,8 @@ def test_exception_raised_during_the_check_is_raised_unchanged(how: str, kind: s
 real = np.shares_memory
 for call in calls:
     optimizer = AdamOptimizer()
-    whole, left, right = arrays()
-    before, raised = whole.copy(), []
+    buffer, left, right = arrays()
+    before, raised = buffer.copy(), []
 
     def refuse(*_, **__):
         raised.append(True)
@@ -106,10 +106,10 @@ for call in calls:
             sys.setprofile(hook)
         else:
             np.shares_memory = refuse
-        call(whole, left, right)
+        call(buffer, left, right)
     except BaseException as error:
         assert raised and type(error) is kind and str(error) == "unchanged", (call, repr(error))
-        assert whole.tobytes() == before.tobytes(), call
+        assert buffer.tobytes() == before.tobytes(), call
     else:
         assert not raised, f"{{call}}: the exception was lost"
     finally:
@@ -135,14 +135,14 @@ def refuse(*_, **__):
 np.shares_memory = refuse
 for call in (clip, check_parameters, step):
     optimizer = AdamOptimizer()
-    whole, left, right = arrays()
-    before = whole.copy()
+    buffer, left, right = arrays()
+    before = buffer.copy()
     calls_of_numpy.clear()
     try:
-        call(whole, left, right)
+        call(buffer, left, right)
     except ValueError as error:
         assert calls_of_numpy and "shares memory" in str(error)
-        assert whole.tobytes() == before.tobytes()
+        assert buffer.tobytes() == before.tobytes()
     else:
         assert not calls_of_numpy
 """,
@@ -175,20 +175,20 @@ def test_strides_that_take_numpy_long_are_refused_or_handled_correctly_in_time()
 
 
 def columns(count: int) -> Any:
-    whole = np.ones((400, count), np.float32)
-    return whole, [whole[:, i] for i in range(count)]
+    buffer = np.ones((400, count), np.float32)
+    return buffer, [buffer[:, i] for i in range(count)]
 
 
 @pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer takes its time")
 def test_check_of_many_columns_of_one_matrix_is_fast() -> None:
-    whole, tensors = columns(1200)
+    buffer, tensors = columns(1200)
     times = []
     for _ in range(5):
-        whole[...] = 1.0
+        buffer[...] = 1.0
         start = time.perf_counter()
         fastclip.clip_by_global_norm(tensors, 1.0, out=tensors)
         times.append(time.perf_counter() - start)
-    np.testing.assert_array_equal(whole, np.float32(1.0 / np.sqrt(whole.size)))
+    np.testing.assert_array_equal(buffer, np.float32(1.0 / np.sqrt(buffer.size)))
     assert min(times) < 0.1, times
 
 
@@ -206,9 +206,9 @@ def test_check_of_many_variables_that_are_columns_of_one_matrix_is_fast() -> Non
 
 
 def test_column_that_is_listed_twice_is_found() -> None:
-    whole, tensors = columns(300)
-    tensors[200] = whole[:, 17]
-    before = whole.copy()
+    buffer, tensors = columns(300)
+    tensors[200] = buffer[:, 17]
+    before = buffer.copy()
     with pytest.raises(ValueError, match="shares memory"):
         fastclip.clip_by_global_norm(tensors, 1.0, out=tensors)
-    np.testing.assert_array_equal(whole, before)
+    np.testing.assert_array_equal(buffer, before)

@@ -215,8 +215,8 @@ CLIPS = (
     HOOK
     + """
 # Two arrays whose columns interleave, so that the overlap check compares more than their address ranges.
-whole = np.empty((64, 256), np.float32)
-columns = np.zeros(whole.shape, bool)
+buffer = np.empty((64, 256), np.float32)
+columns = np.zeros(buffer.shape, bool)
 columns[:, 128:158] = True
 changes = {
     "axes of the output": lambda: setattr(out, "strides", (4, 1024)),
@@ -241,16 +241,16 @@ call = {
 }[sys.argv[1]]
 for change in changes.values():
     for n in range(2000):
-        whole[...] = CANARY
-        tensor, out = whole[:, :30], whole[:, 128:158]
+        buffer[...] = CANARY
+        tensor, out = buffer[:, :30], buffer[:, 128:158]
         tensor[...] = np.linspace(-1, 1, tensor.size).reshape(tensor.shape)
-        before = whole.copy()
+        before = buffer.copy()
         tensors, outs = [tensor], [out]
         _, was_changed = attempt_with_change(n, change, call)
-        changed = (whole != before) & ~columns
+        changed = (buffer != before) & ~columns
         if changed.any():
             # If the layout changed before the call took its snapshot, the output has other elements.
-            reach = np.zeros(whole.shape, bool)
+            reach = np.zeros(buffer.shape, bool)
             reach.reshape(-1)[128 : 128 + 30 * 256 + 64] = True
             assert not (changed & ~reach).any(), (sys.argv[1], n)
         if not was_changed:
@@ -290,7 +290,7 @@ kinds = {
 }
 gradients = {
     "interleaved": lambda: np.ones((60, 30), np.float32),
-    "overlapping": lambda: whole[1:61, 1:31],
+    "overlapping": lambda: buffer[1:61, 1:31],
     "rows": lambda: IndexedSlices(np.ones((3, 30), np.float32), [59, 0, 59]),
 }
 changes = {
@@ -310,15 +310,15 @@ kind, layout = sys.argv[1:3]
 for name, make in gradients.items():
     for change in changes.values():
         for n in range(2000):
-            whole = np.full((64, 256), CANARY, np.float32)
+            buffer = np.full((64, 256), CANARY, np.float32)
             other = np.full(3 * 1800, CANARY, np.float32)
             if layout == "strided":
-                variable = whole[:60, :30]
+                variable = buffer[:60, :30]
             else:
                 if name == "overlapping":
                     break
                 variable = other[1800:3600].reshape(60, 30)
-            beside = whole[:60, 100:130]
+            beside = buffer[:60, 100:130]
             variable[...] = 1.0
             beside[...] = 1.0
             gradient = make()
@@ -329,7 +329,7 @@ for name, make in gradients.items():
             variable2 = np.ones((60, 30), np.float32)
             optimizer.apply_gradients([(np.ones((60, 30), np.float32), variable2)])
             assert np.isfinite(variable2).all() and (variable2 < 1.0).all(), (name, n)
-            assert (whole[:, 130:] == CANARY).all() and (whole[61:, 100:130] == CANARY).all(), (name, n)
+            assert (buffer[:, 130:] == CANARY).all() and (buffer[61:, 100:130] == CANARY).all(), (name, n)
             assert (other[:1800] == CANARY).all() and (other[3600:] == CANARY).all()
             if not was_changed:
                 break
@@ -388,10 +388,10 @@ def test_thread_that_reshapes_a_strided_variable_with_a_sparse_gradient(layout: 
 sys.setswitchinterval(1e-6)
 stop = threading.Event()
 guarded = np.full((1300, 1300), CANARY, np.float32)
-part = lambda array: array[100:1100, 100:1100]{layout}
-variable = part(guarded)
+inner = lambda array: array[100:1100, 100:1100]{layout}
+variable = inner(guarded)
 inside = np.zeros(guarded.shape, bool)
-part(inside)[...] = True
+inner(inside)[...] = True
 shape = variable.shape
 shapes = [(shape[0] // 2, 2, shape[1]), (shape[0], 1, shape[1]), shape]
 rows = IndexedSlices(np.ones((3, shape[1]), np.float32), [shape[0] - 1, 0, 3])

@@ -410,7 +410,7 @@ def test_key_that_is_no_string_is_refused(variant: str, key: Any) -> None:
     training = Training(variant, variables_of())
     training.step(gradients_of(0))
     before = training.state()
-    state: dict[Any, Any] = {**training.optimizer.state_dict(), key: np.zeros(3), "odd": np.zeros(3)}
+    state: dict[Any, Any] = {**training.optimizer.state_dict(), key: np.zeros(3), "unknown": np.zeros(3)}
     with pytest.raises(TypeError, match=r"state_dict has the key") as raised:
         training.optimizer.load_state_dict(state, training.variables)
     assert repr(key) in str(raised.value)

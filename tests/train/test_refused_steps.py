@@ -52,11 +52,11 @@ def with_entry(entry: Any) -> Callable[[Pairs], Any]:
     return lambda pairs: [*pairs[:4], entry]
 
 
-def changed_slices(**parts: Any) -> IndexedSlices:
+def changed_slices(**attributes: Any) -> IndexedSlices:
     """Returns slices with attributes replaced after construction, which the constructor did not check."""
     changed = slices(7, [0, 1], (5, 3))
-    for name, part in parts.items():
-        setattr(changed, name, part)
+    for name, attribute in attributes.items():
+        setattr(changed, name, attribute)
     return changed
 
 

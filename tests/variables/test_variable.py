@@ -61,14 +61,14 @@ def test_dtype_is_that_of_tensorflow(value: Any, dtype: Any) -> None:
 def test_variable_holds_a_copy_of_an_array_of_any_layout(
     shape: tuple[int, ...], order: Any, step: int
 ) -> None:
-    whole = np.arange(np.prod([2 * n for n in shape]), dtype=np.float64).reshape([2 * n for n in shape])
-    source = np.asarray(whole, order=order)[tuple(slice(0, None, step) for _ in shape)]
+    buffer = np.arange(np.prod([2 * n for n in shape]), dtype=np.float64).reshape([2 * n for n in shape])
+    source = np.asarray(buffer, order=order)[tuple(slice(0, None, step) for _ in shape)]
     before = source.copy()
     variable = Variable(source)
     assert (variable.shape, variable.ndim, variable.size) == (before.shape, before.ndim, before.size)
     assert variable.value.flags.c_contiguous
     assert variable.value.flags.writeable
-    assert not np.shares_memory(variable.value, whole)
+    assert not np.shares_memory(variable.value, buffer)
     variable.assign(before * 2 + 1)
     np.testing.assert_array_equal(source, before)
     np.testing.assert_array_equal(variable.value, before * 2 + 1)

@@ -27,7 +27,7 @@ class Prepared:
     """A call, and a function that returns all memory that the call could change, as bytes."""
 
     call: Callable[[], Any]
-    watched: Callable[[], list[bytes]]
+    contents: Callable[[], list[bytes]]
 
 
 Case = Callable[[], Prepared]
@@ -373,7 +373,7 @@ class Steps:
     def apply(self) -> None:
         self.optimizer.apply_gradients(self.pairs, self.step)
 
-    def watched(self) -> list[bytes]:
+    def contents(self) -> list[bytes]:
         """Returns everything that a step may change or must not change, as bytes."""
         optimizer = self.optimizer
         names = optimizer._slot_names
@@ -393,7 +393,7 @@ def step(variant: str, make_pairs: Callable[[], tuple[list[Any], list[Any]]], **
         gradients, variables = make_pairs()
         arguments = {**more, "copies": more["copies"](variables)} if "copies" in more else more
         training = Steps(variant, gradients, variables, **arguments)
-        return Prepared(training.apply, training.watched)
+        return Prepared(training.apply, training.contents)
 
     return make
 
@@ -423,8 +423,8 @@ PAIRS: dict[str, Callable[[], tuple[list[Any], list[Any]]]] = {
 
 
 def _overlapping() -> tuple[list[Any], list[Any]]:
-    whole = numbers(3000)
-    return [whole[:-1], numbers(5)], [whole[1:], numbers(5)]
+    buffer = numbers(3000)
+    return [buffer[:-1], numbers(5)], [buffer[1:], numbers(5)]
 
 
 def _optimizers() -> Iterator[tuple[str, Case]]:
@@ -480,7 +480,7 @@ def _state() -> Iterator[tuple[str, Case]]:
                 "load_state_dict, variables": lambda: optimizer.load_state_dict(state, training.variables),
                 "set_low_precision_copy": lambda: optimizer.set_low_precision_copy(variable, narrow),
             }
-            return Prepared(calls[method], lambda: [*training.watched(), *memory(narrow, state)])
+            return Prepared(calls[method], lambda: [*training.contents(), *memory(narrow, state)])
 
         return make
 
@@ -501,8 +501,8 @@ def _state() -> Iterator[tuple[str, Case]]:
 
 
 def _errors() -> Iterator[tuple[str, Case]]:
-    def refused(call: Callable[[], Any], *watched: Any) -> Prepared:
-        return Prepared(call, lambda: memory(*watched))
+    def refused(call: Callable[[], Any], *contents: Any) -> Prepared:
+        return Prepared(call, lambda: memory(*contents))
 
     def clip(tensors: Any, **arguments: Any) -> Prepared:
         call = lambda: fastclip.clip_by_global_norm(tensors, 1.0, **arguments)  # noqa: E731
@@ -514,14 +514,14 @@ def _errors() -> Iterator[tuple[str, Case]]:
         return clip([array], out=[array])
 
     def overlap(strided: bool) -> Prepared:
-        whole = matrix(60, 50)
+        buffer = matrix(60, 50)
         if strided:
-            return clip([whole[:, :30], numbers(3)], out=[whole[:, 10:40], numbers(3)])
-        return clip([whole[1:], numbers(3)], out=[whole[:-1], numbers(3)])
+            return clip([buffer[:, :30], numbers(3)], out=[buffer[:, 10:40], numbers(3)])
+        return clip([buffer[1:], numbers(3)], out=[buffer[:-1], numbers(3)])
 
     def step_error(gradients: list[Any], variables: list[Any]) -> Prepared:
         training = Steps("Adam", gradients, variables)
-        return Prepared(training.apply, training.watched)
+        return Prepared(training.apply, training.contents)
 
     def wrong_variable() -> Prepared:
         gradient, variable = numbers(3), numbers(3, np.float16)
@@ -564,7 +564,7 @@ def _errors() -> Iterator[tuple[str, Case]]:
         training = Steps("Adam", *PAIRS["small"](), steps=1)
         state = training.optimizer.state_dict()
         del state["v.2"]
-        return Prepared(lambda: training.optimizer.load_state_dict(state), training.watched)
+        return Prepared(lambda: training.optimizer.load_state_dict(state), training.contents)
 
     yield "incomplete state", wrong_state
 

@@ -96,7 +96,7 @@ class Trials:
         self.case, self.mode, self.strict = case, mode, mode != "objects"
         prepared = case()
         self.expected = outcome(prepared.call)
-        self.after = prepared.watched()
+        self.after = prepared.contents()
         prepared = case()
         # The second call is counted, as the first may allocate memory that fastclip keeps for later calls.
         outcome(lambda: self.call_armed(prepared.call, -1, 0, mode == "anywhere"))
@@ -105,12 +105,12 @@ class Trials:
     def run(self, n: int) -> tuple[list[str], bool]:
         """Makes allocation `n` fail. Returns descriptions of errors, and whether an allocation failed."""
         prepared = self.case()
-        before = prepared.watched()
+        before = prepared.contents()
         everywhere, all_after = self.mode == "anywhere", self.mode == "all"
         call = lambda: self.call_armed(prepared.call, n, all_after, everywhere)  # noqa: E731
         kind, result = outcome(call, tolerant=not self.strict)
         any_failed = self.failures() > 0
-        state = prepared.watched()
+        state = prepared.contents()
         errors: list[str] = []
         if kind == "MemoryError":
             if not any_failed:
@@ -121,7 +121,7 @@ class Trials:
                 again = outcome(prepared.call)
                 if again[0] != self.expected[0] or (again[0] == "result" and again != self.expected):
                     errors.append(f"the next call gives {again[0]} instead of {self.expected[0]}")
-                elif prepared.watched() != self.after:
+                elif prepared.contents() != self.after:
                     errors.append("the next call writes something else")
         elif kind != self.expected[0]:
             errors.append(f"{kind} instead of {self.expected[0]} or MemoryError: {result}")

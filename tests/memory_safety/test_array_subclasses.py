@@ -216,16 +216,16 @@ if result is not None:
     assert_same(result, x.clip(-0.5, 0.5))
 attempt(lambda: _core.check_no_overlap([t], [out], names))
 # Interleaved in memory, so that the overlap check compares more than the address ranges.
-whole = numbers(offset=3.0)
-left, right = subclassed(whole[:, :150]), subclassed(whole[:, 200:350])
-before = whole.copy()
+buffer = numbers(offset=3.0)
+left, right = subclassed(buffer[:, :150]), subclassed(buffer[:, 200:350])
+before = buffer.copy()
 result = attempt(lambda: _core.clip_tensors([left], [1.0], "one", 2.0, [right], names))
 if result is not None:
     assert_same(right, fastclip.clip_by_norm(before[:, :150], 1.0))
 else:
-    assert_unchanged(whole, before)
-assert whole[:, :200].tobytes() == before[:, :200].tobytes()
-assert whole[:, 350:].tobytes() == before[:, 350:].tobytes()
+    assert_unchanged(buffer, before)
+assert buffer[:, :200].tobytes() == before[:, :200].tobytes()
+assert buffer[:, 350:].tobytes() == before[:, 350:].tobytes()
 guarded = np.full(3 * ROWS, -1.0)
 norms = subclassed(guarded[ROWS : 2 * ROWS].reshape(ROWS, 1))
 attempt(lambda: _core.slice_norms([t], [[False, True]], 2.0, [norms], names))
@@ -256,7 +256,7 @@ loaded = attempt(lambda: slots.load([t], [True]))
 assert loaded is None or [array.size for arrays in loaded for array in arrays] == [ROWS * COLUMNS]
 attempt(lambda: slots.of(t))
 slots = _core.Slots("gradient_descent")
-for variable in (subclassed(numbers()), numbers(), whole[:, :150], subclassed(whole[:, :150])):
+for variable in (subclassed(numbers()), numbers(), buffer[:, :150], subclassed(buffer[:, :150])):
     gradient = variable if variable is not t else subclassed(numbers())
     start = plain(variable).copy()
     result = attempt(
