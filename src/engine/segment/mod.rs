@@ -133,6 +133,7 @@ impl<const N: usize> Segment<N> {
     ///
     /// As [`Segment::new`]; and every operand must be aligned for its type and hold `len` reals of it.
     #[must_use]
+    #[inline]
     pub unsafe fn dense(is_complex: bool, len: usize, operands: [Option<Run>; N]) -> Self {
         let lead = operands.iter().flatten().next().map_or(Scalar::F32, |run| run.scalar);
         Self {

@@ -67,7 +67,7 @@ pub struct UpdateParameters {
     /// Index of the set of hyper-parameters among those of the step.
     pub hyper: usize,
     /// The gradient, if it has values for some rows of the variable and is 0 elsewhere.
-    pub rows: Option<RowGradient>,
+    pub rows: Option<Box<RowGradient>>,
 }
 
 /// A gradient with values for some rows of its variable, for rules that change all rows. The segment of the variable
@@ -144,7 +144,7 @@ impl RuleVisitor for Step<'_> {
         exec::for_each(self.workspace, self.updates, self.plan, direction, |_, parameters, chunk, _| {
             let (narrow, wide) = rules[parameters.hyper];
             let gradient =
-                Gradient { transform: transforms[parameters.gradient], rows: parameters.rows.as_ref() };
+                Gradient { transform: transforms[parameters.gradient], rows: parameters.rows.as_deref() };
             match chunk.scalar() {
                 Scalar::F64 => update_chunk(level, wide, gradient, chunk),
                 _ => update_chunk(level, narrow, gradient, chunk),
@@ -419,7 +419,7 @@ mod tests {
             runs[GRADIENT] = None;
             let mut update = of(Segment::dense_in_test(false, rows_count * len, runs));
             update.parameters.rows =
-                Some(RowGradient { indices: indices.clone(), row_len: len, values: rows });
+                Some(Box::new(RowGradient { indices: indices.clone(), row_len: len, values: rows }));
             take(kind, update, isa::detected(), 2);
             assert!(case.bits() == want.bits(), "{kind:?}");
         }

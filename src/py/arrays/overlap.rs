@@ -46,16 +46,16 @@ pub struct Span<'a, 'py> {
     /// Address after the last byte.
     high: usize,
     view: &'a View<'py>,
-    /// The array's index among the arrays of its part.
-    pub index: usize,
+    /// The array's index among the arrays of its part. A list of more arrays than fit is larger than memory.
+    index: u32,
     /// The array's part in the call.
-    pub part: Part,
+    part: Part,
     /// Whether the array is written and two of its elements may share memory.
     overlaps_itself: bool,
 }
 
 // Calls sort thousands of spans.
-const _: () = assert!(size_of::<Span>() <= 48);
+const _: () = assert!(size_of::<Span>() <= 32);
 
 /// The arrays of one overlap check, see [`sweep`].
 pub struct Spans<'a, 'py> {
@@ -77,6 +77,7 @@ impl<'a, 'py> Spans<'a, 'py> {
         let overlaps_itself = part.is_written() && view.may_overlap_itself()?;
         self.any_overlaps_itself |= overlaps_itself;
         reserve(&mut self.spans, 1)?;
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
         self.spans.push(Span { low, high, view, index, part, overlaps_itself });
         Ok(())
     }
@@ -174,7 +175,7 @@ pub fn sweep<B>(
     let Spans { mut spans, any_overlaps_itself } = spans;
     if any_overlaps_itself {
         for span in spans.iter().filter(|span| span.overlaps_itself) {
-            if let ControlFlow::Break(value) = visit(Clash::Within(span.part, span.index)) {
+            if let ControlFlow::Break(value) = visit(Clash::Within(span.part, span.index as usize)) {
                 return Ok(ControlFlow::Break(value));
             }
         }
@@ -209,7 +210,10 @@ pub fn sweep<B>(
                     && share_memory(py, other.view, span.view)?
                 {
                     let (first, second) = if other.part.is_written() { (other, span) } else { (span, other) };
-                    let clash = Clash::Between((first.part, first.index), (second.part, second.index));
+                    let clash = Clash::Between(
+                        (first.part, first.index as usize),
+                        (second.part, second.index as usize),
+                    );
                     if let ControlFlow::Break(value) = visit(clash) {
                         return Ok(ControlFlow::Break(value));
                     }

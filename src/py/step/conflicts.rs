@@ -21,7 +21,7 @@ use pyo3::prelude::*;
 use std::ops::ControlFlow;
 
 /// The index of `global_step` among the counters of a step, after those of the variables.
-const GLOBAL_STEP: usize = usize::MAX;
+const GLOBAL_STEP: usize = u32::MAX as usize;
 
 /// Checks that variables, copies, slots and counters overlap neither each other nor themselves. A gradient that overlaps
 /// one of them is replaced by a copy, so that the result is that of NumPy's in-place operators.
@@ -42,13 +42,13 @@ pub fn check_conflicts<'py>(
         if let Some(gradient) = &pair.gradient {
             spans.push(&gradient.values, Part::Input, index)?;
         }
-        if let Some(copy) = &pair.copy {
+        if let Some(copy) = pair.copy() {
             spans.push(copy, Part::Copy, index)?;
         }
-        for slot in &pair.slots {
+        for slot in pair.slots() {
             spans.push(slot, Part::Slot, index)?;
         }
-        if let Some(step_count) = &pair.step_count {
+        if let Some(step_count) = pair.step_count() {
             spans.push(step_count, Part::Counter, index)?;
         }
     }
@@ -79,7 +79,7 @@ pub fn check_conflicts<'py>(
 /// Whether an array may be a view of a slot. Arrays that own their memory are none.
 fn may_be_views_of_slots(pairs: &[Pair], global_step: Option<&View>) -> bool {
     let gradient = |pair: &Pair| pair.gradient.as_ref().is_some_and(|gradient| gradient.values.has_base());
-    let copy = |pair: &Pair| pair.copy.as_ref().is_some_and(|copy| copy.has_base());
+    let copy = |pair: &Pair| pair.copy().is_some_and(View::has_base);
     global_step.is_some_and(View::has_base)
         || pairs.iter().any(|pair| pair.variable.has_base() || gradient(pair) || copy(pair))
 }

@@ -90,7 +90,7 @@ pub fn take_step(py: Python<'_>, request: &Bound<'_, StepRequest>) -> PyResult<b
         if is_taken {
             counters.advance();
             let updated = pairs.iter().filter(|pair| pair.gradient.is_some());
-            updated.filter_map(|pair| pair.step_count.as_deref()).for_each(counters::count_up);
+            updated.filter_map(pairs::Pair::step_count).for_each(counters::count_up);
             if let Some(slots) = slots {
                 slots.count_step();
                 if let Some(registry) = registry {

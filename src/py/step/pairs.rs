@@ -1,5 +1,6 @@
 //! The pairs of a step: each gradient with its variable, slots and low-precision copy, read and checked.
 
+use super::counters::read_number;
 use super::registry::Registry;
 use super::request::{HyperParameters, RowGradient, StepRequest};
 use crate::allocation::{OutOfMemory, reserve, with_capacity};
@@ -7,6 +8,7 @@ use crate::error::Error;
 use crate::operations::rules::RuleKind;
 use crate::py::arrays::argument_name::ArgumentName;
 use crate::py::arrays::dtypes::{AcceptedDTypes, DTypeCache};
+use crate::py::arrays::ndarray_type::is_array;
 use crate::py::arrays::plain::is_plain_array;
 use crate::py::arrays::view::{View, format_shape};
 use crate::py::objects;
@@ -27,14 +29,38 @@ pub struct Pair<'py> {
     pub variable: View<'py>,
     /// Its gradient; None if the variable stays as it is.
     pub gradient: Option<Gradient<'py>>,
-    /// Its slots, if the caller holds them.
-    pub slots: Vec<View<'py>>,
-    /// Its low-precision copy, if it has one and a gradient.
-    pub copy: Option<Box<View<'py>>>,
-    /// Number of steps that the variable has been updated in, if the caller counts them.
-    pub step_count: Option<Box<View<'py>>>,
+    /// Its other arrays, if it has any.
+    pub others: Option<Box<OtherArrays<'py>>>,
     /// Index of its hyper-parameters among those that the step uses.
     pub hyper: usize,
+}
+
+/// Arrays that few variables have. They are stored apart, because steps read thousands of pairs.
+#[derive(Default)]
+pub struct OtherArrays<'py> {
+    /// The slots, if the caller holds them.
+    pub slots: Vec<View<'py>>,
+    /// The low-precision copy, if the variable has one and a gradient.
+    pub copy: Option<View<'py>>,
+    /// Number of steps that the variable has been updated in, if the caller counts them.
+    pub step_count: Option<View<'py>>,
+}
+
+impl<'py> Pair<'py> {
+    /// The slots, if the caller holds them.
+    pub fn slots(&self) -> &[View<'py>] {
+        self.others.as_ref().map_or(&[], |others| &others.slots)
+    }
+
+    /// The low-precision copy, if the variable has one and a gradient.
+    pub fn copy(&self) -> Option<&View<'py>> {
+        self.others.as_ref()?.copy.as_ref()
+    }
+
+    /// Number of steps that the variable has been updated in, if the caller counts them.
+    pub fn step_count(&self) -> Option<&View<'py>> {
+        self.others.as_ref()?.step_count.as_ref()
+    }
 }
 
 /// The gradient of a variable.
@@ -47,6 +73,8 @@ pub struct Gradient<'py> {
 
 /// Which rows of a variable a gradient is for.
 pub struct Rows<'py> {
+    /// The array of their indices, until it has been checked.
+    array: Option<View<'py>>,
     /// Their indices, ascending, each once.
     pub indices: Box<[usize]>,
     /// The rows as the caller passed them, of which the norm is taken: some may be repeated.
@@ -102,122 +130,122 @@ pub fn read_pairs<'py>(
     let list = request.pairs(py);
     let mut reader = Reader::default();
     let mut pairs = with_capacity(list.len())?;
+    let accepted = if registry.is_some() { AcceptedDTypes::Variables } else { AcceptedDTypes::Reals };
     for (index, entry) in list.iter().enumerate() {
         // The list may grow while a dtype is read for the first time.
         reserve(&mut pairs, 1)?;
-        let Ok(parts) = entry.cast_exact::<PyTuple>() else { return Err(no_pair(index)) };
-        pairs.push(match registry {
-            Some(registry) => reader.kept_pair(py, parts, index, registry, hyper)?,
-            None => reader.caller_pair(parts, index, request.kind(), hyper)?,
+        let parts = entry.cast_exact::<PyTuple>().map(|parts| {
+            let mut parts = parts.iter_borrowed();
+            (parts.next(), parts.next(), parts)
         });
+        let Ok((Some(gradient), Some(variable), mut others)) = parts else {
+            return Err(Error::Type(format!("{ARGUMENT}[{index}] is no (gradient, variable) pair")).into());
+        };
+        // The pair is built in place, because moving it costs as much as reading it.
+        pairs.push(Pair {
+            gradient: reader.gradient(&gradient, index)?,
+            variable: View::new(variable.to_owned(), accepted, &mut reader.variables, || {
+                VARIABLES.entry(index)
+            })?,
+            others: None,
+            hyper: 0,
+        });
+        let Some(pair) = pairs.last_mut() else { continue };
+        check_variable(&pair.variable, || VARIABLES.entry(index))?;
+        if let Some(gradient) = &mut pair.gradient {
+            check_gradient(gradient, &pair.variable, index)?;
+        }
+        if let Some(registry) = registry {
+            if pair.gradient.is_some()
+                && let Some(copy) = registry.low_precision_copy(py, &pair.variable)?
+            {
+                let copy = Some(reader.copy(copy, &pair.variable, index)?);
+                pair.others = Some(Box::new(OtherArrays { copy, ..OtherArrays::default() }));
+            }
+            pair.hyper = hyper.at_step(0, None)?;
+        } else {
+            let mut next = || others.next().map(pyo3::Borrowed::to_owned);
+            let (Some(slots), Some(copy), Some(set), Some(step_count)) = (next(), next(), next(), next())
+            else {
+                return Err(Error::Type(format!("fastclip._core: pair {index} has not 6 parts")).into());
+            };
+            reader.caller_parts(pair, index, request.kind(), &slots, (copy, step_count))?;
+            let step = pair.step_count().map(|view| read_number(view) + 1.0);
+            pair.hyper = hyper.at_step(set.extract()?, step)?;
+        }
     }
     Ok(pairs)
 }
 
-/// The error of an entry that is no pair.
-fn no_pair(index: usize) -> PyErr {
-    Error::Type(format!("{ARGUMENT}[{index}] is no (gradient, variable) pair")).into()
-}
-
 impl<'py> Reader<'py> {
-    /// Reads `(gradient, variable)`, whose slots and copy the optimizer keeps.
-    fn kept_pair(
+    /// Reads a gradient: an array, [`RowGradient`] or None.
+    #[inline(always)]
+    fn gradient(
         &mut self,
-        py: Python<'py>,
-        parts: &Bound<'py, PyTuple>,
+        gradient: &Bound<'py, PyAny>,
         index: usize,
-        registry: &Registry,
-        hyper: &mut HyperParameters,
-    ) -> PyResult<Pair<'py>> {
-        let mut parts = parts.iter_borrowed().map(pyo3::Borrowed::to_owned);
-        let (Some(gradient), Some(variable)) = (parts.next(), parts.next()) else {
-            return Err(no_pair(index));
-        };
-        let accepted = AcceptedDTypes::Variables;
-        let (gradient, variable) = self.gradient_and_variable(gradient, variable, index, accepted)?;
-        let mut copy = None;
-        if gradient.is_some()
-            && let Some(array) = registry.low_precision_copy(py, &variable)?
-        {
-            copy = Some(Box::new(self.copy(array, &variable, index)?));
+    ) -> Result<Option<Gradient<'py>>, Error> {
+        if gradient.is_none() {
+            return Ok(None);
         }
-        let hyper = hyper.at_step(0, None)?;
-        Ok(Pair { variable, gradient, slots: Vec::new(), copy, step_count: None, hyper })
+        let name = || GRADIENTS.entry(index);
+        let rows = if is_array(gradient) { None } else { gradient.cast_exact::<RowGradient>().ok() };
+        if let Some(rows) = rows {
+            return self.row_gradient(rows, index).map(Some);
+        }
+        let values = View::new(gradient.clone(), AcceptedDTypes::Reals, &mut self.gradients, name)?;
+        Ok(Some(Gradient { values, rows: None }))
     }
 
-    /// Reads `(gradient, variable, slots, copy, hyper, step_count)`: a tuple of arrays, an array or None, the index of a
-    /// set of hyper-parameters, and an array of one number or None.
-    fn caller_pair(
+    #[cold]
+    fn row_gradient(
         &mut self,
-        parts: &Bound<'py, PyTuple>,
+        gradient: &Bound<'py, RowGradient>,
+        index: usize,
+    ) -> Result<Gradient<'py>, Error> {
+        let (py, rows) = (gradient.py(), gradient.get());
+        let name = || GRADIENTS.entry(index);
+        let mut read = |array: &Py<PyAny>| {
+            let array = array.bind(py).clone();
+            View::new(array, AcceptedDTypes::Reals, &mut self.gradients, name)
+        };
+        let (values, given) = (read(&rows.values)?, read(&rows.given)?);
+        let indices = rows.indices.bind(py).clone();
+        let indices = View::new(indices, AcceptedDTypes::Ordered, &mut DTypeCache::default(), name)?;
+        let rows = Rows { array: Some(indices), indices: Box::default(), given, is_clamped: rows.is_clamped };
+        Ok(Gradient { values, rows: Some(Box::new(rows)) })
+    }
+
+    /// Reads what the caller passes with a pair: a tuple of slots, the low-precision copy or None, and the step count,
+    /// an array of one number, or None.
+    fn caller_parts(
+        &mut self,
+        pair: &mut Pair<'py>,
         index: usize,
         kind: RuleKind,
-        hyper: &mut HyperParameters,
-    ) -> PyResult<Pair<'py>> {
-        let mut parts = parts.iter_borrowed().map(pyo3::Borrowed::to_owned);
-        let mut next = || parts.next().ok_or_else(|| no_pair(index));
-        let (gradient, variable) = (next()?, next()?);
-        let (slots, copy, set, step_count) = (next()?, next()?, next()?, next()?);
-        let (gradient, variable) =
-            self.gradient_and_variable(gradient, variable, index, AcceptedDTypes::Reals)?;
-        let mut views = with_capacity(kind.slots())?;
-        for slot in objects::copy_to_list(&slots)?.iter() {
-            reserve(&mut views, 1)?;
-            views.push(self.slot(slot, &variable, index)?);
+        slots: &Bound<'py, PyAny>,
+        (copy, step_count): (Bound<'py, PyAny>, Bound<'py, PyAny>),
+    ) -> PyResult<()> {
+        let mut others = OtherArrays { slots: with_capacity(kind.slots())?, ..OtherArrays::default() };
+        for slot in objects::copy_to_list(slots)?.iter() {
+            reserve(&mut others.slots, 1)?;
+            others.slots.push(self.slot(slot, &pair.variable, index)?);
         }
-        if views.len() != kind.slots() {
-            let (count, name) = (views.len(), variable_name(index));
+        if others.slots.len() != kind.slots() {
+            let (count, name) = (others.slots.len(), VARIABLES.entry(index));
             return Err(Error::Value(format!("{name} has {count} slots; it takes {}", kind.slots())).into());
         }
-        let copy = if copy.is_none() { None } else { Some(Box::new(self.copy(copy, &variable, index)?)) };
-        let mut step = None;
-        let step_count = if step_count.is_none() {
-            None
-        } else {
+        if !copy.is_none() {
+            others.copy = Some(self.copy(copy, &pair.variable, index)?);
+        }
+        if !step_count.is_none() {
             let name = || step_count_name(index);
             let view = View::new(step_count, AcceptedDTypes::Ordered, &mut self.step_counts, name)?;
             check_written(&view, &[], name)?;
-            step = Some(super::counters::read_number(&view) + 1.0);
-            Some(Box::new(view))
-        };
-        let hyper = hyper.at_step(set.extract()?, step)?;
-        Ok(Pair { variable, gradient, slots: views, copy, step_count, hyper })
-    }
-
-    fn gradient_and_variable(
-        &mut self,
-        gradient: Bound<'py, PyAny>,
-        variable: Bound<'py, PyAny>,
-        index: usize,
-        accepted: AcceptedDTypes,
-    ) -> PyResult<(Option<Gradient<'py>>, View<'py>)> {
-        let py = gradient.py();
-        // The arrays are read before any of them is checked: reading a dtype may run foreign code.
-        let name = || GRADIENTS.entry(index);
-        let mut array = |array| View::new(array, AcceptedDTypes::Reals, &mut self.gradients, name);
-        let mut indices = None;
-        let gradient = if gradient.is_none() {
-            None
-        } else if let Ok(rows) = gradient.cast_exact::<RowGradient>() {
-            let rows = rows.get();
-            let (values, given) = (array(rows.values.bind(py).clone())?, array(rows.given.bind(py).clone())?);
-            let array = rows.indices.bind(py).clone();
-            indices = Some(View::new(array, AcceptedDTypes::Ordered, &mut DTypeCache::default(), name)?);
-            let rows = Rows { indices: Box::default(), given, is_clamped: rows.is_clamped };
-            Some(Gradient { values, rows: Some(Box::new(rows)) })
-        } else {
-            Some(Gradient { values: array(gradient)?, rows: None })
-        };
-        let variable = View::new(variable, accepted, &mut self.variables, || variable_name(index))?;
-        check_variable(&variable, || variable_name(index))?;
-        let mut gradient = gradient;
-        if let Some(gradient) = &mut gradient {
-            check_shape(&gradient.values, &variable, indices.as_ref(), index)?;
-            if let (Some(rows), Some(indices)) = (&mut gradient.rows, &indices) {
-                rows.indices = row_indices(indices, &gradient.values, &variable)?;
-            }
+            others.step_count = Some(view);
         }
-        Ok((gradient, variable))
+        pair.others = Some(Box::new(others));
+        Ok(())
     }
 
     fn slot(&mut self, slot: Bound<'py, PyAny>, variable: &View, index: usize) -> Result<View<'py>, Error> {
@@ -291,33 +319,41 @@ pub fn check_copy(copy: &View, variable: &View, name: impl Fn() -> String) -> Re
     Ok(())
 }
 
-/// Checks that a gradient, or its rows if it has `indices`, has the shape of the variable.
-fn check_shape(gradient: &View, variable: &View, indices: Option<&View>, index: usize) -> Result<(), Error> {
-    let (shape, expected) = (gradient.shape(), variable.shape());
-    let fits = match indices {
-        None => shape == expected,
-        Some(indices) => {
-            !expected.is_empty()
-                && shape.len() == expected.len()
-                && shape[1..] == expected[1..]
-                && shape[0] == indices.size
-        }
-    };
-    if fits {
-        return Ok(());
-    }
-    Err(Error::Value(format!(
-        "{} is {} where {} is {}: {}",
-        GRADIENTS.entry(index),
-        gradient.describe(),
-        variable_name(index),
-        variable.describe(),
-        if indices.is_some() {
-            "rows must have the shape of the variable's"
+/// Checks that a gradient, or its rows, have the shape of the variable, and reads the indices of the rows.
+#[inline]
+fn check_gradient(gradient: &mut Gradient, variable: &View, index: usize) -> Result<(), Error> {
+    let Gradient { values, rows } = gradient;
+    let Some(rows) = rows else {
+        let fits = values.shape() == variable.shape();
+        return if fits {
+            Ok(())
         } else {
-            "the shapes must be the same"
-        }
-    )))
+            Err(shape_error(values, variable, index, "the shapes must be the same"))
+        };
+    };
+    let Some(indices) = rows.array.take() else { return Ok(()) };
+    let (shape, expected) = (values.shape(), variable.shape());
+    let fits = !expected.is_empty()
+        && shape.len() == expected.len()
+        && shape[1..] == expected[1..]
+        && shape[0] == indices.size;
+    if !fits {
+        return Err(shape_error(values, variable, index, "rows must have the shape of the variable's"));
+    }
+    rows.indices = row_indices(&indices, values, variable)?;
+    Ok(())
+}
+
+/// The error of a gradient whose shape does not fit its variable.
+#[cold]
+fn shape_error(values: &View, variable: &View, index: usize, reason: &str) -> Error {
+    Error::Value(format!(
+        "{} is {} where {} is {}: {reason}",
+        GRADIENTS.entry(index),
+        values.describe(),
+        VARIABLES.entry(index),
+        variable.describe(),
+    ))
 }
 
 /// Whether an array is one aligned run in C order.

@@ -169,11 +169,11 @@ impl<'py> UpdateArrays<'_, 'py> {
         // Slots that the optimizer keeps have the order of their variable, without gaps.
         is_run(&self.pair.variable)
             && is_run(gradient)
-            && self.pair.slots.iter().all(is_run)
-            && self.pair.copy.as_ref().is_none_or(|copy| is_run(copy))
+            && self.pair.slots().iter().all(is_run)
+            && self.pair.copy().is_none_or(|copy| is_run(copy))
     }
 
-    fn update(&self, segment: Segment<OPERANDS>, rows: Option<RowGradient>) -> ParameterUpdate {
+    fn update(&self, segment: Segment<OPERANDS>, rows: Option<Box<RowGradient>>) -> ParameterUpdate {
         let parameters = UpdateParameters { gradient: self.gradient, hyper: self.pair.hyper, rows };
         ParameterUpdate { segment, parameters }
     }
@@ -188,19 +188,42 @@ impl<'py> UpdateArrays<'_, 'py> {
             let (pointer, strides) = (slot.pointer(), &*slot.strides);
             operands[SLOTS + k] = Some(Operand { pointer, strides, scalar, is_written: true });
         }
-        for (k, slot) in self.pair.slots.iter().enumerate() {
+        for (k, slot) in self.pair.slots().iter().enumerate() {
             operands[SLOTS + k] = Some(slot.operand().written());
         }
-        operands[COPY] = self.pair.copy.as_ref().map(|copy| copy.operand().written());
+        operands[COPY] = self.pair.copy().map(|copy| copy.operand().written());
         operands
     }
 
+    /// Returns the operands as runs. All arrays must be contiguous.
+    #[inline]
+    fn runs(&self, gradient: &View) -> [Option<Run>; OPERANDS] {
+        let mut runs = [None; OPERANDS];
+        runs[VARIABLE] = Some(self.pair.variable.run().written());
+        runs[GRADIENT] = Some(gradient.run());
+        for (k, slot) in self.kept_slots.iter().enumerate() {
+            let scalar = self.pair.variable.dtype.scalar;
+            runs[SLOTS + k] = Some(Run { pointer: slot.pointer(), scalar, is_written: true });
+        }
+        for (k, slot) in self.pair.slots().iter().enumerate() {
+            runs[SLOTS + k] = Some(slot.run().written());
+        }
+        runs[COPY] = self.pair.copy().map(|copy| copy.run().written());
+        runs
+    }
+
     /// Returns the segment of contiguous operands, of `len` reals each.
-    fn dense(len: usize, operands: [Option<Operand>; OPERANDS]) -> Segment<OPERANDS> {
-        let run = |Operand { pointer, scalar, is_written, .. }| Run { pointer, scalar, is_written };
+    #[inline]
+    fn dense_runs(len: usize, runs: [Option<Run>; OPERANDS]) -> Segment<OPERANDS> {
         // SAFETY: every operand is an aligned run at least as long, see `is_dense`; views and slots keep them alive, and
         // `check_conflicts` has made sure that nothing overlaps what is written.
-        unsafe { Segment::dense(false, len, operands.map(|operand| operand.map(run))) }
+        unsafe { Segment::dense(false, len, runs) }
+    }
+
+    /// Returns the segment of operands that are known to be contiguous, of `len` reals each.
+    fn dense(len: usize, operands: [Option<Operand>; OPERANDS]) -> Segment<OPERANDS> {
+        let run = |Operand { pointer, scalar, is_written, .. }| Run { pointer, scalar, is_written };
+        Self::dense_runs(len, operands.map(|operand| operand.map(run)))
     }
 
     /// Returns the segment of strided operands of this shape.
@@ -214,11 +237,11 @@ impl<'py> UpdateArrays<'_, 'py> {
 
     /// Returns the update of the whole variable.
     fn whole(&self, gradient: &View) -> Result<ParameterUpdate, OutOfMemory> {
-        let (variable, operands) = (&self.pair.variable, self.operands(gradient));
+        let variable = &self.pair.variable;
         let segment = if self.is_dense(gradient) {
-            Self::dense(variable.size, operands)
+            Self::dense_runs(variable.size, self.runs(gradient))
         } else {
-            Self::strided(variable.shape(), operands)?
+            Self::strided(variable.shape(), self.operands(gradient))?
         };
         Ok(self.update(segment, None))
     }
@@ -233,7 +256,7 @@ impl<'py> UpdateArrays<'_, 'py> {
             // SAFETY: the rows are an aligned run, which the view keeps alive.
             values: unsafe { Segment::dense(false, gradient.size, [Some(gradient.run())]) },
         };
-        Ok(self.update(Self::dense(self.pair.variable.size, operands), Some(rows)))
+        Ok(self.update(Self::dense(self.pair.variable.size, operands), Some(Box::new(rows))))
     }
 
     /// Appends updates of the rows that have a gradient. Successive rows are one update, if everything is dense.
