@@ -5,7 +5,7 @@
 //! a bounded cache, marked so that the system may take the pages back under memory pressure. Small
 //! blocks come from the ordinary allocator, and so does everything on systems without these calls.
 
-use crate::engine::pool::PerProcess;
+use crate::engine::process::PerProcess;
 use std::alloc::Layout;
 use std::collections::{HashMap, VecDeque};
 use std::ptr::NonNull;

@@ -8,5 +8,7 @@ pub mod isa;
 pub mod memory;
 pub mod plan;
 pub mod pool;
+pub mod process;
 pub mod segment;
+pub mod threads;
 pub mod workspace;

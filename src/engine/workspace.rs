@@ -1,8 +1,8 @@
 //! Workspaces: the threads and scratch buffers of a pass.
 
 use super::plan::{CHUNK, Plan};
-use super::pool;
 use super::segment::{Scratch, Segment};
+use super::threads;
 use crate::allocation::{OutOfMemory, with_capacity};
 use std::sync::{Mutex, PoisonError};
 
@@ -33,7 +33,7 @@ impl Context {
             1
         } else if self.threads == usize::MAX {
             // Asked only now, because it takes a system call that small arrays do without.
-            pool::threads()
+            threads::count()
         } else {
             self.threads
         }

@@ -3,7 +3,7 @@
 use super::arrays::dtypes::{AcceptedDTypes, DTypeCache};
 use super::arrays::view::View;
 use super::call::{detached, entry, entry_that_reads};
-use crate::engine::{bandwidth, pool};
+use crate::engine::{bandwidth, threads};
 use crate::error::Error;
 use pyo3::prelude::*;
 
@@ -36,7 +36,7 @@ pub fn bandwidth_read(py: Python<'_>, x: &Bound<'_, PyAny>) -> PyResult<f32> {
         detached(py, || {
             // SAFETY: `x` is alive, and was checked to be `size` contiguous, aligned float32 elements.
             let x = unsafe { std::slice::from_raw_parts(std::ptr::with_exposed_provenance(address), size) };
-            Ok(bandwidth::read(x, pool::threads())?)
+            Ok(bandwidth::read(x, threads::count())?)
         })
     })
 }
@@ -56,7 +56,7 @@ pub fn bandwidth_scale(py: Python<'_>, x: &Bound<'_, PyAny>, factor: f32) -> PyR
             let x = unsafe {
                 std::slice::from_raw_parts_mut(std::ptr::with_exposed_provenance_mut(address), size)
             };
-            Ok(bandwidth::scale(x, factor, pool::threads())?)
+            Ok(bandwidth::scale(x, factor, threads::count())?)
         })
     })
 }
@@ -86,7 +86,7 @@ pub fn bandwidth_copy(
                     std::slice::from_raw_parts_mut(std::ptr::with_exposed_provenance_mut(out_address), size),
                 )
             };
-            Ok(bandwidth::copy(x, out, factor, pool::threads())?)
+            Ok(bandwidth::copy(x, out, factor, threads::count())?)
         })
     })
 }

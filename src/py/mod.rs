@@ -60,7 +60,7 @@ mod _core {
 
     use super::arrays::{ndarray_type, output, overlap};
     use super::raise;
-    use crate::engine::{isa, pool};
+    use crate::engine::{isa, process, threads};
     use pyo3::exceptions::PyMemoryError;
     use pyo3::prelude::{Bound, PyErr, PyModule, PyModuleMethods, PyResult};
     use pyo3::type_object::PyTypeInfo;
@@ -77,8 +77,8 @@ mod _core {
         // For the same reason the handle of the main thread is created now. Waiting for other threads needs it.
         drop(std::thread::current());
         // The environment is read now: later, another thread could be changing it.
-        let _ = (isa::current(), pool::from_environment());
-        if !pool::count_forks() {
+        let _ = (isa::current(), threads::from_environment());
+        if !process::count_forks() {
             return Err(PyErr::new::<PyMemoryError, _>("fastclip cannot register a handler of forks"));
         }
         module.add("__version__", env!("CARGO_PKG_VERSION"))

@@ -1,26 +1,26 @@
 //! Settings of the process: threads, SIMD level and cached memory.
 
-use crate::engine::{isa, memory, pool};
+use crate::engine::{isa, memory, process, threads};
 use pyo3::prelude::*;
 
 /// Returns the number of threads that a call from this thread may use.
 #[pyfunction]
 pub fn get_num_threads() -> usize {
-    pool::threads()
+    threads::count()
 }
 
 /// Sets the number of threads for the process; 0 restores the default.
 #[pyfunction]
 #[pyo3(signature = (n, /))]
 pub fn set_num_threads(n: usize) {
-    pool::set_threads(n);
+    threads::set_count(n);
 }
 
 /// Sets the number of threads for calls from this thread; 0 removes the override. Returns the override before.
 #[pyfunction]
 #[pyo3(signature = (n, /))]
 pub fn override_num_threads(n: usize) -> usize {
-    pool::override_threads(n)
+    threads::override_count(n)
 }
 
 /// Returns the name of the SIMD level in use.
@@ -44,13 +44,13 @@ pub fn isa_levels() -> Vec<&'static str> {
 /// Returns a number that is different in a forked child and its parent.
 #[pyfunction]
 pub fn process_generation() -> u64 {
-    pool::generation()
+    process::generation()
 }
 
 /// Returns messages about invalid values of environment variables.
 #[pyfunction]
 pub fn settings_complaints() -> Vec<String> {
-    [isa::complaint(), pool::complaint()].into_iter().flatten().collect()
+    [isa::complaint(), threads::complaint()].into_iter().flatten().collect()
 }
 
 /// Returns the cached memory of freed results to the system. Returns the number of bytes.

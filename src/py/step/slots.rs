@@ -3,7 +3,7 @@
 use super::pairs::check_variable;
 use super::registry::{Entry, Key, LowPrecisionCopy, Registry, allocate_slots, copy_view};
 use super::request::rule_kind;
-use crate::engine::pool;
+use crate::engine::process;
 use crate::engine::segment::Segment;
 use crate::engine::workspace::Context;
 use crate::error::Error;
@@ -88,7 +88,7 @@ impl Slots {
 
     /// Whether a step is being taken in this process.
     fn is_stepping(&self) -> bool {
-        self.stepping.load(Ordering::Relaxed) == pool::generation() + 1
+        self.stepping.load(Ordering::Relaxed) == process::generation() + 1
     }
 }
 
@@ -98,7 +98,7 @@ pub struct StepGuard<'a>(&'a Slots);
 impl<'a> StepGuard<'a> {
     /// Begins a step. Raises in the middle of another one, which a signal handler may interrupt.
     pub fn begin(py: Python<'_>, slots: &'a Slots) -> PyResult<Self> {
-        let now = pool::generation() + 1;
+        let now = process::generation() + 1;
         if slots.stepping.swap(now, Ordering::Relaxed) == now {
             return Err(reentrance_error(py, "apply_gradients"));
         }
