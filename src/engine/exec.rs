@@ -18,6 +18,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// again. ARCHITECTURE.md has the measurement.
 pub const STREAM_BYTES: usize = 16 << 20;
 
+/// Whether a pass over these segments streams its results past the cache.
+#[must_use]
+pub fn is_streaming(segments: &[Segment], plan: &Plan) -> bool {
+    plan.bytes() >= STREAM_BYTES && segments.iter().any(|segment| !segment.is_in_place())
+}
+
 /// Computes one number for each chunk, and returns them in the order of the chunks, whichever threads computed them.
 pub fn reduce<const N: usize>(
     workspace: &Workspace,

@@ -1,6 +1,7 @@
 //! The operations, each put together from passes of the engine: norms, clipping, and an optimizer's step.
 
 pub mod axes;
+pub mod clamp;
 pub mod clip;
 pub mod magnitude;
 pub mod norms;

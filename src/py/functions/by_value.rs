@@ -5,7 +5,7 @@ use crate::engine::plan::Plan;
 use crate::engine::segment::{INPUT, LOWER, OPERANDS, OUTPUT, Operand, Segment, UPPER};
 use crate::engine::workspace::{Context, Workspace};
 use crate::error::Error;
-use crate::operations::clip::{self, Bounds};
+use crate::operations::clamp::{Bounds, clamp};
 use crate::py::arrays::argument_name::ArgumentName;
 use crate::py::arrays::dtypes::{AcceptedDTypes, DTypeCache};
 use crate::py::arrays::output::OutputAllocator;
@@ -55,7 +55,7 @@ pub fn clip_by_value<'py>(
         let workspace = Workspace::new(Context::current(), &segments, &plan)?;
         check_memory(py)?;
         detached(py, || {
-            clip::clamp(&workspace, &mut segments, &plan, bounds);
+            clamp(&workspace, &mut segments, &plan, bounds);
             Ok(())
         })?;
         Ok(output.owner().clone())
