@@ -1,7 +1,6 @@
-//! The element types that kernels work on, and the way from a type known at run time to one known at
-//! compile time.
+//! Element types, and macros that turn a type known at run time into one known at compile time.
 
-/// A real number type. A complex tensor is one of twice as many reals.
+/// The type of a real. A complex tensor is treated as a tensor of twice as many reals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scalar {
     /// IEEE binary16
@@ -42,15 +41,15 @@ impl Scalar {
         }
     }
 
-    /// Whether norms and scaling are defined for it.
+    /// Whether this is a floating-point type: norms and scaling are defined for these only.
     #[must_use]
     pub const fn is_float(self) -> bool {
         matches!(self, Self::F16 | Self::BF16 | Self::F32 | Self::F64)
     }
 }
 
-/// A type of numbers that memory can be read as: every pattern of bits is a value, and there is no padding. Its size and
-/// alignment are at most eight bytes.
+/// A type of reals in memory. Every bit pattern is a value, there is no padding, and size and alignment are at most eight
+/// bytes.
 pub trait Element: bytemuck::Pod + Default + Send + Sync {}
 
 macro_rules! elements {
@@ -59,12 +58,12 @@ macro_rules! elements {
 
 elements! { half::f16 half::bf16 f32 f64 i8 i16 i32 i64 u8 u16 u32 u64 }
 
-/// A `NumPy` element type that fastclip takes: a [`Scalar`], or a pair of them.
+/// A `NumPy` dtype that fastclip accepts: one real per element, or two in a complex one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DType {
-    /// The type of the real and imaginary parts, or of the element itself.
+    /// Type of the element, or of the real and the imaginary part of a complex one.
     pub scalar: Scalar,
-    /// Whether an element is a pair.
+    /// Whether elements are complex numbers.
     pub complex: bool,
 }
 
@@ -75,13 +74,13 @@ impl DType {
         self.scalar.size() * self.parts()
     }
 
-    /// How many reals one element is made of.
+    /// Number of reals in an element.
     #[must_use]
     pub const fn parts(self) -> usize {
         if self.complex { 2 } else { 1 }
     }
 
-    /// `NumPy`'s name of the type.
+    /// Name of the dtype in `NumPy`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match (self.scalar, self.complex) {
@@ -103,9 +102,8 @@ impl DType {
     }
 }
 
-/// Runs `$body` with the type alias `$T` set to the float type that `$scalar` names.
-///
-/// Integer types have no norm: they were refused at the edge, and do nothing here.
+/// Evaluates `$body`, in which `$T` is the Rust type of the floating-point [`Scalar`](crate::scalar::Scalar) `$scalar`;
+/// for an integer type, evaluates `$other`. (The bindings reject integers where floats are needed.)
 #[macro_export]
 macro_rules! with_float {
     ($scalar:expr, $T:ident => $body:expr, else $other:expr) => {
@@ -131,7 +129,7 @@ macro_rules! with_float {
     };
 }
 
-/// Runs `$body` with the type alias `$T` set to the type that `$scalar` names.
+/// Evaluates `$body`, in which `$T` is the Rust type of the [`Scalar`](crate::scalar::Scalar) `$scalar`.
 #[macro_export]
 macro_rules! with_scalar {
     ($scalar:expr, $T:ident => $body:expr) => {

@@ -1,22 +1,24 @@
-//! Which SIMD instructions the kernels use: the best the processor has, or less if asked for.
+//! SIMD level of the kernels: the best that the processor supports, or a lower one set by `FASTCLIP_ISA`.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
 pub use fearless_simd::Level;
 
-/// The names that `FASTCLIP_ISA` takes, from least to most.
+/// Valid values of `FASTCLIP_ISA`, in ascending order of the level.
 pub const NAMES: [&str; 6] = ["scalar", "sse2", "sse4.2", "avx2", "avx512", "neon"];
 
+/// The value of [`CURRENT`] before the first call of [`current`].
 const UNSET: u8 = u8::MAX;
-static CHOSEN: AtomicU8 = AtomicU8::new(UNSET);
+/// Index of the level in use in [`NAMES`].
+static CURRENT: AtomicU8 = AtomicU8::new(UNSET);
 
-/// The best level that this processor runs.
+/// Returns the best level that this processor supports.
 #[must_use]
 pub fn detected() -> Level {
     Level::new()
 }
 
-/// The level of that name, if this processor runs it.
+/// Returns the level of that name; None if there is none or this processor does not support it.
 #[must_use]
 pub fn by_name(name: &str) -> Option<Level> {
     let best = detected();
@@ -39,7 +41,7 @@ pub fn by_name(name: &str) -> Option<Level> {
     }
 }
 
-/// The name of a level, as in [`NAMES`].
+/// Returns the name of a level, one of [`NAMES`].
 #[must_use]
 pub fn name(level: Level) -> &'static str {
     match level {
@@ -57,38 +59,39 @@ pub fn name(level: Level) -> &'static str {
     }
 }
 
-/// Every level that this processor runs, the scalar one first.
+/// Returns every level that this processor supports, in ascending order.
 #[must_use]
 pub fn all() -> Vec<Level> {
     NAMES.iter().filter_map(|name| by_name(name)).collect()
 }
 
-/// The level in use: that of `FASTCLIP_ISA` when the processor has it, else the best one.
+/// Returns the level in use: that of `FASTCLIP_ISA` if the processor supports it, else the best one. The environment is
+/// read by the first call only.
 #[must_use]
 pub fn current() -> Level {
-    let mut index = CHOSEN.load(Ordering::Relaxed);
+    let mut index = CURRENT.load(Ordering::Relaxed);
     if index == UNSET {
         let level = std::env::var("FASTCLIP_ISA")
             .ok()
-            .and_then(|asked| by_name(asked.trim()))
+            .and_then(|value| by_name(value.trim()))
             .unwrap_or_else(detected);
-        index = NAMES.iter().position(|known| *known == name(level)).unwrap_or(0) as u8;
-        CHOSEN.store(index, Ordering::Relaxed);
+        index = NAMES.iter().position(|candidate| *candidate == name(level)).unwrap_or(0) as u8;
+        CURRENT.store(index, Ordering::Relaxed);
     }
     by_name(NAMES[usize::from(index)]).unwrap_or_else(detected)
 }
 
-/// What is wrong with `FASTCLIP_ISA`, if something is.
+/// Returns a message about `FASTCLIP_ISA` if its value is invalid or this processor does not support it.
 #[must_use]
 pub fn complaint() -> Option<String> {
-    let asked = std::env::var("FASTCLIP_ISA").ok()?;
-    if asked.trim().is_empty() || by_name(asked.trim()).is_some() {
+    let value = std::env::var("FASTCLIP_ISA").ok()?;
+    if value.trim().is_empty() || by_name(value.trim()).is_some() {
         return None;
     }
-    let known: Vec<&str> = all().into_iter().map(name).collect();
+    let supported: Vec<&str> = all().into_iter().map(name).collect();
     Some(format!(
-        "FASTCLIP_ISA is {asked:?}; this processor runs {}. Using {:?}.",
-        known.join(", "),
+        "FASTCLIP_ISA is {value:?}; this processor runs {}. Using {:?}.",
+        supported.join(", "),
         name(detected())
     ))
 }
@@ -98,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_level_found_has_its_name() {
+    fn every_level_is_found_by_its_name() {
         for level in all() {
             assert_eq!(name(by_name(name(level)).unwrap()), name(level));
         }

@@ -1,9 +1,9 @@
-//! Memory for results: pages that were paid for once are used again.
+//! Allocator for results, with a cache that reuses pages.
 //!
-//! The first touch of a fresh page costs more than the arithmetic on it. So a large block is a
-//! mapping of its own, backed by huge pages where the system has them; when it is dropped it goes to
-//! a bounded cache, marked so that the system may take the pages back under memory pressure. Small
-//! blocks come from the ordinary allocator, and so does everything on systems without these calls.
+//! The first access to a new page costs more than the arithmetic on it. So each large block is a memory mapping of its
+//! own, backed by huge pages where the system has them. When a block is dropped it is stored in a bounded cache, and
+//! marked so that the system may reclaim its pages under memory pressure. Small blocks come from the global allocator,
+//! and so do all blocks on systems other than Linux.
 
 use crate::engine::process::PerProcess;
 use std::alloc::Layout;
@@ -11,21 +11,22 @@ use std::collections::{HashMap, VecDeque};
 use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// From this size on a block is a mapping of its own.
+/// Size in bytes from which a block is a mapping of its own.
 pub const MAPPED_BYTES: usize = 64 << 10;
-/// The alignment of every block: a cache line, and the widest vector.
+/// Alignment of every block in bytes: that of a cache line and of the widest SIMD vector.
 pub const ALIGNMENT: usize = 64;
 
+/// Size of a huge page in bytes.
 #[cfg(all(target_os = "linux", not(miri)))]
 const HUGE_PAGE: usize = 2 << 20;
-/// Cached blocks of this size and more are offered back to the system.
+/// Size in bytes from which the system may reclaim the pages of a cached block.
 #[cfg(all(target_os = "linux", not(miri)))]
-const OFFER_BYTES: usize = 1 << 20;
-/// What the cache holds at most: this, or an eighth of the machine's memory if that is less.
+const RECLAIM_BYTES: usize = 1 << 20;
+/// Most bytes that the cache holds, unless an eighth of the machine's memory is less.
 const CACHE_BYTES: usize = 1 << 30;
 
-/// Memory that is its owner's alone: zeros, or what the last owner left in it. Goes back to the cache when
-/// dropped.
+/// An owned block of memory. It holds zeros, or what its last owner wrote if it comes from the cache. Dropping it returns
+/// it to the cache.
 #[derive(Debug)]
 pub struct Block {
     pointer: NonNull<u8>,
@@ -34,33 +35,33 @@ pub struct Block {
 
 // SAFETY: a block owns its memory.
 unsafe impl Send for Block {}
-// SAFETY: nothing is reached through a shared reference but the address.
+// SAFETY: a shared reference gives access to the address and the size only.
 unsafe impl Sync for Block {}
 
 impl Block {
-    /// At least `bytes` of memory, aligned to [`ALIGNMENT`]; `None` if there is no more.
+    /// Allocates at least `bytes` bytes, aligned to [`ALIGNMENT`]. Returns None if memory runs out.
     #[must_use]
     pub fn new(bytes: usize) -> Option<Self> {
-        let size = rounded(bytes)?;
+        let size = rounded_size(bytes)?;
         if size >= MAPPED_BYTES
-            && let Some(block) = lock().take(size)
+            && let Some(block) = cache().take(size)
         {
             return Some(block);
         }
         let pointer = system::allocate(size).or_else(|| {
-            // What the cache keeps may be all that is missing.
+            // Freeing the cache may make enough room.
             (free_cached() > 0).then(|| system::allocate(size)).flatten()
         })?;
         Some(Self { pointer, size })
     }
 
-    /// Where it starts.
+    /// Address of the first byte.
     #[must_use]
     pub fn pointer(&self) -> *mut u8 {
         self.pointer.as_ptr()
     }
 
-    /// Its size in bytes.
+    /// Size in bytes.
     #[must_use]
     pub fn size(&self) -> usize {
         self.size
@@ -70,50 +71,54 @@ impl Block {
 impl Drop for Block {
     fn drop(&mut self) {
         if self.size >= MAPPED_BYTES {
-            let returned = Self { pointer: self.pointer, size: self.size };
-            let refused = lock().put(returned);
-            refused.into_iter().for_each(Block::release);
-            free_beyond(limit());
+            let block = Self { pointer: self.pointer, size: self.size };
+            let rejected = cache().insert(block);
+            rejected.into_iter().for_each(Block::free);
+            evict_beyond(cache_limit());
         } else {
-            // SAFETY: allocated by `system::allocate` with this size; the owner is gone.
+            // SAFETY: allocated by `system::allocate` with this size, and dropped by its only owner.
             unsafe { system::free(self.pointer, self.size) };
         }
     }
 }
 
 impl Block {
-    /// Gives the memory back to the system.
-    fn release(self) {
-        // SAFETY: allocated by `system::allocate` with this size; the owner is gone.
+    /// Returns the memory to the system, not to the cache.
+    fn free(self) {
+        // SAFETY: allocated by `system::allocate` with this size, and consumed by its only owner.
         unsafe { system::free(self.pointer, self.size) };
         std::mem::forget(self);
     }
 }
 
-/// Sizes that a block may have: whole pages for a mapping, whole cache lines for the rest.
-fn rounded(bytes: usize) -> Option<usize> {
+/// Rounds a size up to whole pages for a mapping, and to whole cache lines for smaller blocks.
+fn rounded_size(bytes: usize) -> Option<usize> {
     let unit = if bytes >= MAPPED_BYTES { system::page_bytes() } else { ALIGNMENT };
     bytes.max(1).checked_next_multiple_of(unit)
 }
 
-/// Blocks that nobody uses at the moment: for each size, from the oldest to the youngest.
+/// Blocks that are free to be reused.
 #[derive(Default)]
 struct Cache {
+    /// Blocks of each size with the time of their insertion, the oldest first.
     by_size: HashMap<usize, VecDeque<(u64, Block)>>,
+    /// Total size of all blocks in bytes.
     bytes: usize,
+    /// Number of insertions so far, which serves as the time.
     clock: u64,
 }
 
 impl Cache {
-    /// The block of that size that was put back last: its pages are the likeliest to be there still.
+    /// Removes and returns the newest block of exactly this size: the system is the least likely to have reclaimed its
+    /// pages.
     fn take(&mut self, size: usize) -> Option<Block> {
         let (_, block) = self.by_size.get_mut(&size)?.pop_back()?;
         self.bytes -= size;
         Some(block)
     }
 
-    /// Keeps a block, or gives it back if there is no memory to keep account of it.
-    fn put(&mut self, block: Block) -> Option<Block> {
+    /// Inserts a block. Returns it if there is no memory for its entry.
+    fn insert(&mut self, block: Block) -> Option<Block> {
         if self.by_size.try_reserve(1).is_err() {
             return Some(block);
         }
@@ -121,20 +126,20 @@ impl Cache {
         if same_size.try_reserve(1).is_err() {
             return Some(block);
         }
-        system::offer(block.pointer, block.size);
+        system::allow_reclaim(block.pointer, block.size);
         self.clock += 1;
         self.bytes += block.size;
         same_size.push_back((self.clock, block));
         None
     }
 
-    /// Removes the oldest block, if the cache holds more than `limit` bytes.
+    /// Removes and returns the oldest block if the cache holds more than `limit` bytes.
     fn evict(&mut self, limit: usize) -> Option<Block> {
         if self.bytes <= limit {
             return None;
         }
-        let age = |blocks: &VecDeque<(u64, Block)>| blocks.front().map(|(age, _)| *age);
-        let oldest = self.by_size.iter().filter_map(|(size, blocks)| Some((age(blocks)?, *size)));
+        let time = |blocks: &VecDeque<(u64, Block)>| blocks.front().map(|(time, _)| *time);
+        let oldest = self.by_size.iter().filter_map(|(size, blocks)| Some((time(blocks)?, *size)));
         let (_, size) = oldest.min()?;
         let blocks = self.by_size.get_mut(&size)?;
         let (_, block) = blocks.pop_front()?;
@@ -146,44 +151,48 @@ impl Cache {
     }
 }
 
-fn lock() -> MutexGuard<'static, Cache> {
+/// Locks the cache of this process.
+fn cache() -> MutexGuard<'static, Cache> {
     static CACHE: PerProcess<Mutex<Cache>> = PerProcess::new();
     CACHE.get(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Frees the oldest blocks of the cache until it holds at most so many bytes. Returns how many bytes that were.
-fn free_beyond(limit: usize) -> usize {
+/// Frees the oldest blocks of the cache until it holds at most `limit` bytes. Returns the number of bytes freed.
+fn evict_beyond(limit: usize) -> usize {
     let mut freed = 0;
     loop {
-        // The lock is not held while the system takes the pages back.
-        let evicted = lock().evict(limit);
+        // The lock is not held while the system unmaps the pages.
+        let evicted = cache().evict(limit);
         let Some(block) = evicted else { return freed };
         freed += block.size;
-        block.release();
+        block.free();
     }
 }
 
-/// Gives everything in the cache back to the system. Returns how many bytes that were.
+/// Frees all blocks of the cache. Returns the number of bytes freed.
 pub fn free_cached() -> usize {
-    free_beyond(0)
+    evict_beyond(0)
 }
 
-/// How many bytes the cache may hold.
-fn limit() -> usize {
+/// Returns the most bytes that the cache may hold.
+fn cache_limit() -> usize {
     static LIMIT: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
-    *LIMIT.get_or_init(|| system::total_memory().map_or(CACHE_BYTES, |all| CACHE_BYTES.min(all / 8)))
+    *LIMIT.get_or_init(|| system::total_memory().map_or(CACHE_BYTES, |total| CACHE_BYTES.min(total / 8)))
 }
 
-fn from_allocator(size: usize) -> Option<NonNull<u8>> {
+/// Allocates zeroed memory with the global allocator. Returns None if memory runs out.
+fn allocate_on_heap(size: usize) -> Option<NonNull<u8>> {
     let layout = Layout::from_size_align(size, ALIGNMENT).ok()?;
-    // SAFETY: the size is not 0: `rounded` sees to it.
+    // SAFETY: the size is not 0, because `rounded_size` returns at least one cache line.
     NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) })
 }
 
+/// Frees memory allocated by [`allocate_on_heap`].
+///
 /// # Safety
 ///
-/// As `system::free`, for a block of [`from_allocator`].
-unsafe fn to_allocator(pointer: NonNull<u8>, size: usize) {
+/// The memory must come from [`allocate_on_heap`] with this size, and must not be used afterwards.
+unsafe fn free_on_heap(pointer: NonNull<u8>, size: usize) {
     if let Ok(layout) = Layout::from_size_align(size, ALIGNMENT) {
         // SAFETY: allocated with this layout.
         unsafe { std::alloc::dealloc(pointer.as_ptr(), layout) };
@@ -192,17 +201,18 @@ unsafe fn to_allocator(pointer: NonNull<u8>, size: usize) {
 
 #[cfg(all(target_os = "linux", not(miri)))]
 mod system {
-    use super::{HUGE_PAGE, MAPPED_BYTES, NonNull, OFFER_BYTES};
+    use super::{HUGE_PAGE, MAPPED_BYTES, NonNull, RECLAIM_BYTES};
 
+    /// Allocates zeroed memory: a mapping from [`MAPPED_BYTES`] on. Returns None if memory runs out.
     pub fn allocate(size: usize) -> Option<NonNull<u8>> {
         if size < MAPPED_BYTES {
-            return super::from_allocator(size);
+            return super::allocate_on_heap(size);
         }
-        // Huge pages start at multiples of their size: reserve one more and cut the ends off.
+        // Huge pages start at multiples of their size: one more is reserved, and the ends are unmapped.
         let spare = if size >= HUGE_PAGE { HUGE_PAGE } else { 0 };
         let reserved = size.checked_add(spare)?;
-        // SAFETY: an anonymous mapping at an address of the kernel's choice; the ends that are
-        // unmapped are inside it and whole pages, and nobody uses them.
+        // SAFETY: an anonymous mapping at an address that the kernel chooses; the ends that are unmapped lie inside it, are
+        // whole pages, and have not been used.
         unsafe {
             let start = libc::mmap(
                 std::ptr::null_mut(),
@@ -232,29 +242,31 @@ mod system {
         }
     }
 
+    /// Frees memory allocated by [`allocate`].
+    ///
     /// # Safety
     ///
-    /// The memory must come from [`allocate`] with this size, and nobody may use it afterwards.
+    /// The memory must come from [`allocate`] with this size, and must not be used afterwards.
     pub unsafe fn free(pointer: NonNull<u8>, size: usize) {
         // SAFETY: the caller's contract.
         unsafe {
             if size < MAPPED_BYTES {
-                super::to_allocator(pointer, size);
+                super::free_on_heap(pointer, size);
             } else {
                 libc::munmap(pointer.as_ptr().cast(), size);
             }
         }
     }
 
-    /// Tells the system that it may take the pages if it needs them.
-    pub fn offer(pointer: NonNull<u8>, size: usize) {
-        if size >= OFFER_BYTES {
-            // SAFETY: a mapping of ours whose contents nobody needs.
+    /// Lets the system reclaim the pages of an unused block if it needs memory.
+    pub fn allow_reclaim(pointer: NonNull<u8>, size: usize) {
+        if size >= RECLAIM_BYTES {
+            // SAFETY: a mapping made by `allocate`, whose contents are not needed any more.
             unsafe { libc::madvise(pointer.as_ptr().cast(), size, libc::MADV_FREE) };
         }
     }
 
-    /// The size of a page, a power of two: 4 KiB on most machines, up to 64 KiB on some with Arm processors.
+    /// Returns the size of a page in bytes, a power of two: 4 KiB on most machines, up to 64 KiB on some with Arm processors.
     pub fn page_bytes() -> usize {
         static PAGE: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
         *PAGE.get_or_init(|| {
@@ -264,6 +276,7 @@ mod system {
         })
     }
 
+    /// Returns the size of the machine's memory in bytes; None if it is unknown.
     pub fn total_memory() -> Option<usize> {
         // SAFETY: the call has no preconditions.
         let pages = unsafe { libc::sysconf(libc::_SC_PHYS_PAGES) };
@@ -275,15 +288,17 @@ mod system {
 mod system {
     use super::NonNull;
 
-    pub use super::{from_allocator as allocate, to_allocator as free};
+    pub use super::{allocate_on_heap as allocate, free_on_heap as free};
 
-    pub fn offer(_pointer: NonNull<u8>, _size: usize) {}
+    /// Does nothing: the memory belongs to the global allocator.
+    pub fn allow_reclaim(_pointer: NonNull<u8>, _size: usize) {}
 
-    /// Sizes of blocks are multiples of this where the system's pages do not matter.
+    /// Returns the number of bytes of which sizes of large blocks are multiples. The system's pages do not matter here.
     pub fn page_bytes() -> usize {
         4096
     }
 
+    /// Returns None: the size of the machine's memory is unknown.
     pub fn total_memory() -> Option<usize> {
         None
     }
@@ -294,12 +309,12 @@ mod tests {
     use super::*;
 
     fn fill(block: &Block, value: u8) {
-        // SAFETY: the block is ours and that long.
+        // SAFETY: the test owns the block, which has this size.
         unsafe { block.pointer().write_bytes(value, block.size()) };
     }
 
     #[test]
-    fn blocks_of_every_size_are_aligned_apart_and_writable() {
+    fn blocks_of_every_size_are_aligned_disjoint_and_writable() {
         let sizes = [0, 1, 63, 64, 4097, MAPPED_BYTES - 1, MAPPED_BYTES, 3 << 20, (5 << 20) + 12345];
         let blocks: Vec<Block> = sizes.iter().map(|size| Block::new(*size).unwrap()).collect();
         for (i, block) in blocks.iter().enumerate() {
@@ -316,21 +331,22 @@ mod tests {
         assert!(Block::new(usize::MAX / 2).is_none());
     }
 
+    /// Allocates a block without the cache.
     fn block(size: usize) -> Block {
         Block { pointer: system::allocate(size).unwrap(), size }
     }
 
     #[test]
-    fn the_cache_gives_back_the_youngest_of_a_size_and_evicts_the_oldest() {
+    fn the_cache_returns_the_newest_block_of_a_size_and_evicts_the_oldest() {
         let mut cache = Cache::default();
         let blocks = [block(MAPPED_BYTES), block(MAPPED_BYTES), block(2 * MAPPED_BYTES)];
         let addresses = blocks.each_ref().map(Block::pointer);
         for block in blocks {
-            assert!(cache.put(block).is_none());
+            assert!(cache.insert(block).is_none());
         }
         assert!(cache.take(MAPPED_BYTES + system::page_bytes()).is_none());
-        let youngest = cache.take(MAPPED_BYTES).unwrap();
-        assert_eq!(youngest.pointer(), addresses[1]);
+        let newest = cache.take(MAPPED_BYTES).unwrap();
+        assert_eq!(newest.pointer(), addresses[1]);
         assert_eq!(cache.evict(2 * MAPPED_BYTES).unwrap().pointer(), addresses[0]);
         assert!(cache.evict(2 * MAPPED_BYTES).is_none());
         assert_eq!(cache.bytes, 2 * MAPPED_BYTES);
