@@ -48,8 +48,8 @@ impl Scalar {
     }
 }
 
-/// A type of reals in memory. Every bit pattern is a value, there is no padding, and size and alignment are at most eight
-/// bytes.
+/// A type of reals in memory. Every bit pattern is a value, there is no padding, and size and alignment are at most
+/// eight bytes.
 pub trait Element: bytemuck::Pod + Default + Send + Sync {}
 
 macro_rules! elements {
@@ -102,7 +102,7 @@ impl DType {
     }
 }
 
-/// Evaluates `$body`, in which `$T` is the Rust type of the floating-point [`Scalar`](crate::scalar::Scalar) `$scalar`;
+/// Evaluates `$body`, in which `$T` is the Rust type of the floating-point [`Scalar`] `$scalar`;
 /// for an integer type, evaluates `$other`. (The bindings reject integers where floats are needed.)
 #[macro_export]
 macro_rules! with_float {
@@ -129,7 +129,7 @@ macro_rules! with_float {
     };
 }
 
-/// Evaluates `$body`, in which `$T` is the Rust type of the [`Scalar`](crate::scalar::Scalar) `$scalar`.
+/// Evaluates `$body`, in which `$T` is the Rust type of the [`Scalar`] `$scalar`.
 #[macro_export]
 macro_rules! with_scalar {
     ($scalar:expr, $T:ident => $body:expr) => {

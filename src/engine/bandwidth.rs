@@ -1,6 +1,7 @@
-//! Plain loops that read, scale and copy memory: the machine's bandwidth, which `fastclip bench` compares with.
+//! Simple loops that read, scale and copy memory. They measure the machine's bandwidth, with which `fastclip bench`
+//! compares.
 //!
-//! They compute no norm, plan nothing and check nothing: each thread takes the next 1 MiB.
+//! They have no plan and no checks: threads take pieces of 1 MiB, one by one.
 
 use crate::allocation::{OutOfMemory, collect};
 use crate::engine::pool;
@@ -9,22 +10,22 @@ use fearless_simd::{Simd, dispatch};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Elements that a thread takes at a time.
+/// Elements in a piece, which a thread takes at a time.
 const PIECE: usize = 1 << 18;
 /// Elements that are scaled before they are streamed: 1 KiB, see `kernels::operation`.
 const BLOCK: usize = 256;
 
-/// Divides a slice into pieces that threads take one by one.
+/// Divides a slice into pieces.
 fn pieces(x: &mut [f32]) -> Result<Vec<Mutex<&mut [f32]>>, OutOfMemory> {
     collect(x.chunks_mut(PIECE).map(Mutex::new))
 }
 
-/// Locks a piece, which one thread alone takes.
-fn take<'a, 'b>(piece: &'a Mutex<&'b mut [f32]>) -> MutexGuard<'a, &'b mut [f32]> {
+/// Locks a piece, which only one thread uses.
+fn lock<'a, 'b>(piece: &'a Mutex<&'b mut [f32]>) -> MutexGuard<'a, &'b mut [f32]> {
     piece.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Σx in float32 lanes. The sum makes the compiler keep the reads.
+/// Reads a slice: returns Σx in float32. Without the sum the compiler would remove the reads.
 pub fn read(x: &[f32], threads: usize) -> Result<f32, OutOfMemory> {
     #[inline(always)]
     fn sum<S: Simd>(_simd: S, x: &[f32]) -> f32 {
@@ -46,12 +47,12 @@ pub fn read(x: &[f32], threads: usize) -> Result<f32, OutOfMemory> {
     Ok(sums.into_iter().map(|bits| f32::from_bits(bits.into_inner())).sum())
 }
 
-/// x ← x·factor.
+/// Computes x ← x·factor.
 pub fn scale(x: &mut [f32], factor: f32, threads: usize) -> Result<(), OutOfMemory> {
     let level = crate::engine::isa::current();
     let pieces = pieces(x)?;
     pool::run(threads, pieces.len(), &|i, _| {
-        let piece = &mut **take(&pieces[i]);
+        let piece = &mut **lock(&pieces[i]);
         dispatch!(level, simd => {
             let _ = simd;
             for v in piece {
@@ -62,7 +63,7 @@ pub fn scale(x: &mut [f32], factor: f32, threads: usize) -> Result<(), OutOfMemo
     Ok(())
 }
 
-/// out ← x·factor with streaming stores.
+/// Computes out ← x·factor with streaming stores.
 ///
 /// # Panics
 ///
@@ -72,7 +73,7 @@ pub fn copy(x: &[f32], out: &mut [f32], factor: f32, threads: usize) -> Result<(
     let level = crate::engine::isa::current();
     let pieces = pieces(out)?;
     pool::run(threads, pieces.len(), &|i, _| {
-        let to = &mut **take(&pieces[i]);
+        let to = &mut **lock(&pieces[i]);
         let from = &x[i * PIECE..i * PIECE + to.len()];
         dispatch!(level, simd => {
             let _ = simd;

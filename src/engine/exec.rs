@@ -1,7 +1,7 @@
 //! Passes over all chunks of a plan, on one or more threads.
 //!
-//! A pass that writes takes its segments mutably and hands out one [`ChunkMut`] for each chunk: no two of them cover the
-//! same reals, so that operations write without `unsafe` code of their own.
+//! A pass that writes borrows its segments mutably and creates one [`ChunkMut`] for each chunk. No two of them cover
+//! the same reals, so that operations can write without `unsafe` code.
 
 use super::plan::{Chunk, Plan};
 use super::pool;
@@ -14,17 +14,17 @@ use crate::scalar::{Element, Scalar};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// From this many bytes of output on, results are written past the cache: they would be evicted before they are read
-/// again. ARCHITECTURE.md has the measurement.
+/// Bytes of output from which results are written past the cache: they would be evicted before they are read again.
+/// ARCHITECTURE.md has the measurement.
 pub const STREAM_BYTES: usize = 16 << 20;
 
-/// Whether a pass over these segments streams its results past the cache.
+/// Whether a pass over these segments writes its results past the cache.
 #[must_use]
 pub fn is_streaming(segments: &[Segment], plan: &Plan) -> bool {
     plan.bytes() >= STREAM_BYTES && segments.iter().any(|segment| !segment.is_in_place())
 }
 
-/// Computes one number for each chunk, and returns them in the order of the chunks, whichever threads computed them.
+/// Computes one number for each chunk, and returns them in the order of the chunks.
 pub fn reduce<const N: usize>(
     workspace: &Workspace,
     segments: &[Segment<N>],
@@ -53,9 +53,9 @@ pub fn reduce<const N: usize>(
 /// The order in which a pass takes the chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// In the order of memory, which prefetchers expect.
+    /// The first chunk first: the order of addresses, which hardware prefetchers expect.
     Forwards,
-    /// The last chunk first, for a second pass: what the first pass read last is still in the cache.
+    /// The last chunk first, for a second pass: the chunks that the first pass read last are still in the cache.
     Backwards,
 }
 
@@ -106,7 +106,7 @@ pub fn for_each<S: Task<N>, const N: usize>(
                 work(*segment, task.parameters(), chunk, scratch);
             }
         });
-        // Results may have been streamed past the cache; whichever thread waits for this batch has to see them.
+        // Results may have been written past the cache, and must be visible to the thread that waits for this batch.
         stream::fence();
     });
 }
@@ -130,32 +130,35 @@ impl<'a, const N: usize> ReadOnly<'a, N> {
     }
 }
 
-/// Bytes that are gathered at a time: they stay in the first-level cache.
+/// Bytes of strided memory that are gathered at a time: the buffer stays in the first-level cache.
 const BLOCK_BYTES: usize = 4096;
 
-/// Exclusive access to a range of a segment: to these reals of every operand that is written.
+/// Exclusive access to a range of a segment: to the reals of that range in every operand that is written.
 pub struct ChunkMut<'a, const N: usize> {
     segment: &'a Segment<N>,
     range: Range<usize>,
 }
 
 impl<'a, const N: usize> ChunkMut<'a, N> {
+    /// Returns access to a range of a segment.
+    ///
     /// # Safety
     ///
-    /// No other thread may write this range of the segment's operands meanwhile, nor read it of those that are written.
+    /// While it exists, no other thread may write this range of the segment's operands, nor read it in those that are
+    /// written.
     unsafe fn new(segment: &'a Segment<N>, range: Range<usize>) -> Self {
         assert!(range.start <= range.end && range.end <= segment.len());
         Self { segment, range }
     }
 
-    /// Returns exclusive access to a whole segment.
-    pub fn whole(segment: &'a mut Segment<N>) -> Self {
+    /// Returns exclusive access to all reals of a segment.
+    pub fn from_segment(segment: &'a mut Segment<N>) -> Self {
         let range = 0..segment.len();
         // SAFETY: the segment is borrowed mutably, so that nothing else accesses its memory.
         unsafe { Self::new(segment, range) }
     }
 
-    /// The reals that it covers.
+    /// The range of reals that it covers.
     #[must_use]
     pub fn range(&self) -> Range<usize> {
         self.range.clone()
@@ -179,22 +182,24 @@ impl<'a, const N: usize> ChunkMut<'a, N> {
         self.segment.is_dense()
     }
 
-    /// Returns access to the operands that are not written, which remains while the others are updated.
+    /// Returns access to the operands that are not written, which remains valid while the others are updated.
     #[must_use]
     pub fn read_only(&self) -> ReadOnly<'a, N> {
         ReadOnly { segment: self.segment }
     }
 
-    /// Whether the output is the very memory that is read.
+    /// Whether the input and the output start at the same address.
     #[must_use]
     pub fn is_in_place(&self) -> bool {
         self.segment.is_in_place()
     }
 
-    /// Calls `f` with the reals of the input and the memory of their results, and with their position in the segment.
+    /// Calls `f` with reals of the input, the memory of their results, and the position of the first real in the
+    /// segment.
     ///
-    /// Contiguous memory comes as one run, to be streamed if `streaming`. Strided memory comes in blocks, which are
-    /// gathered before the call and scattered after it if `f` returns that it changed them.
+    /// For contiguous memory `f` is called once, with a run that is streamed if `streaming`. Strided memory is divided
+    /// into blocks, which are gathered before the call and scattered after it if `f` returns true: that it changed
+    /// them.
     pub fn update<T: Element>(
         self,
         streaming: bool,
@@ -210,8 +215,8 @@ impl<'a, const N: usize> ChunkMut<'a, N> {
         if segment.is_dense() {
             let (start, count) = (range.start, range.len());
             let to = segment.dense_pointer::<T>(OUTPUT, &range);
-            // SAFETY: the output is one aligned run, valid for writes, and this part of it is exclusive; the input is the
-            // same memory, or does not overlap it, by the contract of the segment's constructor.
+            // SAFETY: the output is one aligned run, valid for writes, and this part of it is exclusive; the input is
+            // the same memory, or does not overlap it, by the contract of the segment's constructor.
             unsafe {
                 let to = std::slice::from_raw_parts_mut(to, count);
                 if segment.is_in_place() {
@@ -238,11 +243,12 @@ impl<'a, const N: usize> ChunkMut<'a, N> {
         }
     }
 
-    /// Calls `f` with blocks of at most `most` reals of the output, which hold the input's values, and with their
-    /// position in the segment; `f` returns whether it changed them. For operations that read other operands beside.
+    /// Calls `f` with blocks of at most `max_len` reals of the output, which hold the input's values, and with the
+    /// position of their first real in the segment; `f` returns whether it changed them. For operations that read
+    /// other operands too.
     pub fn update_blocks<T: Element>(
         self,
-        most: usize,
+        max_len: usize,
         scratch: &mut Scratch,
         mut f: impl FnMut(&mut [T], usize) -> bool,
     ) {
@@ -254,9 +260,9 @@ impl<'a, const N: usize> ChunkMut<'a, N> {
                     to
                 }
             };
-            // A contiguous run is a whole chunk, and is handed out in blocks.
-            let blocks = x.chunks_mut(most).enumerate();
-            blocks.fold(false, |changed, (part, block)| f(block, start + part * most) | changed)
+            // A contiguous run is as long as the chunk, and is divided into blocks.
+            let blocks = x.chunks_mut(max_len).enumerate();
+            blocks.fold(false, |changed, (index, block)| f(block, start + index * max_len) | changed)
         });
     }
 
@@ -278,9 +284,9 @@ impl<'a, const N: usize> ChunkMut<'a, N> {
     pub fn scatter<T: Element>(&mut self, operand: usize, range: Range<usize>, buffer: &[T]) {
         self.check(&range);
         assert!(self.segment.is_written(operand));
-        let mut at = 0;
+        let mut done = 0;
         self.segment.for_each_run::<T>(operand, range, |pointer, stride, count| {
-            let source = &buffer[at..at + count];
+            let source = &buffer[done..done + count];
             // SAFETY: `for_each_run` yields positions inside the operand, valid for writes by the contract of the
             // segment's constructor, and exclusive because they are inside of this chunk.
             unsafe {
@@ -295,11 +301,11 @@ impl<'a, const N: usize> ChunkMut<'a, N> {
                     }
                 }
             }
-            at += count;
+            done += count;
         });
     }
 
-    /// Returns reals of a dense operand, to be written.
+    /// Returns reals of a dense operand, for writing.
     ///
     /// # Panics
     ///
@@ -311,7 +317,7 @@ impl<'a, const N: usize> ChunkMut<'a, N> {
         unsafe { self.exclusive_run(operand, &range) }
     }
 
-    /// Returns the reals of `range` of several dense operands at once, to be written: operand `first` and those in
+    /// Returns the reals of `range` in several dense operands at once, for writing: in operand `first` and in those in
     /// `others`.
     ///
     /// # Panics
@@ -334,9 +340,12 @@ impl<'a, const N: usize> ChunkMut<'a, N> {
         }
     }
 
+    /// Returns reals of a dense operand, for writing.
+    ///
     /// # Safety
     ///
-    /// The slice must not be used beside another of the same operand, nor longer than the chunk is borrowed mutably.
+    /// The slice must not exist at the same time as another one of the same operand, nor outlive the mutable borrow of
+    /// the chunk.
     unsafe fn exclusive_run<'b, T: Element>(&self, operand: usize, range: &Range<usize>) -> &'b mut [T] {
         self.check(range);
         assert!(self.segment.is_written(operand));
@@ -349,6 +358,7 @@ impl<'a, const N: usize> ChunkMut<'a, N> {
         unsafe { std::slice::from_raw_parts_mut(pointer, range.len()) }
     }
 
+    /// Panics unless `range` is inside of the chunk.
     fn check(&self, range: &Range<usize>) {
         assert!(
             self.range.start <= range.start && range.start <= range.end && range.end <= self.range.end,

@@ -25,8 +25,8 @@ const RECLAIM_BYTES: usize = 1 << 20;
 /// Most bytes that the cache holds, unless an eighth of the machine's memory is less.
 const CACHE_BYTES: usize = 1 << 30;
 
-/// An owned block of memory. It holds zeros, or what its last owner wrote if it comes from the cache. Dropping it returns
-/// it to the cache.
+/// An owned block of memory. It holds zeros, or what its last owner wrote if it comes from the cache. Dropping it
+/// returns it to the cache.
 #[derive(Debug)]
 pub struct Block {
     pointer: NonNull<u8>,
@@ -211,8 +211,8 @@ mod system {
         // Huge pages start at multiples of their size: one more is reserved, and the ends are unmapped.
         let spare = if size >= HUGE_PAGE { HUGE_PAGE } else { 0 };
         let reserved = size.checked_add(spare)?;
-        // SAFETY: an anonymous mapping at an address that the kernel chooses; the ends that are unmapped lie inside it, are
-        // whole pages, and have not been used.
+        // SAFETY: an anonymous mapping at an address that the kernel chooses; the ends that are unmapped lie inside
+        // it, are whole pages, and have not been used.
         unsafe {
             let start = libc::mmap(
                 std::ptr::null_mut(),
@@ -266,7 +266,8 @@ mod system {
         }
     }
 
-    /// Returns the size of a page in bytes, a power of two: 4 KiB on most machines, up to 64 KiB on some with Arm processors.
+    /// Returns the size of a page in bytes, a power of two: 4 KiB on most machines, up to 64 KiB on some with Arm
+    /// processors.
     pub fn page_bytes() -> usize {
         static PAGE: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
         *PAGE.get_or_init(|| {

@@ -1,6 +1,7 @@
-//! The CPU's engine: descriptions of memory, and passes over it on several threads.
+//! Descriptions of memory, and passes over it on several threads.
 //!
-//! It knows nothing of norms, clipping or optimizers: an operation hands it a function that is called for every chunk.
+//! The engine does not depend on norms, clipping or optimizers: an operation passes it a function to call for each
+//! chunk.
 
 pub mod bandwidth;
 pub mod exec;

@@ -1,10 +1,10 @@
 //! Interface to the operating system: forks, processor affinity and starting threads.
 //!
-//! After a fork the child must not use the parent's thread pool, whose threads do not exist in the child, nor its locks,
-//! which another thread may have held at that moment. Such values are stored in a [`PerProcess`], which leaks the
-//! parent's value and creates a new one when the generation, a counter of forks, has changed. The generation is compared
-//! before any lock is touched. A handler of `pthread_atfork` increments it, because process ids cannot tell parent and
-//! child apart: a child in another pid namespace may have the id of its parent, and ids are reused.
+//! After a fork the child must not use the parent's thread pool, whose threads do not exist in the child, nor its
+//! locks, which another thread may have held at that moment. Such values are stored in a [`PerProcess`], which leaks
+//! the parent's value and creates a new one when the generation, a counter of forks, has changed. The generation is
+//! compared before any lock is touched. A handler of `pthread_atfork` increments it, because process ids cannot tell
+//! parent and child apart: a child in another pid namespace may have the id of its parent, and ids are reused.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};

@@ -64,8 +64,8 @@ pub fn count() -> usize {
     if process_count > 0 {
         return process_count;
     }
-    // Affinity may change at any time and costs a system call, which every call makes. The quota of the control group is
-    // read from files, once.
+    // Affinity may change at any time, and is requested by each call: one system call. The quota of the control group is
+    // read from files, and only once.
     let default = DEFAULT.get(|| {
         let cores = || DefaultCount::Cores(std::thread::available_parallelism().map_or(1, usize::from));
         from_environment().map_or_else(cores, DefaultCount::Environment)
@@ -81,7 +81,7 @@ pub fn set_count(n: usize) {
     PROCESS_COUNT.store(n, Ordering::Relaxed);
 }
 
-/// Sets the number of threads for calls made from this thread, before which all other settings yield; 0 removes it.
+/// Sets the number of threads for calls made from this thread, which overrides all other settings; 0 removes it.
 /// Returns the previous value.
 #[must_use = "the previous value is needed to restore it"]
 pub fn override_count(n: usize) -> usize {

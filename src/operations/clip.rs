@@ -25,8 +25,8 @@ pub enum Action {
 }
 
 impl Action {
-    /// Returns the action that brings a slice of this norm to `bound`. A slice that holds NaN or infinity becomes NaN, and
-    /// so does one whose bound is NaN.
+    /// Returns the action that brings a slice of this norm to `bound`. A slice that holds NaN or infinity becomes NaN,
+    /// and so does one whose bound is NaN.
     #[must_use]
     pub fn bounding(magnitude: Magnitude, order: Order, bound: f64) -> Self {
         if !magnitude.is_finite() || bound.is_nan() {

@@ -1,4 +1,4 @@
-//! The operations, each put together from passes of the engine: norms, clipping, and an optimizer's step.
+//! Norms, clipping, and an optimizer's step. Each operation is one or more passes of the engine.
 
 pub mod axes;
 pub mod clamp;

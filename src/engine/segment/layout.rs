@@ -1,4 +1,4 @@
-//! Layouts: how the reals of a segment's operands lie in memory, reduced to as few dimensions as possible.
+//! Memory layouts of a segment's operands: dense, or strided with as few dimensions as possible.
 
 use super::{INPUT, OPERANDS, OUTPUT};
 use crate::allocation::{OutOfMemory, with_capacity};
@@ -35,7 +35,7 @@ impl<const N: usize> Layout<N> {
     }
 }
 
-/// Reverses a dimension along which the leading operand has a negative stride, so that it is walked in the order of
+/// Reverses a dimension along which the leading operand has a negative stride, so that it is visited in the order of
 /// its addresses.
 pub fn make_forward<const N: usize>(dim: &mut Dim<N>, base: &mut [*mut u8; N]) {
     let lead = if base[INPUT].is_null() { OUTPUT } else { INPUT };
@@ -50,8 +50,8 @@ pub fn make_forward<const N: usize>(dim: &mut Dim<N>, base: &mut [*mut u8; N]) {
     }
 }
 
-/// Sorts dimensions by the stride of the input, the largest first: reading the input in the order of its addresses
-/// matters more than writing the output in that of its own.
+/// Sorts dimensions by the stride of the input (or of the output if there is no input), the largest first. Reading the
+/// input in the order of its addresses matters more than writing the output in the order of its own.
 pub fn sort_by_stride<const N: usize>(dims: &mut [Dim<N>], is_present: [bool; N]) {
     let lead = if is_present[INPUT] { INPUT } else { OUTPUT };
     dims.sort_by_key(|dim| std::cmp::Reverse(dim.strides[lead].unsigned_abs()));

@@ -1,4 +1,4 @@
-//! Segments: one tensor's memory, and that of its output, as a sequence of reals.
+//! Segments: the memory of a tensor and its output as a sequence of reals.
 //!
 //! A segment describes up to `N` arrays of one shape, its operands, either as contiguous runs or as nested loops over
 //! strides. This module and [`exec`](crate::engine::exec) are the only places where Rust reads and writes memory that a
@@ -14,15 +14,15 @@ use crate::allocation::{OutOfMemory, with_capacity};
 use crate::scalar::{DType, Element, Scalar};
 use std::ops::Range;
 
-/// The number of operands of a clip. (An optimizer's update has more, see `operations::update`.)
+/// Number of operands of a clip. (An optimizer's update has more, see `operations::update`.)
 pub const OPERANDS: usize = 4;
-/// The operand that is read.
+/// Index of the operand that is read.
 pub const INPUT: usize = 0;
-/// The operand that is written.
+/// Index of the operand that is written.
 pub const OUTPUT: usize = 1;
-/// The lower bound of a clamp.
+/// Index of the lower bound of a clamp.
 pub const LOWER: usize = 2;
-/// The upper bound of a clamp.
+/// Index of the upper bound of a clamp.
 pub const UPPER: usize = 3;
 
 /// The memory of one operand.
@@ -48,8 +48,9 @@ impl Operand<'_> {
 
 /// A tensor and its output, or several arrays of one shape, as sequences of reals.
 ///
-/// The constructors are `unsafe` and the fields private: whoever has a segment may read the memory that it describes,
-/// and [`exec::for_each`](crate::engine::exec::for_each) writes the operands that it declares as written.
+/// The constructors are `unsafe` and the fields private, because safe code that has a segment may read the memory that
+/// it describes, and [`exec::for_each`](crate::engine::exec::for_each) writes the operands that it declares as
+/// written.
 #[derive(Debug)]
 pub struct Segment<const N: usize = OPERANDS> {
     /// Type of the reals of each operand; that of operand 0 for operands that are absent.
@@ -65,8 +66,8 @@ pub struct Segment<const N: usize = OPERANDS> {
     layout: Layout<N>,
 }
 
-// SAFETY: a segment is a description of memory that its creator keeps valid. Threads that share it read; writing takes an
-// `exec::ChunkMut`, of which no two cover the same reals.
+// SAFETY: a segment is a description of memory that its creator keeps valid. Threads that share it read; writing takes
+// an `exec::ChunkMut`, of which no two cover the same reals.
 unsafe impl<const N: usize> Send for Segment<N> {}
 // SAFETY: as for `Send`.
 unsafe impl<const N: usize> Sync for Segment<N> {}
@@ -78,14 +79,16 @@ impl<const N: usize> AsRef<Self> for Segment<N> {
 }
 
 impl<const N: usize> Segment<N> {
-    /// Describes operands of one shape. Axes are reordered and merged, so that contiguous memory is recognised whatever
-    /// the order and direction of its axes. Operand 0 leads: the others are walked in its order.
+    /// Describes operands of one shape. Axes are reordered and merged, so that contiguous memory is recognised in any
+    /// order and direction of its axes. Operand 0 leads: all operands are read and written in the order of its
+    /// addresses.
     ///
     /// # Safety
     ///
     /// For as long as the segment exists, the memory of every operand must be valid for reads, and that of an operand
-    /// with `is_written` for writes. Memory that is written must not be accessed in another way meanwhile, neither through
-    /// another operand nor through another segment, with one exception: operands 0 and 1 may be exactly the same.
+    /// with `is_written` for writes. Memory that is written must not be accessed in another way meanwhile, neither
+    /// through another operand nor through another segment, with one exception: operands 0 and 1 may be exactly the
+    /// same.
     pub unsafe fn new(
         is_complex: bool,
         shape: &[usize],
@@ -99,7 +102,7 @@ impl<const N: usize> Segment<N> {
         if len == 0 {
             return Ok(Self { scalars, is_complex, is_written, len, base, layout: Layout::Dense });
         }
-        // One more for the parts of complex numbers.
+        // One more for the real and imaginary parts of complex numbers.
         let mut dims: Vec<Dim<N>> = with_capacity(shape.len() + 1)?;
         dims.extend(shape.iter().enumerate().filter(|(_, len)| **len != 1).map(|(axis, len)| Dim {
             len: *len,
@@ -111,7 +114,7 @@ impl<const N: usize> Segment<N> {
         let is_present = base.map(|pointer| !pointer.is_null());
         sort_by_stride(&mut dims, is_present);
         if is_complex {
-            // The parts of a number stay neighbours, also where an axis repeats it.
+            // The two parts of a number stay adjacent, also where an axis repeats it.
             dims.push(Dim { len: 2, strides: scalars.map(|scalar| scalar.size() as isize) });
         }
         merge_dims(&mut dims, is_present);
@@ -207,13 +210,13 @@ impl<const N: usize> Segment<N> {
         self.layout == Layout::Dense
     }
 
-    /// Whether the output is the very memory that is read.
+    /// Whether the input and the output start at the same address.
     #[must_use]
     pub fn is_in_place(&self) -> bool {
         self.base[INPUT] == self.base[OUTPUT]
     }
 
-    /// Whether each real of the output is the same real of the input.
+    /// Whether each real of the output is stored at the address of the same real of the input.
     pub(super) fn is_same_memory(&self) -> bool {
         match &self.layout {
             Layout::Dense => self.is_in_place(),
@@ -223,7 +226,7 @@ impl<const N: usize> Segment<N> {
         }
     }
 
-    /// Size in bytes of the scratch buffer that reading or updating a chunk of this many reals takes.
+    /// Size in bytes of the scratch buffer that is needed to read or update a chunk of `chunk` reals.
     #[must_use]
     pub fn scratch_bytes(&self, chunk: usize) -> usize {
         match self.layout {
@@ -293,17 +296,19 @@ impl<const N: usize> Segment<N> {
     ///
     /// # Panics
     ///
-    /// If the range reaches beyond the segment, or the operand is written, absent, or of a type of another size than `T`.
+    /// If the range reaches beyond the segment, or the operand is written, absent, or of a type of another size than
+    /// `T`.
     pub fn gather<T: Element>(&self, operand: usize, range: Range<usize>, buffer: &mut [T]) {
         assert!(!self.is_written[operand]);
         self.gather_operand(operand, range, buffer);
     }
 
-    /// As [`Segment::gather`], of any operand. No other thread may write this range of it meanwhile: `exec` sees to that.
+    /// As [`Segment::gather`], for any operand. No other thread may write this range of it meanwhile: `exec` ensures
+    /// that.
     pub(super) fn gather_operand<T: Element>(&self, operand: usize, range: Range<usize>, buffer: &mut [T]) {
-        let mut at = 0;
+        let mut done = 0;
         self.for_each_run::<T>(operand, range, |pointer, stride, count| {
-            let target = &mut buffer[at..at + count];
+            let target = &mut buffer[done..done + count];
             // SAFETY: `for_each_run` yields positions inside the operand, valid for reads by the contract of the
             // constructors; unaligned reads because strided operands may have any alignment.
             unsafe {
@@ -318,7 +323,7 @@ impl<const N: usize> Segment<N> {
                     }
                 }
             }
-            at += count;
+            done += count;
         });
     }
 
@@ -338,12 +343,12 @@ impl<const N: usize> Segment<N> {
             return;
         }
         assert!(!self.base[operand].is_null());
-        let whole = [Dim { len: self.len, strides: [size_of::<T>() as isize; N] }];
+        let dense = [Dim { len: self.len, strides: [size_of::<T>() as isize; N] }];
         let dims = match &self.layout {
-            Layout::Dense => &whole[..],
+            Layout::Dense => &dense[..],
             Layout::Strided(dims) => dims,
         };
-        let (inner, outer) = dims.split_last().unwrap_or((&whole[0], &[]));
+        let (inner, outer) = dims.split_last().unwrap_or((&dense[0], &[]));
         let mut column = range.start % inner.len;
         let mut row = range.start / inner.len;
         let mut left = range.len();
@@ -366,7 +371,7 @@ impl<const N: usize> Segment<N> {
 /// The memory of an operand that is known to be a contiguous, aligned run.
 #[derive(Clone, Copy, Debug)]
 pub struct Run {
-    /// Address of its first real.
+    /// Address of the first real.
     pub pointer: *mut u8,
     /// Type of the reals.
     pub scalar: Scalar,
@@ -418,12 +423,12 @@ mod tests {
         Operand { pointer, strides, scalar: Scalar::F32, is_written: false }
     }
 
-    /// The segment of `data` read with these strides (in elements), from this element on.
+    /// Returns a segment, in place, whose element at index 0 of every axis is `data[first]`. Strides are in elements.
     fn segment(data: &mut [f32], shape: &[usize], strides: &[isize], first: usize) -> Segment {
         let bytes: Vec<isize> = strides.iter().map(|s| s * 4).collect();
         let pointer = data[first..].as_mut_ptr().cast::<u8>();
         let operand = operand(pointer, &bytes);
-        // SAFETY: the tests' data outlive their segments, and the strides stay inside.
+        // SAFETY: the data of the tests outlive their segments, and the strides stay inside.
         unsafe { Segment::new(false, shape, [Some(operand), Some(operand.written()), None, None]).unwrap() }
     }
 
@@ -440,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_without_holes_is_dense_in_any_axis_order_and_direction() {
+    fn memory_without_gaps_is_dense_in_any_axis_order_and_direction() {
         let mut data = numbers(24);
         for (shape, strides, first) in [
             (vec![2, 3, 4], vec![12, 4, 1], 0),
@@ -457,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn holes_repeats_and_ranges_are_walked() {
+    fn gaps_repeated_elements_and_ranges_are_gathered() {
         let mut data = numbers(24);
         let every_other = segment(&mut data, &[12], &[2], 0);
         assert_eq!(read_all(&every_other), (0..12).map(|i| f32::from(i as u16 * 2)).collect::<Vec<_>>());
@@ -471,10 +476,10 @@ mod tests {
     }
 
     #[test]
-    fn a_strided_output_gets_what_the_block_became() {
+    fn a_strided_output_receives_the_updated_block() {
         let mut data = numbers(5000);
         let mut s = segment(&mut data, &[2500], &[2], 0);
-        ChunkMut::whole(&mut s).update::<f32>(false, &mut scratch(), |run, _| {
+        ChunkMut::from_segment(&mut s).update::<f32>(false, &mut scratch(), |run, _| {
             let operation::Run::InPlace(block) = run else { unreachable!() };
             for v in block {
                 *v = -*v;
@@ -488,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn a_misaligned_run_is_walked_and_an_empty_one_is_dense() {
+    fn a_misaligned_run_is_strided_and_an_empty_one_is_dense() {
         let mut bytes = vec![0_u8; 64];
         let at = bytes.as_mut_ptr().align_offset(4) + 1;
         bytes[at..at + 8].copy_from_slice(&[0, 0, 128, 63, 0, 0, 0, 64]);
@@ -509,16 +514,16 @@ mod tests {
         let mut data = numbers(8);
         let pointer = data.as_mut_ptr().cast::<u8>();
         let dense = operand(pointer, &[8]);
-        let holes = operand(pointer, &[16]);
+        let with_gaps = operand(pointer, &[16]);
         // SAFETY: four and two complex numbers lie inside.
-        let (dense, holes) = unsafe {
+        let (dense, with_gaps) = unsafe {
             (
                 Segment::new(true, &[4], [Some(dense), None, None, None]).unwrap(),
-                Segment::new(true, &[2], [Some(holes), None, None, None]).unwrap(),
+                Segment::new(true, &[2], [Some(with_gaps), None, None, None]).unwrap(),
             )
         };
         assert_eq!((&dense.layout, read_all(&dense)), (&Layout::Dense, numbers(8)));
-        assert_eq!(read_all(&holes), [0.0, 1.0, 4.0, 5.0]);
+        assert_eq!(read_all(&with_gaps), [0.0, 1.0, 4.0, 5.0]);
         let repeated = operand(pointer, &[0, 8]);
         // SAFETY: two complex numbers, three times.
         let repeated = unsafe { Segment::new(true, &[3, 2], [Some(repeated), None, None, None]) }.unwrap();

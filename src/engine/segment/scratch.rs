@@ -1,4 +1,4 @@
-//! Scratch buffers: memory into which a thread gathers reals that are not contiguous.
+//! Scratch buffers, into which a thread gathers reals that are not contiguous.
 
 use crate::allocation::{OutOfMemory, filled};
 use crate::scalar::Element;
@@ -10,16 +10,16 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Allocates room for that many bytes.
+    /// Allocates a buffer of at least `bytes` bytes.
     pub fn new(bytes: usize) -> Result<Self, OutOfMemory> {
         Ok(Self { words: filled(0, bytes.div_ceil(8))? })
     }
 
-    /// Returns a slice of `count` reals, whose values are left over from the last use.
+    /// Returns a slice of `count` reals, which hold values of earlier uses.
     ///
     /// # Panics
     ///
-    /// If the buffer is smaller: it has to be allocated for the largest slice of a pass.
+    /// If the buffer is too small: it must be allocated for the largest slice of a pass.
     pub fn reals<T: Element>(&mut self, count: usize) -> &mut [T] {
         let words = &mut self.words[..(count * size_of::<T>()).div_ceil(8)];
         &mut bytemuck::cast_slice_mut(words)[..count]

@@ -1,6 +1,8 @@
-//! Clipping of slices that lie side by side: neighbours in memory belong to different slices, as columns of a matrix.
+//! Clipping of slices that are interleaved in memory: adjacent reals belong to different slices, as columns of a
+//! matrix in row-major order.
 //!
-//! The columns are divided into tiles and their rows into bands. A piece, one tile of one band, is summed by one thread.
+//! The columns are divided into tiles and their rows into bands. A piece, one tile of one band, is summed by one
+//! thread.
 
 use super::{Slices, advance, product};
 use crate::allocation::{OutOfMemory, collect, filled, try_collect, with_capacity};
@@ -19,8 +21,8 @@ use crate::scalar::Scalar;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Rows whose squares are summed before they are added to those of other bands. It is the same for any width: the order
-/// of additions must not depend on how columns are divided.
+/// Rows in a band. It does not depend on the width of the tiles, because the order of additions must not depend on how
+/// columns are divided.
 const ROWS: usize = 256;
 
 /// Columns that have been measured.
@@ -32,7 +34,8 @@ pub struct Columns {
 }
 
 impl Slices {
-    /// Whether neighbours in memory belong to different slices.
+    /// Whether there are at least eight slices, adjacent reals of the input belong to different ones, and all reals are
+    /// aligned.
     pub(super) fn is_columns(&self) -> bool {
         let size = self.dtype.scalar.size() as isize;
         // The input alone decides: the order of the additions must not depend on the output.
@@ -46,24 +49,28 @@ impl Slices {
             && !self.reduced.iter().any(|dim| dim.strides[INPUT] == size)
     }
 
-    /// The innermost kept dimension, along which columns lie side by side, and the others.
+    /// Returns the innermost kept dimension, along which columns are adjacent, and the outer ones.
     fn columns(&self) -> (Dim, &[Dim]) {
         let one = Dim { len: 1, strides: [0; OPERANDS] };
         self.kept.split_last().map_or((one, &[]), |(inner, outer)| (*inner, outer))
     }
 
-    /// Returns where a piece's columns begin, in its first row.
+    /// Returns each operand's address at a piece's first column, in row 0.
     fn start(&self, piece: &Piece) -> [*mut u8; OPERANDS] {
         let (inner, outer) = self.columns();
         at_column(advance(self.base, outer, piece.outer), inner.strides, piece.column)
     }
 
-    /// Returns the address of one operand's row, of those that begin at `at`.
+    /// Returns the address of one operand in row `index`, where `at` are the addresses in row 0.
     fn row<T>(&self, at: [*mut u8; OPERANDS], index: usize, operand: usize) -> *mut T {
         advance(at, &self.reduced, index)[operand].cast::<T>()
     }
 
-    /// Measures all columns, and allocates what clipping them needs. The layout must be one of columns.
+    /// Measures all columns, and allocates all memory that is needed to clip them.
+    ///
+    /// # Panics
+    ///
+    /// Unless [`Slices::is_columns`].
     pub(super) fn prepare_columns<T: Float>(&self, context: Context) -> Result<Columns, OutOfMemory> {
         assert!(self.is_columns());
         let (inner, outer) = self.columns();
@@ -112,7 +119,7 @@ impl Slices {
         Ok(Columns { workspace, grid, factors })
     }
 
-    /// Returns a column's magnitude, measured again with scaling if its sum of squares left the range of float64.
+    /// Returns a column's magnitude, measured again with scaling if its sum of squares overflowed or underflowed.
     fn checked_column(
         &self,
         level: Level,
@@ -123,7 +130,7 @@ impl Slices {
         if self.dtype.scalar != Scalar::F64 || sum.is_finite() && sum >= SMALL || self.is_empty() {
             return Ok(magnitude);
         }
-        // SAFETY: one thread; the segment is moved to a slice, and read.
+        // SAFETY: the segment is used on this thread only, is moved to the memory of a slice, and read.
         let segment = unsafe {
             let mut segment = self.segment(0, &self.layout()?)?;
             segment.move_to([at[INPUT], at[OUTPUT], std::ptr::null_mut(), std::ptr::null_mut()]);
@@ -154,8 +161,9 @@ impl Slices {
             workspace.scratch(worker, |scratch| {
                 for r in piece.rows.clone() {
                     let (from, to) = (self.row::<T>(at, r, INPUT), self.row::<T>(at, r, OUTPUT));
-                    // SAFETY: an aligned run of `width` reals of the input, see `is_columns`. The output's reals belong to
-                    // this task alone; they are one aligned run where that was checked, else they are written one by one.
+                    // SAFETY: an aligned run of `width` reals of the input, see `is_columns`. The output's reals are
+                    // accessed by this task only; they are one aligned run if that was checked, else they are written
+                    // one by one.
                     unsafe {
                         if has_contiguous_output {
                             if from != to {
@@ -183,7 +191,7 @@ impl Slices {
     }
 }
 
-/// Returns each operand's address at a column, counted from `at` along the innermost kept dimension.
+/// Returns each operand's address `column` columns after `at`, along the innermost kept dimension.
 fn at_column(mut at: [*mut u8; OPERANDS], strides: [isize; OPERANDS], column: usize) -> [*mut u8; OPERANDS] {
     for (pointer, stride) in at.iter_mut().zip(strides) {
         if !pointer.is_null() {
@@ -195,19 +203,25 @@ fn at_column(mut at: [*mut u8; OPERANDS], strides: [isize; OPERANDS], column: us
 
 /// Columns divided into tiles, and their rows into bands.
 struct Grid {
+    /// Number of columns at one index of the outer dimensions.
     columns: usize,
+    /// Number of rows: reals in a column.
     rows: usize,
-    /// Tiles side by side at one index of the outer dimensions.
+    /// Number of tiles at one index of the outer dimensions.
     tiles_per_row: usize,
-    /// Indices of the outer kept dimensions.
+    /// Number of indices of the outer kept dimensions.
     outer: usize,
+    /// Number of bands.
     bands: usize,
 }
 
 /// One tile of one band.
 struct Piece {
+    /// Index of the outer kept dimensions.
     outer: usize,
+    /// First column.
     column: usize,
+    /// Number of columns.
     width: usize,
     rows: Range<usize>,
 }
@@ -239,7 +253,7 @@ impl Grid {
     }
 }
 
-/// The sums of one piece's columns, followed by their rounding errors.
+/// The sums of squares of one piece's columns, followed by their rounding errors.
 struct Partial(Mutex<Vec<f64>>);
 
 impl Partial {

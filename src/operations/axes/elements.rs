@@ -1,7 +1,9 @@
-//! Clipping with bounds that differ inside a slice: each element is scaled by its own bound and the norm of its slice.
+//! Clipping with a bound for each element: if the norm of its slice exceeds that bound, an element is multiplied by
+//! their ratio.
 //!
-//! The slices are measured first (`axes`), into memory allocated here: a norm is stored as mantissa and exponent, because
-//! it may be beyond float64 although all elements are finite. A second pass reads norms and bounds beside the tensor.
+//! The slices are measured first, and their norms are stored in memory allocated here, as mantissa and exponent: a
+//! norm may be beyond float64 although all elements are finite. A second pass reads the norms and bounds together with
+//! the tensor.
 
 use crate::allocation::{OutOfMemory, filled, with_capacity};
 use crate::engine::exec::{self, ChunkMut, Direction, Task};
@@ -17,11 +19,11 @@ use crate::with_float;
 
 /// Number of operands: input, output, and the three below.
 const OPERANDS: usize = 5;
-/// The mantissa of the norm of an element's slice: float64.
+/// Index of the operand that holds the mantissa of the norm of an element's slice: float64.
 const ROOT: usize = 2;
-/// The exponent of two of that norm: float64.
+/// Index of the operand that holds the exponent of two of that norm: float64.
 const EXPONENT: usize = 3;
-/// An element's bound: float64.
+/// Index of the operand that holds an element's bound: float64.
 const BOUND: usize = 4;
 
 /// A tensor, the norms of its slices, and a bound for each of its elements.
@@ -29,11 +31,11 @@ pub struct Elements {
     /// None if there are no elements, or the slices have been measured.
     slices: Option<Slices>,
     segment: Segment<OPERANDS>,
-    /// Memory of the norms, to which slices and segment point.
+    /// Memory of the mantissas and exponents of the norms, to which `slices` and `segment` point.
     _norms: [Vec<f64>; 2],
 }
 
-/// Returns a copy of `items` with one more item at the end, if there is one.
+/// Returns a copy of `items`, followed by `last` if it is present.
 fn extended<T: Copy>(items: &[T], last: Option<T>) -> Result<Vec<T>, OutOfMemory> {
     let mut copy = with_capacity(items.len() + 1)?;
     copy.extend_from_slice(items);
@@ -55,7 +57,7 @@ impl Elements {
         [input, output, bounds]: [Operand; 3],
         order: Order,
     ) -> Result<Self, OutOfMemory> {
-        // Without elements nothing is measured, and the product of the other axes may overflow.
+        // Without elements there is nothing to measure, and the product of the other axes may overflow.
         let is_empty = element_count(shape) == 0;
         let mut strides = filled(0, shape.len())?;
         let mut slice_count = usize::from(!is_empty);
@@ -73,29 +75,29 @@ impl Elements {
         operands[INPUT] = Some(input);
         operands[NORMS] = Some(roots.written());
         operands[EXPONENTS] = Some(exponents.written());
-        // SAFETY: the caller's contract. There is one mantissa and one exponent for each slice, in memory that lives as
-        // long and is read by the segment below only after it has been written.
+        // SAFETY: by the contract of this function. There is one mantissa and one exponent for each slice, in memory
+        // that lives as long, and that the segment below reads only after it has been written.
         let split = || unsafe { Slices::split(dtype, shape, is_reduced, operands, order) };
         let slices = if is_empty { None } else { Some(split()?) };
 
-        // Complex numbers are reals along one more axis, on which neither norms nor bounds differ.
+        // A complex tensor is a tensor of reals with one more axis, along which norms and bounds are repeated.
         let size = dtype.scalar.size();
         let shape = extended(shape, dtype.complex.then_some(2))?;
-        let walked = |operand: Operand, step: usize| {
+        let extended_strides = |operand: Operand, step: usize| {
             extended(operand.strides, dtype.complex.then_some(step.cast_signed()))
         };
         let operands = [(input, size), (output.written(), size), (roots, 0), (exponents, 0), (bounds, 0)];
         let mut strides: [Vec<isize>; OPERANDS] = Default::default();
         for (strides, (operand, step)) in strides.iter_mut().zip(operands) {
-            *strides = walked(operand, step)?;
+            *strides = extended_strides(operand, step)?;
         }
         let operands = std::array::from_fn(|k| Some(Operand { strides: &strides[k], ..operands[k].0 }));
-        // SAFETY: the caller's contract, and as above.
+        // SAFETY: as above.
         let segment = unsafe { Segment::new(false, &shape, operands)? };
         Ok(Self { slices, segment, _norms: norms })
     }
 
-    /// Measures every slice. Writes nothing but their norms.
+    /// Measures every slice. Writes the memory of the norms only.
     pub fn measure(&mut self, context: Context) -> Result<(), OutOfMemory> {
         if let Some(slices) = self.slices.take() {
             slices.prepare(context)?.finish();
@@ -116,7 +118,7 @@ impl Task<OPERANDS> for Elements {
     }
 }
 
-/// Allocates what a pass over measured tensors needs.
+/// Allocates the plan and the workspace of a pass over measured tensors.
 pub fn prepare(context: Context, tensors: &[Elements]) -> Result<(Plan, Workspace), OutOfMemory> {
     let plan = Plan::cut(tensors.iter().map(|t| (t.segment.len(), t.segment.scalar().size())), CHUNK)?;
     let scratch = tensors.iter().map(|tensor| tensor.segment.scratch_bytes(CHUNK)).max().unwrap_or(0);
@@ -130,12 +132,12 @@ pub fn clip(workspace: &Workspace, tensors: &mut [Elements], plan: &Plan) {
         with_float!(
             chunk.scalar(),
             T => clip_chunk::<T>(chunk, scratch),
-            else unreachable!("integers are refused at the edge")
+            else unreachable!("the bindings reject integers")
         );
     });
 }
 
-/// Elements whose norms and bounds are gathered at a time: they stay in the first-level cache.
+/// Number of elements whose norms and bounds are gathered at a time: the buffers stay in the first-level cache.
 const BLOCK: usize = 512;
 
 fn clip_chunk<T: Float>(chunk: ChunkMut<OPERANDS>, scratch: &mut Scratch) {
@@ -149,7 +151,7 @@ fn clip_chunk<T: Float>(chunk: ChunkMut<OPERANDS>, scratch: &mut Scratch) {
         operands.gather(BOUND, at..at + x.len(), bounds);
         let mut changed = false;
         for (((x, root), exponent), bound) in x.iter_mut().zip(roots).zip(exponents).zip(bounds) {
-            // A magnitude of order infinity is the norm itself.
+            // For order infinity the value of a magnitude is the norm.
             let norm = Magnitude { value: *root, exponent: *exponent as i32 };
             *x = match Action::bounding(norm, Order::Max, *bound) {
                 Action::Keep => continue,
@@ -173,7 +175,7 @@ mod tests {
     use crate::operations::axes::BOUNDS;
     use half::f16;
 
-    /// A tensor of the tests: a type, a shape, strides in elements and the axes that are reduced.
+    /// A tensor and its slices. Strides are in elements.
     #[derive(Clone, Copy, Debug)]
     struct Case<'a> {
         dtype: DType,
@@ -193,7 +195,8 @@ mod tests {
         Operand { pointer: data.as_mut_ptr().cast(), strides, scalar, is_written: false }
     }
 
-    /// What `input` becomes with these bounds, in place or apart. Without strides one bound is for all.
+    /// Clips `input` with a bound for each element, in place or out of place, and returns the output. Without strides
+    /// of the bounds there is one bound for all elements.
     fn clip_by_element<T: Float>(
         case: Case,
         input: &[T],
@@ -213,7 +216,7 @@ mod tests {
             result,
             operand(&mut bounds, Scalar::F64, &bound_strides),
         ];
-        // SAFETY: everything outlives the call, and the strides stay inside.
+        // SAFETY: all arrays outlive the call, and the strides stay inside of them.
         unsafe {
             let tensor = Elements::new(case.dtype, case.shape, case.reduced, operands, case.order).unwrap();
             let mut tensors = [tensor];
@@ -224,7 +227,7 @@ mod tests {
         output
     }
 
-    /// What `input` becomes with one bound, by the pass over whole slices.
+    /// Clips `input` with one bound for all slices, by [`Slices`], and returns the output.
     fn clip_by_slice<T: Float>(case: Case, input: &[T], bound: f64) -> Vec<T> {
         let (mut input, mut bound) = (input.to_vec(), [bound]);
         let mut output = vec![T::NAN; input.len()];
@@ -241,23 +244,23 @@ mod tests {
         output
     }
 
-    fn assert_same<T: Float>(got: &[T], want: &[T], what: Case) {
+    fn assert_same<T: Float>(got: &[T], want: &[T], case: Case) {
         assert_eq!(got.len(), want.len());
-        assert!(got.iter().zip(want).all(|(a, b)| a.to_f64().to_bits() == b.to_f64().to_bits()), "{what:?}");
+        assert!(got.iter().zip(want).all(|(a, b)| a.to_f64().to_bits() == b.to_f64().to_bits()), "{case:?}");
     }
 
     const ORDERS: [Order; 4] = [Order::Two, Order::One, Order::Max, Order::Power(3.0)];
 
-    fn agrees_with_slices<T: Float>(scalar: Scalar, make: impl Fn(f64) -> T) {
+    fn agrees_with_slices<T: Float>(scalar: Scalar, convert: impl Fn(f64) -> T) {
         for (shape, strides) in [
             (vec![5, 33, 40], vec![33 * 40, 40, 1]),
             (vec![5, 33, 40], vec![1, 5, 5 * 33]),
             (vec![300, 700], vec![700, 1]),
         ] {
             for complex in [false, true] {
-                let parts = if complex { 2 } else { 1 };
+                let reals = if complex { 2 } else { 1 };
                 let input: Vec<T> =
-                    samples(shape.iter().product::<usize>() * parts).into_iter().map(&make).collect();
+                    samples(shape.iter().product::<usize>() * reals).into_iter().map(&convert).collect();
                 for mask in 1..1_usize << shape.len() {
                     let reduced: Vec<bool> = (0..shape.len()).map(|axis| mask >> axis & 1 == 1).collect();
                     let dtype = DType { scalar, complex };
@@ -274,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn one_bound_for_all_elements_gives_the_bits_of_whole_slices() {
+    fn one_bound_for_all_elements_gives_the_bits_of_clipping_by_slice() {
         agrees_with_slices(Scalar::F32, |v| v as f32);
         agrees_with_slices(Scalar::F64, |v| v);
         agrees_with_slices(Scalar::F16, f16::from_f64);
@@ -310,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn norms_beyond_float64_and_values_that_are_none() {
+    fn norms_beyond_float64_and_values_that_are_not_finite() {
         let case =
             Case { dtype: F64, shape: &[4, 2], strides: &[2, 1], reduced: &[false, true], order: Order::One };
         let input = [1e308, -1e308, f64::INFINITY, 1.0, 3.0, 4.0, f64::NAN, 0.0];

@@ -1,10 +1,13 @@
 //! Norms of slices along axes, and clipping of each slice by its own norm.
 //!
-//! A slice is what the reduced axes span at one index of the kept axes. The layout decides among three strategies:
+//! A slice is the part of a tensor that the reduced axes span at one index of the kept axes. The memory layout and the
+//! length of slices decide among three strategies:
 //!
-//! - Slices of more than a chunk are measured and clipped as tensors of their own.
-//! - Where the innermost memory is kept, neighbouring slices are summed side by side (`columns.rs`).
-//! - Otherwise a thread measures a slice and scales it while it is in the cache.
+//! - Slices of more than a chunk are measured and clipped as separate tensors.
+//! - For order 2, if the axis of the smallest stride is kept, adjacent slices are summed side by side (`columns.rs`).
+//! - Otherwise a thread measures a slice, and scales it while it is in the cache.
+//!
+//! `elements.rs` clips with bounds that differ between the elements of a slice.
 
 mod columns;
 pub mod elements;
@@ -28,11 +31,11 @@ use crate::with_float;
 use columns::Columns;
 use std::sync::{Mutex, PoisonError};
 
-/// The operand that receives each slice's norm: float64, one element for each index of the kept axes.
+/// Index of the operand that receives each slice's norm: float64, one element for each index of the kept axes.
 pub const NORMS: usize = LOWER;
-/// The operand that holds each slice's bound: float64.
+/// Index of the operand that holds each slice's bound: float64.
 pub const BOUNDS: usize = UPPER;
-/// The operand that receives the exponent of each slice's norm, where [`NORMS`] receives its mantissa: float64.
+/// Index of the operand that receives the exponent of each slice's norm, if [`NORMS`] receives its mantissa: float64.
 pub const EXPONENTS: usize = UPPER;
 
 /// A tensor divided into slices.
@@ -44,7 +47,7 @@ pub struct Slices {
     reduced: Vec<Dim>,
     base: [*mut u8; OPERANDS],
     order: Order,
-    /// Whether norms are written as mantissa and exponent. There are no bounds then.
+    /// Whether norms are written as mantissa and exponent, to [`NORMS`] and [`EXPONENTS`]. There are no bounds then.
     is_split: bool,
 }
 
@@ -59,8 +62,8 @@ impl Slices {
     ///
     /// # Safety
     ///
-    /// As [`Segment::new`], for as long as the slices or what [`Slices::prepare`] makes of them exist; norms and outputs
-    /// are written. The strides of norms and bounds along reduced axes are not used.
+    /// As [`Segment::new`], for as long as the slices, or the [`PreparedSlices`] that they become, exist; norms and
+    /// outputs are written. The strides of norms and bounds along reduced axes are not used.
     pub unsafe fn new(
         dtype: DType,
         shape: &[usize],
@@ -69,7 +72,7 @@ impl Slices {
         order: Order,
     ) -> Result<Self, OutOfMemory> {
         let mut base = operands.map(|operand| operand.map_or(std::ptr::null_mut(), |o| o.pointer));
-        // One more for the parts of complex numbers.
+        // One more for the real and imaginary parts of complex numbers.
         let (mut kept, mut reduced) = (with_capacity(shape.len())?, with_capacity(shape.len() + 1)?);
         for (axis, len) in shape.iter().enumerate() {
             if *len == 1 {
@@ -110,7 +113,7 @@ impl Slices {
         operands: [Option<Operand>; OPERANDS],
         order: Order,
     ) -> Result<Self, OutOfMemory> {
-        // SAFETY: the caller's contract.
+        // SAFETY: by the contract of this function.
         let slices = unsafe { Self::new(dtype, shape, is_reduced, operands, order)? };
         Ok(Self { is_split: true, ..slices })
     }
@@ -146,7 +149,7 @@ impl Slices {
         self.base[INPUT] == self.base[OUTPUT]
     }
 
-    /// Whether outputs are to be written past the cache.
+    /// Whether outputs are written past the cache.
     fn is_streaming(&self) -> bool {
         self.has_output() && !self.is_in_place() && self.bytes() >= STREAM_BYTES
     }
@@ -163,7 +166,8 @@ impl Slices {
     /// While the segment exists, the slice's output must not be accessed in another way.
     unsafe fn segment(&self, index: usize, layout: &Layout) -> Result<Segment, OutOfMemory> {
         let is_written = [false, self.has_output(), false, false];
-        // SAFETY: the slice lies inside the memory that the contract of `new` is about; and the caller's contract.
+        // SAFETY: the slice lies inside of memory that is valid by the contract of `new`; its output is not accessed in
+        // another way by the contract of this function.
         Ok(unsafe {
             Segment::with_layout(
                 self.dtype,
@@ -229,8 +233,8 @@ impl Slices {
         }
     }
 
-    /// Allocates all that [`PreparedSlices::finish`] needs, and measures the slices if that is a pass of its own. May
-    /// write norms, and writes no output.
+    /// Allocates all memory that [`PreparedSlices::finish`] needs, and measures the slices if that is a separate pass.
+    /// May write norms, and writes no output.
     pub fn prepare(self, context: Context) -> Result<PreparedSlices, OutOfMemory> {
         let has_no_work = self.is_empty() && self.base[NORMS].is_null();
         let strategy = if self.count() == 0 || has_no_work {
@@ -241,7 +245,7 @@ impl Slices {
             Strategy::Columns(with_float!(
                 self.dtype.scalar,
                 T => self.prepare_columns::<T>(context)?,
-                else unreachable!("integers are refused at the edge")
+                else unreachable!("the bindings reject integers")
             ))
         } else {
             self.prepare_rows(context)?
@@ -249,7 +253,7 @@ impl Slices {
         Ok(PreparedSlices { slices: self, strategy })
     }
 
-    /// Measures slices of more than a chunk, as tensors of their own.
+    /// Measures slices of more than a chunk, as separate tensors.
     fn prepare_tensors(&self, context: Context) -> Result<Strategy, OutOfMemory> {
         let layout = self.layout()?;
         let count = self.count();
@@ -264,7 +268,8 @@ impl Slices {
         Ok(Strategy::Tensors { workspace, segments, plan, actions })
     }
 
-    /// Bytes that decide on the number of threads for rows: every slice takes some work besides its elements.
+    /// Bytes that determine the number of threads for rows: at least 16 for each slice, because a slice costs time
+    /// besides that of its elements.
     fn bytes_of_rows(&self) -> usize {
         self.bytes().max(16 * self.count())
     }
@@ -303,7 +308,7 @@ impl Slices {
                     // SAFETY: as above.
                     let action = unsafe { self.store_norm(at, magnitude) };
                     if self.has_output() && !(action == Action::Keep && self.is_in_place()) {
-                        ChunkMut::whole(&mut segment).update(streaming, scratch, |run: Run<T>, _| {
+                        ChunkMut::from_segment(&mut segment).update(streaming, scratch, |run: Run<T>, _| {
                             act(level, action, run);
                             true
                         });
@@ -315,7 +320,7 @@ impl Slices {
     }
 }
 
-/// Slices together with all that clipping them needs.
+/// Slices together with all memory that is needed to clip them.
 pub struct PreparedSlices {
     slices: Slices,
     strategy: Strategy,
@@ -325,7 +330,7 @@ pub struct PreparedSlices {
 enum Strategy {
     /// There are no slices.
     Nothing,
-    /// Slices of more than a chunk, which have been measured.
+    /// Slices of more than a chunk, which have been measured, and the action on each.
     Tensors { workspace: Workspace, segments: Vec<Segment>, plan: Plan, actions: Vec<Action> },
     /// Slices side by side, which have been measured.
     Columns(Columns),
@@ -339,7 +344,7 @@ impl PreparedSlices {
         self.slices.bytes()
     }
 
-    /// Measures every slice that was not measured before, and clips all if there is an output. Cannot fail.
+    /// Measures the slices that have not been measured, and clips all of them if there is an output. Cannot fail.
     pub fn finish(&mut self) {
         let Self { slices, strategy } = self;
         match strategy {
@@ -387,7 +392,7 @@ mod tests {
     use crate::engine::isa;
     use crate::scalar::Scalar;
 
-    /// Clips `data` of this shape and memory order along `axes`; returns what it became and the norms.
+    /// Clips `data` of this shape and these strides along `axes`, out of place. Returns the output and the norms.
     fn clip(
         data: &[f32],
         shape: &[usize],
@@ -411,7 +416,7 @@ mod tests {
             step *= shape[axis] as isize;
         }
         let none = vec![0; shape.len()];
-        // SAFETY: everything outlives the call, and the strides stay inside.
+        // SAFETY: all arrays outlive the call, and the strides stay inside of them.
         unsafe {
             let operand =
                 |pointer, strides, scalar, is_written| Some(Operand { pointer, strides, scalar, is_written });
@@ -428,12 +433,13 @@ mod tests {
         (output, norms)
     }
 
-    fn element(strides: &[isize], index: &[usize]) -> usize {
+    /// Returns the position of an element in the data.
+    fn position(strides: &[isize], index: &[usize]) -> usize {
         index.iter().zip(strides).map(|(i, s)| *i as isize * s).sum::<isize>() as usize
     }
 
     #[test]
-    fn every_axis_of_every_memory_order_agrees_with_a_plain_loop() {
+    fn all_axes_and_memory_orders_agree_with_a_simple_loop() {
         let shape = [5, 33, 700];
         let n = shape.iter().product();
         let data: Vec<f32> = crate::kernels::oracle::samples(n).into_iter().map(|v| v as f32).collect();
@@ -448,7 +454,7 @@ mod tests {
                                 let index = [i, j, k];
                                 let key: Vec<usize> =
                                     (0..3).filter(|a| !axes.contains(a)).map(|a| index[a]).collect();
-                                f(sums.entry(key).or_insert(0.0), element(&strides, &index));
+                                f(sums.entry(key).or_insert(0.0), position(&strides, &index));
                             }
                         }
                     }
@@ -482,7 +488,7 @@ mod tests {
                 for k in 0..shape[2] {
                     let index = [i, j, k];
                     let key: Vec<usize> = (0..3).filter(|a| !axes.contains(a)).map(|a| index[a]).collect();
-                    *sums.entry(key).or_insert(0.0) += f64::from(data[element(strides, &index)]).powi(2);
+                    *sums.entry(key).or_insert(0.0) += f64::from(data[position(strides, &index)]).powi(2);
                 }
             }
         }
@@ -490,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn long_slices_are_tensors_and_empty_ones_have_norm_zero() {
+    fn slices_of_more_than_a_chunk_and_empty_slices() {
         let n = 2 * (CHUNK + 5);
         let data: Vec<f32> = vec![1.0; n];
         let (got, norms) = clip(&data, &[2, CHUNK + 5], &[(CHUNK + 5) as isize, 1], &[1], 1.0, 2);

@@ -17,8 +17,8 @@ use partial::{Reduction, largest, powers, squares};
 use scaled::{Partial, measure_scaled, measure_with};
 use std::ops::Range;
 
-/// Returns the magnitude of each segment, in one pass over all of them. Orders other than 1, 2 and ∞ take two passes over
-/// each segment, the first of which finds the largest element.
+/// Returns the magnitude of each segment, in one pass over all of them. Orders other than 1, 2 and ∞ take two passes
+/// over each segment, the first of which finds the largest element.
 ///
 /// A float64 segment whose sum overflows or underflows is read again, scaled by a power of two.
 pub fn measure<const N: usize>(
@@ -56,8 +56,8 @@ pub fn measure<const N: usize>(
     }
 }
 
-/// Returns the magnitude of a segment of at most one chunk, computed by the calling thread without an allocation. It has
-/// the bits that [`measure`] returns.
+/// Returns the magnitude of a segment of at most one chunk, computed by the calling thread without an allocation. It
+/// has the bits that [`measure`] returns.
 pub fn measure_chunk<const N: usize>(
     level: Level,
     segment: &Segment<N>,
@@ -103,8 +103,8 @@ fn reduce_segments<const N: usize>(
     }))
 }
 
-/// Whether the sum of a segment may have overflowed or underflowed, so that it must be computed again with scaling. Only
-/// float64 segments do.
+/// Whether the sum of a segment may have overflowed or underflowed, so that it must be computed again with scaling.
+/// Only float64 segments do.
 fn needs_scaling<const N: usize>(segment: &Segment<N>, magnitude: Magnitude, order: Order) -> bool {
     let sum = magnitude.value;
     let is_out_of_range = match order {

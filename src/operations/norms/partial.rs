@@ -56,8 +56,8 @@ pub fn squares_scaled<const N: usize>(
     segment.read(range, scratch, |x: &[f64]| sum_squares_scaled(level, x, factor))
 }
 
-/// Returns max|x| of the reals of a range; 0 for integers. If `is_complex`, returns max|z·factor| of its complex numbers
-/// instead.
+/// Returns max|x| of the reals of a range; 0 for integers. If `is_complex`, returns max|z·factor| of its complex
+/// numbers instead.
 pub fn largest<const N: usize>(
     level: Level,
     segment: &Segment<N>,

@@ -1,4 +1,4 @@
-//! First values of slots.
+//! Initial values of slots.
 
 use crate::allocation::OutOfMemory;
 use crate::engine::exec::{self, Direction};
@@ -7,7 +7,7 @@ use crate::engine::segment::Segment;
 use crate::engine::workspace::{Context, Workspace};
 use crate::scalar::Scalar;
 
-/// Fills each segment, which is dense and of float32 or float64, with its value.
+/// Fills each segment with its initial value. The segments must be dense, and float32 or float64.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! Conversion of a block of an array to the type of the arithmetic, and back.
+//! Loading and storing a block of an array, with conversion to the type of the arithmetic and back.
 
 use super::{BLOCK, COPY, GRADIENT, Gradient, GradientTransform, OPERANDS, RowGradient};
 use crate::engine::exec::ChunkMut;
@@ -16,11 +16,11 @@ use std::ops::Range;
 
 /// A type that updates are computed in: float32 or float64.
 pub trait Arithmetic: Real {
-    /// The type.
+    /// The same type, as known at run time.
     const SCALAR: Scalar;
 
-    /// Loads a block of the gradient, transformed but for the factor that is returned, with which it remains to be
-    /// multiplied. `plain_factor` is the transform's factor where that is all of the transform.
+    /// Loads a block of the gradient, transformed except for the factor that is returned, by which the caller must
+    /// multiply it. `plain_factor` is the factor of a transform that only multiplies.
     fn load_gradient(
         level: Level,
         gradient: Gradient,
@@ -75,7 +75,7 @@ where
         let Gradient { transform: GradientTransform { factor, clamp }, rows } = gradient;
         let scalar = rows.map_or_else(|| chunk.scalar_of(GRADIENT), |rows| Some(rows.values.scalar()));
         let Some(scalar) = scalar else { unreachable!("every update has a gradient") };
-        // Conversion may take a float64 out of the range of the arithmetic: it is scaled before.
+        // Conversion of a float64 may overflow or underflow in the type of the arithmetic: it is scaled before.
         let is_scaled_first = scalar.size() > size_of::<R>();
         let early = if is_scaled_first { factor } else { Factor::ONE };
         with_float!(
@@ -84,7 +84,7 @@ where
                 None => load_scaled::<T, R>(level, chunk, block, to, early),
                 Some(rows) => load_rows::<T, R>(level, rows, &block, to, early),
             },
-            else unreachable!("gradients are floats: checked at the edge")
+            else unreachable!("gradients are floats: the bindings check it")
         );
         if let (false, Some(factor)) = (is_scaled_first, plain_factor) {
             return factor;
@@ -119,7 +119,7 @@ where
                 chunk.gather(operand, block, values);
                 convert(level, values, to);
             },
-            else unreachable!("variables and slots are floats: checked at the edge")
+            else unreachable!("variables and slots are floats: the bindings check it")
         );
     }
 
@@ -145,7 +145,7 @@ where
                 convert(level, from, values);
                 chunk.scatter(operand, block, values);
             },
-            else unreachable!("variables, slots and copies are floats: checked at the edge")
+            else unreachable!("variables, slots and copies are floats: the bindings check it")
         );
     }
 }
@@ -169,7 +169,8 @@ fn load_scaled<G: Convert<R> + Float, R: Real>(
     }
 }
 
-/// Loads a block of a gradient of rows, multiplied by `factor` before it is converted: zeros where there is no row.
+/// Loads a block of a gradient of rows, multiplied by `factor` before it is converted. Rows that the gradient lacks are
+/// zeros.
 fn load_rows<G: Convert<R> + Float, R: Real>(
     level: Level,
     rows: &RowGradient,
@@ -186,19 +187,15 @@ fn load_rows<G: Convert<R> + Float, R: Real>(
         if *row > last {
             break;
         }
-        let within = (row * len).max(block.start)..((row + 1) * len).min(block.end);
-        let at = position * len + (within.start - row * len);
-        let values = &mut buffer[..within.len()];
-        values.copy_from_slice(rows.values.run(0, at..at + within.len()));
-        scale_and_convert(
-            level,
-            values,
-            &mut to[within.start - block.start..within.end - block.start],
-            factor,
-        );
+        let reals = (row * len).max(block.start)..((row + 1) * len).min(block.end);
+        let at = position * len + (reals.start - row * len);
+        let values = &mut buffer[..reals.len()];
+        values.copy_from_slice(rows.values.run(0, at..at + reals.len()));
+        scale_and_convert(level, values, &mut to[reals.start - block.start..reals.end - block.start], factor);
     }
 }
 
+/// Multiplies `from` by `factor` in place, and converts it into `to`.
 fn scale_and_convert<G: Convert<R> + Float, R>(level: Level, from: &mut [G], to: &mut [R], factor: Factor) {
     if factor != Factor::ONE {
         perform(level, Scaling(factor), Run::InPlace(from));

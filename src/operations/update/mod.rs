@@ -1,9 +1,9 @@
 //! An optimizer's step: updates variables, their slots and their low-precision copies in one pass.
 //!
-//! Arithmetic is in float64 for float64 variables, and in float32 for all others, whose values are rounded once when they
-//! are stored. The gradient is converted to that type, scaled (which is how it is clipped: no clipped gradient is written)
-//! and clamped a block at a time. Contiguous arrays of the type of the arithmetic, whose gradients need only a factor, are
-//! updated a whole chunk at a time.
+//! Arithmetic is in float64 for float64 variables, and in float32 for all others, whose values are rounded once when
+//! they are stored. The gradient is converted to that type, scaled (which clips it: no clipped gradient is written to
+//! memory) and clamped a block at a time. Contiguous arrays of the type of the arithmetic, whose gradients need only a
+//! factor, are updated a chunk at a time.
 
 mod fill;
 mod load_store;
@@ -27,58 +27,59 @@ use std::ops::Range;
 
 /// Number of operands of an update.
 pub const OPERANDS: usize = 3 + MAX_SLOTS;
-/// The operand that is updated. It leads: the others are walked in its order.
+/// Index of the variable among the operands. It leads: all operands are read and written in the order of its addresses.
 pub const VARIABLE: usize = 0;
-/// The operand that is read.
+/// Index of the gradient.
 pub const GRADIENT: usize = 1;
-/// The first slot.
+/// Index of the first slot.
 pub const SLOTS: usize = 2;
-/// The low-precision copy.
+/// Index of the low-precision copy.
 pub const COPY: usize = 2 + MAX_SLOTS;
 
-/// What is done to a gradient before the rule is applied.
+/// Transformation of a gradient before the rule is applied.
 #[derive(Clone, Copy, Debug)]
 pub struct GradientTransform {
-    /// Multiplies every element.
+    /// Factor by which every element is multiplied.
     pub factor: Factor,
-    /// Bounds the magnitude of every element after that, if given.
+    /// Bound of the absolute value of every element after that; None for no bound.
     pub clamp: Option<f64>,
 }
 
 impl GradientTransform {
-    /// Leaves the gradient as it is.
+    /// Leaves the gradient unchanged.
     pub const IDENTITY: Self = Self { factor: Factor::ONE, clamp: None };
 }
 
 /// The update of one variable, or of a part of it.
 #[derive(Debug)]
 pub struct ParameterUpdate {
-    /// Variable, gradient, slots and copy. All are written but the gradient, which is absent if it is one of rows.
+    /// Variable, gradient, slots and copy. All but the gradient are written. The gradient is absent if it is a
+    /// [`RowGradient`].
     pub segment: Segment<OPERANDS>,
-    /// How it is updated.
+    /// Parameters of the update.
     pub parameters: UpdateParameters,
 }
 
-/// How a variable is updated.
+/// Parameters of the update of one variable.
 #[derive(Debug)]
 pub struct UpdateParameters {
-    /// Index of the gradient among those of the step, which have one transform each.
+    /// Index of the gradient, and of its transform, among those of the step.
     pub gradient: usize,
     /// Index of the set of hyper-parameters among those of the step.
     pub hyper: usize,
-    /// The gradient, if it has values for some rows of the variable and is 0 elsewhere.
+    /// The gradient, if it has values for some rows of the variable only and is 0 elsewhere.
     pub rows: Option<Box<RowGradient>>,
 }
 
-/// A gradient with values for some rows of its variable, for rules that change all rows. The segment of the variable
-/// is dense.
+/// A gradient with values for some rows of its variable, for rules that change the other rows too. The segment of the
+/// variable must be dense.
 #[derive(Debug)]
 pub struct RowGradient {
-    /// Indices of the rows, ascending, each once.
+    /// Indices of the rows, in ascending order, without duplicates.
     pub indices: Box<[usize]>,
-    /// Reals in a row.
+    /// Number of reals in a row.
     pub row_len: usize,
-    /// The rows, one after the other: dense.
+    /// Values of the rows, one after the other: dense.
     pub values: Segment<1>,
 }
 
@@ -94,20 +95,21 @@ impl Task<OPERANDS> for ParameterUpdate {
     }
 }
 
-/// Reals that are loaded at a time: so few that reading the next gradients overlaps with writing what was updated.
+/// Number of reals that are loaded at a time: so few that reading the next gradients overlaps with writing the last
+/// results.
 /// ARCHITECTURE.md has the measurement.
 const BLOCK: usize = 256;
 
-/// What the updates of a step refer to by index.
+/// Parameters that the updates of a step share, and refer to by index.
 #[derive(Clone, Copy)]
 pub struct StepParameters<'a> {
     /// One or more sets of the rule's hyper-parameters, one after the other.
     pub hyper: &'a [f64],
-    /// What is done to each gradient.
+    /// The transform of each gradient.
     pub transforms: &'a [GradientTransform],
 }
 
-/// Takes a step.
+/// Performs an optimizer's step: all updates, in one pass.
 ///
 /// # Errors
 ///
@@ -124,10 +126,11 @@ pub fn step(
     kind.with(first, Step { workspace, parameters, hyper_count, updates, plan })
 }
 
+/// The arguments of [`step`], for the rule that `RuleKind::with` selects.
 struct Step<'a> {
     workspace: &'a Workspace,
     parameters: StepParameters<'a>,
-    /// Hyper-parameters in a set.
+    /// Number of hyper-parameters in a set.
     hyper_count: usize,
     updates: &'a mut [ParameterUpdate],
     plan: &'a Plan,
@@ -142,26 +145,27 @@ impl RuleVisitor for Step<'_> {
         let (level, transforms) = (self.workspace.level, self.parameters.transforms);
         let direction = Direction::Backwards;
         exec::for_each(self.workspace, self.updates, self.plan, direction, |_, parameters, chunk, _| {
-            let (narrow, wide) = rules[parameters.hyper];
+            let (rule_f32, rule_f64) = rules[parameters.hyper];
             let gradient =
                 Gradient { transform: transforms[parameters.gradient], rows: parameters.rows.as_deref() };
             match chunk.scalar() {
-                Scalar::F64 => update_chunk(level, wide, gradient, chunk),
-                _ => update_chunk(level, narrow, gradient, chunk),
+                Scalar::F64 => update_chunk(level, rule_f64, gradient, chunk),
+                _ => update_chunk(level, rule_f32, gradient, chunk),
             }
         });
         Ok(())
     }
 }
 
-/// A gradient and what is done to it.
+/// A gradient and its transform.
 #[derive(Clone, Copy)]
 struct Gradient<'a> {
     transform: GradientTransform,
-    /// The rows, if it is a gradient of rows; else it is the operand [`GRADIENT`].
+    /// The values, if they are those of some rows; None if they are the operand [`GRADIENT`].
     rows: Option<&'a RowGradient>,
 }
 
+/// Updates one chunk of a variable and its slots and copy.
 fn update_chunk<R: Arithmetic, K: Rule<R, N>, const N: usize>(
     level: Level,
     rule: K,
@@ -192,7 +196,8 @@ fn update_chunk<R: Arithmetic, K: Rule<R, N>, const N: usize>(
             let (w, slots) = chunk.runs_mut::<R, N>(VARIABLE, SLOTS..SLOTS + N, &block);
             update(level, rule, factor, g, w, slots);
             if chunk.scalar_of(COPY).is_some() {
-                // The gradient's block is free now, and the variable is borrowed with its chunk.
+                // The block of the gradient is not needed any more, and the copy cannot be written while the variable
+                // is borrowed from the same chunk.
                 g.copy_from_slice(chunk.run_mut(VARIABLE, block.clone()));
                 R::store_copy(level, &mut chunk, block, g);
             }
@@ -202,8 +207,8 @@ fn update_chunk<R: Arithmetic, K: Rule<R, N>, const N: usize>(
     }
 }
 
-/// Updates a block of arrays that are strided, or of other types than the arithmetic: they are loaded into buffers, and
-/// stored when they have been updated.
+/// Updates a block of arrays that are strided, or of other types than the arithmetic: they are loaded into buffers,
+/// updated there, and stored.
 fn update_staged<R: Arithmetic, K: Rule<R, N>, const N: usize>(
     level: Level,
     rule: K,
@@ -238,7 +243,7 @@ mod tests {
     use crate::kernels::oracle::samples;
     use half::{bf16, f16};
 
-    /// Hyper-parameters that are in the range of each.
+    /// Returns valid hyper-parameters of a rule.
     fn hyper(kind: RuleKind) -> Vec<f64> {
         let value = |name: &str| match name {
             "learning_rate_power" => -0.5,
@@ -250,20 +255,19 @@ mod tests {
         kind.hyper().iter().map(|name| value(name)).collect()
     }
 
-    /// The rule on one number after the other, without a register or a driver.
-    struct Plainly<'a> {
+    /// Reference: applies a rule to one number after the other, without SIMD.
+    struct ScalarUpdate<'a> {
         g: &'a [f32],
         w: &'a mut [f32],
         slots: &'a mut [Vec<f32>],
     }
 
-    impl RuleVisitor for Plainly<'_> {
+    impl RuleVisitor for ScalarUpdate<'_> {
         type Result = ();
 
-        fn visit<A: Rule<f32, N>, B: Rule<f64, N>, const N: usize>(self, narrow: A, _: B) {
+        fn visit<A: Rule<f32, N>, B: Rule<f64, N>, const N: usize>(self, rule: A, _: B) {
             for i in 0..self.w.len() {
-                let (w, slots) =
-                    narrow.update(self.g[i], self.w[i], std::array::from_fn(|k| self.slots[k][i]));
+                let (w, slots) = rule.update(self.g[i], self.w[i], std::array::from_fn(|k| self.slots[k][i]));
                 self.w[i] = w.canonical();
                 (0..N).for_each(|k| self.slots[k][i] = slots[k].canonical());
             }
@@ -274,6 +278,7 @@ mod tests {
         samples(n).into_iter().map(|v| (v as f32).clamp(-9.0, 9.0)).collect()
     }
 
+    /// A gradient, a variable, its slots and its low-precision copy.
     struct Case {
         g: Vec<f32>,
         w: Vec<f32>,
@@ -288,7 +293,7 @@ mod tests {
             Self { g: gradient(n), w, slots, copy: vec![bf16::ZERO; n] }
         }
 
-        /// Variable, gradient, slots, and the copy if it is asked for, as contiguous runs.
+        /// Returns the arrays as contiguous runs, without the copy unless `with_copy`.
         fn runs(&mut self, with_copy: bool) -> [Option<Run>; OPERANDS] {
             let mut runs = [None; OPERANDS];
             runs[VARIABLE] = Some(run(&mut self.w, Scalar::F32, true));
@@ -300,10 +305,10 @@ mod tests {
             runs
         }
 
-        /// The update of all of them.
+        /// Returns the update of all arrays.
         fn update(&mut self, with_copy: bool) -> ParameterUpdate {
             let (len, runs) = (self.w.len(), self.runs(with_copy));
-            of(Segment::dense_in_test(false, len, runs))
+            parameter_update(Segment::dense_in_test(false, len, runs))
         }
 
         fn bits(&self) -> Vec<u32> {
@@ -315,12 +320,12 @@ mod tests {
         Run { pointer: values.as_mut_ptr().cast(), scalar, is_written }
     }
 
-    fn of(segment: Segment<OPERANDS>) -> ParameterUpdate {
+    fn parameter_update(segment: Segment<OPERANDS>) -> ParameterUpdate {
         let parameters = UpdateParameters { gradient: 0, hyper: 0, rows: None };
         ParameterUpdate { segment, parameters }
     }
 
-    fn take_with(
+    fn run_step(
         kind: RuleKind,
         parameters: StepParameters,
         mut updates: Vec<ParameterUpdate>,
@@ -332,11 +337,11 @@ mod tests {
         step(&workspace, kind, parameters, &mut updates, &plan).unwrap();
     }
 
-    fn take(kind: RuleKind, update: ParameterUpdate, level: Level, threads: usize) {
-        take_transformed(kind, update, GradientTransform::IDENTITY, level, threads);
+    fn run_update(kind: RuleKind, update: ParameterUpdate, level: Level, threads: usize) {
+        run_transformed_update(kind, update, GradientTransform::IDENTITY, level, threads);
     }
 
-    fn take_transformed(
+    fn run_transformed_update(
         kind: RuleKind,
         update: ParameterUpdate,
         transform: GradientTransform,
@@ -344,20 +349,20 @@ mod tests {
         threads: usize,
     ) {
         let parameters = StepParameters { hyper: &hyper(kind), transforms: &[transform] };
-        take_with(kind, parameters, vec![update], level, threads);
+        run_step(kind, parameters, vec![update], level, threads);
     }
 
     #[test]
-    fn every_rule_has_the_same_bits_on_every_level_and_number_of_threads() {
+    fn bits_of_a_rule_depend_neither_on_simd_level_nor_on_threads() {
         for kind in RuleKind::ALL {
             for n in [1, 15, 16, 17, 1023, 5000] {
                 let mut want = Case::new(n, kind.slots());
-                kind.with(&hyper(*kind), Plainly { g: &want.g, w: &mut want.w, slots: &mut want.slots });
+                kind.with(&hyper(*kind), ScalarUpdate { g: &want.g, w: &mut want.w, slots: &mut want.slots });
                 for level in isa::all() {
                     for (threads, with_copy) in [(1, false), (3, false), (2, true)] {
                         let mut case = Case::new(n, kind.slots());
                         let update = case.update(with_copy);
-                        take(*kind, update, level, threads);
+                        run_update(*kind, update, level, threads);
                         assert!(case.bits() == want.bits(), "{kind:?} {level:?} {n}");
                         if with_copy {
                             let copy = want.w.iter().map(|v| bf16::from_f32(*v).to_bits());
@@ -370,11 +375,11 @@ mod tests {
     }
 
     #[test]
-    fn walked_memory_is_updated_as_a_run_is_and_what_lies_between_stays() {
+    fn a_strided_variable_is_updated_like_a_dense_one_and_gaps_are_not_written() {
         for kind in RuleKind::ALL {
             let n = 3000;
             let mut want = Case::new(n, kind.slots());
-            kind.with(&hyper(*kind), Plainly { g: &want.g, w: &mut want.w, slots: &mut want.slots });
+            kind.with(&hyper(*kind), ScalarUpdate { g: &want.g, w: &mut want.w, slots: &mut want.slots });
             let mut case = Case::new(n, kind.slots());
             let mut spread: Vec<f32> = case.w.iter().flat_map(|v| [*v, 77.0]).collect();
             let runs = case.runs(true);
@@ -391,8 +396,8 @@ mod tests {
                 ..operands[VARIABLE].unwrap()
             };
             operands[VARIABLE] = Some(variable);
-            let update = of(Segment::in_test(false, &[n], operands));
-            take(*kind, update, isa::detected(), 3);
+            let update = parameter_update(Segment::in_test(false, &[n], operands));
+            run_update(*kind, update, isa::detected(), 3);
             case.w = spread.iter().step_by(2).copied().collect();
             assert!(case.bits() == want.bits(), "{kind:?}");
             assert!(spread.iter().skip(1).step_by(2).all(|v| *v == 77.0));
@@ -400,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_a_gradient_that_is_zero_elsewhere() {
+    fn a_row_gradient_equals_a_gradient_that_is_zero_elsewhere() {
         let (rows_count, len) = (700, 3);
         let indices: Box<[usize]> = (0..rows_count).filter(|row| row % 5 == 2 || *row > 690).collect();
         for kind in [RuleKind::Adam, RuleKind::AdamW] {
@@ -410,37 +415,37 @@ mod tests {
             }
             let mut case = Case::new(rows_count * len, 2);
             case.g = indices.iter().flat_map(|row| want.g[row * len..(row + 1) * len].to_vec()).collect();
-            kind.with(&hyper(kind), Plainly { g: &want.g, w: &mut want.w, slots: &mut want.slots });
+            kind.with(&hyper(kind), ScalarUpdate { g: &want.g, w: &mut want.w, slots: &mut want.slots });
             let mut values = case.g.clone();
-            let len_of_rows = values.len();
+            let values_len = values.len();
             let rows = [Some(run(&mut values, Scalar::F32, false))];
-            let rows = Segment::dense_in_test(false, len_of_rows, rows);
+            let rows = Segment::dense_in_test(false, values_len, rows);
             let mut runs = case.runs(false);
             runs[GRADIENT] = None;
-            let mut update = of(Segment::dense_in_test(false, rows_count * len, runs));
+            let mut update = parameter_update(Segment::dense_in_test(false, rows_count * len, runs));
             update.parameters.rows =
                 Some(Box::new(RowGradient { indices: indices.clone(), row_len: len, values: rows }));
-            take(kind, update, isa::detected(), 2);
+            run_update(kind, update, isa::detected(), 2);
             assert!(case.bits() == want.bits(), "{kind:?}");
         }
     }
 
     #[test]
     fn gradients_are_scaled_then_clamped_and_may_be_of_any_float_type() {
-        fn check<G: Float>(scalar: Scalar, make: impl Fn(f32) -> G) {
+        fn check<G: Float>(scalar: Scalar, convert: impl Fn(f32) -> G) {
             let n = 2100;
             for factor in [Factor::ONE, Factor::new(0.3, 1.0, 0), Factor::new(1e-42, 1.0, 0)] {
                 for clamp in [None, Some(0.25)] {
                     let mut case = Case::new(n, 0);
-                    let mut g: Vec<G> = case.g.iter().map(|v| make(*v)).collect();
+                    let mut g: Vec<G> = case.g.iter().map(|v| convert(*v)).collect();
                     let mut runs = case.runs(false);
                     runs[GRADIENT] = Some(run(&mut g, scalar, false));
-                    let update = of(Segment::dense_in_test(false, n, runs));
+                    let update = parameter_update(Segment::dense_in_test(false, n, runs));
                     let transform = GradientTransform { factor, clamp };
                     let before = case.w.clone();
-                    take_transformed(RuleKind::GradientDescent, update, transform, isa::detected(), 2);
-                    let wide = factor.is_wide() || scalar == Scalar::F64;
-                    let scale = if wide { factor.wide * factor.lift } else { f64::from(factor.narrow) };
+                    run_transformed_update(RuleKind::GradientDescent, update, transform, isa::detected(), 2);
+                    let is_float64 = factor.is_wide() || scalar == Scalar::F64;
+                    let scale = if is_float64 { factor.wide * factor.lift } else { f64::from(factor.narrow) };
                     for i in 0..n {
                         let mut scaled = (g[i].to_f64() * scale) as f32;
                         if let Some(bound) = clamp {
@@ -457,8 +462,8 @@ mod tests {
         check(Scalar::BF16, bf16::from_f32);
     }
 
-    /// The values of a narrow type as float32.
-    fn widened<T: Float>(values: &[T]) -> Vec<f32> {
+    /// Converts values to float32.
+    fn to_float32<T: Float>(values: &[T]) -> Vec<f32> {
         values.iter().map(|v| v.to_f64() as f32).collect()
     }
 
@@ -466,23 +471,24 @@ mod tests {
     fn narrow_variables_and_slots_are_computed_in_float32_and_rounded_once() {
         fn check<W: Float, S: Float>(
             kind: RuleKind,
-            (variable, make_w): (Scalar, impl Fn(f32) -> W),
-            (slot, make_s): (Scalar, impl Fn(f32) -> S),
+            (variable, to_w): (Scalar, impl Fn(f32) -> W),
+            (slot, to_s): (Scalar, impl Fn(f32) -> S),
             stride: usize,
         ) {
             let n = 2600;
             let case = Case::new(n, kind.slots());
-            let mut w: Vec<W> = case.w.iter().map(|v| make_w(v * 1.37)).collect();
+            let mut w: Vec<W> = case.w.iter().map(|v| to_w(v * 1.37)).collect();
             let mut slots: Vec<Vec<S>> =
-                case.slots.iter().map(|slot| slot.iter().map(|v| make_s(v * 0.71)).collect()).collect();
-            let mut want_w = widened(&w);
-            let mut want_slots: Vec<Vec<f32>> = slots.iter().map(|slot| widened(slot)).collect();
-            kind.with(&hyper(kind), Plainly { g: &case.g, w: &mut want_w, slots: &mut want_slots });
+                case.slots.iter().map(|slot| slot.iter().map(|v| to_s(v * 0.71)).collect()).collect();
+            let mut want_w = to_float32(&w);
+            let mut want_slots: Vec<Vec<f32>> = slots.iter().map(|slot| to_float32(slot)).collect();
+            kind.with(&hyper(kind), ScalarUpdate { g: &case.g, w: &mut want_w, slots: &mut want_slots });
 
             let mut spread: Vec<W> = w.iter().flat_map(|v| std::iter::repeat_n(*v, stride)).collect();
             let mut g = case.g.clone();
             let bytes = |scalar: Scalar, stride: usize| [(scalar.size() * stride) as isize];
-            let (of_w, of_g, of_s) = (bytes(variable, stride), bytes(Scalar::F32, 1), bytes(slot, 1));
+            let (w_strides, g_strides, slot_strides) =
+                (bytes(variable, stride), bytes(Scalar::F32, 1), bytes(slot, 1));
             let mut operands = [None; OPERANDS];
             let operand = |run: Run, strides| {
                 Some(Operand {
@@ -492,19 +498,19 @@ mod tests {
                     is_written: run.is_written,
                 })
             };
-            operands[VARIABLE] = operand(run(&mut spread, variable, true), &of_w[..]);
-            operands[GRADIENT] = operand(run(&mut g, Scalar::F32, false), &of_g);
+            operands[VARIABLE] = operand(run(&mut spread, variable, true), &w_strides[..]);
+            operands[GRADIENT] = operand(run(&mut g, Scalar::F32, false), &g_strides);
             for (k, values) in slots.iter_mut().enumerate() {
-                operands[SLOTS + k] = operand(run(values, slot, true), &of_s);
+                operands[SLOTS + k] = operand(run(values, slot, true), &slot_strides);
             }
-            let update = of(Segment::in_test(false, &[n], operands));
-            take(kind, update, isa::detected(), 2);
+            let update = parameter_update(Segment::in_test(false, &[n], operands));
+            run_update(kind, update, isa::detected(), 2);
             w = spread.iter().step_by(stride).copied().collect();
             let bits = |v: f64| v.to_bits();
             for i in 0..n {
-                assert_eq!(bits(w[i].to_f64()), bits(make_w(want_w[i]).to_f64()), "{kind:?} {i}");
+                assert_eq!(bits(w[i].to_f64()), bits(to_w(want_w[i]).to_f64()), "{kind:?} {i}");
                 for (values, want) in slots.iter().zip(&want_slots) {
-                    assert_eq!(bits(values[i].to_f64()), bits(make_s(want[i]).to_f64()), "{kind:?} {i}");
+                    assert_eq!(bits(values[i].to_f64()), bits(to_s(want[i]).to_f64()), "{kind:?} {i}");
                 }
             }
         }
@@ -532,11 +538,11 @@ mod tests {
             update
         });
         let parameters = StepParameters { hyper: &sets, transforms: &[GradientTransform::IDENTITY] };
-        take_with(kind, parameters, updates.collect(), isa::detected(), 2);
+        run_step(kind, parameters, updates.collect(), isa::detected(), 2);
         for (i, case) in cases.iter().enumerate() {
             let mut want = Case::new(700 + i, 2);
             let hyper = &sets[i % 3 * count..(i % 3 + 1) * count];
-            kind.with(hyper, Plainly { g: &want.g, w: &mut want.w, slots: &mut want.slots });
+            kind.with(hyper, ScalarUpdate { g: &want.g, w: &mut want.w, slots: &mut want.slots });
             assert!(case.bits() == want.bits(), "{i}");
         }
     }

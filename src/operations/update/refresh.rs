@@ -1,4 +1,4 @@
-//! Low-precision copies of variables, written outside of a step.
+//! Low-precision copies of variables, written outside of an optimizer's step.
 
 use super::BLOCK;
 use crate::allocation::OutOfMemory;
@@ -12,7 +12,7 @@ use crate::kernels::convert::{Convert, convert};
 use crate::scalar::Scalar;
 use half::{bf16, f16};
 
-/// Writes a variable to its low-precision copy: operand 0 to operand 1, rounded once.
+/// Writes a variable (operand 0) to its low-precision copy (operand 1), rounded once.
 ///
 /// # Errors
 ///
@@ -29,7 +29,7 @@ pub fn refresh(context: Context, segment: &mut Segment<2>) -> Result<(), OutOfMe
             (Scalar::F64, Some(Scalar::F16)) => convert_chunk::<f64, f16>(level, chunk),
             (Scalar::F64, Some(Scalar::BF16)) => convert_chunk::<f64, bf16>(level, chunk),
             (Scalar::F64, Some(Scalar::F32)) => convert_chunk::<f64, f32>(level, chunk),
-            _ => unreachable!("copies are narrower floats: checked at the edge"),
+            _ => unreachable!("copies are narrower floats: the bindings check it"),
         }
     });
     Ok(())
