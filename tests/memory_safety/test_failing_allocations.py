@@ -25,7 +25,18 @@ from support import fresh_python
 
 FOLDER = Path(__file__).parent
 THOROUGH = os.environ.get("FASTCLIP_THOROUGH", "0") != "0"
-GROUPS = ("norms", "global", "one", "value", "rules", "optimizers", "gradient_options", "state", "errors")
+GROUPS = (
+    "norms",
+    "global",
+    "one",
+    "value",
+    "rules",
+    "optimizers",
+    "caller_slots",
+    "gradient_options",
+    "state",
+    "errors",
+)
 #: For each mode, how many allocations of a call fail in turn.
 MODES = {"one": 18, "all": 9, "anywhere": 6, "cold": 6, "objects": 18}
 

@@ -6,7 +6,6 @@ The compiled part takes them for optimizers that keep their state elsewhere. The
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import ml_dtypes
@@ -17,57 +16,11 @@ import pytest
 import fastclip
 from fastclip import _core
 from fastclip.train import AdagradOptimizer, AdamOptimizer, GradientDescentOptimizer, MomentumOptimizer
+from support.caller_steps import RULES, CallerStep, Parameter
 from support.reference_optimizers import ReferenceOptimizer
 
 Array = npt.NDArray[Any]
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-
-#: The number of slots of some rules, with hyper-parameters in the rule's order.
-RULES: dict[str, tuple[int, tuple[float, ...]]] = {
-    "gradient_descent": (0, (0.1,)),
-    "momentum": (1, (0.1, 0.9, 1.0)),
-    "adagrad": (1, (0.1,)),
-    "adam": (2, (0.02, 0.9, 0.999, 1e-8, math.nan, math.nan)),
-    "centered_rms_prop": (3, (0.05, 0.9, 0.5, 1e-3)),
-}
-
-
-@dataclass
-class Parameter:
-    """A variable with all that its update takes."""
-
-    variable: Array
-    slots: list[Array]
-    copy: Array | None = None
-    hyper: int = 0
-    step_count: Array | None = None
-
-
-@dataclass
-class CallerStep:
-    """An optimizer that keeps no state in the compiled part."""
-
-    rule: str
-    hyper: list[tuple[float, ...]] = field(default_factory=list)
-    clip: str = "none"
-    bound: float = math.inf
-    on_nonfinite: str = "propagate"
-
-    def __post_init__(self) -> None:
-        self.hyper = self.hyper or [RULES[self.rule][1]]
-        self.slots = _core.CallerSlots(self.rule)
-        self.clipping = _core.GradientClipping(self.clip, self.bound, self.on_nonfinite)
-        self.skipped, self.report = np.array(0, np.int64), np.zeros(3)
-
-    def take(self, gradients: list[Any], parameters: list[Parameter], loss_scale: float = 1.0) -> bool:
-        pairs = [
-            (gradient, p.variable, tuple(p.slots), p.copy, p.hyper, p.step_count)
-            for gradient, p in zip(gradients, parameters, strict=True)
-        ]
-        request = _core.StepRequest(
-            self.slots, pairs, lambda: (self.hyper, [], self.skipped, self.report), self.clipping, loss_scale
-        )
-        return _core.take_step(request)
 
 
 def make(

@@ -32,7 +32,6 @@ pub fn rule_kind(name: &str) -> Result<RuleKind, Error> {
 }
 
 /// Where the slots of a step are.
-#[derive(FromPyObject)]
 enum SlotSource {
     /// In memory that the optimizer keeps.
     Kept(Py<Slots>),
@@ -85,14 +84,24 @@ impl StepRequest {
     #[new]
     #[pyo3(signature = (slots, pairs, numbers, clipping, loss_scale, global_step = None))]
     fn new(
-        slots: SlotSource,
+        slots: &Bound<'_, PyAny>,
         pairs: Py<PyList>,
         numbers: Py<PyAny>,
         clipping: Py<GradientClipping>,
         loss_scale: f64,
         global_step: Option<Py<PyAny>>,
-    ) -> Self {
-        Self { slots, pairs, numbers, clipping, loss_scale, global_step }
+    ) -> PyResult<Self> {
+        // By hand: the derived extraction of an enum creates exceptions on the way, and panics where memory runs out.
+        entry_that_reads(slots.py(), || {
+            let slots = if let Ok(slots) = slots.cast_exact::<Slots>() {
+                SlotSource::Kept(slots.clone().unbind())
+            } else if let Ok(slots) = slots.cast_exact::<CallerSlots>() {
+                SlotSource::Caller(slots.clone().unbind())
+            } else {
+                return Err(Error::Type("slots must be Slots or CallerSlots".into()).into());
+            };
+            Ok(Self { slots, pairs, numbers, clipping, loss_scale, global_step })
+        })
     }
 }
 

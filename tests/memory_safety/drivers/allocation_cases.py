@@ -15,6 +15,7 @@ import numpy as np
 
 import fastclip
 from fastclip import IndexedSlices
+from support.caller_steps import RULES, CallerStep, Parameter
 from support.training_cases import VARIANTS, build
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -434,6 +435,29 @@ def _optimizers() -> Iterator[tuple[str, Case]]:
                 yield f"{variant}/{kind}/step {steps + 1}", step(variant, PAIRS[kind], steps=steps)
 
 
+def _caller_step(rule: str, gradients: list[Any], variables: list[Any], **options: Any) -> Case:
+    def make() -> Prepared:
+        count = RULES[rule][0]
+        parameters = []
+        for variable in variables:
+            slots = [np.full(variable.shape, 0.5, variable.dtype) for _ in range(count)]
+            parameters.append(Parameter(variable.copy(), slots, step_count=np.zeros(())))
+        parameters[0].copy = np.zeros(parameters[0].variable.shape, np.float16)
+        caller = CallerStep(rule, **options)
+        held = [[p.variable, *p.slots, p.copy, p.step_count] for p in parameters]
+        contents = lambda: memory(gradients, *held, caller.skipped, caller.report)  # noqa: E731
+        return Prepared(lambda: caller.take(gradients, parameters), contents)
+
+    return make
+
+
+def _caller_slots() -> Iterator[tuple[str, Case]]:
+    for rule in RULES:
+        for kind in ("small", "mixed", "overlapping", "large"):
+            yield f"{rule}/{kind}", _caller_step(rule, *PAIRS[kind](), clip="global_norm", bound=0.5)
+        yield f"{rule}/nan", _caller_step(rule, *_with_nan(), on_nonfinite="skip")
+
+
 def _gradient_options() -> Iterator[tuple[str, Case]]:
     for variant in ("Adam", "Nesterov", "GradientDescent"):
         for kind in PAIRS:
@@ -576,6 +600,7 @@ GROUPS: dict[str, dict[str, Case]] = {
     "value": dict(_value()),
     "rules": dict(_rules()),
     "optimizers": dict(_optimizers()),
+    "caller_slots": dict(_caller_slots()),
     "gradient_options": dict(_gradient_options()),
     "state": dict(_state()),
     "errors": dict(_errors()),

@@ -23,6 +23,7 @@ import numpy as np
 
 import fastclip
 from fastclip import IndexedSlices
+from support.caller_steps import CallerStep, Parameter
 from support.training_cases import VARIANTS, build
 
 DOCUMENTED = (TypeError, ValueError, IndexError, OverflowError, fastclip.NonFiniteError)
@@ -311,6 +312,24 @@ def _optimizer(variant: str, rows: bool) -> Callable[[Field], Calls]:
     return make
 
 
+def _caller_slots(field: Field) -> Calls:
+    sizes = [LARGE, *[SMALL] * 6]
+    step = CallerStep("adam", clip="global_norm", bound=1.0)
+    parameters = [
+        Parameter(field.array(size), [field.array(size), field.array(size)], step_count=np.zeros(()))
+        for size in sizes
+    ]
+    parameters[0].copy = field.array(LARGE, np.float16)
+    for parameter in parameters:
+        parameter.slots = field.listed(parameter.slots)
+    gradients = [field.array(size) for size in sizes]
+    return [
+        lambda: step.take(gradients, parameters),
+        lambda: step.take(gradients[:1], parameters[:1]),
+        lambda: step.take([None, *gradients[1:]], parameters),
+    ]
+
+
 SUBJECTS: dict[str, Callable[[Field], Calls]] = {
     "norms": _norms,
     "global_norm": _global,
@@ -320,6 +339,7 @@ SUBJECTS: dict[str, Callable[[Field], Calls]] = {
     "value": _value,
     "rules": _rules,
     "slices": _slices,
+    "caller_slots": _caller_slots,
     **{f"optimizer {variant}": _optimizer(variant, rows=False) for variant in VARIANTS},
     **{
         f"rows {variant}": _optimizer(variant, rows=True)
