@@ -248,25 +248,39 @@ attempt(lambda: _core.check_variables([t], "variables"))
 for name in ("bandwidth_read", "bandwidth_scale", "bandwidth_copy"):
     more = {"bandwidth_read": (), "bandwidth_scale": (1.0,), "bandwidth_copy": (out, 1.0)}[name]
     attempt(lambda: getattr(_core, name)(t, *more))
-slots = _core.Slots("momentum")
+slots = _core.Slots("momentum", [0.0])
 attempt(lambda: slots.set_copy(subclassed(numbers()), subclassed(np.zeros(SHAPE, np.float16))))
 attempt(lambda: slots.refresh_copy(t))
-slots = _core.Slots("momentum")
+slots = _core.Slots("momentum", [0.0])
 loaded = attempt(lambda: slots.load([t], [True]))
 assert loaded is None or [array.size for arrays in loaded for array in arrays] == [ROWS * COLUMNS]
 attempt(lambda: slots.of(t))
-slots = _core.Slots("gradient_descent")
+slots = _core.Slots("gradient_descent", [])
+callers = _core.CallerSlots("momentum")
+unclipped = _core.GradientClipping("none", np.inf, "propagate")
 for variable in (subclassed(numbers()), numbers(), buffer[:, :150], subclassed(buffer[:, :150])):
     gradient = variable if variable is not t else subclassed(numbers())
     start = plain(variable).copy()
-    result = attempt(
-        lambda: _core.take_step(
-            slots, [subclassed(gradient)], None, [variable], lambda: ([0.5], [], np.array(0), np.zeros(3)),
-            [], ("none", np.inf, 1.0, "propagate"), False, None
-        )
-    )
+    numbers_of_step = lambda: ([[0.5]], [], np.array(0), np.zeros(3))
+    request = _core.StepRequest(slots, [(subclassed(gradient), variable)], numbers_of_step, unclipped, 1.0)
+    result = attempt(lambda: _core.take_step(request))
     if result is not None:
         np.testing.assert_array_equal(plain(variable), start * np.float32(0.5))
+    else:
+        assert_unchanged(variable, start)
+    slot, count = subclassed(np.ones(variable.shape, np.float32)), subclassed(np.zeros(()))
+    start = plain(variable).copy()
+    request = _core.StepRequest(
+        callers,
+        [(subclassed(np.ones(variable.shape, np.float32)), variable, (slot,), None, 0, count)],
+        lambda: ([[0.5, 0.5, 0.0]], [], np.array(0), np.zeros(3)),
+        unclipped,
+        1.0,
+    )
+    if attempt(lambda: _core.take_step(request)) is not None:
+        np.testing.assert_array_equal(plain(slot), np.full(variable.shape, 1.5, np.float32))
+        np.testing.assert_array_equal(plain(variable), start - np.float32(0.75))
+        assert plain(count) == 1
     else:
         assert_unchanged(variable, start)
 print("done")
