@@ -52,9 +52,9 @@ mod _core {
     #[pymodule_export]
     use super::step::pairs::are_plain_pairs;
     #[pymodule_export]
-    use super::step::request::{CallerSlots, RowGradient, StepRequest};
+    use super::step::request::{RowGradient, StepRequest};
     #[pymodule_export]
-    use super::step::slots::Slots;
+    use super::step::slots::{CallerSlots, Slots};
     #[pymodule_export]
     use super::step::take_step;
 

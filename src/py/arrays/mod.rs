@@ -7,6 +7,7 @@ pub mod dtypes;
 mod extent;
 pub mod list;
 pub mod ndarray_type;
+pub mod new_array;
 pub mod output;
 pub mod output_check;
 pub mod overlap;

@@ -25,7 +25,7 @@
 use super::axes::Axes;
 use super::dtypes::{AcceptedDTypes, DTypeCache};
 use super::ndarray_type::is_array;
-use super::output::array_over;
+use super::new_array::array_over;
 use crate::allocation::OutOfMemory;
 use crate::engine::segment::{Operand, Run, element_count};
 use crate::error::Error;

@@ -1,6 +1,7 @@
 //! The check that the arrays that a step writes overlap nothing.
 
-use super::pairs::{Gradient, Pair, check_variable, copy_name, slot_name, step_count_name, variable_name};
+use super::checks::check_variable;
+use super::pairs::{Gradient, Pair, copy_name, slot_name, step_count_name, variable_name};
 use super::registry::Registry;
 use crate::allocation::{filled, reserve, with_capacity};
 use crate::engine::plan::Plan;

@@ -1,8 +1,10 @@
 //! A step of an optimizer: all arrays are read and checked, then the gradients are measured, then the variables updated.
 
+mod checks;
 pub mod conflicts;
 mod counters;
 pub mod gradient_clipping;
+mod hyper_parameters;
 pub mod pairs;
 mod registry;
 pub mod request;

@@ -1,8 +1,10 @@
 //! The pairs of a step: each gradient with its variable, slots and low-precision copy, read and checked.
 
+use super::checks::{check_copy, check_variable, check_written};
 use super::counters::read_number;
+use super::hyper_parameters::HyperParameters;
 use super::registry::Registry;
-use super::request::{HyperParameters, RowGradient, StepRequest};
+use super::request::{RowGradient, StepRequest};
 use crate::allocation::{OutOfMemory, reserve, with_capacity};
 use crate::error::Error;
 use crate::operations::rules::RuleKind;
@@ -10,7 +12,7 @@ use crate::py::arrays::argument_name::ArgumentName;
 use crate::py::arrays::dtypes::{AcceptedDTypes, DTypeCache};
 use crate::py::arrays::ndarray_type::is_array;
 use crate::py::arrays::plain::is_plain_array;
-use crate::py::arrays::view::{View, format_shape};
+use crate::py::arrays::view::View;
 use crate::py::objects;
 use crate::scalar::Scalar;
 use pyo3::prelude::*;
@@ -269,54 +271,6 @@ impl<'py> Reader<'py> {
         check_copy(&copy, variable, name)?;
         Ok(copy)
     }
-}
-
-/// Checks that an array can be updated in place.
-pub fn check_variable(view: &View, name: impl Fn() -> String) -> Result<(), Error> {
-    if view.is_writable() {
-        return Ok(());
-    }
-    Err(Error::Value(format!(
-        "{} ({}) is read-only: a variable is updated in place",
-        name(),
-        view.describe()
-    )))
-}
-
-/// Checks that an array is writable and has this shape.
-fn check_written(view: &View, shape: &[usize], name: impl Fn() -> String) -> Result<(), Error> {
-    if view.shape() == shape && view.is_writable() {
-        return Ok(());
-    }
-    Err(Error::Value(format!(
-        "{} is {}{}; it takes a writable array of the shape {}",
-        name(),
-        view.describe(),
-        if view.is_writable() { "" } else { ", read-only" },
-        format_shape(shape)
-    )))
-}
-
-/// Checks that an array can be the low-precision copy of a variable.
-pub fn check_copy(copy: &View, variable: &View, name: impl Fn() -> String) -> Result<(), Error> {
-    if copy.dtype.size() >= variable.dtype.size() {
-        return Err(Error::Type(format!(
-            "{} is {}; it takes a float type narrower than the variable's {}",
-            name(),
-            copy.describe(),
-            variable.dtype.name()
-        )));
-    }
-    if copy.shape() != variable.shape() || !copy.is_writable() {
-        return Err(Error::Value(format!(
-            "{} is {}{}; it takes a writable array of the variable's shape {}",
-            name(),
-            copy.describe(),
-            if copy.is_writable() { "" } else { ", read-only" },
-            format_shape(variable.shape())
-        )));
-    }
-    Ok(())
 }
 
 /// Checks that a gradient, or its rows, have the shape of the variable, and reads the indices of the rows.

@@ -3,7 +3,7 @@
 //! A slot is memory owned by fastclip, laid out as its variable. Python sees it through arrays that are created anew
 //! each time, so that nothing that is done to such an array moves or frees the slot.
 
-use super::pairs::check_copy;
+use super::checks::check_copy;
 use crate::allocation::{OutOfMemory, copied, reserve, try_collect, with_capacity};
 use crate::engine::segment::{Run, Segment};
 use crate::engine::workspace::Context;
@@ -12,7 +12,8 @@ use crate::operations::rules::RuleKind;
 use crate::operations::update::fill;
 use crate::py::arrays::argument_name::ArgumentName;
 use crate::py::arrays::dtypes::{AcceptedDTypes, DTypeCache};
-use crate::py::arrays::output::{Buffer, OutputAllocator, array_over, dense_strides};
+use crate::py::arrays::new_array::array_over;
+use crate::py::arrays::output::{Buffer, OutputAllocator, dense_strides};
 use crate::py::arrays::overlap;
 use crate::py::arrays::view::View;
 use crate::py::objects;

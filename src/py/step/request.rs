@@ -2,34 +2,14 @@
 
 use super::counters::Counters;
 use super::gradient_clipping::GradientClipping;
-use super::slots::Slots;
-use crate::allocation::reserve;
+use super::hyper_parameters::HyperParameters;
+use super::slots::{CallerSlots, Slots};
 use crate::error::Error;
 use crate::operations::rules::RuleKind;
 use crate::py::call::entry_that_reads;
 use crate::py::objects::{extract, to_f64};
 use pyo3::prelude::*;
 use pyo3::types::PyList;
-
-/// The rule of an optimizer whose slots the caller holds, and passes with every step.
-#[pyclass(frozen, module = "fastclip._core")]
-pub struct CallerSlots {
-    kind: RuleKind,
-}
-
-#[pymethods]
-impl CallerSlots {
-    /// Takes the name of the rule.
-    #[new]
-    fn new(py: Python<'_>, rule: &str) -> PyResult<Self> {
-        entry_that_reads(py, || Ok(Self { kind: rule_kind(rule)? }))
-    }
-}
-
-/// Returns the rule of that name.
-pub fn rule_kind(name: &str) -> Result<RuleKind, Error> {
-    RuleKind::from_name(name).ok_or_else(|| Error::Value(format!("there is no rule {name:?}")))
-}
 
 /// Where the slots of a step are.
 enum SlotSource {
@@ -118,7 +98,7 @@ impl StepRequest {
     pub fn kind(&self) -> RuleKind {
         match &self.slots {
             SlotSource::Kept(slots) => slots.get().kind(),
-            SlotSource::Caller(slots) => slots.get().kind,
+            SlotSource::Caller(slots) => slots.get().kind(),
         }
     }
 
@@ -156,59 +136,4 @@ impl StepRequest {
 fn items<'py, const N: usize>(tuple: &Bound<'py, PyAny>) -> PyResult<[Bound<'py, PyAny>; N]> {
     let items = extract(tuple, |item| Ok(item.clone()))?;
     items.try_into().map_err(|_| Error::Value(format!("fastclip._core: a tuple has not {N} items")).into())
-}
-
-/// Sets of a rule's hyper-parameters, one after the other.
-pub struct HyperParameters {
-    kind: RuleKind,
-    /// The sets that were passed.
-    sets: Vec<f64>,
-    /// The sets that updates refer to, and for each the set and the step that it was made of.
-    used: Vec<f64>,
-    origins: Vec<(usize, Option<f64>)>,
-}
-
-impl HyperParameters {
-    fn new(kind: RuleKind, passed: &[Vec<f64>]) -> PyResult<Self> {
-        let mut sets = Vec::new();
-        for set in passed {
-            if set.len() != kind.hyper().len() {
-                return Err(Error::Value(format!("this rule takes {:?}", kind.hyper())).into());
-            }
-            reserve(&mut sets, set.len())?;
-            sets.extend_from_slice(set);
-        }
-        Ok(Self { kind, sets, used: Vec::new(), origins: Vec::new() })
-    }
-
-    /// Returns the index, among the sets that the updates use, of the set `index` at a step; None leaves the numbers that
-    /// depend on the step as they were passed.
-    pub fn at_step(&mut self, index: usize, step: Option<f64>) -> PyResult<usize> {
-        // Neighbouring variables mostly agree.
-        if self.origins.last() == Some(&(index, step)) {
-            return Ok(self.origins.len() - 1);
-        }
-        let count = self.kind.hyper().len();
-        let Some(set) = index.checked_mul(count).and_then(|start| self.sets.get(start..start + count)) else {
-            return Err(Error::Value(format!(
-                "there are {} sets of hyper-parameters, and no number {index}",
-                self.sets.len() / count
-            ))
-            .into());
-        };
-        reserve(&mut self.used, count)?;
-        reserve(&mut self.origins, 1)?;
-        let first = self.used.len();
-        self.used.extend_from_slice(set);
-        if let Some(step) = step {
-            self.kind.set_step(&mut self.used[first..], step);
-        }
-        self.origins.push((index, step));
-        Ok(self.origins.len() - 1)
-    }
-
-    /// The sets that the updates use.
-    pub fn used(&self) -> &[f64] {
-        &self.used
-    }
 }

@@ -1,8 +1,7 @@
-//! The variables, slots and low-precision copies of an optimizer, as an object of Python.
+//! The slots of optimizers as objects of Python: those that an optimizer keeps, and those that the caller holds.
 
-use super::pairs::check_variable;
+use super::checks::check_variable;
 use super::registry::{Entry, Key, LowPrecisionCopy, Registry, allocate_slots, copy_view};
-use super::request::rule_kind;
 use crate::engine::process;
 use crate::engine::segment::Segment;
 use crate::engine::workspace::Context;
@@ -296,4 +295,31 @@ fn write_copy(py: Python<'_>, view: &View, copy: &View) -> PyResult<()> {
     let mut segment = unsafe { Segment::new(false, view.shape(), operands)? };
     check_memory(py)?;
     detached(py, || Ok(refresh(Context::current(), &mut segment)?))
+}
+
+/// The rule of an optimizer whose slots the caller holds, and passes with every step.
+#[pyclass(frozen, module = "fastclip._core")]
+pub struct CallerSlots {
+    kind: RuleKind,
+}
+
+#[pymethods]
+impl CallerSlots {
+    /// Takes the name of the rule.
+    #[new]
+    fn new(py: Python<'_>, rule: &str) -> PyResult<Self> {
+        entry_that_reads(py, || Ok(Self { kind: rule_kind(rule)? }))
+    }
+}
+
+impl CallerSlots {
+    /// The rule that updates the variables.
+    pub fn kind(&self) -> RuleKind {
+        self.kind
+    }
+}
+
+/// Returns the rule of that name.
+fn rule_kind(name: &str) -> Result<RuleKind, Error> {
+    RuleKind::from_name(name).ok_or_else(|| Error::Value(format!("there is no rule {name:?}")))
 }
