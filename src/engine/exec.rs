@@ -14,17 +14,17 @@ use crate::scalar::{Element, Scalar};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Bytes of output from which results are written past the cache: they would be evicted before they are read again.
-/// ARCHITECTURE.md has the measurement.
+/// Size of the output in bytes from which on results are written past the cache: in the cache, they would be evicted
+/// before they are read again. ARCHITECTURE.md has the measurement.
 pub const STREAM_BYTES: usize = 16 << 20;
 
-/// Whether a pass over these segments writes its results past the cache.
+/// Whether a pass over these segments writes its results past the cache: if it is large and writes out of place.
 #[must_use]
 pub fn is_streaming(segments: &[Segment], plan: &Plan) -> bool {
     plan.bytes() >= STREAM_BYTES && segments.iter().any(|segment| !segment.is_in_place())
 }
 
-/// Computes one number for each chunk, and returns them in the order of the chunks.
+/// Calls `partial` for every chunk, and returns its results in the order of the chunks.
 pub fn reduce<const N: usize>(
     workspace: &Workspace,
     segments: &[Segment<N>],
@@ -55,7 +55,8 @@ pub fn reduce<const N: usize>(
 pub enum Direction {
     /// The first chunk first: the order of addresses, which hardware prefetchers expect.
     Forwards,
-    /// The last chunk first, for a second pass: the chunks that the first pass read last are still in the cache.
+    /// The last chunk first: for a second pass, because the chunks that the first pass read last are still in the
+    /// cache.
     Backwards,
 }
 
@@ -100,13 +101,13 @@ pub fn for_each<S: Task<N>, const N: usize>(
                 let index = if backwards { chunks.end - 1 - step } else { chunks.start + step };
                 let Chunk { segment, range } = &plan.chunks()[index];
                 let task = &tasks[*segment];
-                // SAFETY: the tasks are borrowed mutably, so that no other pass uses them. The chunks of a plan are
-                // disjoint, and each is visited once.
+                // SAFETY: this function borrows the tasks mutably, so that no other pass uses them. The chunks of a
+                // plan are disjoint, and each is visited once.
                 let chunk = unsafe { ChunkMut::new(task.segment(), range.clone()) };
                 work(*segment, task.parameters(), chunk, scratch);
             }
         });
-        // Results may have been written past the cache, and must be visible to the thread that waits for this batch.
+        // Makes results that were written past the cache visible to the thread that waits for this batch.
         stream::fence();
     });
 }
@@ -130,7 +131,7 @@ impl<'a, const N: usize> ReadOnly<'a, N> {
     }
 }
 
-/// Bytes of strided memory that are gathered at a time: the buffer stays in the first-level cache.
+/// Bytes of strided memory that are gathered at a time: so few that the buffer stays in the first-level cache.
 const BLOCK_BYTES: usize = 4096;
 
 /// Exclusive access to a range of a segment: to the reals of that range in every operand that is written.
@@ -144,8 +145,8 @@ impl<'a, const N: usize> ChunkMut<'a, N> {
     ///
     /// # Safety
     ///
-    /// While it exists, no other thread may write this range of the segment's operands, nor read it in those that are
-    /// written.
+    /// While the `ChunkMut` exists, no other thread may write this range of the segment's operands, nor read this range
+    /// of operands that are written.
     unsafe fn new(segment: &'a Segment<N>, range: Range<usize>) -> Self {
         assert!(range.start <= range.end && range.end <= segment.len());
         Self { segment, range }
@@ -158,7 +159,7 @@ impl<'a, const N: usize> ChunkMut<'a, N> {
         unsafe { Self::new(segment, range) }
     }
 
-    /// The range of reals that it covers.
+    /// The range of reals that the chunk covers.
     #[must_use]
     pub fn range(&self) -> Range<usize> {
         self.range.clone()
@@ -182,7 +183,7 @@ impl<'a, const N: usize> ChunkMut<'a, N> {
         self.segment.is_dense()
     }
 
-    /// Returns access to the operands that are not written, which remains valid while the others are updated.
+    /// Returns access to the operands that are not written. It remains valid while the other operands are written.
     #[must_use]
     pub fn read_only(&self) -> ReadOnly<'a, N> {
         ReadOnly { segment: self.segment }
@@ -194,12 +195,12 @@ impl<'a, const N: usize> ChunkMut<'a, N> {
         self.segment.is_in_place()
     }
 
-    /// Calls `f` with reals of the input, the memory of their results, and the position of the first real in the
-    /// segment.
+    /// Calls `f` with reals of the input, the memory for the results, and the position of the first real in the
+    /// segment. `f` returns whether it changed any real.
     ///
     /// For contiguous memory `f` is called once, with a run that is streamed if `streaming`. Strided memory is divided
-    /// into blocks, which are gathered before the call and scattered after it if `f` returns true: that it changed
-    /// them.
+    /// into blocks, which are gathered before each call. They are scattered after it, unless input and output are the
+    /// same memory and `f` changed nothing.
     pub fn update<T: Element>(
         self,
         streaming: bool,
@@ -244,8 +245,8 @@ impl<'a, const N: usize> ChunkMut<'a, N> {
     }
 
     /// Calls `f` with blocks of at most `max_len` reals of the output, which hold the input's values, and with the
-    /// position of their first real in the segment; `f` returns whether it changed them. For operations that read
-    /// other operands too.
+    /// position of the block's first real in the segment. `f` returns whether it changed any real. This serves
+    /// operations that read other operands too.
     pub fn update_blocks<T: Element>(
         self,
         max_len: usize,
@@ -260,7 +261,7 @@ impl<'a, const N: usize> ChunkMut<'a, N> {
                     to
                 }
             };
-            // A contiguous run is as long as the chunk, and is divided into blocks.
+            // A contiguous run is as long as the chunk, and has to be divided into blocks.
             let blocks = x.chunks_mut(max_len).enumerate();
             blocks.fold(false, |changed, (index, block)| f(block, start + index * max_len) | changed)
         });
@@ -322,7 +323,7 @@ impl<'a, const N: usize> ChunkMut<'a, N> {
     ///
     /// # Panics
     ///
-    /// As [`ChunkMut::run_mut`], and if an operand is named twice.
+    /// As [`ChunkMut::run_mut`], and if `others` contains `first` or has another length than `K`.
     #[must_use]
     pub fn runs_mut<T: Element, const K: usize>(
         &mut self,
@@ -340,12 +341,12 @@ impl<'a, const N: usize> ChunkMut<'a, N> {
         }
     }
 
-    /// Returns reals of a dense operand, for writing.
+    /// Returns reals of a dense operand, for writing, with a lifetime that the caller chooses.
     ///
     /// # Safety
     ///
-    /// The slice must not exist at the same time as another one of the same operand, nor outlive the mutable borrow of
-    /// the chunk.
+    /// The slice must not exist at the same time as another slice of the same operand, nor outlive the mutable borrow
+    /// of the chunk.
     unsafe fn exclusive_run<'b, T: Element>(&self, operand: usize, range: &Range<usize>) -> &'b mut [T] {
         self.check(range);
         assert!(self.segment.is_written(operand));

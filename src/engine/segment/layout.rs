@@ -1,4 +1,4 @@
-//! Memory layouts of a segment's operands: dense, or strided with as few dimensions as possible.
+//! The memory layout of a segment's operands: dense, or strided with as few dimensions as possible.
 
 use super::{INPUT, OPERANDS, OUTPUT};
 use crate::allocation::{OutOfMemory, with_capacity};
@@ -6,9 +6,9 @@ use crate::allocation::{OutOfMemory, with_capacity};
 /// One dimension of a strided layout: its length, and each operand's stride in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dim<const N: usize = OPERANDS> {
-    /// Number of steps.
+    /// Number of elements along the dimension.
     pub len: usize,
-    /// Bytes from one step to the next, one entry per operand.
+    /// Bytes from one element to the next, one entry per operand.
     pub strides: [isize; N],
 }
 
@@ -35,8 +35,8 @@ impl<const N: usize> Layout<N> {
     }
 }
 
-/// Reverses a dimension along which the leading operand has a negative stride, so that it is visited in the order of
-/// its addresses.
+/// Reverses a dimension along which the input (or the output if there is no input) has a negative stride, so that
+/// passes visit it in the order of addresses.
 pub fn make_forward<const N: usize>(dim: &mut Dim<N>, base: &mut [*mut u8; N]) {
     let lead = if base[INPUT].is_null() { OUTPUT } else { INPUT };
     if dim.strides[lead] < 0 {
@@ -59,24 +59,24 @@ pub fn sort_by_stride<const N: usize>(dims: &mut [Dim<N>], is_present: [bool; N]
 
 /// Merges neighbouring dimensions that form one longer dimension for every operand that is present.
 pub fn merge_dims<const N: usize>(dims: &mut Vec<Dim<N>>, is_present: [bool; N]) {
-    let mut kept = 0;
+    let mut count = 0;
     for at in 0..dims.len() {
         let dim = dims[at];
-        if let Some(outer) = dims[..kept].last_mut()
+        if let Some(outer) = dims[..count].last_mut()
             && (0..N).all(|k| !is_present[k] || outer.strides[k] == dim.strides[k] * dim.len as isize)
         {
             outer.len *= dim.len;
             outer.strides = dim.strides;
         } else {
-            dims[kept] = dim;
-            kept += 1;
+            dims[count] = dim;
+            count += 1;
         }
     }
-    dims.truncate(kept);
+    dims.truncate(count);
 }
 
 /// Returns the number of elements of an array of this shape.
 pub fn element_count(shape: &[usize]) -> usize {
-    // An axis of length 0 may stand beside axes whose product overflows.
+    // Wrapping, because the lengths of the other axes may overflow if one axis has length 0.
     shape.iter().fold(1, |count, len| count.wrapping_mul(*len))
 }

@@ -1,8 +1,8 @@
 //! Segments: the memory of a tensor and its output as a sequence of reals.
 //!
 //! A segment describes up to `N` arrays of one shape, its operands, either as contiguous runs or as nested loops over
-//! strides. This module and [`exec`](crate::engine::exec) are the only places where Rust reads and writes memory that a
-//! caller passed in: here for reading, there for writing.
+//! strides. Passes access the caller's memory only through this module, which reads it, and through
+//! [`exec`](crate::engine::exec), which writes it.
 
 mod layout;
 mod scratch;
@@ -53,9 +53,9 @@ impl Operand<'_> {
 /// written.
 #[derive(Debug)]
 pub struct Segment<const N: usize = OPERANDS> {
-    /// Type of the reals of each operand; that of operand 0 for operands that are absent.
+    /// Type of the reals of each operand; for an operand that is absent, that of the first operand that is present.
     scalars: [Scalar; N],
-    /// Whether two reals make an element.
+    /// Whether elements are complex: two reals each.
     is_complex: bool,
     /// Whether passes may write each operand.
     is_written: [bool; N],
@@ -79,16 +79,16 @@ impl<const N: usize> AsRef<Self> for Segment<N> {
 }
 
 impl<const N: usize> Segment<N> {
-    /// Describes operands of one shape. Axes are reordered and merged, so that contiguous memory is recognised in any
-    /// order and direction of its axes. Operand 0 leads: all operands are read and written in the order of its
+    /// Describes operands of one shape. Axes are reordered, reversed and merged, so that contiguous memory is
+    /// recognised in any order and direction of its axes. Operand 0 determines the order of the reals: that of its
     /// addresses.
     ///
     /// # Safety
     ///
     /// For as long as the segment exists, the memory of every operand must be valid for reads, and that of an operand
-    /// with `is_written` for writes. Memory that is written must not be accessed in another way meanwhile, neither
-    /// through another operand nor through another segment, with one exception: operands 0 and 1 may be exactly the
-    /// same.
+    /// with `is_written` for writes too. During that time, memory that is written must not be accessed in any other
+    /// way, neither through another operand nor through another segment, with one exception: operands 0 and 1 may be
+    /// exactly the same memory.
     pub unsafe fn new(
         is_complex: bool,
         shape: &[usize],
@@ -102,7 +102,7 @@ impl<const N: usize> Segment<N> {
         if len == 0 {
             return Ok(Self { scalars, is_complex, is_written, len, base, layout: Layout::Dense });
         }
-        // One more for the real and imaginary parts of complex numbers.
+        // One dimension more than axes, for the real and imaginary parts of complex numbers.
         let mut dims: Vec<Dim<N>> = with_capacity(shape.len() + 1)?;
         dims.extend(shape.iter().enumerate().filter(|(_, len)| **len != 1).map(|(axis, len)| Dim {
             len: *len,
@@ -114,7 +114,8 @@ impl<const N: usize> Segment<N> {
         let is_present = base.map(|pointer| !pointer.is_null());
         sort_by_stride(&mut dims, is_present);
         if is_complex {
-            // The two parts of a number stay adjacent, also where an axis repeats it.
+            // This dimension is the innermost one even if an axis has stride 0, so that the real and imaginary part of
+            // an element are adjacent reals.
             dims.push(Dim { len: 2, strides: scalars.map(|scalar| scalar.size() as isize) });
         }
         merge_dims(&mut dims, is_present);
@@ -129,8 +130,7 @@ impl<const N: usize> Segment<N> {
         Ok(Self { scalars, is_complex, is_written, len, base, layout })
     }
 
-    /// Describes operands that are known to be contiguous, aligned runs of `len` reals: their addresses, types, and
-    /// whether they are written.
+    /// Describes operands that are known to be contiguous, aligned runs of `len` reals.
     ///
     /// # Safety
     ///
@@ -149,7 +149,8 @@ impl<const N: usize> Segment<N> {
         }
     }
 
-    /// Describes operands of one type that have this layout: their addresses, and which of them are written.
+    /// Describes operands of one type and layout. `base` has the address of each operand's first real, or null if it is
+    /// absent, and `is_written` tells whether passes may write it.
     ///
     /// # Safety
     ///
@@ -198,7 +199,7 @@ impl<const N: usize> Segment<N> {
         (!self.base[operand].is_null()).then_some(self.scalars[operand])
     }
 
-    /// Whether two reals make an element.
+    /// Whether elements are complex: two reals each.
     #[must_use]
     pub fn is_complex(&self) -> bool {
         self.is_complex
@@ -226,7 +227,7 @@ impl<const N: usize> Segment<N> {
         }
     }
 
-    /// Size in bytes of the scratch buffer that is needed to read or update a chunk of `chunk` reals.
+    /// Size in bytes of the scratch buffer that is needed to read or update `chunk` reals.
     #[must_use]
     pub fn scratch_bytes(&self, chunk: usize) -> usize {
         match self.layout {
@@ -240,8 +241,12 @@ impl<const N: usize> Segment<N> {
         self.is_written[operand]
     }
 
-    /// Address of the real at `start` of a dense operand, after checking that `range` lies inside and that the operand
-    /// is present and of type `T`'s size.
+    /// Returns the address of the first real of `range` in a dense operand.
+    ///
+    /// # Panics
+    ///
+    /// If the segment is not dense, the range reaches beyond it, or the operand is absent or of a type of another size
+    /// than `T`.
     pub(super) fn dense_pointer<T: Element>(&self, operand: usize, range: &Range<usize>) -> *mut T {
         assert!(
             self.is_dense()
@@ -270,7 +275,8 @@ impl<const N: usize> Segment<N> {
         unsafe { std::slice::from_raw_parts(pointer.cast_const(), range.len()) }
     }
 
-    /// Calls `f` with the reals of the input as one slice, gathered into `scratch` if they are not contiguous.
+    /// Calls `f` with the reals of the input in `range` as one slice, gathered into `scratch` if they are not
+    /// contiguous.
     pub fn read<T: Element, R>(
         &self,
         range: Range<usize>,
@@ -283,8 +289,8 @@ impl<const N: usize> Segment<N> {
             if range.is_empty() {
                 return f(&[]);
             }
-            // SAFETY: as for `run`. Where the output is the input, no pass writes it while this function borrows the
-            // segment: passes that write borrow it mutably.
+            // SAFETY: as for `run`. If the input is written too, in place, no pass writes it now, because passes that
+            // write borrow the segment mutably.
             return f(unsafe { std::slice::from_raw_parts(pointer.cast_const(), range.len()) });
         }
         let buffer = scratch.reals::<T>(range.len());
@@ -303,8 +309,8 @@ impl<const N: usize> Segment<N> {
         self.gather_operand(operand, range, buffer);
     }
 
-    /// As [`Segment::gather`], for any operand. No other thread may write this range of it meanwhile: `exec` ensures
-    /// that.
+    /// Copies reals of any operand to `buffer`, like [`Segment::gather`]. No other thread may write this range of the
+    /// operand at the same time, which `exec` ensures.
     pub(super) fn gather_operand<T: Element>(&self, operand: usize, range: Range<usize>, buffer: &mut [T]) {
         let mut done = 0;
         self.for_each_run::<T>(operand, range, |pointer, stride, count| {
@@ -327,7 +333,8 @@ impl<const N: usize> Segment<N> {
         });
     }
 
-    /// Calls `visit(pointer, stride, count)` for the innermost runs that make up `range`.
+    /// Calls `visit(pointer, stride, count)` for the runs along the innermost dimension that make up `range`, in order:
+    /// `count` reals from `pointer` on, `stride` bytes apart.
     ///
     /// # Panics
     ///

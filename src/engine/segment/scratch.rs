@@ -1,4 +1,4 @@
-//! Scratch buffers, into which a thread gathers reals that are not contiguous.
+//! Scratch buffers: memory into which a thread gathers reals that are not contiguous.
 
 use crate::allocation::{OutOfMemory, filled};
 use crate::scalar::Element;
@@ -15,11 +15,11 @@ impl Scratch {
         Ok(Self { words: filled(0, bytes.div_ceil(8))? })
     }
 
-    /// Returns a slice of `count` reals, which hold values of earlier uses.
+    /// Returns a slice of `count` reals. Their values are arbitrary: left over from earlier uses.
     ///
     /// # Panics
     ///
-    /// If the buffer is too small: it must be allocated for the largest slice of a pass.
+    /// If the buffer is too small. It must have been allocated for the largest slice of a pass.
     pub fn reals<T: Element>(&mut self, count: usize) -> &mut [T] {
         let words = &mut self.words[..(count * size_of::<T>()).div_ceil(8)];
         &mut bytemuck::cast_slice_mut(words)[..count]

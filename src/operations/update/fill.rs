@@ -1,4 +1,4 @@
-//! Initial values of slots.
+//! Fills new slots with their initial values.
 
 use crate::allocation::OutOfMemory;
 use crate::engine::exec::{self, Direction};

@@ -1,4 +1,4 @@
-//! Loading and storing a block of an array, with conversion to the type of the arithmetic and back.
+//! Loads and stores blocks of arrays, with conversion to the type of the arithmetic and back.
 
 use super::{BLOCK, COPY, GRADIENT, Gradient, GradientTransform, OPERANDS, RowGradient};
 use crate::engine::exec::ChunkMut;
@@ -16,11 +16,12 @@ use std::ops::Range;
 
 /// A type that updates are computed in: float32 or float64.
 pub trait Arithmetic: Real {
-    /// The same type, as known at run time.
+    /// This type as a value.
     const SCALAR: Scalar;
 
-    /// Loads a block of the gradient, transformed except for the factor that is returned, by which the caller must
-    /// multiply it. `plain_factor` is the factor of a transform that only multiplies.
+    /// Loads a block of the gradient into `to`, and transforms it, except for a multiplication that is left to the
+    /// caller: returns the factor by which the caller must multiply the block. `plain_factor` is the factor of a
+    /// transform that only multiplies, and by a number of this type; None for any other transform.
     fn load_gradient(
         level: Level,
         gradient: Gradient,
@@ -30,7 +31,7 @@ pub trait Arithmetic: Real {
         to: &mut [Self],
     ) -> Self;
 
-    /// Loads a block of an operand.
+    /// Loads a block of an operand into `to`.
     fn load_block(
         level: Level,
         chunk: &ChunkMut<OPERANDS>,
@@ -75,7 +76,7 @@ where
         let Gradient { transform: GradientTransform { factor, clamp }, rows } = gradient;
         let scalar = rows.map_or_else(|| chunk.scalar_of(GRADIENT), |rows| Some(rows.values.scalar()));
         let Some(scalar) = scalar else { unreachable!("every update has a gradient") };
-        // Conversion of a float64 may overflow or underflow in the type of the arithmetic: it is scaled before.
+        // A float64 may overflow or underflow when it is converted to float32. Therefore it is scaled before.
         let is_scaled_first = scalar.size() > size_of::<R>();
         let early = if is_scaled_first { factor } else { Factor::ONE };
         with_float!(
@@ -150,7 +151,7 @@ where
     }
 }
 
-/// Loads a block of a gradient of the variable's shape, multiplied by `factor` before it is converted.
+/// Loads a block of a dense gradient, multiplied by `factor` before it is converted.
 fn load_scaled<G: Convert<R> + Float, R: Real>(
     level: Level,
     chunk: &ChunkMut<OPERANDS>,
@@ -169,8 +170,8 @@ fn load_scaled<G: Convert<R> + Float, R: Real>(
     }
 }
 
-/// Loads a block of a gradient of rows, multiplied by `factor` before it is converted. Rows that the gradient lacks are
-/// zeros.
+/// Loads a block of a sparse gradient, multiplied by `factor` before it is converted. Rows without a gradient are
+/// filled with zeros.
 fn load_rows<G: Convert<R> + Float, R: Real>(
     level: Level,
     rows: &RowGradient,

@@ -1,9 +1,9 @@
 //! An optimizer's step: updates variables, their slots and their low-precision copies in one pass.
 //!
-//! Arithmetic is in float64 for float64 variables, and in float32 for all others, whose values are rounded once when
-//! they are stored. The gradient is converted to that type, scaled (which clips it: no clipped gradient is written to
-//! memory) and clamped a block at a time. Contiguous arrays of the type of the arithmetic, whose gradients need only a
-//! factor, are updated a chunk at a time.
+//! Arithmetic is in float64 for float64 variables, and in float32 for all others; values of narrower types are rounded
+//! once when they are stored. The gradient is converted to the type of the arithmetic, scaled and clamped a block at a
+//! time, so that no clipped gradient is written to memory. Contiguous arrays of the type of the arithmetic, whose
+//! gradients need only a factor, are updated a chunk at a time.
 
 mod fill;
 mod load_store;
@@ -27,13 +27,14 @@ use std::ops::Range;
 
 /// Number of operands of an update.
 pub const OPERANDS: usize = 3 + MAX_SLOTS;
-/// Index of the variable among the operands. It leads: all operands are read and written in the order of its addresses.
+/// Index of the variable among the operands. As operand 0 it determines the order in which a pass visits the elements:
+/// that of the variable's addresses.
 pub const VARIABLE: usize = 0;
-/// Index of the gradient.
+/// Index of the gradient among the operands.
 pub const GRADIENT: usize = 1;
-/// Index of the first slot.
+/// Index of the first slot among the operands.
 pub const SLOTS: usize = 2;
-/// Index of the low-precision copy.
+/// Index of the low-precision copy among the operands.
 pub const COPY: usize = 2 + MAX_SLOTS;
 
 /// Transformation of a gradient before the rule is applied.
@@ -46,7 +47,7 @@ pub struct GradientTransform {
 }
 
 impl GradientTransform {
-    /// Leaves the gradient unchanged.
+    /// The transformation that leaves a gradient unchanged.
     pub const IDENTITY: Self = Self { factor: Factor::ONE, clamp: None };
 }
 
@@ -63,16 +64,16 @@ pub struct ParameterUpdate {
 /// Parameters of the update of one variable.
 #[derive(Debug)]
 pub struct UpdateParameters {
-    /// Index of the gradient, and of its transform, among those of the step.
+    /// Index of the gradient's transform among those of the step.
     pub gradient: usize,
     /// Index of the set of hyper-parameters among those of the step.
     pub hyper: usize,
-    /// The gradient, if it has values for some rows of the variable only and is 0 elsewhere.
+    /// The gradient, if it is sparse and the rule updates all rows.
     pub rows: Option<Box<RowGradient>>,
 }
 
-/// A gradient with values for some rows of its variable, for rules that change the other rows too. The segment of the
-/// variable must be dense.
+/// A sparse gradient: it has values for some rows of its variable, and is 0 elsewhere. It serves rules that update the
+/// other rows too. The segment of the update must be dense.
 #[derive(Debug)]
 pub struct RowGradient {
     /// Indices of the rows, in ascending order, without duplicates.
@@ -95,12 +96,11 @@ impl Task<OPERANDS> for ParameterUpdate {
     }
 }
 
-/// Number of reals that are loaded at a time: so few that reading the next gradients overlaps with writing the last
-/// results.
-/// ARCHITECTURE.md has the measurement.
+/// Number of reals in a block, which are loaded at a time: so few that reading the next gradients overlaps with writing
+/// the last results. ARCHITECTURE.md has the measurement.
 const BLOCK: usize = 256;
 
-/// Parameters that the updates of a step share, and refer to by index.
+/// Parameters of a step, to which its updates refer by index.
 #[derive(Clone, Copy)]
 pub struct StepParameters<'a> {
     /// One or more sets of the rule's hyper-parameters, one after the other.
@@ -161,11 +161,11 @@ impl RuleVisitor for Step<'_> {
 #[derive(Clone, Copy)]
 struct Gradient<'a> {
     transform: GradientTransform,
-    /// The values, if they are those of some rows; None if they are the operand [`GRADIENT`].
+    /// The gradient, if it is sparse; None if it is the operand [`GRADIENT`].
     rows: Option<&'a RowGradient>,
 }
 
-/// Updates one chunk of a variable and its slots and copy.
+/// Updates one chunk of a variable, its slots and its low-precision copy.
 fn update_chunk<R: Arithmetic, K: Rule<R, N>, const N: usize>(
     level: Level,
     rule: K,
@@ -196,8 +196,8 @@ fn update_chunk<R: Arithmetic, K: Rule<R, N>, const N: usize>(
             let (w, slots) = chunk.runs_mut::<R, N>(VARIABLE, SLOTS..SLOTS + N, &block);
             update(level, rule, factor, g, w, slots);
             if chunk.scalar_of(COPY).is_some() {
-                // The block of the gradient is not needed any more, and the copy cannot be written while the variable
-                // is borrowed from the same chunk.
+                // The variable is first copied to the buffer, because the low-precision copy cannot be borrowed for
+                // writing together with it. The gradient in the buffer is no longer needed.
                 g.copy_from_slice(chunk.run_mut(VARIABLE, block.clone()));
                 R::store_copy(level, &mut chunk, block, g);
             }
@@ -207,8 +207,8 @@ fn update_chunk<R: Arithmetic, K: Rule<R, N>, const N: usize>(
     }
 }
 
-/// Updates a block of arrays that are strided, or of other types than the arithmetic: they are loaded into buffers,
-/// updated there, and stored.
+/// Updates a block of arrays that are strided, or whose types differ from that of the arithmetic: loads it into
+/// buffers, updates these, and stores them.
 fn update_staged<R: Arithmetic, K: Rule<R, N>, const N: usize>(
     level: Level,
     rule: K,

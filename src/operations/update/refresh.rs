@@ -1,4 +1,4 @@
-//! Low-precision copies of variables, written outside of an optimizer's step.
+//! Writes the low-precision copy of a variable outside of an optimizer's step.
 
 use super::BLOCK;
 use crate::allocation::OutOfMemory;
@@ -35,14 +35,15 @@ pub fn refresh(context: Context, segment: &mut Segment<2>) -> Result<(), OutOfMe
     Ok(())
 }
 
+/// Converts a chunk of the variable, of type `R`, to its copy, of the low-precision type `L`.
 fn convert_chunk<R: Float + Convert<L>, L: Float>(level: Level, mut chunk: ChunkMut<2>) {
-    let (mut wide, mut narrow) = ([R::ZERO; BLOCK], [L::ZERO; BLOCK]);
+    let (mut values, mut converted) = ([R::ZERO; BLOCK], [L::ZERO; BLOCK]);
     let range = chunk.range();
     for start in range.clone().step_by(BLOCK) {
         let block = start..range.end.min(start + BLOCK);
-        let (wide, narrow) = (&mut wide[..block.len()], &mut narrow[..block.len()]);
-        chunk.gather(0, block.clone(), wide);
-        convert(level, wide, narrow);
-        chunk.scatter(1, block, narrow);
+        let (values, converted) = (&mut values[..block.len()], &mut converted[..block.len()]);
+        chunk.gather(0, block.clone(), values);
+        convert(level, values, converted);
+        chunk.scatter(1, block, converted);
     }
 }
