@@ -1,8 +1,8 @@
 //! The Python bindings: the extension module `fastclip._core`.
 //!
-//! A function of the module gets a flat list of arrays, which the Python code of `fastclip` made from the containers of
-//! its caller. It checks all arguments, and then computes with the interpreter released. Nothing can fail once the
-//! checks are done and memory is allocated, so that no array is ever half-written.
+//! The Python code of `fastclip` flattens the caller's containers into lists of arrays, and passes those to a function
+//! of this module. The function checks all arguments, and then computes with the interpreter released. After the checks
+//! and the allocation of memory nothing can fail, so that no array is ever half-written.
 
 mod arrays;
 mod bandwidth;
@@ -74,7 +74,7 @@ mod _core {
         // fastclip's own types are created now: later, memory could run out.
         output::Buffer::type_object(module.py());
         raise::NonFiniteError::type_object(module.py());
-        // For the same reason the handle of the main thread is created now. Waiting for other threads needs it.
+        // For the same reason, the handle of the main thread is created now: it needs one to wait for other threads.
         drop(std::thread::current());
         // The environment is read now: later, another thread could be changing it.
         let _ = (isa::current(), threads::from_environment());

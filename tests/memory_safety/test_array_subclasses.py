@@ -254,7 +254,7 @@ attempt(lambda: slots.refresh_copy(t))
 slots = _core.Slots("momentum", [0.0])
 loaded = attempt(lambda: slots.load([t], [True]))
 assert loaded is None or [array.size for arrays in loaded for array in arrays] == [ROWS * COLUMNS]
-attempt(lambda: slots.of(t))
+attempt(lambda: slots.get(t))
 slots = _core.Slots("gradient_descent", [])
 callers = _core.CallerSlots("momentum")
 unclipped = _core.GradientClipping("none", np.inf, "propagate")

@@ -1,4 +1,4 @@
-"""What may be a variable and what a gradient, and the arrays over their memory."""
+"""Conversion of variables and gradients to arrays that share their memory."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from fastclip._arguments.foreign import foreign_array, foreign_slices, framework
 from fastclip._indexed_slices import IndexedSlices
 from fastclip._variables.variable import Variable
 
-__all__ = ["as_gradient", "as_rows", "as_variable"]
+__all__ = ["as_gradient", "as_slices", "as_variable"]
 
 
 def as_variable(value: Any, name: str) -> npt.NDArray[Any]:
-    """Return the array over the memory of a variable.
+    """Return an array that shares the memory of a variable.
 
     Parameters
     ----------
     value : ndarray, Variable, torch tensor or writable buffer
-        What is updated in place.
+        The variable.
     name : str
-        What it is called in messages.
+        The variable's name in error messages.
 
     Raises
     ------
     RuntimeError
-        If it is a Variable, inside the loss that is differentiated by it.
+        If the variable is a Variable, and a loss is being differentiated with respect to it.
     TypeError
-        If it is no memory that can be written, such as a tensor of JAX or TensorFlow.
+        If its memory cannot be written, such as that of a tensor of JAX or TensorFlow.
     ValueError
-        If its bytes are not in native order.
+        If its byte order is not the native one.
     """
     if isinstance(value, Variable):
         return value._memory()
@@ -48,12 +48,19 @@ def as_variable(value: Any, name: str) -> npt.NDArray[Any]:
 
 
 def as_gradient(value: Any, name: str) -> npt.NDArray[Any]:
-    """Return the array over the memory of a gradient: of anything that ``np.asarray`` takes.
+    """Return a gradient as an array, which shares its memory where possible.
+
+    Parameters
+    ----------
+    value : array_like, Variable or tensor on the CPU
+        The gradient.
+    name : str
+        The gradient's name in error messages.
 
     Raises
     ------
     TypeError
-        If it becomes no array, or is a tensor outside the memory of the CPU.
+        If the gradient cannot be converted to an array, or is a tensor on another device than the CPU.
     """
     if type(value) is np.ndarray and value.dtype.isnative:
         return value
@@ -62,8 +69,12 @@ def as_gradient(value: Any, name: str) -> npt.NDArray[Any]:
     return foreign_array(value, name) if framework(value) is not None else as_array(value, name)
 
 
-def as_rows(gradient: Any, name: str) -> IndexedSlices | None:
-    """Return a gradient that is made of rows; None if it is not."""
+def as_slices(gradient: Any, name: str) -> IndexedSlices | None:
+    """Return a sparse gradient as IndexedSlices; None for any other gradient.
+
+    Sparse gradients are IndexedSlices and sparse tensors of other frameworks. `name` is the gradient's name
+    in error messages.
+    """
     if type(gradient) is np.ndarray or gradient is None:
         return None
     return gradient if isinstance(gradient, IndexedSlices) else foreign_slices(gradient, name)

@@ -13,7 +13,7 @@ __all__ = ["GradientClipping", "GradientOptions"]
 
 _POLICIES = ("propagate", "raise", "skip")
 
-#: The name that the compiled part has for clipping by each option.
+#: What `_core.GradientClipping` calls the clipping method of each option.
 _CLIP_NAMES = {"clipvalue": "value", "clipnorm": "norm", "global_clipnorm": "global_norm"}
 
 
@@ -28,28 +28,28 @@ class GradientOptions(TypedDict, total=False):
 
 
 class GradientClipping:
-    """Gradient options that have been checked.
+    """The gradient options of an optimizer, checked.
 
     Parameters
     ----------
     clipvalue, clipnorm, global_clipnorm : float, optional
-        The bound. At most one may be given.
+        The bound on elements, norms or the global norm. At most one may be passed.
     on_nonfinite : {"propagate", "raise", "skip"}
         The policy for NaN and infinity.
-    loss_scale : float, array of no dimensions or callable, optional
+    loss_scale : float, 0-d array or callable, optional
         The number that gradients are divided by.
 
     Attributes
     ----------
     compiled : _core.GradientClipping
-        Bound and policy, for the compiled part.
+        The clipping method, its bound and the policy, as an argument of `_core.StepRequest`.
 
     Raises
     ------
     TypeError
-        If a bound is no number.
+        If a bound is not a number.
     ValueError
-        If more than one bound is given, one is negative or NaN, or the policy is unknown.
+        If more than one bound is passed, one is negative or NaN, or the policy is unknown.
     """
 
     def __init__(
@@ -61,13 +61,13 @@ class GradientClipping:
         loss_scale: HyperParameter | None,
     ) -> None:
         bounds = {"clipvalue": clipvalue, "clipnorm": clipnorm, "global_clipnorm": global_clipnorm}
-        given = {name: value for name, value in bounds.items() if value is not None}
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} are given; at most one of {', '.join(bounds)} is taken")
+        passed = {name: value for name, value in bounds.items() if value is not None}
+        if len(passed) > 1:
+            raise ValueError(f"{' and '.join(passed)} are given; at most one of {', '.join(bounds)} is taken")
         if on_nonfinite not in _POLICIES:
             raise ValueError(f'on_nonfinite is {on_nonfinite!r}; it takes "propagate", "raise" or "skip"')
         self._clip, self._bound = "none", math.inf
-        for name, value in given.items():
+        for name, value in passed.items():
             self._clip, self._bound = _CLIP_NAMES[name], as_bound(value, name)
             if self._bound < 0:
                 raise ValueError(f"{name} is {value!r}; it takes a number that is not negative")
@@ -77,7 +77,7 @@ class GradientClipping:
             self.loss_scale()
 
     def loss_scale(self) -> float:
-        """Return the number that gradients are divided by in this step."""
+        """Return the current number that gradients are divided by."""
         if self._loss_scale is None:
             return 1.0
         scale = current(self._loss_scale, "loss_scale")
@@ -88,7 +88,7 @@ class GradientClipping:
     def row_bound(self, loss_scale: float) -> float:
         """Return the bound on elements of repeated rows, which are clamped before they are summed.
 
-        It is infinite unless gradients are clipped by value. It is multiplied by the loss scale, by which the
-        rows have not been divided yet.
+        The bound is infinite unless gradients are clipped by value. It is multiplied by the loss scale,
+        because the rows have not been divided by it yet.
         """
         return self._bound * loss_scale if self._clip == "value" else math.inf

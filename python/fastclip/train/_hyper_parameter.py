@@ -8,8 +8,8 @@ from fastclip._arguments.arrays import as_bound
 
 __all__ = ["HyperParameter", "current", "positive"]
 
-#: A number, an array of no dimensions or a `Variable` that holds one, or a function without parameters that
-#: returns one. It is read at each step.
+#: A number, a 0-d array, a 0-d `Variable`, or a function without parameters that returns one of these. It is
+#: read in each step.
 HyperParameter = Any
 
 
@@ -19,9 +19,9 @@ def current(value: HyperParameter, name: str) -> float:
     Raises
     ------
     TypeError
-        If it is no real number.
+        If the value is not a real number.
     ValueError
-        If it is NaN, or an array with dimensions.
+        If it is NaN, or an array that is not 0-d.
     """
     if type(value) is float and value == value:
         return value
@@ -29,14 +29,14 @@ def current(value: HyperParameter, name: str) -> float:
 
 
 def positive(value: HyperParameter, name: str) -> float:
-    """Return the current value of a hyper-parameter that must be above 0.
+    """Return the current value of a hyper-parameter that must be positive.
 
     Raises
     ------
     TypeError
-        If it is no real number.
+        If the value is not a real number.
     ValueError
-        If it is not above 0.
+        If it is NaN, 0 or negative, or an array that is not 0-d.
     """
     number = current(value, name)
     if number <= 0.0:

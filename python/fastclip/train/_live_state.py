@@ -17,24 +17,24 @@ __all__ = ["LiveState", "loaded_counters"]
 
 @dataclass(slots=True)
 class LiveState:
-    """The objects that a step changes, apart from the variables.
+    """The state of an optimizer: everything that a step changes, apart from the variables.
 
-    The compiled part writes to them in the call that updates the variables, so that an interrupt finds all of
-    them as they were before the step or all as they are after it. Loading a state creates another object,
-    which replaces this one in one assignment.
+    The call of `_core` that updates the variables also writes the state, so that an interrupt finds either
+    the whole state before the step or the whole state after it. When a state is loaded, a new object replaces
+    this one in one assignment.
 
     Attributes
     ----------
     slots : _core.Slots
-        The variables that have been updated, their slots, and their low-precision copies.
+        The variables that were passed to a step, their slots, and their low-precision copies.
     counters : dict of str to ndarray of float64, shape ()
-        The numbers that the rule keeps besides slots, such as the powers of Adam's betas. NaN before the
+        Numbers, besides the slots, that the rule needs, such as the powers of Adam's betas. NaN before the
         first step.
     skipped_steps : ndarray of int64, shape ()
         The number of steps that were skipped.
     report : ndarray of float64, shape (3,)
-        Whether the norm of the last step was measured (1 or 0), the norm, and whether it is returned as a
-        float64 (1 or 0).
+        Whether the norm of the gradients was computed in the last step (1 or 0), the norm, and whether it is
+        returned as float64 rather than float32 (1 or 0).
     """
 
     slots: _core.Slots
@@ -58,21 +58,21 @@ class LiveState:
         numbers = {name: np.array(np.nan) for name in counters}
         return cls(_core.Slots(rule, first_values), numbers, np.array(0, np.int64), np.zeros(3))
 
-    def other(self) -> dict[str, npt.NDArray[Any]]:
-        """Return the counters; none before the first step."""
+    def current_counters(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the counters; an empty dict before the first step."""
         if any(np.isnan(value) for value in self.counters.values()):
             return {}
         return dict(self.counters)
 
     def last_norm(self) -> np.floating[Any] | None:
-        """Return the norm of the last step; None if it was not measured."""
-        measured, norm, wide = self.report.tolist()
-        return _core.norm_scalar(norm, bool(wide)) if measured else None
+        """Return the norm of the gradients in the last step; None if it was not computed."""
+        is_computed, norm, is_float64 = self.report.tolist()
+        return _core.norm_scalar(norm, bool(is_float64)) if is_computed else None
 
 
 @raises_memory_error
 def loaded_counters(
-    names: Sequence[str], other: Mapping[str, npt.NDArray[Any]], begun: bool
+    names: Sequence[str], entries: Mapping[str, npt.NDArray[Any]], has_stepped: bool
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Check the counters of a saved state, and return copies of them.
 
@@ -80,23 +80,23 @@ def loaded_counters(
     ----------
     names : sequence of str
         The names of the optimizer's counters.
-    other : mapping of str to ndarray
-        The entries of the saved state that are no slots.
-    begun : bool
-        Whether the state was saved after the first step: only then it holds counters.
+    entries : mapping of str to ndarray
+        The entries of the saved state that describe neither variables nor slots.
+    has_stepped : bool
+        Whether the state was saved after the first step. Only then does it contain counters.
 
     Raises
     ------
     ValueError
-        If one is missing, is not one of the optimizer's, or is no finite float64.
+        If a counter is missing or is not a finite 0-d float64, or an entry is not a counter of the optimizer.
     """
-    expected = set(names) if begun else set()
-    if set(other) != expected:
-        raise ValueError(f"state_dict has {sorted(other)} besides the slots; it takes {sorted(expected)}")
-    for name, value in other.items():
+    expected = set(names) if has_stepped else set()
+    if set(entries) != expected:
+        raise ValueError(f"state_dict has {sorted(entries)} besides the slots; it takes {sorted(expected)}")
+    for name, value in entries.items():
         if value.ndim or value.dtype != np.float64 or not np.isfinite(value):
             raise ValueError(
                 f"state_dict[{name!r}] has dtype {value.dtype} and shape {value.shape}; "
                 "it takes one finite float64"
             )
-    return {name: np.array(other.get(name, np.nan), np.float64) for name in names}
+    return {name: np.array(entries.get(name, np.nan), np.float64) for name in names}

@@ -15,19 +15,19 @@ from fastclip._arguments.arrays import as_output, describe
 from fastclip._arguments.foreign import foreign_array, framework
 from fastclip._autodiff.gradients import compute_gradients
 from fastclip._variables.variable import Variable
-from fastclip.train import _state as state
 from fastclip.train._arrays import as_variable
 from fastclip.train._gradient_options import GradientClipping
 from fastclip.train._hyper_parameter import HyperParameter, current
 from fastclip.train._live_state import LiveState, loaded_counters
 from fastclip.train._pairs import as_pairs
+from fastclip.train._state_dict import ParsedStateDict, build_state_dict
 from fastclip.train._step_counter import as_step_counter
 
 __all__ = ["Optimizer"]
 
 _Array = npt.NDArray[Any]
-#: The hyper-parameters of a step, the counters with their values after it, the number of skipped steps, and
-#: the report on the norm.
+#: Sets of hyper-parameters, counters with their values after the step, the number of skipped steps, and the
+#: report on the norm: see `StepRequest` in `src/py/step/request.rs`.
 _Numbers = tuple[
     list[tuple[float, ...]],
     list[tuple[npt.NDArray[np.float64], float]],
@@ -37,64 +37,69 @@ _Numbers = tuple[
 
 
 class Optimizer:
-    """The base of all optimizers, with the methods of ``tf.compat.v1.train.Optimizer``.
+    """The base class of all optimizers, with the methods of ``tf.compat.v1.train.Optimizer``.
 
-    Use one of its subclasses, such as :class:`AdamOptimizer`. Each takes the arguments of TensorFlow's
-    optimizer of that name, and the keyword arguments below.
+    Create one of its subclasses, such as :class:`AdamOptimizer`. Each takes the arguments of TensorFlow's
+    optimizer of the same name, and the keyword arguments below.
 
-    A variable is an array that is updated in place, a :class:`fastclip.Variable`, a torch tensor on the CPU
-    or any writable buffer; it is of float32 or float64. It is known again by its memory: a view that is made
-    anew for each step finds the slots of the step before. A gradient is an array of float16, bfloat16,
-    float32 or float64, anything that ``np.asarray`` makes one of, a tensor of torch, JAX or TensorFlow on the
-    CPU, :class:`fastclip.IndexedSlices`, or None.
+    A variable is float32 or float64, and is updated in place: an array, a :class:`fastclip.Variable`, a torch
+    tensor on the CPU or any writable buffer. The optimizer identifies a variable by the address and layout of
+    its memory, so that a new view of the same memory has the same slots. A gradient is an array of float16,
+    bfloat16, float32 or float64, anything that ``np.asarray`` converts to such an array, a tensor of torch,
+    JAX or TensorFlow on the CPU, :class:`fastclip.IndexedSlices`, or None.
 
-    Gradients are clipped on their way into the update: one pass reads them for the norm, and the pass that
-    updates scales them. No clipped gradient is written, and the gradients handed in are never changed.
+    Clipping is part of the update: one pass reads the gradients to compute their norm, and the pass that
+    updates the variables scales them. Clipped gradients are not stored, and the gradients that are passed in
+    are never changed.
 
     Parameters
     ----------
     use_locking : bool
-        Accepted and not used: steps of one optimizer follow each other, whatever thread they come from.
+        Accepted for compatibility with TensorFlow, and ignored: threads that share an optimizer take their
+        steps one after the other.
     name : str
-        The name of the optimizer, not empty.
+        The name of the optimizer. It must not be empty.
     clipvalue : float, optional
-        Clip each element to at most this magnitude, as :func:`fastclip.clip_by_value`.
+        The bound on the absolute value of each element of a gradient, as in :func:`fastclip.clip_by_value`.
     clipnorm : float, optional
-        Clip each gradient by its own norm, as :func:`fastclip.clip_by_norm`.
+        The bound on the norm of each gradient, as in :func:`fastclip.clip_by_norm`.
     global_clipnorm : float, optional
-        Clip all gradients by the norm of all of them, as :func:`fastclip.clip_by_global_norm`. At most one
-        of the three may be given.
+        The bound on the norm of all gradients together, as in :func:`fastclip.clip_by_global_norm`. At most
+        one of `clipvalue`, `clipnorm` and `global_clipnorm` may be passed.
     on_nonfinite : {"propagate", "raise", "skip"}
-        What to do when a gradient holds NaN or infinity. "propagate" goes on, as TensorFlow does: with a norm
-        to clip by, the variables become NaN. "raise" raises :class:`fastclip.NonFiniteError` and "skip"
-        leaves the step out; either way nothing changes. They take a pass over the gradients, unless a norm is
-        measured anyhow.
-    loss_scale : float, array of no dimensions or callable, optional
-        What the loss was multiplied by, and the gradients are divided by before anything else.
+        What to do if a gradient contains NaN or infinity. "propagate" takes the step, as TensorFlow does; if
+        gradients are clipped by norm, the variables become NaN. "raise" raises
+        :class:`fastclip.NonFiniteError`, and "skip" skips the step: both leave variables, slots and counters
+        unchanged. To check the gradients, both need a pass that reads them, unless their norm is computed for
+        clipping anyway.
+    loss_scale : float, 0-d array or callable, optional
+        The factor by which the loss was multiplied (loss scaling). Gradients are divided by it before they
+        are clipped.
 
     Attributes
     ----------
     last_norm : np.float32, np.float64 or None
-        The global norm of the gradients at the last step, after the division by `loss_scale` and before
-        clipping; None if it was not measured.
+        The global norm of the gradients in the last step, after the division by `loss_scale` and before
+        clipping; None if it was not computed.
     skipped_steps : int
-        How many steps were left out by ``on_nonfinite="skip"``.
+        The number of steps that ``on_nonfinite="skip"`` has skipped.
 
     Notes
     -----
-    Hyper-parameters may be numbers, arrays of no dimensions, Variables that hold one, or functions without
-    parameters; they are read once at each step.
+    A hyper-parameter may be a number, a 0-d array, a 0-d Variable, or a function without parameters that
+    returns a number. It is read once in each step.
 
-    A gradient of some rows (IndexedSlices) has repeated rows summed before the update; for the norm it counts
-    as it is, as in ``tf.clip_by_global_norm``. It changes these rows alone, but for Adam and AdamW, where
-    rows without a gradient have one of 0.
+    A sparse gradient (:class:`fastclip.IndexedSlices`) may contain a row more than once. Repeated rows are
+    summed before the update, but the norm is that of the rows as they were passed, as in
+    ``tf.clip_by_global_norm``. Only rows that have a gradient are updated, except by Adam and AdamW, which
+    update the other rows too, with a gradient of 0.
 
-    A gradient that is finite may still take a variable out of its range: what is watched by `on_nonfinite` is
-    what comes in.
+    `on_nonfinite` checks the gradients only: the update by a finite gradient may still overflow.
 
     A call that raises has changed nothing: neither variables nor slots nor counters. There are two
-    exceptions: a `constraint` of a Variable is called when the update is done, and a signal such as Ctrl-C
-    that comes during the update is raised when it is done. Counters and variables agree either way.
+    exceptions: the `constraint` of a Variable is called after the update, and a signal such as Ctrl-C that
+    arrives during the update is raised after it. In both cases, variables, slots and counters are all
+    updated.
 
     References
     ----------
@@ -102,6 +107,7 @@ class Optimizer:
     .. [2] https://keras.io/api/optimizers/
     """
 
+    #: Values of `gate_gradients`, as in TensorFlow.
     GATE_NONE = 0
     GATE_OP = 1
     GATE_GRAPH = 2
@@ -110,7 +116,7 @@ class Optimizer:
     _rule: str
     #: The names of the slots, in the order of the rule.
     _slot_names: tuple[str, ...] = ()
-    #: The names of the numbers that the rule keeps besides slots.
+    #: The names of the optimizer's counters: numbers, besides the slots, that steps change.
     _counter_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
@@ -129,7 +135,7 @@ class Optimizer:
         if not name:
             raise ValueError("Must specify the optimizer name")
         if not hasattr(self, "_rule"):
-            raise TypeError("Optimizer is what optimizers have in common; make one of its subclasses")
+            raise TypeError("Optimizer is the base class of optimizers; create one of its subclasses")
         self._name = name
         #: Hyper-parameters by the names of the constructor's arguments, in the order of the rule.
         self._hyper_parameters = dict(hyper_parameters)
@@ -141,9 +147,11 @@ class Optimizer:
 
     @property
     def _lock(self) -> threading.RLock:
-        """The lock of this process. A hyper-parameter that uses the optimizer may take it again.
+        """The lock that this process holds during a step.
 
-        A process that is forked while another thread is in a step would find its parent's lock held for good.
+        It is reentrant, because a hyper-parameter may be a function that uses the optimizer. Each process has
+        a lock of its own: in a process that is forked while another thread is in a step, the lock of the
+        parent process would never be released.
         """
         generation = _core.process_generation()
         lock = self._locks.get(generation)
@@ -155,12 +163,12 @@ class Optimizer:
 
     @property
     def last_norm(self) -> np.floating[Any] | None:
-        """The global norm of the gradients at the last step, before clipping; None if it was not measured."""
+        """The global norm of the gradients in the last step, before clipping; None if it was not computed."""
         return self._state.last_norm()
 
     @property
     def skipped_steps(self) -> int:
-        """How many steps were left out by ``on_nonfinite="skip"``."""
+        """The number of steps that ``on_nonfinite="skip"`` has skipped."""
         return int(self._state.skipped_steps)
 
     @skipped_steps.setter
@@ -175,7 +183,7 @@ class Optimizer:
     def _current_hyper_parameters(self) -> tuple[float, ...]:
         """Return the hyper-parameters as numbers, in the order of the rule.
 
-        It is called before the step begins, because hyper-parameters may be the caller's functions.
+        They are read before the step begins, because hyper-parameters may be functions of the caller.
         """
         return tuple([current(value, name) for name, value in self._hyper_parameters.items()])
 
@@ -203,14 +211,14 @@ class Optimizer:
         *,
         backend: str | Callable[..., Any] | None = None,
     ) -> list[tuple[Any, Any]]:
-        """Compute the gradients of a loss: the first half of :meth:`minimize`.
+        """Compute the gradients of a loss with respect to variables: the first half of :meth:`minimize`.
 
         See :func:`fastclip.train.compute_gradients`, which takes the same arguments.
 
         Returns
         -------
         list of (gradient or None, variable)
-            One pair for each variable of `var_list`.
+            One pair for each variable in `var_list`.
 
         Examples
         --------
@@ -239,27 +247,28 @@ class Optimizer:
         Parameters
         ----------
         grads_and_vars : iterable of (gradient, variable)
-            As :meth:`compute_gradients` returns them. Gradients have the shapes of their variables; a pair
-            whose gradient is None is left as it is.
+            The pairs that :meth:`compute_gradients` returns, for example. A gradient has the shape of its
+            variable. A variable whose gradient is None is not updated.
         global_step : ndarray or Variable of an integer type, shape (), optional
-            Grows by one.
+            A counter of steps, which is incremented by 1.
         name : str, optional
-            Accepted for TensorFlow's sake, and not used.
+            Accepted for compatibility with TensorFlow, and ignored.
 
         Raises
         ------
         TypeError
-            If a pair is no pair, or a gradient or variable is of a type that is not taken.
+            If an entry of `grads_and_vars` is not a pair, or a gradient or variable has a type that is not
+            accepted.
         ValueError
-            If there are no pairs, or none has a gradient; if a gradient has not the shape of its variable; if
-            a variable is read-only, is there twice or shares memory with another.
+            If there are no pairs, or no pair has a gradient; if the shapes of a gradient and its variable
+            differ; if a variable is read-only, occurs twice or shares memory with another variable.
         IndexError
-            If a row index is outside its variable.
+            If a sparse gradient has the index of a row that its variable lacks.
         RuntimeError
-            If a gradient is of rows and its variable has a constraint, or it is called in the middle of a
-            step of this optimizer, by the handler of a signal.
+            If a variable with a constraint has a sparse gradient, or if a signal handler calls this method
+            while it interrupts a step of the same optimizer.
         NonFiniteError
-            If a gradient is not finite and the optimizer has ``on_nonfinite="raise"``.
+            If a gradient contains NaN or infinity, and the optimizer has ``on_nonfinite="raise"``.
 
         Examples
         --------
@@ -274,18 +283,18 @@ class Optimizer:
         np.float64(5.0)
         """
         try:
-            listed = list(grads_and_vars)
+            entries = list(grads_and_vars)
         except TypeError:
             raise TypeError(
                 f"grads_and_vars is a {type(grads_and_vars).__name__}; it takes (gradient, variable) pairs"
             ) from None
-        if not listed:
+        if not entries:
             raise ValueError("No variables provided.")
         counter = None if global_step is None else as_step_counter(global_step)
         loss_scale = self._clipping.loss_scale()
-        pairs = as_pairs(listed, self._clipping.row_bound(loss_scale))
-        if all(gradient is None for gradient, _ in listed):
-            names = [_name_of(variable) for _, variable in listed]
+        pairs = as_pairs(entries, self._clipping.row_bound(loss_scale))
+        if all(gradient is None for gradient, _ in entries):
+            names = [_name_of(variable) for _, variable in entries]
             raise ValueError(f"No gradients provided for any variable: {names}.")
         with self._lock:
             hyper = self._current_hyper_parameters()
@@ -293,18 +302,18 @@ class Optimizer:
             request = _core.StepRequest(
                 slots,
                 pairs.arrays,
-                # Called when the step has begun: signal handlers can neither step nor load a state any more.
+                # Called after the step has begun, when signal handlers can no longer step or load a state.
                 lambda: self._numbers(hyper, slots),
                 self._clipping.compiled,
                 loss_scale,
                 counter,
             )
-            taken = _core.take_step(request)
-            for variable in pairs.constrained if taken else ():
+            is_taken = _core.take_step(request)
+            for variable in pairs.constrained if is_taken else ():
                 self._constrain(variable)
 
     def _numbers(self, hyper: tuple[float, ...], slots: _core.Slots) -> _Numbers:
-        """Return the numbers that a step reads, and those that it changes."""
+        """Return the numbers that a step reads, and the arrays of those that it changes."""
         live = self._state
         if live.slots is not slots:
             raise RuntimeError("load_state_dict was called in the middle of apply_gradients")
@@ -312,6 +321,7 @@ class Optimizer:
         return [hyper], self._counters_after(hyper), live.skipped_steps, live.report
 
     def _constrain(self, variable: Any) -> None:
+        """Apply the constraint of a Variable, and write the result to its low-precision copy too."""
         variable.assign(variable.constraint(variable))
         self._slots.refresh_copy(variable.value)
 
@@ -328,12 +338,12 @@ class Optimizer:
         *,
         backend: str | Callable[..., Any] | None = None,
     ) -> None:
-        """Take one step that makes a loss smaller: :meth:`compute_gradients`, then :meth:`apply_gradients`.
+        """Take one step to reduce a loss: call :meth:`compute_gradients`, then :meth:`apply_gradients`.
 
         Raises
         ------
         ValueError
-            If the loss depends on none of the variables.
+            If the loss does not depend on any of the variables.
 
         Examples
         --------
@@ -364,66 +374,65 @@ class Optimizer:
             )
         self.apply_gradients(grads_and_vars, global_step=global_step, name=name)
 
-    # What it keeps -------------------------------------------------------------------------------
+    # Slots and copies ----------------------------------------------------------------------------
 
     def get_name(self) -> str:
         """Return the name of the optimizer."""
         return self._name
 
     def get_slot(self, var: Any, name: str) -> _Array | None:
-        """Return what is kept for a variable under a name.
+        """Return a slot of a variable: an array that the optimizer keeps for it.
 
         Parameters
         ----------
         var : ndarray, Variable or torch tensor
             A variable.
         name : str
-            One of :meth:`get_slot_names`.
+            The name of the slot, such as "momentum". :meth:`get_slot_names` lists the names.
 
         Returns
         -------
         ndarray, shape and dtype of `var`, or None
-            An array over the slot's own memory: it changes with each step, and writing to it changes the
-            slot. None if there is no such slot, or the variable has had no gradient yet.
+            An array that shares the slot's memory: each step changes it, and writing to it changes the slot.
+            None if there is no slot of this name, or the variable has not been updated yet.
         """
         array = as_variable(var, "var")
         with self._lock:
-            slots = self._slots.of(array)
+            slots = self._slots.get(array)
         if slots is None or name not in self._slot_names:
             return None
         return slots[self._slot_names.index(name)]
 
     def get_slot_names(self) -> list[str]:
-        """Return the names of the slots that were made so far, sorted."""
+        """Return the sorted names of the slots. The list is empty before the first step."""
         with self._lock:
             return sorted(self._slot_names) if self._slots.has_slots() else []
 
     def variables(self) -> list[_Array]:
-        """Return all arrays that the optimizer keeps: counters first, then the slots of each variable."""
+        """Return the optimizer's arrays: first its counters, then the slots of each variable."""
         with self._lock:
             slots = [slot for _, slots in self._slots.entries() for slot in slots]
-            return [*self._state.other().values(), *slots]
+            return [*self._state.current_counters().values(), *slots]
 
     def set_low_precision_copy(self, variable: Any, copy: Any) -> None:
-        """Keep a low-precision copy of a variable up to date: the variable then is the master weights.
+        """Keep a low-precision copy of a variable, which then holds the master weights.
 
-        The copy is refreshed now, and in the same pass as each update, which saves reading the variable
-        again.
+        The copy is written now, and again in each update of the variable, by the same pass over memory.
 
         Parameters
         ----------
         variable : ndarray, Variable or torch tensor
-            Of float32 or float64.
+            A float32 or float64 variable.
         copy : ndarray, torch tensor or None
-            Of the variable's shape and a narrower type: float16, bfloat16, or for a float64 variable float32.
-            None takes the copy away.
+            An array of the variable's shape and of a narrower type: float16, bfloat16, or, if the variable is
+            float64, float32. None removes the variable's copy: it is no longer written.
 
         Raises
         ------
         TypeError
-            If it is of another type.
+            If the type of `copy` or `variable` is not accepted.
         ValueError
-            If it is of another shape, read-only, or shares memory with the variable.
+            If `copy` has another shape, is read-only, or shares memory with the variable.
 
         Examples
         --------
@@ -444,20 +453,22 @@ class Optimizer:
             self._slots.refuse_while_stepping("set_low_precision_copy")
             self._slots.set_copy(array, copy)
 
-    # Resuming ------------------------------------------------------------------------------------
+    # Saving and loading --------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, _Array]:
-        """Return all that is needed to go on later with the same bits, but the variables themselves.
+        """Return a copy of the optimizer's state.
+
+        Training that resumes from it, with the same variables and hyper-parameters, gives the same bits.
 
         Returns
         -------
         dict of str to ndarray
-            Plain arrays, copied, which ``np.savez`` and ``safetensors.numpy.save_file`` take. Variables are
-            numbered in the order in which the optimizer first met them.
+            Copies, which ``np.savez`` and ``safetensors.numpy.save_file`` can store. Variables are numbered
+            in the order in which they were first passed to :meth:`apply_gradients`.
 
         Notes
         -----
-        Hyper-parameters are not part of it, nor are low-precision copies.
+        The values of the variables, hyper-parameters and low-precision copies are not included.
 
         Examples
         --------
@@ -478,57 +489,57 @@ class Optimizer:
             while True:
                 live = self._state
                 steps = live.slots.steps()
-                saved = state.saved(
+                state = build_state_dict(
                     self._rule,
                     self._slot_names,
                     live.slots.entries(),
-                    {**live.other(), "skipped_steps": live.skipped_steps},
+                    {**live.current_counters(), "skipped_steps": live.skipped_steps},
                 )
-                # The handler of a signal may have stepped while slots were copied.
+                # A signal handler may have taken a step, or loaded a state, while slots were copied.
                 if live is self._state and live.slots.steps() == steps:
-                    return saved
+                    return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any], var_list: Iterable[Any] | None = None) -> None:
-        """Go on from a state that :meth:`state_dict` gave.
+        """Replace the optimizer's state by one that :meth:`state_dict` returned.
 
         Parameters
         ----------
         state_dict : mapping of str to ndarray
-            Such as ``np.load`` or ``safetensors.numpy.load_file`` return.
+            The saved state, for example from ``np.load`` or ``safetensors.numpy.load_file``.
         var_list : iterable of variables, optional
-            The variables, in the order in which the optimizer that was saved first met them: that of the
-            pairs of its first step. May be left out if this optimizer has met them already, in the same
-            order. A state that was saved before the first step fits any variables.
+            The variables, in the order in which they were first passed to the saved optimizer's
+            :meth:`apply_gradients`. By default, the variables of this optimizer, in the order in which they
+            were first passed to it. A state that was saved before the first step fits any variables.
 
         Raises
         ------
         TypeError
-            If `state_dict` is no mapping of names, or a variable is of a type that is not taken.
+            If `state_dict` is not a mapping with strings as keys, or a variable has a type that is not
+            accepted.
         ValueError
-            If the state is of another optimizer, version, or of other variables, is not complete, or holds an
-            entry of another dtype, shape or range than what :meth:`state_dict` gives. Nothing has changed
-            then.
+            If the state is that of another kind of optimizer, of another version, or of other variables; if
+            it is incomplete; or if an entry has a dtype, shape or value that :meth:`state_dict` does not
+            produce. The optimizer then keeps its state.
         """
         with self._lock:
             self._slots.refuse_while_stepping("load_state_dict")
-            met = [array for array, _ in self._slots.entries()]
-            arrays = met if var_list is None else _variables(var_list)
+            registered = [array for array, _ in self._slots.entries()]
+            arrays = registered if var_list is None else _variables(var_list)
             _core.check_variables(arrays, "var_list")
-            loaded = state.Loaded(state_dict, self._rule, self._slot_names, arrays)
-            begun = any(values is not None for values in loaded.slots)
-            counters = loaded_counters(self._counter_names, loaded.other, begun)
+            loaded = ParsedStateDict(state_dict, self._rule, self._slot_names, arrays)
+            has_slots = [values is not None for values in loaded.slots]
+            counters = loaded_counters(self._counter_names, loaded.other, any(has_slots))
             slots = _core.Slots(self._rule, self._first_values)
-            made = slots.load(arrays, [values is not None for values in loaded.slots])
-            for own, values in zip(made, loaded.slots, strict=True):
-                for slot, value in zip(own, values or (), strict=True):
+            for new_slots, values in zip(slots.load(arrays, has_slots), loaded.slots, strict=True):
+                for slot, value in zip(new_slots, values or (), strict=True):
                     np.copyto(slot, value)
             slots.take_copies(self._slots)
             skipped_steps = np.array(loaded.skipped_steps, np.int64)
-            # All at once: an interrupt finds the state as it was, or the one that was loaded.
+            # One assignment, so that an interrupt finds either the previous state or the loaded one.
             self._state = LiveState(slots, counters, skipped_steps, self._state.report)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # What it keeps belongs to variables, which a copy would share or lose.
+        # Slots belong to variables. A copy of the optimizer would share the variables, or have others.
         raise TypeError(
             f"{type(self).__name__} can be neither copied nor pickled; make another, and give it "
             "state_dict() by load_state_dict()"
@@ -539,11 +550,13 @@ class Optimizer:
 
 
 def _name_of(variable: Any) -> str:
+    """Return the name of a variable if it has one, else its description, for messages."""
     name = getattr(variable, "name", None)
     return name if isinstance(name, str) else describe(variable)
 
 
 def _variables(var_list: Any) -> list[_Array]:
+    """Return the arrays over the memory of the variables in a list."""
     if isinstance(var_list, (np.ndarray, Variable)) or not isinstance(var_list, Iterable):
         raise TypeError(f"var_list is {describe(var_list)}; it takes a list of variables")
     return [as_variable(variable, f"var_list[{i}]") for i, variable in enumerate(var_list)]

@@ -1,4 +1,4 @@
-"""The pairs of gradients and variables of a step, as arrays."""
+"""Conversion of a step's pairs of gradients and variables to arrays, and of its sparse gradients to rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastclip._compiled.clip import clip_by_value
 from fastclip._indexed_slices import IndexedSlices
 from fastclip._numpy_memory import raises_memory_error
 from fastclip._variables.variable import Variable
-from fastclip.train._arrays import as_gradient, as_rows, as_variable
+from fastclip.train._arrays import as_gradient, as_slices, as_variable
 
 __all__ = ["Pairs", "as_pairs"]
 
@@ -24,14 +24,14 @@ _Array = npt.NDArray[Any]
 
 @dataclass(slots=True)
 class Pairs:
-    """The pairs of a step.
+    """The pairs of a step, as arrays.
 
     Attributes
     ----------
-    arrays : list of (ndarray, RowGradient or None, ndarray)
-        Gradients and the memory of their variables.
+    arrays : list of (ndarray or RowGradient or None, ndarray)
+        Each gradient, and an array that shares the memory of its variable.
     constrained : list of Variable
-        The variables whose constraint is called after the step.
+        The variables whose constraints are called after the step.
     """
 
     arrays: list[tuple[_Array | _core.RowGradient | None, _Array]]
@@ -39,25 +39,26 @@ class Pairs:
 
 
 def as_pairs(pairs: list[Any], row_bound: float) -> Pairs:
-    """Return pairs of arrays.
+    """Convert gradients and variables to arrays.
 
     Parameters
     ----------
-    pairs : list of (gradient, IndexedSlices or None, variable)
+    pairs : list of (gradient or None, variable)
         The pairs that were passed to an optimizer.
     row_bound : float
-        The bound on elements of repeated rows, which are clamped before they are summed.
+        The bound on the absolute value of elements of repeated rows, which are clamped before they are
+        summed.
 
     Raises
     ------
     TypeError
-        If an entry is no pair, or a gradient or variable is of a type that is not taken.
+        If an entry is not a pair, or a gradient or variable has a type that is not accepted.
     ValueError
-        If the rows of a gradient do not have the shape of the variable's.
+        If the rows of a sparse gradient do not have the shape of the variable's rows.
     IndexError
-        If a row index is outside of the variable.
+        If a sparse gradient has the index of a row that its variable lacks.
     RuntimeError
-        If a variable whose gradient is one of rows has a constraint.
+        If a variable with a constraint has a sparse gradient.
     """
     if _core.are_plain_pairs(pairs):
         return Pairs(pairs)
@@ -69,7 +70,7 @@ def as_pairs(pairs: list[Any], row_bound: float) -> Pairs:
         gradient, variable = pair
         array = as_variable(variable, f"{name}[1]")
         constraint = variable.constraint if isinstance(variable, Variable) else None
-        slices = as_rows(gradient, f"{name}[0]")
+        slices = as_slices(gradient, f"{name}[0]")
         if slices is not None:
             if constraint is not None:
                 raise RuntimeError("Cannot use a constraint function on a sparse variable.")
@@ -83,15 +84,15 @@ def as_pairs(pairs: list[Any], row_bound: float) -> Pairs:
 
 
 def _row_gradient(slices: IndexedSlices, array: _Array, name: str, bound: float) -> _core.RowGradient:
-    """Return the gradient of some rows of a variable, with repeated rows summed."""
-    given = _checked_values(slices, array, name)
-    values, indices, is_clamped = _unique_rows(np.asarray(slices.indices), given, array, bound)
-    return _core.RowGradient(values, indices, given, is_clamped)
+    """Return a sparse gradient with its rows in ascending order, and repeated rows summed."""
+    original = _checked_values(slices, array, name)
+    values, indices, is_clamped = _unique_rows(np.asarray(slices.indices), original, array, bound)
+    return _core.RowGradient(values, indices, original, is_clamped)
 
 
 @raises_memory_error
 def _checked_values(slices: IndexedSlices, array: _Array, name: str) -> _Array:
-    """Return the values of slices, after checking that they are rows of the variable."""
+    """Return the rows of a sparse gradient, after checking that they fit the variable."""
     values = as_gradient(slices.values, f"{name}[0].values")
     indices = np.asarray(slices.indices)
     if array.ndim == 0 or values.ndim != array.ndim or values.shape[1:] != array.shape[1:]:
@@ -117,9 +118,10 @@ def _checked_values(slices: IndexedSlices, array: _Array, name: str) -> _Array:
 
 @raises_memory_error
 def _unique_rows(indices: _Array, values: _Array, array: _Array, bound: float) -> tuple[_Array, _Array, bool]:
-    """Return unique rows in ascending order, their indices, and whether the rows were clamped.
+    """Return unique rows in ascending order of their indices, the indices, and whether rows were clamped.
 
-    Rows that are not repeated are left to the step, which clamps them as it does a dense gradient.
+    Rows are clamped to `bound` only if some are repeated. Otherwise the step clamps them, like the elements
+    of a dense gradient.
     """
     indices = indices.astype(np.int64, copy=False)
     is_clamped = False
@@ -130,7 +132,7 @@ def _unique_rows(indices: _Array, values: _Array, array: _Array, bound: float) -
             values, indices = values[order], in_order
         else:
             if values.dtype.itemsize < array.dtype.itemsize:
-                # In a narrower type the bound would be rounded to it, and so would the sums.
+                # In the narrower type, the bound and the sums would be rounded to that type.
                 values = values.astype(array.dtype)
             if bound < math.inf and values.dtype.kind == "f":
                 values, is_clamped = clip_by_value(values, -bound, bound, None), True

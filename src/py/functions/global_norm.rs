@@ -66,15 +66,15 @@ impl KnownNorm<'_> {
 
 /// Clips tensors by the norm of all of them together.
 ///
-/// Returns the tuple of the list of outputs and the norm, a NumPy scalar. `given` is the norm if it was computed before.
-/// The norm of each tensor is written to the array `norms` if there is one.
+/// Returns the tuple of the list of outputs and the norm, a NumPy scalar. `known_norm` is the norm, if it was computed
+/// before. The norm of each tensor is written to the array `norms` if there is one.
 #[pyfunction]
-#[pyo3(signature = (tensors, bound, given, p, out, on_nonfinite, norms, names, /))]
+#[pyo3(signature = (tensors, bound, known_norm, p, out, on_nonfinite, norms, names, /))]
 pub fn clip_by_global_norm<'py>(
     py: Python<'py>,
     tensors: &Bound<'py, PyAny>,
     bound: f64,
-    given: Option<KnownNorm<'py>>,
+    known_norm: Option<KnownNorm<'py>>,
     p: f64,
     out: Option<Bound<'py, PyAny>>,
     on_nonfinite: &str,
@@ -87,12 +87,13 @@ pub fn clip_by_global_norm<'py>(
         let mut arrays =
             CallArrays::new(py, tensors, &Destination::from(out), AcceptedDTypes::Floats, &names)?;
         let norms = norms.map(|array| norms_view(py, &arrays, array, names.input())).transpose()?;
-        let mut tensor_norms = match &given {
-            Some(given) => given.tensor_norms(&arrays, names.input())?,
+        let mut tensor_norms = match &known_norm {
+            Some(known_norm) => known_norm.tensor_norms(&arrays, names.input())?,
             None => None,
         };
-        let known = given.as_ref().map(KnownNorm::magnitude);
-        let is_float64 = given.as_ref().map_or_else(|| arrays.has_float64(), |given| given.is_float64);
+        let known_magnitude = known_norm.as_ref().map(KnownNorm::magnitude);
+        let is_float64 =
+            known_norm.as_ref().map_or_else(|| arrays.has_float64(), |known_norm| known_norm.is_float64);
         // All objects that are returned are created now: after the pass that writes nothing may fail.
         let answer = NormScalar::new(py, is_float64)?.after(arrays.results(py)?.as_any())?;
 
@@ -101,9 +102,9 @@ pub fn clip_by_global_norm<'py>(
         check_memory(py)?;
         let needs_tensor_norms = norms.is_some() && tensor_norms.is_none();
         let (norm, magnitudes, is_refused) = detached(py, || {
-            let (magnitudes, total, total_order) = if let Some(known) = known {
+            let (magnitudes, total, total_order) = if let Some(magnitude) = known_magnitude {
                 // A known norm is no sum of powers: it is its own root, as with the order of the maximum.
-                (Vec::new(), known, Order::Max)
+                (Vec::new(), magnitude, Order::Max)
             } else {
                 let magnitudes = measure(&workspace, segments, plan, order)?;
                 let total = combine(&magnitudes, order);
@@ -114,15 +115,16 @@ pub fn clip_by_global_norm<'py>(
             }
             before_writing(plan.bytes())?;
             let norm = total.norm(total_order);
-            let Some(action) = action(total, total_order, bound, known.is_some(), on_nonfinite) else {
+            let Some(action) = action(total, total_order, bound, known_magnitude.is_some(), on_nonfinite)
+            else {
                 return Ok((norm, magnitudes, true));
             };
             clip::apply(&workspace, segments, plan, Actions::All(action));
             Ok((norm, magnitudes, false))
         })?;
         if is_refused {
-            let nonfinite = match &given {
-                Some(given) => extract(&given.nonfinite, |index| index.extract())?,
+            let nonfinite = match &known_norm {
+                Some(known_norm) => extract(&known_norm.nonfinite, |index| index.extract())?,
                 None => nonfinite_segments(&magnitudes)?,
             };
             let indices = arrays.indices()?;

@@ -28,12 +28,12 @@ pub fn global_norm<'py>(
     })
 }
 
-/// Returns a norm as a NumPy scalar: float64 with `wide`, or if the norm is finite and out of range of float32; else
-/// float32.
+/// Returns a norm as a NumPy scalar: float64 if `is_float64`, or if the norm is finite and out of range of float32;
+/// else float32.
 #[pyfunction]
-#[pyo3(signature = (norm, wide, /))]
-pub fn norm_scalar(py: Python<'_>, norm: f64, wide: bool) -> PyResult<Bound<'_, PyAny>> {
-    entry_that_reads(py, || Ok(NormScalar::new(py, wide)?.finish(norm)))
+#[pyo3(signature = (norm, is_float64, /))]
+pub fn norm_scalar(py: Python<'_>, norm: f64, is_float64: bool) -> PyResult<Bound<'_, PyAny>> {
+    entry_that_reads(py, || Ok(NormScalar::new(py, is_float64)?.finish(norm)))
 }
 
 /// Returns the list of each tensor's norm, and whether an input is float64 (and so the norms should be).
@@ -54,11 +54,11 @@ pub fn tensor_norms<'py>(
 
 /// Returns the sum of the powers of all tensors, in a form that adds up over processes.
 ///
-/// The first result is a list of sums, one for each of several ranges of sizes. The sum of this call is in the range that
-/// its size belongs to, scaled by that range's power of two, so that neither a huge sum nor a tiny one is lost. Two
-/// numbers follow: the count of tensors that contain NaN or infinity, and 1 if an input is float64, else 0. The second
-/// result is the list of each tensor's norm. The third is the list of indices, among the tensors that are not None, of
-/// those that contain NaN or infinity.
+/// The first result is a list of sums, one for each of several ranges of sizes. The sum of this call is in the range
+/// that its size belongs to, scaled by that range's power of two, so that neither a huge sum nor a tiny one is lost.
+/// Two numbers follow: the count of tensors that contain NaN or infinity, and 1 if an input is float64, else 0. The
+/// second result is the list of each tensor's norm. The third is the list of indices, among the tensors that are not
+/// None, of those that contain NaN or infinity.
 #[pyfunction]
 #[pyo3(signature = (tensors, p, names, /))]
 pub fn partial_sums<'py>(

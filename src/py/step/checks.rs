@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::py::arrays::view::{View, format_shape};
 
-/// Checks that an array can be updated in place.
+/// Checks that a variable can be updated in place.
 pub fn check_variable(view: &View, name: impl Fn() -> String) -> Result<(), Error> {
     if view.is_writable() {
         return Ok(());

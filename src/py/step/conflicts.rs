@@ -1,4 +1,4 @@
-//! The check that the arrays that a step writes overlap nothing.
+//! The overlap check of a step: no array that it writes may share memory with another array of the step.
 
 use super::checks::check_variable;
 use super::pairs::{Gradient, Pair, copy_name, slot_name, step_count_name, variable_name};
@@ -24,20 +24,20 @@ use std::ops::ControlFlow;
 /// The index of `global_step` among the counters of a step, after those of the variables.
 const GLOBAL_STEP: usize = u32::MAX as usize;
 
-/// Checks that variables, copies, slots and counters overlap neither each other nor themselves. A gradient that overlaps
-/// one of them is replaced by a copy, so that the result is that of NumPy's in-place operators.
+/// Checks that variables, low-precision copies, slots and counters overlap neither each other nor themselves. A
+/// gradient that overlaps one of them is replaced by a copy, so that the result is that of NumPy's in-place operators.
 pub fn check_conflicts<'py>(
     py: Python<'py>,
     pairs: &mut [Pair<'py>],
     registry: Option<&Registry>,
     global_step: Option<&View<'py>>,
 ) -> PyResult<()> {
-    let kept_slots = match registry {
-        Some(registry) if may_be_views_of_slots(pairs, global_step) => slots_of(py, registry, pairs)?,
+    let optimizer_slots = match registry {
+        Some(registry) if may_be_views_of_slots(pairs, global_step) => registered_slots(py, registry, pairs)?,
         _ => Vec::new(),
     };
     let mut overlapping = filled(false, pairs.len())?;
-    let mut spans = Spans::with_capacity(2 * pairs.len() + kept_slots.len() + 1)?;
+    let mut spans = Spans::with_capacity(2 * pairs.len() + optimizer_slots.len() + 1)?;
     for (index, pair) in pairs.iter().enumerate() {
         spans.push(&pair.variable, Part::Output, index)?;
         if let Some(gradient) = &pair.gradient {
@@ -53,7 +53,7 @@ pub fn check_conflicts<'py>(
             spans.push(step_count, Part::Counter, index)?;
         }
     }
-    for (index, slot) in &kept_slots {
+    for (index, slot) in &optimizer_slots {
         spans.push(slot, Part::Slot, *index)?;
     }
     if let Some(counter) = global_step {
@@ -77,7 +77,7 @@ pub fn check_conflicts<'py>(
     check_memory(py)
 }
 
-/// Whether an array may be a view of a slot. Arrays that own their memory are none.
+/// Whether an array of the step may be a view of a slot. An array that owns its memory is not a view.
 fn may_be_views_of_slots(pairs: &[Pair], global_step: Option<&View>) -> bool {
     let gradient = |pair: &Pair| pair.gradient.as_ref().is_some_and(|gradient| gradient.values.has_base());
     let copy = |pair: &Pair| pair.copy().is_some_and(View::has_base);
@@ -85,8 +85,8 @@ fn may_be_views_of_slots(pairs: &[Pair], global_step: Option<&View>) -> bool {
         || pairs.iter().any(|pair| pair.variable.has_base() || gradient(pair) || copy(pair))
 }
 
-/// Returns views of the slots that the optimizer keeps for the variables of the pairs, with the indices of the pairs.
-fn slots_of<'py>(
+/// Returns views of the slots that the optimizer owns for the variables of the pairs, each with the index of its pair.
+fn registered_slots<'py>(
     py: Python<'py>,
     registry: &Registry,
     pairs: &[Pair<'py>],
@@ -104,7 +104,7 @@ fn slots_of<'py>(
     Ok(slots)
 }
 
-/// Returns the name of a written array of a step, for messages.
+/// Returns the name of an array that the step writes, for messages.
 fn name((part, index): (Part, usize)) -> String {
     match part {
         Part::Copy => copy_name(index),
@@ -149,7 +149,7 @@ fn copy_values<'py>(py: Python<'py>, gradient: &mut Gradient<'py>) -> PyResult<(
     Ok(())
 }
 
-/// Raises if variables overlap each other or themselves.
+/// Checks that variables overlap neither each other nor themselves.
 #[pyfunction]
 #[pyo3(signature = (arrays, argument, /))]
 pub fn check_variables(arrays: &Bound<'_, PyAny>, argument: &Bound<'_, PyAny>) -> PyResult<()> {

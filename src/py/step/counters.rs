@@ -1,4 +1,4 @@
-//! The counters that a step advances, and its report on the norm.
+//! The counters that a step advances, and the report on the norm that it writes.
 
 use crate::allocation::with_capacity;
 use crate::error::Error;
@@ -9,23 +9,24 @@ use pyo3::prelude::*;
 
 /// The counters of a step.
 pub struct Counters<'py> {
-    /// Numbers that the optimizer keeps, with their values after the step.
+    /// The optimizer's counters, each with its value after the step.
     numbers: Vec<(View<'py>, f64)>,
-    /// The caller's counter of steps, if there is one.
+    /// The caller's step counter, if there is one.
     pub global_step: Option<View<'py>>,
-    /// Number of steps that were skipped.
+    /// The number of steps that were skipped.
     skipped: View<'py>,
     /// Whether the norm was measured (1 or 0), the norm, and whether it is returned as float64 (1 or 0).
     report: View<'py>,
 }
 
 impl<'py> Counters<'py> {
-    /// Reads the counters. `numbers` are float64 arrays of one element with their values after the step; `global_step`
-    /// and `skipped` are arrays of one integer; `report` is an array of three float64.
+    /// Reads and checks the counters. `numbers` are float64 arrays of one element, each with its value after the step;
+    /// `global_step` and `skipped` are arrays of one integer; `report` is an array of three float64.
     ///
     /// # Errors
     ///
-    /// If one is not writable or of another type or size, or `global_step` shares memory with another.
+    /// If an array is not writable, or has another type or size, or if `global_step` shares memory with another
+    /// counter.
     pub fn new(
         numbers: Vec<(Bound<'py, PyAny>, f64)>,
         global_step: Option<Bound<'py, PyAny>>,
@@ -106,7 +107,7 @@ pub fn read_number(view: &View) -> f64 {
     })
 }
 
-/// Adds 1 to a counter: an array of one writable element. Integers wrap around.
+/// Adds 1 to a counter, an array of one writable element. Integers wrap around.
 pub fn count_up(view: &View) {
     with_scalar!(view.dtype.scalar, T => {
         let pointer = view.pointer.cast::<T>();
@@ -119,7 +120,7 @@ fn number<T: Number>(x: T) -> f64 {
     x.to_f64()
 }
 
-/// A type of counters.
+/// The type of a counter's element.
 trait Number: Copy {
     fn to_f64(self) -> f64;
     fn next(self) -> Self;

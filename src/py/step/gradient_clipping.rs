@@ -8,7 +8,7 @@ use crate::operations::update::GradientTransform;
 use crate::py::call::entry_that_reads;
 use pyo3::prelude::*;
 
-/// The bound on gradients.
+/// The clipping method, with its bound.
 #[derive(Clone, Copy, PartialEq)]
 enum Clip {
     None,
@@ -64,7 +64,7 @@ pub struct GradientClipping {
 
 #[pymethods]
 impl GradientClipping {
-    /// `clip` is "none", "value", "norm" or `"global_norm"`, and `bound` the bound on elements or norms.
+    /// `clip` is "none", "value", "norm" or `"global_norm"`, and `bound` the bound on the elements or the norm.
     #[new]
     fn new(py: Python<'_>, clip: &str, bound: f64, on_nonfinite: &str) -> PyResult<Self> {
         entry_that_reads(py, || {
@@ -73,11 +73,11 @@ impl GradientClipping {
     }
 }
 
-/// What is to be done with the gradients of a step.
+/// The decision whether a step is taken, and how it transforms the gradients.
 pub struct Decision {
-    /// What is done to each gradient; None if the step is not to be taken.
+    /// The transform of each gradient; None if the step must not be taken.
     pub transforms: Option<Vec<GradientTransform>>,
-    /// The magnitude of all gradients together, if they were measured.
+    /// The magnitude of all gradients together; None if they were not measured.
     pub total: Option<Magnitude>,
 }
 
@@ -92,8 +92,8 @@ impl GradientClipping {
         self.policy != NonFinitePolicy::Propagate || matches!(self.clip, Clip::Norm(_) | Clip::GlobalNorm(_))
     }
 
-    /// Decides what is done to each of `count` gradients, which are divided by `loss_scale` first. `magnitudes` are those
-    /// of the undivided gradients, if norms are needed.
+    /// Decides whether the step is taken, and computes the transforms of `count` gradients, which include the division
+    /// by `loss_scale`. `magnitudes` are those of the undivided gradients; they are not used unless norms are needed.
     pub fn decide(
         &self,
         loss_scale: f64,

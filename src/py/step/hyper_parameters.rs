@@ -5,13 +5,14 @@ use crate::error::Error;
 use crate::operations::rules::RuleKind;
 use pyo3::prelude::*;
 
-/// Sets of a rule's hyper-parameters, one after the other.
+/// The sets of hyper-parameters of a step.
 pub struct HyperParameters {
     kind: RuleKind,
-    /// The sets that were passed.
+    /// The sets that were passed, one after the other.
     sets: Vec<f64>,
-    /// The sets that updates refer to, and for each the set and the step that it was made of.
+    /// The sets that updates refer to, one after the other: those that were passed, adapted to step counts.
     used: Vec<f64>,
+    /// For each used set, the index of the passed set and the step count.
     origins: Vec<(usize, Option<f64>)>,
 }
 
@@ -29,10 +30,11 @@ impl HyperParameters {
         Ok(Self { kind, sets, used: Vec::new(), origins: Vec::new() })
     }
 
-    /// Returns the index, among the sets that the updates use, of the set `index` at a step; None leaves the numbers that
-    /// depend on the step as they were passed.
+    /// Adds the passed set number `index`, with the numbers that depend on the step count computed for `step`, to the
+    /// sets that the updates use, and returns its index among these. If `step` is None, all numbers are as they were
+    /// passed.
     pub fn at_step(&mut self, index: usize, step: Option<f64>) -> PyResult<usize> {
-        // Neighbouring variables mostly agree.
+        // Successive variables mostly have the same set and step count.
         if self.origins.last() == Some(&(index, step)) {
             return Ok(self.origins.len() - 1);
         }

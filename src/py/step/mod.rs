@@ -1,4 +1,4 @@
-//! A step of an optimizer: all arrays are read and checked, then the gradients are measured, then the variables updated.
+//! A step of an optimizer: reads and checks all arrays, then measures the gradients, then updates the variables.
 
 mod checks;
 pub mod conflicts;
@@ -32,20 +32,20 @@ use slots::StepGuard;
 use std::sync::Arc;
 use updates::{Updates, describe_updates};
 
-/// Takes a step: updates variables by their gradients. Returns whether the step was taken, and not skipped.
+/// Takes a step: updates variables by their gradients. Returns false if the step was skipped.
 #[pyfunction]
 #[pyo3(signature = (request, /))]
 pub fn take_step(py: Python<'_>, request: &Bound<'_, StepRequest>) -> PyResult<bool> {
     entry(py, || {
         let request = request.get();
         let (kind, clipping, loss_scale) = (request.kind(), request.clipping(), request.loss_scale());
-        let slots = request.kept_slots();
+        let slots = request.optimizer_slots();
         let _guard = slots.map(|slots| StepGuard::begin(py, slots)).transpose()?;
         let (mut hyper, counters) = request.numbers(py)?;
-        // A signal handler may save the state from here on: it gets that of before the step.
+        // From here on a signal handler may save the state, and gets the state before the step.
         let registry = slots.map(slots::Slots::registry);
         let registry = registry.as_deref();
-        // Reading arrays may run foreign code. What follows uses nothing but the views.
+        // Reading arrays may run foreign code. The code after that uses only the views.
         let mut pairs = read_pairs(py, request, registry, &mut hyper)?;
         check_conflicts(py, &mut pairs, registry, counters.global_step.as_ref())?;
 
@@ -86,7 +86,7 @@ pub fn take_step(py: Python<'_>, request: &Bound<'_, StepRequest>) -> PyResult<b
             step(&workspace, kind, parameters, &mut updates, &update_plan)?;
             Ok((true, total, magnitudes))
         })?;
-        // From here on nothing may fail if the step was taken.
+        // If the step was taken, nothing may fail from here on.
         let norm = total.map(|total| total.norm_divided(Order::Two, loss_scale));
         drop(owners);
         if is_taken {
@@ -111,14 +111,14 @@ pub fn take_step(py: Python<'_>, request: &Bound<'_, StepRequest>) -> PyResult<b
     })
 }
 
-/// Returns the bytes that an update moves for each real of its variable.
+/// Returns the number of bytes that an update moves for each real of its variable, to divide updates into chunks.
 fn bytes_moved(update: &ParameterUpdate) -> usize {
     let size = |operand| update.segment.scalar_of(operand).map_or(0, Scalar::size);
     let rows = update.parameters.rows.as_ref().map_or(0, |rows| rows.values.scalar().size());
     (0..OPERANDS).map(size).sum::<usize>() + rows
 }
 
-/// Returns a gradient as a segment to be read.
+/// Returns a segment to read a gradient.
 fn segment_to_read(view: &View) -> Result<Segment<1>, OutOfMemory> {
     // SAFETY: the view keeps its array alive, and nothing is written.
     unsafe {

@@ -18,29 +18,29 @@ use crate::scalar::Scalar;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
-/// The argument that the pairs are passed as.
+/// The name of the argument that contains the pairs, for messages.
 const ARGUMENT: &str = "grads_and_vars";
 /// The names of the gradients, for messages.
 pub const GRADIENTS: ArgumentName<'static, 'static> = ArgumentName::Paired { argument: ARGUMENT, part: 0 };
 /// The names of the variables, for messages.
 const VARIABLES: ArgumentName<'static, 'static> = ArgumentName::Paired { argument: ARGUMENT, part: 1 };
 
-/// One variable of a step, with all that belongs to it.
+/// One variable of a step, with its gradient and its other arrays.
 pub struct Pair<'py> {
     /// The variable, which is updated in place.
     pub variable: View<'py>,
-    /// Its gradient; None if the variable stays as it is.
+    /// Its gradient; None if the variable is not updated.
     pub gradient: Option<Gradient<'py>>,
-    /// Its other arrays, if it has any.
+    /// Its slots, low-precision copy and step count, if it has any of them here.
     pub others: Option<Box<OtherArrays<'py>>>,
-    /// Index of its hyper-parameters among those that the step uses.
+    /// Index of its hyper-parameters among the sets that the step uses, see [`HyperParameters::at_step`].
     pub hyper: usize,
 }
 
-/// Arrays that few variables have. They are stored apart, because steps read thousands of pairs.
+/// Arrays that most pairs lack. They are boxed to keep [`Pair`] small, because steps read thousands of pairs.
 #[derive(Default)]
 pub struct OtherArrays<'py> {
-    /// The slots, if the caller holds them.
+    /// The slots, if the caller owns them.
     pub slots: Vec<View<'py>>,
     /// The low-precision copy, if the variable has one and a gradient.
     pub copy: Option<View<'py>>,
@@ -49,7 +49,7 @@ pub struct OtherArrays<'py> {
 }
 
 impl<'py> Pair<'py> {
-    /// The slots, if the caller holds them.
+    /// The slots, if the caller owns them.
     pub fn slots(&self) -> &[View<'py>] {
         self.others.as_ref().map_or(&[], |others| &others.slots)
     }
@@ -67,28 +67,28 @@ impl<'py> Pair<'py> {
 
 /// The gradient of a variable.
 pub struct Gradient<'py> {
-    /// An array of the variable's shape, or the rows.
+    /// An array of the variable's shape or, if the gradient is sparse, the values of its rows.
     pub values: View<'py>,
-    /// The rows that `values` are for, if they are not for all.
+    /// The rows of a sparse gradient; None if the gradient is dense.
     pub rows: Option<Box<Rows<'py>>>,
 }
 
-/// Which rows of a variable a gradient is for.
+/// The rows of a sparse gradient.
 pub struct Rows<'py> {
-    /// The array of their indices, until it has been checked.
+    /// The array of indices; None after it has been checked and copied to `indices`.
     array: Option<View<'py>>,
-    /// Their indices, ascending, each once.
+    /// The indices of the rows, in ascending order, without duplicates.
     pub indices: Box<[usize]>,
-    /// The rows as the caller passed them, of which the norm is taken: some may be repeated.
-    pub given: View<'py>,
-    /// Whether the rows have been clamped already.
+    /// The values of the rows as the caller passed them, with repeated rows. The norm is computed from these.
+    pub original: View<'py>,
+    /// Whether the values have been clamped already.
     pub is_clamped: bool,
 }
 
 impl Gradient<'_> {
-    /// The array that the norm is taken of.
+    /// The array that the norm is computed from.
     pub fn measured(&self) -> &View<'_> {
-        self.rows.as_ref().map_or(&self.values, |rows| &rows.given)
+        self.rows.as_ref().map_or(&self.values, |rows| &rows.original)
     }
 }
 
@@ -112,7 +112,7 @@ pub fn step_count_name(index: usize) -> String {
     format!("the step count of {}", variable_name(index))
 }
 
-/// Reads arrays, with a cache of dtypes for each kind: those of one kind mostly agree.
+/// Reads arrays, with a cache of dtypes for each kind of array, because arrays of one kind mostly have the same dtype.
 #[derive(Default)]
 struct Reader<'py> {
     gradients: DTypeCache<'py>,
@@ -122,7 +122,7 @@ struct Reader<'py> {
     step_counts: DTypeCache<'py>,
 }
 
-/// Reads and checks every array of the pairs. `registry` is what the optimizer keeps; None if the caller holds the slots.
+/// Reads and checks every array of the pairs. `registry` is that of the optimizer; None if the caller owns the slots.
 pub fn read_pairs<'py>(
     py: Python<'py>,
     request: &StepRequest,
@@ -134,13 +134,13 @@ pub fn read_pairs<'py>(
     let mut pairs = with_capacity(list.len())?;
     let accepted = if registry.is_some() { AcceptedDTypes::Variables } else { AcceptedDTypes::Reals };
     for (index, entry) in list.iter().enumerate() {
-        // The list may grow while a dtype is read for the first time.
+        // Reading a dtype for the first time may run foreign code, which may append to the list.
         reserve(&mut pairs, 1)?;
-        let parts = entry.cast_exact::<PyTuple>().map(|parts| {
-            let mut parts = parts.iter_borrowed();
-            (parts.next(), parts.next(), parts)
+        let items = entry.cast_exact::<PyTuple>().map(|tuple| {
+            let mut items = tuple.iter_borrowed();
+            (items.next(), items.next(), items)
         });
-        let Ok((Some(gradient), Some(variable), mut others)) = parts else {
+        let Ok((Some(gradient), Some(variable), mut others)) = items else {
             return Err(Error::Type(format!("{ARGUMENT}[{index}] is no (gradient, variable) pair")).into());
         };
         // The pair is built in place, because moving it costs as much as reading it.
@@ -171,7 +171,7 @@ pub fn read_pairs<'py>(
             else {
                 return Err(Error::Type(format!("fastclip._core: pair {index} has not 6 parts")).into());
             };
-            reader.caller_parts(pair, index, request.kind(), &slots, (copy, step_count))?;
+            reader.caller_arrays(pair, index, request.kind(), &slots, (copy, step_count))?;
             let step = pair.step_count().map(|view| read_number(view) + 1.0);
             pair.hyper = hyper.at_step(set.extract()?, step)?;
         }
@@ -211,16 +211,17 @@ impl<'py> Reader<'py> {
             let array = array.bind(py).clone();
             View::new(array, AcceptedDTypes::Reals, &mut self.gradients, name)
         };
-        let (values, given) = (read(&rows.values)?, read(&rows.given)?);
+        let (values, original) = (read(&rows.values)?, read(&rows.original)?);
         let indices = rows.indices.bind(py).clone();
         let indices = View::new(indices, AcceptedDTypes::Ordered, &mut DTypeCache::default(), name)?;
-        let rows = Rows { array: Some(indices), indices: Box::default(), given, is_clamped: rows.is_clamped };
+        let rows =
+            Rows { array: Some(indices), indices: Box::default(), original, is_clamped: rows.is_clamped };
         Ok(Gradient { values, rows: Some(Box::new(rows)) })
     }
 
-    /// Reads what the caller passes with a pair: a tuple of slots, the low-precision copy or None, and the step count,
-    /// an array of one number, or None.
-    fn caller_parts(
+    /// Reads the other arrays of a pair whose slots the caller owns: a sequence of slots, the low-precision copy or
+    /// None, and the step count, an array of one number, or None.
+    fn caller_arrays(
         &mut self,
         pair: &mut Pair<'py>,
         index: usize,
@@ -273,7 +274,8 @@ impl<'py> Reader<'py> {
     }
 }
 
-/// Checks that a gradient, or its rows, have the shape of the variable, and reads the indices of the rows.
+/// Checks that a gradient has the shape of its variable, or its rows that of the variable's rows, and reads the indices
+/// of the rows.
 #[inline]
 fn check_gradient(gradient: &mut Gradient, variable: &View, index: usize) -> Result<(), Error> {
     let Gradient { values, rows } = gradient;
@@ -310,12 +312,13 @@ fn shape_error(values: &View, variable: &View, index: usize, reason: &str) -> Er
     ))
 }
 
-/// Whether an array is one aligned run in C order.
+/// Whether an array is contiguous in C order, and aligned.
 pub fn is_run(view: &View) -> bool {
     view.size == 0 || view.is_c_order() && view.is_aligned()
 }
 
-/// Returns the indices of a gradient's rows, which `fastclip` has sorted, and of which it has summed repeated ones.
+/// Returns the indices of a sparse gradient's rows, after checking that they are in ascending order, without
+/// duplicates, and inside of the variable. The Python code of `fastclip` has sorted them and summed repeated rows.
 fn row_indices(indices: &View, gradient: &View, variable: &View) -> Result<Box<[usize]>, Error> {
     if indices.dtype.name() != "int64" || !is_run(indices) || !is_run(gradient) {
         return Err(Error::Value("rows must be contiguous, and their indices int64".into()));
@@ -341,7 +344,7 @@ fn row_indices(indices: &View, gradient: &View, variable: &View) -> Result<Box<[
     Ok(checked.into())
 }
 
-/// Returns the pairs of those whose variable has a gradient, in their order.
+/// Returns the gradients, each with the index of its pair. Pairs without a gradient are left out.
 pub fn with_gradients<'a, 'py>(
     pairs: &'a [Pair<'py>],
 ) -> Result<Vec<(usize, &'a Gradient<'py>)>, OutOfMemory> {
@@ -351,16 +354,17 @@ pub fn with_gradients<'a, 'py>(
     Ok(present)
 }
 
-/// Whether all pairs are tuples of an array of native byte order, or None, and such an array.
+/// Whether all pairs are tuples of a gradient and a variable that need no conversion: both are plain arrays of native
+/// byte order, or the gradient is None.
 #[pyfunction]
 #[pyo3(signature = (pairs, /))]
 pub fn are_plain_pairs(pairs: &Bound<'_, PyList>) -> bool {
     pairs.iter().all(|pair| {
         pair.cast_exact::<PyTuple>().is_ok_and(|pair| {
-            let mut parts = pair.iter_borrowed();
-            match (parts.next(), parts.next(), parts.next()) {
-                (Some(gradient), Some(array), None) => {
-                    (gradient.is_none() || is_plain_array(&gradient)) && is_plain_array(&array)
+            let mut items = pair.iter_borrowed();
+            match (items.next(), items.next(), items.next()) {
+                (Some(gradient), Some(variable), None) => {
+                    (gradient.is_none() || is_plain_array(&gradient)) && is_plain_array(&variable)
                 }
                 _ => false,
             }

@@ -1,7 +1,7 @@
 //! The registry of an optimizer: the variables that it has updated, with their slots and low-precision copies.
 //!
-//! A slot is memory owned by fastclip, laid out as its variable. Python sees it through arrays that are created anew
-//! each time, so that nothing that is done to such an array moves or frees the slot.
+//! A slot is memory owned by fastclip, laid out like its variable. Python code gets a new array over that memory each
+//! time it asks for a slot. The array does not own the memory, so that no change to it moves or frees the slot.
 
 use super::checks::check_copy;
 use crate::allocation::{OutOfMemory, copied, reserve, try_collect, with_capacity};
@@ -40,19 +40,19 @@ pub struct Registry {
 /// A variable and its slots.
 pub struct Entry {
     key: Arc<Key>,
-    /// NumPy's number of the variable's dtype.
-    number: c_int,
-    /// An array over the variable's memory. It keeps the memory alive, so that its address is not used again.
+    /// NumPy's type number of the variable's dtype.
+    type_number: c_int,
+    /// An array over the variable's memory. It keeps the memory alive, so that no other array gets its address.
     array: Py<PyAny>,
-    /// The slots; empty before the first gradient.
+    /// The slots; empty before the first update.
     pub slots: Arc<[Slot]>,
 }
 
-/// The arrays of a variable and of its low-precision copy.
+/// A low-precision copy, with its variable.
 pub struct LowPrecisionCopy {
     /// The variable.
     pub variable: Py<PyAny>,
-    /// Its copy.
+    /// The copy.
     pub copy: Py<PyAny>,
 }
 
@@ -63,9 +63,9 @@ impl LowPrecisionCopy {
     }
 }
 
-/// Memory of one slot.
+/// The memory of one slot.
 pub struct Slot {
-    /// Owner of the memory.
+    /// The owner of the memory.
     buffer: Py<Buffer>,
     /// Address of the first element. It never changes; it is atomic because a raw pointer is neither `Send` nor `Sync`.
     pointer: AtomicPtr<u8>,
@@ -80,7 +80,8 @@ impl Slot {
     }
 }
 
-/// Identity of a variable: address and layout of its memory. Views of the same memory are the same variable.
+/// The identity of a variable: the address and layout of its memory. Arrays that have both in common are the same
+/// variable.
 #[derive(PartialEq, Eq, Hash)]
 pub struct Key {
     address: usize,
@@ -91,7 +92,7 @@ pub struct Key {
 
 impl Key {
     /// Returns the key of a variable.
-    pub fn of(view: &View) -> Result<Self, Error> {
+    pub fn from_view(view: &View) -> Result<Self, Error> {
         let mut strides = with_capacity(view.shape().len())?;
         strides.extend(effective_strides(view));
         Ok(Self {
@@ -102,7 +103,7 @@ impl Key {
         })
     }
 
-    /// Whether it is the key of this variable.
+    /// Whether this is the key of a variable.
     fn matches(&self, view: &View) -> bool {
         self.address == view.pointer.addr()
             && self.dtype == view.dtype
@@ -111,23 +112,23 @@ impl Key {
     }
 }
 
-/// Returns the strides of an array, with 0 for axes of length 1, whose strides mean nothing.
+/// Returns the byte strides of an array, with 0 for axes of length 1, whose strides have no effect.
 fn effective_strides(view: &View) -> impl ExactSizeIterator<Item = isize> {
     let lens = view.shape().iter();
     lens.zip(view.strides()).map(|(len, stride)| if *len > 1 { *stride } else { 0 })
 }
 
 impl Entry {
-    /// Registers a variable with these slots.
+    /// Creates the entry of a variable with these slots.
     pub fn new(variable: &View, slots: Vec<Slot>) -> PyResult<Self> {
-        let (_, number) = variable.numpy_dtype();
+        let (_, type_number) = variable.numpy_dtype();
         let array = variable.array()?.unbind();
-        Ok(Self { key: Arc::new(Key::of(variable)?), number, array, slots: slots.into() })
+        Ok(Self { key: Arc::new(Key::from_view(variable)?), type_number, array, slots: slots.into() })
     }
 
     fn clone_ref(&self, py: Python<'_>) -> Self {
         let (key, slots) = (Arc::clone(&self.key), Arc::clone(&self.slots));
-        Self { key, number: self.number, array: self.array.clone_ref(py), slots }
+        Self { key, type_number: self.type_number, array: self.array.clone_ref(py), slots }
     }
 
     /// Creates an array over the variable's memory.
@@ -149,7 +150,7 @@ impl Entry {
     ) -> PyResult<Bound<'py, PyAny>> {
         let (shape, flags) = (&self.key.shape, npyffi::NPY_ARRAY_WRITEABLE);
         // SAFETY: memory of this dtype and shape at these strides, which the owner keeps alive.
-        unsafe { array_over(owner, pointer, self.number, shape, Some(strides), flags) }
+        unsafe { array_over(owner, pointer, self.type_number, shape, Some(strides), flags) }
     }
 
     /// Creates a list of arrays over the slots.
@@ -160,23 +161,23 @@ impl Entry {
     /// Returns a view of a slot.
     pub fn view_of_slot<'py>(&self, py: Python<'py>, slot: &Slot) -> Result<View<'py>, Error> {
         let owner = slot.buffer.bind(py).clone().into_any();
-        let number = (self.key.dtype, self.number);
+        let dtype = (self.key.dtype, self.type_number);
         // SAFETY: memory of the variable's dtype and shape at these strides, which the buffer keeps alive.
-        Ok(unsafe { View::over(owner, slot.pointer(), number, &self.key.shape, &slot.strides)? })
+        Ok(unsafe { View::over(owner, slot.pointer(), dtype, &self.key.shape, &slot.strides)? })
     }
 }
 
 impl Registry {
-    /// Returns the index of a variable's entry; None if it has none. The entry is mostly at `hint`, the variable's
-    /// position among the pairs of the step.
+    /// Returns the index of a variable's entry; None if it has none. `hint` is the index to try first: that of the
+    /// variable's pair in the step, because most steps pass the variables in the same order.
     pub fn position(&self, view: &View, hint: usize) -> Result<Option<usize>, Error> {
         if self.entries.get(hint).is_some_and(|entry| entry.key.matches(view)) {
             return Ok(Some(hint));
         }
-        Ok(if self.indices.is_empty() { None } else { self.indices.get(&Key::of(view)?).copied() })
+        Ok(if self.indices.is_empty() { None } else { self.indices.get(&Key::from_view(view)?).copied() })
     }
 
-    /// Returns a copy with room for so many more entries.
+    /// Returns a copy that has room for `additional` more entries.
     pub fn copy(&self, py: Python<'_>, additional: usize) -> Result<Self, Error> {
         let mut copy = Self::default();
         let count = self.entries.len().saturating_add(additional);
@@ -192,13 +193,13 @@ impl Registry {
         Ok(copy)
     }
 
-    /// Allocates room for so many more low-precision copies.
+    /// Allocates room for `additional` more low-precision copies.
     pub fn reserve_copies(&mut self, additional: usize) -> Result<(), Error> {
         let bytes = additional.saturating_mul(size_of::<(Arc<Key>, LowPrecisionCopy)>());
         Ok(self.copies.try_reserve(additional).map_err(|_| OutOfMemory { bytes })?)
     }
 
-    /// Adds an entry, for which there has to be room, see [`Registry::copy`].
+    /// Adds an entry. There must be room for it, see [`Registry::copy`], so that this cannot fail.
     pub fn add(&mut self, entry: Entry) {
         self.indices.insert(Arc::clone(&entry.key), self.entries.len());
         self.entries.push(entry);
@@ -213,11 +214,11 @@ impl Registry {
         if self.copies.is_empty() {
             return Ok(None);
         }
-        Ok(self.copies.get(&Key::of(view)?).map(|pair| pair.copy.bind(py).clone()))
+        Ok(self.copies.get(&Key::from_view(view)?).map(|pair| pair.copy.bind(py).clone()))
     }
 }
 
-/// Allocates uninitialised slots for variables: as many for each as the rule has.
+/// Allocates the slots of the rule for each variable, uninitialised.
 pub fn allocate_slots<'py>(
     py: Python<'py>,
     kind: RuleKind,
@@ -235,17 +236,17 @@ pub fn allocate_slots<'py>(
     try_collect(variables.len(), each)
 }
 
-/// Slots that were allocated for a step, and have no values yet.
+/// The slots of one variable that a step has allocated, and initialises.
 pub struct NewSlots {
     /// Dtype of the variable.
     pub dtype: DType,
     /// Number of elements of the variable.
     pub len: usize,
-    /// The slots, which are no other entry's.
+    /// The slots. Until the step is taken, the new registry is their only other owner.
     pub slots: Arc<[Slot]>,
 }
 
-/// Gives new slots their first values, `initial`: one for each slot of the rule.
+/// Fills new slots with their initial values, of which `initial` has one for each slot of the rule.
 pub fn initialise_slots(context: Context, new: &[NewSlots], initial: &[f64]) -> Result<(), Error> {
     let (mut segments, mut values) = (Vec::new(), Vec::new());
     for NewSlots { dtype, len, slots } in new {
@@ -262,7 +263,7 @@ pub fn initialise_slots(context: Context, new: &[NewSlots], initial: &[f64]) -> 
     Ok(())
 }
 
-/// Reads a low-precision copy, and checks it by itself.
+/// Reads the low-precision copy of a variable, outside of a step, and checks it.
 pub fn copy_view<'py>(copy: Bound<'py, PyAny>, variable: &View<'py>) -> PyResult<View<'py>> {
     let py = copy.py();
     let copy = View::new(copy, AcceptedDTypes::Reals, &mut DTypeCache::default(), || "copy".into())?;

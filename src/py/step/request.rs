@@ -1,4 +1,4 @@
-//! The request for a step, as Python makes it.
+//! The arguments of a step, as an object that Python creates.
 
 use super::counters::Counters;
 use super::gradient_clipping::GradientClipping;
@@ -11,36 +11,36 @@ use crate::py::objects::{extract, to_f64};
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
-/// Where the slots of a step are.
+/// The owner of the slots that a step updates.
 enum SlotSource {
-    /// In memory that the optimizer keeps.
-    Kept(Py<Slots>),
-    /// In arrays that are passed with each pair.
+    /// The optimizer: the slots are memory owned by fastclip.
+    Optimizer(Py<Slots>),
+    /// The caller: the slots are arrays that are passed with each pair.
     Caller(Py<CallerSlots>),
 }
 
-/// A gradient that has values for some rows of its variable, and is 0 elsewhere.
+/// A sparse gradient: it has values for some rows of its variable, and is 0 elsewhere.
 #[pyclass(frozen, module = "fastclip._core")]
 pub struct RowGradient {
-    /// The rows, each once, in ascending order.
+    /// The values of the rows, in ascending order of their indices, with repeated rows summed.
     pub(super) values: Py<PyAny>,
-    /// Their indices.
+    /// The indices of the rows, without duplicates.
     pub(super) indices: Py<PyAny>,
-    /// The rows as the caller passed them, of which the norm is taken: some may be repeated.
-    pub(super) given: Py<PyAny>,
-    /// Whether the rows have been clamped, which happens before repeated rows are summed.
+    /// The values of the rows as the caller passed them, with repeated rows. The norm is computed from these.
+    pub(super) original: Py<PyAny>,
+    /// Whether the values have been clamped already: repeated rows are clamped before they are summed.
     pub(super) is_clamped: bool,
 }
 
 #[pymethods]
 impl RowGradient {
     #[new]
-    fn new(values: Py<PyAny>, indices: Py<PyAny>, given: Py<PyAny>, is_clamped: bool) -> Self {
-        Self { values, indices, given, is_clamped }
+    fn new(values: Py<PyAny>, indices: Py<PyAny>, original: Py<PyAny>, is_clamped: bool) -> Self {
+        Self { values, indices, original, is_clamped }
     }
 }
 
-/// All that a step takes.
+/// The arguments of a step.
 #[pyclass(frozen, module = "fastclip._core")]
 pub struct StepRequest {
     slots: SlotSource,
@@ -54,13 +54,15 @@ pub struct StepRequest {
 #[pymethods]
 impl StepRequest {
     /// `pairs` is a list of tuples `(gradient, variable)`; with [`CallerSlots`] of tuples `(gradient, variable, slots,
-    /// copy, hyper, step_count)`, see `pairs.rs`. `numbers` is called when the step has begun, and returns a tuple of:
+    /// copy, hyper, step_count)`, see `pairs.rs`. `numbers` is a function that the step calls after it has begun. It
+    /// returns a tuple of:
     ///
-    /// - the sets of hyper-parameters, a list;
+    /// - the sets of hyper-parameters, a list of sequences of float;
     /// - the counters that the step advances, a list of pairs of a float64 array and its next value;
-    /// - the number of skipped steps and the report on the norm, two arrays. See [`Counters`].
+    /// - the number of skipped steps, an array;
+    /// - the report on the norm, an array. See [`Counters`] for both.
     ///
-    /// `global_step` grows by one.
+    /// `global_step` is an array of one integer, which the step increments.
     #[new]
     #[pyo3(signature = (slots, pairs, numbers, clipping, loss_scale, global_step = None))]
     fn new(
@@ -71,10 +73,11 @@ impl StepRequest {
         loss_scale: f64,
         global_step: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
-        // By hand: the derived extraction of an enum creates exceptions on the way, and panics where memory runs out.
+        // The types are checked here, because PyO3's derived extraction of an enum creates exceptions while it tries
+        // the variants, and panics if memory runs out.
         entry_that_reads(slots.py(), || {
             let slots = if let Ok(slots) = slots.cast_exact::<Slots>() {
-                SlotSource::Kept(slots.clone().unbind())
+                SlotSource::Optimizer(slots.clone().unbind())
             } else if let Ok(slots) = slots.cast_exact::<CallerSlots>() {
                 SlotSource::Caller(slots.clone().unbind())
             } else {
@@ -86,18 +89,18 @@ impl StepRequest {
 }
 
 impl StepRequest {
-    /// The optimizer's own slots; None if the caller passes them.
-    pub fn kept_slots(&self) -> Option<&Slots> {
+    /// The slots, if the optimizer owns them; None if the caller does.
+    pub fn optimizer_slots(&self) -> Option<&Slots> {
         match &self.slots {
-            SlotSource::Kept(slots) => Some(slots.get()),
+            SlotSource::Optimizer(slots) => Some(slots.get()),
             SlotSource::Caller(_) => None,
         }
     }
 
-    /// The rule.
+    /// The rule that updates the variables.
     pub fn kind(&self) -> RuleKind {
         match &self.slots {
-            SlotSource::Kept(slots) => slots.get().kind(),
+            SlotSource::Optimizer(slots) => slots.get().kind(),
             SlotSource::Caller(slots) => slots.get().kind(),
         }
     }
@@ -107,12 +110,12 @@ impl StepRequest {
         self.pairs.bind(py)
     }
 
-    /// How gradients are clipped.
+    /// The gradient options.
     pub fn clipping(&self) -> &GradientClipping {
         self.clipping.get()
     }
 
-    /// What gradients are divided by.
+    /// The number that gradients are divided by.
     pub fn loss_scale(&self) -> f64 {
         self.loss_scale
     }
@@ -131,8 +134,8 @@ impl StepRequest {
     }
 }
 
-/// Takes the items out of a tuple that has so many. A failing allocation is a `MemoryError`, which `PyO3`'s extraction of
-/// tuples does not promise.
+/// Returns the items of a tuple of `N` items. An allocation that fails raises `MemoryError`, which `PyO3`'s extraction
+/// of tuples does not promise.
 fn items<'py, const N: usize>(tuple: &Bound<'py, PyAny>) -> PyResult<[Bound<'py, PyAny>; N]> {
     let items = extract(tuple, |item| Ok(item.clone()))?;
     items.try_into().map_err(|_| Error::Value(format!("fastclip._core: a tuple has not {N} items")).into())

@@ -1,4 +1,5 @@
-//! The slots of optimizers as objects of Python: those that an optimizer keeps, and those that the caller holds.
+//! `Slots`, the Python object that owns the variables, slots and low-precision copies of an optimizer; and `CallerSlots`,
+//! for optimizers whose caller owns the slots.
 
 use super::checks::check_variable;
 use super::registry::{Entry, Key, LowPrecisionCopy, Registry, allocate_slots, copy_view};
@@ -19,19 +20,20 @@ use pyo3::types::PyList;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What an optimizer keeps between its steps.
+/// The variables of an optimizer, with their slots and low-precision copies.
 #[pyclass(frozen, module = "fastclip._core")]
 pub struct Slots {
     kind: RuleKind,
-    /// First value of each slot.
+    /// The initial value of each slot.
     initial: Vec<f64>,
-    /// Replaced as a whole, and locked only meanwhile: a process that is forked while another thread is in a step finds
-    /// it complete and unlocked.
+    /// The current registry. A step replaces it by another one, and locks it only for that moment: a process that is
+    /// forked while another thread is in a step finds it complete and unlocked.
     registry: Mutex<Arc<Registry>>,
-    /// The generation of the process that is in a step, plus one; 0 if none is. A signal handler may ask for a second
-    /// step, and a process that is forked in the middle of a step is in none.
+    /// The generation of the process that is in a step, plus one; 0 if no process is. A step that a signal handler
+    /// begins in the middle of another one is refused. A process that is forked in the middle of a step has another
+    /// generation, and may begin one.
     stepping: AtomicU64,
-    /// Number of steps that were taken.
+    /// The number of steps that were taken.
     steps: AtomicU64,
 }
 
@@ -45,7 +47,7 @@ impl Slots {
         self.kind
     }
 
-    /// First value of each slot.
+    /// The initial value of each slot.
     pub fn initial(&self) -> &[f64] {
         &self.initial
     }
@@ -55,8 +57,9 @@ impl Slots {
         Arc::clone(&self.lock())
     }
 
-    /// Changes the registry: in place if nothing else refers to it, else in a copy. What `change` removes is returned, to
-    /// be dropped when the lock is released: dropping an array may run foreign code.
+    /// Changes the registry: in place if there is no other reference to it, else in a copy. `change` must return the
+    /// arrays that it removes, so that they are dropped after the lock is released: dropping an array may run foreign
+    /// code.
     fn change<R>(
         &self,
         py: Python<'_>,
@@ -76,7 +79,7 @@ impl Slots {
 
     /// Replaces the registry. Cannot fail.
     pub fn replace(&self, registry: Arc<Registry>) {
-        // The previous registry is dropped when the lock is released.
+        // The previous registry is dropped after the lock is released.
         let _previous = std::mem::replace(&mut *self.lock(), registry);
     }
 
@@ -91,11 +94,11 @@ impl Slots {
     }
 }
 
-/// Marks slots as being in a step, until it is dropped.
+/// Marks slots as being in a step, until the guard is dropped.
 pub struct StepGuard<'a>(&'a Slots);
 
 impl<'a> StepGuard<'a> {
-    /// Begins a step. Raises in the middle of another one, which a signal handler may interrupt.
+    /// Begins a step. Raises if another step is in progress, which a signal handler may have interrupted.
     pub fn begin(py: Python<'_>, slots: &'a Slots) -> PyResult<Self> {
         let now = process::generation() + 1;
         if slots.stepping.swap(now, Ordering::Relaxed) == now {
@@ -119,7 +122,7 @@ fn reentrance_error(py: Python<'_>, what: &str) -> PyErr {
     )
 }
 
-/// Reads the variable that is passed to a method.
+/// Reads a variable, and checks that it can be updated.
 fn read_variable<'py>(array: &Bound<'py, PyAny>) -> PyResult<View<'py>> {
     let cache = &mut DTypeCache::default();
     let view = View::new(array.clone(), AcceptedDTypes::Variables, cache, || "variable".into())?;
@@ -129,7 +132,7 @@ fn read_variable<'py>(array: &Bound<'py, PyAny>) -> PyResult<View<'py>> {
 
 #[pymethods]
 impl Slots {
-    /// Takes the name of the rule, and the first value of each of its slots.
+    /// Takes the name of the rule, and the initial value of each of its slots.
     #[new]
     fn new(py: Python<'_>, rule: &str, initial: &Bound<'_, PyAny>) -> PyResult<Self> {
         entry_that_reads(py, || {
@@ -142,19 +145,20 @@ impl Slots {
         })
     }
 
-    /// Returns every variable with its slots, of which there are none before the first gradient.
+    /// Returns the list of pairs of a variable and the list of its slots, which is empty before its first update.
     fn entries<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         entry_that_reads(py, || {
             let registry = self.registry();
             let pair = |entry: &Entry| {
-                let parts = [entry.variable(py)?, entry.slots_as_list(py)?.into_any()];
-                Ok(objects::tuple(py, parts)?.into_any())
+                let items = [entry.variable(py)?, entry.slots_as_list(py)?.into_any()];
+                Ok(objects::tuple(py, items)?.into_any())
             };
             objects::list(py, registry.entries.len(), registry.entries.iter().map(pair))
         })
     }
 
-    /// Returns the number of steps that were taken, so that code that copies slots can tell whether one came in between.
+    /// Returns the number of steps that were taken. Code that copies slots compares it before and after, because a
+    /// signal handler may have taken a step meanwhile.
     fn steps(&self) -> u64 {
         self.steps.load(Ordering::Relaxed)
     }
@@ -164,13 +168,14 @@ impl Slots {
         self.registry().entries.iter().any(|entry| !entry.slots.is_empty())
     }
 
-    /// Raises in the middle of a step, which a signal handler may interrupt.
+    /// Raises if a step is in progress, which a signal handler may have interrupted. `what` is the name of the method
+    /// that is refused.
     fn refuse_while_stepping(&self, py: Python<'_>, what: &str) -> PyResult<()> {
         if self.is_stepping() { Err(reentrance_error(py, what)) } else { Ok(()) }
     }
 
     /// Returns arrays over the memory of a variable's slots; None if it has none yet.
-    fn of<'py>(&self, py: Python<'py>, array: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyList>>> {
+    fn get<'py>(&self, py: Python<'py>, array: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyList>>> {
         entry_that_reads(py, || {
             let (view, registry) = (read_variable(array)?, self.registry());
             match registry.position(&view, 0)?.map(|index| &registry.entries[index]) {
@@ -180,8 +185,9 @@ impl Slots {
         })
     }
 
-    /// Registers the variables of a state that is loaded, in its order, with slots where the flag says so. Returns arrays
-    /// over the slots of each, to be filled. The registry must be empty.
+    /// Registers the variables of a saved state, in its order, with uninitialised slots for those whose flag in
+    /// `with_slots` is true. Returns, for each variable, a list of arrays over its slots, which the caller must fill.
+    /// The registry must be empty.
     fn load<'py>(
         &self,
         py: Python<'py>,
@@ -214,13 +220,13 @@ impl Slots {
         })
     }
 
-    /// Returns the variables that have a low-precision copy, with the copies.
+    /// Returns the list of pairs of a variable and its low-precision copy.
     fn copies<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         entry_that_reads(py, || {
             let registry = self.registry();
             let pair = |pair: &LowPrecisionCopy| {
-                let parts = [pair.variable.bind(py).clone(), pair.copy.bind(py).clone()];
-                Ok(objects::tuple(py, parts)?.into_any())
+                let items = [pair.variable.bind(py).clone(), pair.copy.bind(py).clone()];
+                Ok(objects::tuple(py, items)?.into_any())
             };
             objects::list(py, registry.copies.len(), registry.copies.values().map(pair))
         })
@@ -246,8 +252,8 @@ impl Slots {
     ) -> PyResult<()> {
         entry(py, || {
             let view = read_variable(array)?;
-            let key = Arc::new(Key::of(&view)?);
-            // Reading the copy may run foreign code, which may change the registry: it comes first.
+            let key = Arc::new(Key::from_view(&view)?);
+            // Reading the copy may run foreign code, which may change the registry. Therefore it is read first.
             let copy = copy.map(|copy| copy_view(copy, &view)).transpose()?;
             let pair = match &copy {
                 Some(copy) => {
@@ -273,7 +279,7 @@ impl Slots {
         })
     }
 
-    /// Adopts the low-precision copies of another object, without writing them.
+    /// Adds the low-precision copies that are registered in another object, without writing them.
     fn take_copies(&self, py: Python<'_>, other: &Bound<'_, Slots>) -> PyResult<()> {
         entry(py, || {
             let other = other.get().registry();
@@ -297,7 +303,7 @@ fn write_copy(py: Python<'_>, view: &View, copy: &View) -> PyResult<()> {
     detached(py, || Ok(refresh(Context::current(), &mut segment)?))
 }
 
-/// The rule of an optimizer whose slots the caller holds, and passes with every step.
+/// The rule of an optimizer whose caller owns the slots, and passes them to every step.
 #[pyclass(frozen, module = "fastclip._core")]
 pub struct CallerSlots {
     kind: RuleKind,
@@ -319,7 +325,7 @@ impl CallerSlots {
     }
 }
 
-/// Returns the rule of that name.
+/// Returns the rule of this name.
 fn rule_kind(name: &str) -> Result<RuleKind, Error> {
     RuleKind::from_name(name).ok_or_else(|| Error::Value(format!("there is no rule {name:?}")))
 }

@@ -1,4 +1,4 @@
-//! The pairs of a step, described to the driver of updates.
+//! Description of a step's pairs as parameter updates, which the driver in `operations::update` performs.
 
 use super::pairs::{Pair, is_run};
 use super::registry::{Entry, NewSlots, Registry, Slot, allocate_slots};
@@ -14,21 +14,22 @@ use crate::py::arrays::view::View;
 use crate::py::raise::check_memory;
 use pyo3::prelude::*;
 
-/// All that a step updates.
+/// The updates of a step, and the memory that they need.
 #[allow(clippy::struct_field_names, reason = "the updates are one of its parts")]
 pub struct Updates<'py> {
-    /// One update for each variable or, where the gradient is one of rows, for each of its runs of rows.
+    /// One update for each variable or, if its gradient is sparse and the rule updates only rows that have a gradient,
+    /// one for each run of successive rows.
     pub updates: Vec<ParameterUpdate>,
-    /// The registry after the step, if it differs from the one before.
+    /// The registry after the step; None if the step does not change it.
     pub registry: Option<Registry>,
     /// Slots that the step allocates.
     pub new_slots: Vec<NewSlots>,
-    /// Owners of memory that was allocated for this step.
+    /// Owners of memory that is needed only during the step: sparse gradients expanded to all rows.
     pub owners: Vec<View<'py>>,
 }
 
-/// Finds or allocates the slots, and describes every pair that has a gradient to the driver. `registry` is what the
-/// optimizer keeps; None if the pairs have their slots with them.
+/// Finds or allocates the slots, and returns the updates of the pairs that have a gradient. `registry` is that of the
+/// optimizer; None if the caller owns the slots.
 pub fn describe_updates<'py>(
     py: Python<'py>,
     kind: RuleKind,
@@ -83,14 +84,14 @@ fn positions(registry: &Registry, pairs: &[Pair]) -> Result<Vec<Option<usize>>, 
     Ok(places)
 }
 
-/// Whether a variable has a gradient, and not yet the slots that the rule takes.
+/// Whether a variable has a gradient, but not yet the slots of the rule.
 fn lacks_slots(kind: RuleKind, registry: &Registry, pair: &Pair, place: Option<usize>) -> bool {
     let count = place.map_or(0, |place| registry.entries[place].slots.len());
     pair.gradient.is_some() && count < kind.slots()
 }
 
-/// Returns the registry after a step that adds variables or slots. `places` receives the index of every variable's
-/// entry, and `new_slots` the slots that were allocated.
+/// Returns the registry after a step that adds variables or slots. Writes the index of every variable's entry to
+/// `places`, and appends the allocated slots to `new_slots`.
 fn register(
     py: Python<'_>,
     kind: RuleKind,
@@ -100,12 +101,12 @@ fn register(
     new_slots: &mut Vec<NewSlots>,
 ) -> PyResult<Registry> {
     let mut after = registry.copy(py, pairs.len())?;
-    let mut without: Vec<&View> = with_capacity(pairs.len())?;
+    let mut variables: Vec<&View> = with_capacity(pairs.len())?;
     let lacking =
         pairs.iter().zip(&*places).filter(|(pair, place)| lacks_slots(kind, registry, pair, **place));
-    without.extend(lacking.map(|(pair, _)| &pair.variable));
-    reserve(new_slots, without.len())?;
-    let mut allocated = allocate_slots(py, kind, &without)?.into_iter();
+    variables.extend(lacking.map(|(pair, _)| &pair.variable));
+    reserve(new_slots, variables.len())?;
+    let mut allocated = allocate_slots(py, kind, &variables)?.into_iter();
     for (pair, place) in pairs.iter().zip(places) {
         let is_new = lacks_slots(kind, registry, pair, *place);
         let slots = if is_new { allocated.next().unwrap_or_default() } else { Vec::new() };
@@ -131,14 +132,15 @@ fn register(
 /// The arrays of one pair that has a gradient.
 struct UpdateArrays<'a, 'py> {
     pair: &'a Pair<'py>,
-    /// The slots, if the optimizer keeps them.
+    /// The slots, if the optimizer owns them; else empty.
     kept_slots: &'a [Slot],
-    /// Index of the gradient among those of the step.
+    /// Index of the gradient among the gradients of the step.
     gradient: usize,
 }
 
 impl<'py> UpdateArrays<'_, 'py> {
-    /// Appends the updates of the pair. Returns the gradient, if it had to be expanded to the variable's shape.
+    /// Appends the updates of the pair. Returns the expanded gradient, if a sparse gradient was expanded to the
+    /// variable's shape.
     fn describe(
         &self,
         py: Python<'py>,
@@ -148,7 +150,7 @@ impl<'py> UpdateArrays<'_, 'py> {
         reserve(updates, 1)?;
         let Some(gradient) = &self.pair.gradient else { return Ok(None) };
         let Some(rows) = &gradient.rows else {
-            updates.push(self.whole(&gradient.values)?);
+            updates.push(self.update_of_all_rows(&gradient.values)?);
             return Ok(None);
         };
         if !kind.changes_all_rows() {
@@ -156,17 +158,17 @@ impl<'py> UpdateArrays<'_, 'py> {
             return Ok(None);
         }
         if self.is_dense(&gradient.values) {
-            updates.push(self.with_rows(&gradient.values, &rows.indices)?);
+            updates.push(self.update_by_rows(&gradient.values, &rows.indices)?);
             return Ok(None);
         }
         let expanded = expand_rows(py, &gradient.values, &self.pair.variable, &rows.indices)?;
-        updates.push(self.whole(&expanded)?);
+        updates.push(self.update_of_all_rows(&expanded)?);
         Ok(Some(expanded))
     }
 
-    /// Whether all arrays are contiguous runs in the same order.
+    /// Whether all arrays are contiguous in C order, and aligned.
     fn is_dense(&self, gradient: &View) -> bool {
-        // Slots that the optimizer keeps have the order of their variable, without gaps.
+        // Slots that the optimizer owns have the memory order of their variable, without gaps.
         is_run(&self.pair.variable)
             && is_run(gradient)
             && self.pair.slots().iter().all(is_run)
@@ -215,8 +217,8 @@ impl<'py> UpdateArrays<'_, 'py> {
     /// Returns the segment of contiguous operands, of `len` reals each.
     #[inline]
     fn dense_runs(len: usize, runs: [Option<Run>; OPERANDS]) -> Segment<OPERANDS> {
-        // SAFETY: every operand is an aligned run at least as long, see `is_dense`; views and slots keep them alive, and
-        // `check_conflicts` has made sure that nothing overlaps what is written.
+        // SAFETY: every operand is an aligned run of at least `len` reals, see `is_dense`; views and slots keep them
+        // alive; and `check_conflicts` has checked that no array overlaps one that is written.
         unsafe { Segment::dense(false, len, runs) }
     }
 
@@ -231,12 +233,13 @@ impl<'py> UpdateArrays<'_, 'py> {
         shape: &[usize],
         operands: [Option<Operand>; OPERANDS],
     ) -> Result<Segment<OPERANDS>, OutOfMemory> {
-        // SAFETY: the operands are arrays of this shape, or rows of such; otherwise as above.
+        // SAFETY: the operands are arrays of this shape, or rows of arrays whose rows have this shape; otherwise as in
+        // `dense_runs`.
         unsafe { Segment::new(false, shape, operands) }
     }
 
-    /// Returns the update of the whole variable.
-    fn whole(&self, gradient: &View) -> Result<ParameterUpdate, OutOfMemory> {
+    /// Returns the update of all rows of the variable by a gradient of the same shape.
+    fn update_of_all_rows(&self, gradient: &View) -> Result<ParameterUpdate, OutOfMemory> {
         let variable = &self.pair.variable;
         let segment = if self.is_dense(gradient) {
             Self::dense_runs(variable.size, self.runs(gradient))
@@ -246,8 +249,8 @@ impl<'py> UpdateArrays<'_, 'py> {
         Ok(self.update(segment, None))
     }
 
-    /// Returns the update of the whole variable by a gradient of rows. Everything is dense.
-    fn with_rows(&self, gradient: &View, indices: &[usize]) -> Result<ParameterUpdate, OutOfMemory> {
+    /// Returns the update of all rows of the variable by a sparse gradient. All arrays must be contiguous.
+    fn update_by_rows(&self, gradient: &View, indices: &[usize]) -> Result<ParameterUpdate, OutOfMemory> {
         let mut operands = self.operands(gradient);
         operands[GRADIENT] = None;
         let rows = RowGradient {
@@ -259,7 +262,8 @@ impl<'py> UpdateArrays<'_, 'py> {
         Ok(self.update(Self::dense(self.pair.variable.size, operands), Some(Box::new(rows))))
     }
 
-    /// Appends updates of the rows that have a gradient. Successive rows are one update, if everything is dense.
+    /// Appends updates of the rows that have a gradient: one for each row or, if all arrays are contiguous, one for
+    /// each run of successive rows.
     fn push_runs_of_rows(
         &self,
         gradient: &View,
@@ -296,7 +300,7 @@ impl<'py> UpdateArrays<'_, 'py> {
     }
 }
 
-/// Expands a gradient of rows, which are one run, to the shape of the variable, in memory that is allocated here.
+/// Expands a sparse gradient to the shape of its variable, in new memory. Its rows must be contiguous.
 fn expand_rows<'py>(
     py: Python<'py>,
     gradient: &View<'py>,
@@ -311,7 +315,8 @@ fn expand_rows<'py>(
     if gradient.size * size != indices.len() * row || indices.iter().any(|index| *index >= shape[0]) {
         return Err(Error::Value("rows do not fit their variable".into()).into());
     }
-    // SAFETY: new memory of this many bytes; the rows lie inside of both, as was checked.
+    // SAFETY: `pointer` is new memory of `bytes` bytes, and the checks above ensure that every row lies inside of both
+    // arrays.
     unsafe {
         pointer.write_bytes(0, bytes);
         for (at, index) in indices.iter().enumerate() {

@@ -1,1 +1,1 @@
-"""The optimizers, one a file."""
+"""The optimizers of `fastclip.train`, one in each file. Their update rules are in `src/operations/rules/`."""

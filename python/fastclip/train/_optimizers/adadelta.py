@@ -1,4 +1,4 @@
-"""Adadelta."""
+"""The Adadelta optimizer."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ __all__ = ["AdadeltaOptimizer"]
 
 
 class AdadeltaOptimizer(Optimizer):
-    r"""Adadelta.
+    r"""The Adadelta algorithm.
 
     Takes the arguments of ``tf.compat.v1.train.AdadeltaOptimizer``, and the keyword arguments of
     :class:`Optimizer`.
 
     Parameters
     ----------
-    learning_rate : float, array of no dimensions, Variable or callable
-        The learning rate. 1.0 is that of the paper.
-    rho : float, array of no dimensions, Variable or callable
-        :math:`\rho`.
-    epsilon : float, array of no dimensions, Variable or callable
-        :math:`\varepsilon`.
+    learning_rate : float, 0-d array, Variable or callable
+        The learning rate. With 1.0, the algorithm is that of the paper.
+    rho : float, 0-d array, Variable or callable
+        The decay rate :math:`\rho` of the moving averages.
+    epsilon : float, 0-d array, Variable or callable
+        The constant :math:`\varepsilon` that is added before square roots are taken.
     use_locking, name
         See :class:`Optimizer`.
     **options
-        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
-        :class:`Optimizer`.
+        Keyword arguments that every optimizer has, described in :class:`Optimizer`: ``clipvalue``,
+        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite`` and ``loss_scale``.
 
     Notes
     -----
     :math:`a \leftarrow \rho a + (1 - \rho) g^2`,
     :math:`u = \sqrt{d + \varepsilon} / \sqrt{a + \varepsilon} \cdot g`,
     :math:`w \leftarrow w - \mathit{lr} \cdot u`, :math:`d \leftarrow \rho d + (1 - \rho) u^2` [1]_ [2]_. The
-    slots ``accum`` and ``accum_update`` hold :math:`a` and :math:`d`, at first 0.
+    slots ``accum`` and ``accum_update`` contain :math:`a` and :math:`d`, initially 0.
 
     References
     ----------

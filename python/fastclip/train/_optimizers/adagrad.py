@@ -1,4 +1,4 @@
-"""Adagrad."""
+"""The Adagrad optimizer."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ __all__ = ["AdagradOptimizer"]
 
 
 class AdagradOptimizer(Optimizer):
-    r"""Adagrad.
+    r"""The Adagrad algorithm.
 
     Takes the arguments of ``tf.compat.v1.train.AdagradOptimizer``, and the keyword arguments of
     :class:`Optimizer`.
 
     Parameters
     ----------
-    learning_rate : float, array of no dimensions, Variable or callable
+    learning_rate : float, 0-d array, Variable or callable
         The learning rate.
     initial_accumulator_value : float
-        The first value of the accumulators, above 0.
+        The initial value of the accumulators, above 0.
     use_locking, name
         See :class:`Optimizer`.
     **options
-        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
-        :class:`Optimizer`.
+        Keyword arguments that every optimizer has, described in :class:`Optimizer`: ``clipvalue``,
+        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite`` and ``loss_scale``.
 
     Raises
     ------
@@ -41,7 +41,7 @@ class AdagradOptimizer(Optimizer):
     Notes
     -----
     :math:`a \leftarrow a + g^2`, :math:`w \leftarrow w - \mathit{lr} \cdot g / \sqrt a` [1]_ [2]_. The slot
-    ``accumulator`` holds :math:`a`.
+    ``accumulator`` contains :math:`a`.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Adagrad with dual averaging."""
+"""The AdagradDA optimizer: Adagrad with dual averaging."""
 
 from __future__ import annotations
 
@@ -28,32 +28,33 @@ class AdagradDAOptimizer(Optimizer):
 
     Parameters
     ----------
-    learning_rate : float, array of no dimensions, Variable or callable
+    learning_rate : float, 0-d array, Variable or callable
         The learning rate.
     global_step : ndarray or Variable of an integer type, shape ()
-        The number of steps taken so far. It is read, and grows if it is passed to :meth:`apply_gradients` as
-        well.
+        The number of steps taken so far, which is read in each step. It is incremented only by calls of
+        :meth:`apply_gradients` that it is passed to as well.
     initial_gradient_squared_accumulator_value : float
-        The first value of the accumulators of squares, above 0.
+        The initial value of the accumulators of squared gradients, above 0.
     l1_regularization_strength, l2_regularization_strength : float
-        :math:`l_1` and :math:`l_2`.
+        The factors :math:`l_1` and :math:`l_2` of the penalties.
     use_locking, name
         See :class:`Optimizer`.
     **options
-        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
-        :class:`Optimizer`.
+        Keyword arguments that every optimizer has, described in :class:`Optimizer`: ``clipvalue``,
+        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite`` and ``loss_scale``.
 
     Raises
     ------
     ValueError
-        If the initial value is not above 0, or `global_step` has dimensions.
+        If `initial_gradient_squared_accumulator_value` is not above 0, or `global_step` is not 0-d, is
+        read-only, or is not in native byte order.
 
     Notes
     -----
     :math:`G \leftarrow G + g`, :math:`Q \leftarrow Q + g^2`, and with :math:`T` one more than `global_step`
     :math:`w \leftarrow -\mathit{lr}\,\mathrm{sign}(G) \max(|G| - l_1 T, 0) / (l_2 T \mathit{lr} + \sqrt Q)`
-    [1]_ [2]_. What the variable was does not matter. The slots are ``gradient_accumulator``, at first 0, and
-    ``gradient_squared_accumulator``.
+    [1]_ [2]_. The previous value of the variable has no influence. The slots ``gradient_accumulator`` and
+    ``gradient_squared_accumulator`` contain :math:`G`, initially 0, and :math:`Q`.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Adam."""
+"""The Adam optimizer."""
 
 from __future__ import annotations
 
@@ -19,33 +19,34 @@ __all__ = ["AdamOptimizer"]
 
 
 class AdamOptimizer(Optimizer):
-    r"""Adam.
+    r"""The Adam algorithm.
 
     Takes the arguments of ``tf.compat.v1.train.AdamOptimizer``, and the keyword arguments of
     :class:`Optimizer`.
 
     Parameters
     ----------
-    learning_rate : float, array of no dimensions, Variable or callable
+    learning_rate : float, 0-d array, Variable or callable
         The learning rate.
-    beta1, beta2 : float, array of no dimensions, Variable or callable
-        The decay rates of the moments.
-    epsilon : float, array of no dimensions, Variable or callable
-        The "epsilon hat" of the paper, which is added after the bias of the moments is corrected in the step.
+    beta1, beta2 : float, 0-d array, Variable or callable
+        The decay rates :math:`\beta_1` and :math:`\beta_2` of the moments.
+    epsilon : float, 0-d array, Variable or callable
+        The constant :math:`\varepsilon`: the "epsilon hat" of the paper, which is added to the square root of
+        the second moment without bias correction.
     use_own_namescope_for_non_slot_vars : bool
-        Accepted for TensorFlow's sake, and not used.
+        Accepted for compatibility with TensorFlow, and ignored.
     use_locking, name
         See :class:`Optimizer`.
     **options
-        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
-        :class:`Optimizer`.
+        Keyword arguments that every optimizer has, described in :class:`Optimizer`: ``clipvalue``,
+        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite`` and ``loss_scale``.
 
     Notes
     -----
     :math:`m \leftarrow m + (g - m)(1 - \beta_1)`, :math:`v \leftarrow v + (g^2 - v)(1 - \beta_2)`,
     :math:`w \leftarrow w - \alpha m / (\sqrt v + \varepsilon)` with
     :math:`\alpha = \mathit{lr} \sqrt{1 - \beta_2^t} / (1 - \beta_1^t)` [1]_ [2]_. The slots are ``m`` and
-    ``v``, at first 0. :math:`1 - \beta` and :math:`\alpha` are taken in float64.
+    ``v``, initially 0. :math:`1 - \beta` and :math:`\alpha` are computed in float64.
 
     References
     ----------
@@ -68,7 +69,7 @@ class AdamOptimizer(Optimizer):
 
     _rule = "adam"
     _slot_names = ("m", "v")
-    #: The powers of the betas at the next step.
+    #: The powers of beta1 and beta2 for the next step.
     _counter_names = ("beta1_power", "beta2_power")
 
     def __init__(
@@ -91,13 +92,13 @@ class AdamOptimizer(Optimizer):
         super().__init__(use_locking, name, hyper_parameters, **options)
 
     def _with_counters(self, hyper: tuple[float, ...]) -> tuple[float, ...]:
-        learning_rate, beta1, beta2, epsilon, *more = hyper
+        learning_rate, beta1, beta2, epsilon, *weight_decay = hyper
         powers = self._state.counters
-        # Before the first step the counters are NaN, and the powers those of the exponent 1.
-        begun = not np.isnan(powers["beta1_power"])
-        power1 = float(powers["beta1_power"]) if begun else beta1
-        power2 = float(powers["beta2_power"]) if begun else beta2
-        return (learning_rate, beta1, beta2, epsilon, power1, power2, *more)
+        # Before the first step the counters are NaN, and the first powers are needed.
+        has_stepped = not np.isnan(powers["beta1_power"])
+        power1 = float(powers["beta1_power"]) if has_stepped else beta1
+        power2 = float(powers["beta2_power"]) if has_stepped else beta2
+        return (learning_rate, beta1, beta2, epsilon, power1, power2, *weight_decay)
 
     def _counters_after(self, hyper: tuple[float, ...]) -> list[tuple[npt.NDArray[np.float64], float]]:
         _, beta1, beta2, _, power1, power2 = hyper[:6]

@@ -1,4 +1,4 @@
-"""Adam with decoupled weight decay."""
+"""The AdamW optimizer: Adam with decoupled weight decay."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ __all__ = ["AdamWOptimizer"]
 class AdamWOptimizer(AdamOptimizer):
     r"""Adam with decoupled weight decay.
 
-    TensorFlow's v1 optimizers have none; the arguments are those of :class:`AdamOptimizer`, after the decay,
-    and the keyword arguments of :class:`Optimizer`.
+    ``tf.compat.v1.train`` has no such optimizer. The arguments after `weight_decay` are those of
+    :class:`AdamOptimizer`.
 
     Parameters
     ----------
-    weight_decay : float, array of no dimensions, Variable or callable
-        The decay, times the learning rate.
-    learning_rate : float, array of no dimensions, Variable or callable
+    weight_decay : float, 0-d array, Variable or callable
+        The weight decay. In each step it is multiplied by the learning rate.
+    learning_rate : float, 0-d array, Variable or callable
         The learning rate.
-    beta1, beta2, epsilon : float, array of no dimensions, Variable or callable
+    beta1, beta2, epsilon : float, 0-d array, Variable or callable
         See :class:`AdamOptimizer`.
     use_locking, name
         See :class:`Optimizer`.
     **options
-        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
-        :class:`Optimizer`.
+        Keyword arguments that every optimizer has, described in :class:`Optimizer`: ``clipvalue``,
+        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite`` and ``loss_scale``.
 
     Notes
     -----
     :math:`w \leftarrow w - \mathit{lr} \cdot \mathit{decay} \cdot w`, and then the update of
-    :class:`AdamOptimizer` [1]_. With a gradient of rows all rows decay. In PyTorch epsilon is added to the
-    corrected root: the same but for gradients about as small as epsilon.
+    :class:`AdamOptimizer` [1]_. If the gradient is sparse, all rows decay. PyTorch adds epsilon to the square
+    root after bias correction; results differ only for gradients that are about as small as epsilon.
 
     References
     ----------

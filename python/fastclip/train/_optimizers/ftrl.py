@@ -1,4 +1,4 @@
-"""Follow the regularised leader."""
+"""The FTRL optimizer: follow the regularised leader."""
 
 from __future__ import annotations
 
@@ -23,38 +23,39 @@ class FtrlOptimizer(Optimizer):
 
     Parameters
     ----------
-    learning_rate : float, array of no dimensions, Variable or callable
+    learning_rate : float, 0-d array, Variable or callable
         The learning rate.
     learning_rate_power : float
-        How the learning rate falls: at most 0; with 0 it does not.
+        The exponent with which the learning rate falls, at most 0. With 0, the learning rate is constant.
     initial_accumulator_value : float
-        The first value of the accumulators, at least 0.
+        The initial value of the accumulators, at least 0.
     l1_regularization_strength, l2_regularization_strength : float
-        :math:`l_1` and :math:`l_2`, at least 0.
+        The factors :math:`l_1` and :math:`l_2` of the penalties, at least 0.
     accum_name, linear_name : str, optional
-        Accepted for TensorFlow's sake, and not used.
+        Accepted for compatibility with TensorFlow, and ignored.
     l2_shrinkage_regularization_strength : float
-        A penalty on the size of the variable, at least 0; in a gradient of rows it acts on these alone.
+        The factor of a penalty on the magnitude of the variable, at least 0. If the gradient is sparse, the
+        penalty applies only to rows that have a gradient.
     beta : float, optional
-        :math:`\beta` of the paper; 0 if it is None.
+        The parameter :math:`\beta` of the paper. By default 0.
     use_locking, name
         See :class:`Optimizer`.
     **options
-        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
-        :class:`Optimizer`.
+        Keyword arguments that every optimizer has, described in :class:`Optimizer`: ``clipvalue``,
+        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite`` and ``loss_scale``.
 
     Raises
     ------
     ValueError
-        If one of them is out of its range.
+        If `learning_rate_power` is above 0, or an argument that must be at least 0 is negative.
 
     Notes
     -----
     With :math:`p` the negative of `learning_rate_power`, :math:`g' = g + 2 \cdot \mathit{shrinkage} \cdot w`,
     :math:`n' = n + g^2`, :math:`z \leftarrow z + g' - (n'^p - n^p)/\mathit{lr} \cdot w`,
     :math:`w \leftarrow -\mathrm{sign}(z) \max(|z| - l_1, 0) / (n'^p/\mathit{lr} + 2 l_2')`,
-    :math:`l_2' = l_2 + \beta / (2 \mathit{lr})` [1]_ [2]_. The slots ``accum`` and ``linear`` hold :math:`n`
-    and :math:`z` (at first 0).
+    :math:`l_2' = l_2 + \beta / (2 \mathit{lr})` [1]_ [2]_. The slots ``accum`` and ``linear`` contain
+    :math:`n` and :math:`z`, the latter initially 0.
 
     References
     ----------

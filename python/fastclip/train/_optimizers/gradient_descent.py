@@ -1,4 +1,4 @@
-"""Gradient descent."""
+"""The gradient descent optimizer."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class GradientDescentOptimizer(Optimizer):
 
     Parameters
     ----------
-    learning_rate : float, array of no dimensions, Variable or callable
+    learning_rate : float, 0-d array, Variable or callable
         The learning rate.
     use_locking, name
         See :class:`Optimizer`.
     **options
-        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
-        :class:`Optimizer`.
+        Keyword arguments that every optimizer has, described in :class:`Optimizer`: ``clipvalue``,
+        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite`` and ``loss_scale``.
 
     Notes
     -----
-    For gradient :math:`g`: :math:`w \leftarrow w - \mathit{lr} \cdot g` [1]_.
+    With the gradient :math:`g`, :math:`w \leftarrow w - \mathit{lr} \cdot g` [1]_.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Gradient descent with momentum."""
+"""The momentum optimizer."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ class MomentumOptimizer(Optimizer):
 
     Parameters
     ----------
-    learning_rate : float, array of no dimensions, Variable or callable
+    learning_rate : float, 0-d array, Variable or callable
         The learning rate.
-    momentum : float, array of no dimensions, Variable or callable
-        :math:`\mu`.
+    momentum : float, 0-d array, Variable or callable
+        The momentum :math:`\mu`.
     use_nesterov : bool
-        Whether to look ahead.
+        Whether to use Nesterov's momentum.
     use_locking, name
         See :class:`Optimizer`.
     **options
-        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
-        :class:`Optimizer`.
+        Keyword arguments that every optimizer has, described in :class:`Optimizer`: ``clipvalue``,
+        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite`` and ``loss_scale``.
 
     Notes
     -----
     :math:`a \leftarrow \mu a + g`, :math:`w \leftarrow w - \mathit{lr} \cdot a`; with Nesterov's momentum
     :math:`w \leftarrow w - (\mathit{lr} \cdot g + \mathit{lr} \cdot \mu a)` [1]_ [2]_. The slot ``momentum``
-    holds :math:`a`, at first 0.
+    contains :math:`a`, initially 0.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Proximal Adagrad."""
+"""The proximal Adagrad optimizer."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ __all__ = ["ProximalAdagradOptimizer"]
 
 
 class ProximalAdagradOptimizer(Optimizer):
-    r"""Adagrad with l1 and l2 penalties that are not differentiated.
+    r"""Adagrad with l1 and l2 penalties, applied by a proximal step instead of their gradients.
 
     Takes the arguments of ``tf.compat.v1.train.ProximalAdagradOptimizer``, and the keyword arguments of
     :class:`Optimizer`.
 
     Parameters
     ----------
-    learning_rate : float, array of no dimensions, Variable or callable
+    learning_rate : float, 0-d array, Variable or callable
         The learning rate.
     initial_accumulator_value : float
-        The first value of the accumulators, above 0.
+        The initial value of the accumulators, above 0.
     l1_regularization_strength, l2_regularization_strength : float
-        :math:`l_1` and :math:`l_2`.
+        The factors :math:`l_1` and :math:`l_2` of the penalties.
     use_locking, name
         See :class:`Optimizer`.
     **options
-        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
-        :class:`Optimizer`.
+        Keyword arguments that every optimizer has, described in :class:`Optimizer`: ``clipvalue``,
+        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite`` and ``loss_scale``.
 
     Raises
     ------
@@ -44,7 +44,7 @@ class ProximalAdagradOptimizer(Optimizer):
     -----
     :math:`a \leftarrow a + g^2`, :math:`\eta = \mathit{lr} / \sqrt a`, :math:`v = w - \eta g`,
     :math:`w \leftarrow \mathrm{sign}(v) \max(|v| - \eta l_1, 0) / (1 + \eta l_2)` [1]_ [2]_. The slot
-    ``accumulator`` holds :math:`a`.
+    ``accumulator`` contains :math:`a`.
 
     References
     ----------

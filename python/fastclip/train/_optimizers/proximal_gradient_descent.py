@@ -1,4 +1,4 @@
-"""Proximal gradient descent."""
+"""The proximal gradient descent optimizer."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ __all__ = ["ProximalGradientDescentOptimizer"]
 
 
 class ProximalGradientDescentOptimizer(Optimizer):
-    r"""Gradient descent with l1 and l2 penalties that are not differentiated.
+    r"""Gradient descent with l1 and l2 penalties, applied by a proximal step instead of their gradients.
 
     Takes the arguments of ``tf.compat.v1.train.ProximalGradientDescentOptimizer``, and the keyword arguments
     of :class:`Optimizer`.
 
     Parameters
     ----------
-    learning_rate : float, array of no dimensions, Variable or callable
+    learning_rate : float, 0-d array, Variable or callable
         The learning rate.
     l1_regularization_strength, l2_regularization_strength : float
-        :math:`l_1` and :math:`l_2`.
+        The factors :math:`l_1` and :math:`l_2` of the penalties.
     use_locking, name
         See :class:`Optimizer`.
     **options
-        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
-        :class:`Optimizer`.
+        Keyword arguments that every optimizer has, described in :class:`Optimizer`: ``clipvalue``,
+        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite`` and ``loss_scale``.
 
     Notes
     -----

@@ -1,4 +1,4 @@
-"""RMSProp."""
+"""The RMSProp optimizer."""
 
 from __future__ import annotations
 
@@ -16,36 +16,37 @@ __all__ = ["RMSPropOptimizer"]
 
 
 class RMSPropOptimizer(Optimizer):
-    r"""RMSProp, with momentum and a centered form.
+    r"""RMSProp with momentum, plain or centered.
 
     Takes the arguments of ``tf.compat.v1.train.RMSPropOptimizer``, and the keyword arguments of
     :class:`Optimizer`.
 
     Parameters
     ----------
-    learning_rate : float, array of no dimensions, Variable or callable
+    learning_rate : float, 0-d array, Variable or callable
         The learning rate.
-    decay : float, array of no dimensions, Variable or callable
-        :math:`\rho`.
-    momentum : float, array of no dimensions, Variable or callable
-        :math:`\mu`.
-    epsilon : float, array of no dimensions, Variable or callable
-        :math:`\varepsilon`.
+    decay : float, 0-d array, Variable or callable
+        The decay rate :math:`\rho` of the moving averages.
+    momentum : float, 0-d array, Variable or callable
+        The momentum :math:`\mu`.
+    epsilon : float, 0-d array, Variable or callable
+        The constant :math:`\varepsilon` that is added before the square root is taken.
     centered : bool
-        Whether to divide by the deviation of the gradient instead of its root mean square.
+        Whether to divide by the standard deviation of the gradient, which needs another slot, instead of its
+        root mean square.
     use_locking, name
         See :class:`Optimizer`.
     **options
-        ``clipvalue``, ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``: see
-        :class:`Optimizer`.
+        Keyword arguments that every optimizer has, described in :class:`Optimizer`: ``clipvalue``,
+        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite`` and ``loss_scale``.
 
     Notes
     -----
     :math:`s \leftarrow s + (g^2 - s)(1 - \rho)`,
     :math:`m \leftarrow \mu m + \mathit{lr} \cdot g / \sqrt{s + \varepsilon}`, :math:`w \leftarrow w - m` [1]_
-    [2]_. Centered, with :math:`c \leftarrow c + (g - c)(1 - \rho)`, the root is that of
-    :math:`s - c^2 + \varepsilon` [3]_. The slots are ``rms`` (at first 1, as in TensorFlow), ``momentum``
-    and, if centered, ``mg`` (at first 0).
+    [2]_. If centered, with :math:`c \leftarrow c + (g - c)(1 - \rho)`, the square root is that of
+    :math:`s - c^2 + \varepsilon` [3]_. The slots ``rms``, ``momentum`` and, if centered, ``mg`` contain
+    :math:`s` (initially 1, as in TensorFlow), :math:`m` and :math:`c` (initially 0).
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""The state of an optimizer as a flat dict of arrays, and back."""
+"""The state dict of an optimizer: how it is built from the state, and how it is read and checked."""
 
 from __future__ import annotations
 
@@ -10,70 +10,81 @@ import numpy.typing as npt
 
 from fastclip._numpy_memory import raises_memory_error
 
-__all__ = ["Loaded", "saved"]
+__all__ = ["ParsedStateDict", "build_state_dict"]
 
-#: Grows when what is kept changes its meaning.
+#: The version of the format. It is incremented when entries change their meaning.
 VERSION = 1
 
 _Array = npt.NDArray[Any]
 
 
 @raises_memory_error
-def saved(
+def build_state_dict(
     rule: str,
     slot_names: Sequence[str],
     entries: Sequence[tuple[_Array, Sequence[_Array]]],
     other: Mapping[str, _Array],
 ) -> dict[str, _Array]:
-    """Make a dict of all that is kept.
+    """Return the state of an optimizer as a flat dict of arrays, which are copies.
 
-    Text is an array of bytes: not every format takes strings.
+    Text is stored as an array of bytes, because some file formats have no strings.
+
+    Parameters
+    ----------
+    rule : str
+        The name of the update rule.
+    slot_names : sequence of str
+        The names of the slots, in the order of the rule.
+    entries : sequence of (ndarray, sequence of ndarray)
+        Each variable with its slots. There are no slots before the first update of the variable.
+    other : mapping of str to ndarray
+        Arrays that belong to no variable, by their names: the counters and the number of skipped steps.
     """
-    found: dict[str, _Array] = {
+    state: dict[str, _Array] = {
         "fastclip.version": np.array(VERSION, np.int64),
         "fastclip.optimizer": np.frombuffer(rule.encode(), np.uint8).copy(),
         "variables": np.array(len(entries), np.int64),
         "has_slots": np.array([bool(slots) for _, slots in entries], np.uint8),
     }
-    found.update((name, np.array(value)) for name, value in other.items())
+    state.update((name, np.array(value)) for name, value in other.items())
     for index, (array, slots) in enumerate(entries):
-        found[f"shape.{index}"] = np.array(array.shape, np.int64)
+        state[f"shape.{index}"] = np.array(array.shape, np.int64)
         for name, slot in zip(slot_names, slots, strict=False):
-            found[f"{name}.{index}"] = np.array(slot, order="C")
-    return found
+            state[f"{name}.{index}"] = np.array(slot, order="C")
+    return state
 
 
-class Loaded:
-    """A state that was saved, checked against the optimizer and the variables that it is for.
+class ParsedStateDict:
+    """The contents of a state dict, checked against the optimizer and the variables that load it.
 
     Parameters
     ----------
     state : mapping of str to array
-        What :func:`saved` made.
+        A result of :func:`build_state_dict`.
     rule : str
-        The optimizer's rule.
+        The name of the optimizer's update rule.
     slot_names : sequence of str
-        Its slots.
+        The names of the optimizer's slots, in the order of the rule.
     arrays : sequence of ndarray
         The variables.
 
     Attributes
     ----------
-    slots : list
-        For each variable its slots, or None if it had none: all of them, if the state is of before the first
-        step.
-    other : dict
-        What was kept besides.
+    slots : list of (list of ndarray or None)
+        The slots of each variable; None for a variable that had not been updated, which all of `arrays` are
+        if the state was saved before the first step.
+    other : dict of str to ndarray
+        The entries that are left: the counters, which are not checked here.
     skipped_steps : int
-        How many steps had been left out.
+        The number of steps that had been skipped.
 
     Raises
     ------
     TypeError
-        If it is no mapping, or a key is no string.
+        If `state` is not a mapping, or a key is not a string.
     ValueError
-        If an entry is missing, or of another dtype, shape or range than what :func:`saved` gives; it names
-        the entry.
+        If an entry is missing, or has a dtype, shape or value that :func:`build_state_dict` does not produce.
+        The message names the entry.
     """
 
     def __init__(
@@ -89,7 +100,7 @@ class Loaded:
         if saved_rule != rule:
             raise ValueError(f"state_dict is of the optimizer {saved_rule!r}; this one is {rule!r}")
         count = self._whole_number("variables")
-        # Before the first step nothing is known of variables, and any will do.
+        # A state that was saved before the first step has no variables, and fits any.
         if count not in (0, len(arrays)):
             raise ValueError(
                 f"state_dict has {count} variables, and {len(arrays)} are given: pass var_list, the "
@@ -100,60 +111,65 @@ class Loaded:
         if any(has_slots) and not slot_names:
             raise ValueError("state_dict['has_slots'] holds 1; the optimizer has no slots")
         self.slots: list[list[_Array] | None] = [None] * len(arrays)
-        for index, has in enumerate(has_slots):
+        for index, flag in enumerate(has_slots):
             self._check_shape(index, arrays[index])
-            if has:
-                self.slots[index] = self._slots_of(index, arrays[index], slot_names)
+            if flag:
+                self.slots[index] = self._take_slots(index, arrays[index], slot_names)
         self.other = self._left
 
     def _take(self, name: str) -> _Array:
+        """Remove an entry from those that are left, and return it."""
         try:
             return self._left.pop(name)
         except KeyError:
             raise ValueError(f"state_dict has no {name!r}: it is not complete, or no optimizer's") from None
 
     def _whole_number(self, name: str) -> int:
-        """A number that int64 holds and that is not negative."""
+        """Remove an entry, and return it as a number from 0 to the largest int64."""
         value = self._take(name)
         if value.ndim or value.dtype.kind not in "iu":
-            raise _wrong(name, value, "a whole number, of an integer type and no dimensions")
+            raise _entry_error(name, value, "a whole number, of an integer type and no dimensions")
         number = int(value)
         if not 0 <= number <= np.iinfo(np.int64).max:
             raise ValueError(f"state_dict[{name!r}] is {number}; it takes 0 or more, up to {2**63 - 1}")
         return number
 
     def _text(self, name: str) -> str:
+        """Remove an entry, and return it as text."""
         value = self._take(name)
         if value.ndim != 1 or value.dtype != np.uint8:
-            raise _wrong(name, value, "text as bytes, of dtype uint8 and one dimension")
+            raise _entry_error(name, value, "text as bytes, of dtype uint8 and one dimension")
         return value.tobytes().decode(errors="replace")
 
     @raises_memory_error
     def _flags(self, name: str, count: int) -> list[bool]:
+        """Remove an entry, and return it as `count` booleans."""
         value = self._take(name)
         if value.shape != (count,) or value.dtype != np.uint8:
-            raise _wrong(name, value, f"uint8 and ({count},)")
+            raise _entry_error(name, value, f"uint8 and ({count},)")
         if value.size and value.max() > 1:
             at = int(np.argmax(value > 1))
             raise ValueError(f"state_dict[{name!r}][{at}] is {value[at]}; it takes 0 and 1")
         return [bool(flag) for flag in value]
 
     def _check_shape(self, index: int, array: _Array) -> None:
+        """Remove the shape of variable number `index`, and check that `array` has it."""
         name = f"shape.{index}"
         value = self._take(name)
         if value.ndim != 1 or value.dtype.kind not in "iu":
-            raise _wrong(name, value, "the shape of a variable, of an integer type and one dimension")
+            raise _entry_error(name, value, "the shape of a variable, of an integer type and one dimension")
         shape = tuple(value.tolist())
         if shape != array.shape:
             raise ValueError(
                 f"state_dict[{name!r}] is {shape}; the variable that is given has the shape {array.shape}"
             )
 
-    def _slots_of(self, index: int, array: _Array, slot_names: Sequence[str]) -> list[_Array]:
+    def _take_slots(self, index: int, array: _Array, slot_names: Sequence[str]) -> list[_Array]:
+        """Remove the slots of variable number `index`, and return them."""
         slots = [self._take(f"{name}.{index}") for name in slot_names]
         for name, slot in zip(slot_names, slots, strict=True):
             if slot.shape != array.shape or slot.dtype != array.dtype:
-                raise _wrong(
+                raise _entry_error(
                     f"{name}.{index}",
                     slot,
                     f"dtype {array.dtype} and shape {array.shape}, those of variable {index}",
@@ -162,6 +178,7 @@ class Loaded:
 
 
 def _names(state: Mapping[str, Any]) -> list[str]:
+    """Return the keys, after checking that they are strings."""
     names = list(state)
     for name in names:
         if not isinstance(name, str):
@@ -170,6 +187,7 @@ def _names(state: Mapping[str, Any]) -> list[str]:
 
 
 def _array(value: Any, name: str) -> _Array:
+    """Return an entry as an array."""
     if isinstance(value, np.ma.MaskedArray):
         raise ValueError(f"state_dict[{name!r}] is a masked array; it takes an array")
     try:
@@ -182,7 +200,8 @@ def _array(value: Any, name: str) -> _Array:
         ) from error
 
 
-def _wrong(name: str, value: _Array, takes: str) -> ValueError:
+def _entry_error(name: str, value: _Array, expected: str) -> ValueError:
+    """Return the error of an entry of the wrong dtype or shape."""
     return ValueError(
-        f"state_dict[{name!r}] has dtype {value.dtype} and shape {value.shape}; it takes {takes}"
+        f"state_dict[{name!r}] has dtype {value.dtype} and shape {value.shape}; it takes {expected}"
     )
