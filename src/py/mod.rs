@@ -46,9 +46,9 @@ mod _core {
         process_generation, set_num_threads, settings_complaints,
     };
     #[pymodule_export]
-    use super::step::conflicts::check_variables;
-    #[pymodule_export]
     use super::step::gradient_clipping::GradientClipping;
+    #[pymodule_export]
+    use super::step::overlap::check_variables;
     #[pymodule_export]
     use super::step::pairs::are_plain_pairs;
     #[pymodule_export]

@@ -19,7 +19,7 @@ from rich.console import Console
 
 import fastclip
 from fastclip.cli import main
-from fastclip.cli.bench.clipping import limit, peers, workload
+from fastclip.cli.bench.clipping import benchmark_rows, limit, peers
 from fastclip.cli.bench.inputs.shapes import SHAPES, Shapes, gpt2, resnet50
 from fastclip.cli.bench.measuring import timing
 from fastclip.cli.bench.measuring.import_time import ImportTime
@@ -100,10 +100,10 @@ def test_measure_runs_for_the_given_time_within_its_limits_of_rounds() -> None:
     assert len(timing.measure([contender], seconds=60, max_rounds=6, pause=0)["a"].rounds) == 6
 
 
-@pytest.mark.parametrize("row", workload.rows("small", workload.DTYPES), ids=lambda row: row.name)
+@pytest.mark.parametrize("row", benchmark_rows.rows("small", benchmark_rows.DTYPES), ids=lambda row: row.name)
 @pytest.mark.parametrize("name", ["fastclip", "numpy", "expert"])
-def test_each_contender_clips_the_arrays_of_the_row(name: str, row: workload.Row) -> None:
-    work = workload.Workload(row)
+def test_each_contender_clips_the_arrays_of_the_row(name: str, row: benchmark_rows.Row) -> None:
+    work = benchmark_rows.Workload(row)
     contender = peers.contender(name, work)
     if contender is None:
         assert name == "expert"
@@ -115,16 +115,18 @@ def test_each_contender_clips_the_arrays_of_the_row(name: str, row: workload.Row
 
 
 def test_wrong_result_is_detected() -> None:
-    (row,) = (row for row in workload.rows("small") if row.name == "mlp/f32/out-of-place/clipped")
-    work = workload.Workload(row)
+    (row,) = (row for row in benchmark_rows.rows("small") if row.name == "mlp/f32/out-of-place/clipped")
+    work = benchmark_rows.Workload(row)
     idle = timing.Contender("idle", "does nothing", call=lambda: work.gradients)
     idle.result = idle.call()
     with pytest.raises(AssertionError, match="does nothing"):
         peers.check_result(idle, work)
 
 
-@pytest.mark.parametrize("row", workload.rows("small", ["f32", "f16"]), ids=lambda row: row.name)
-def test_limit_makes_the_memory_passes_of_the_row(row: workload.Row, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("row", benchmark_rows.rows("small", ["f32", "f16"]), ids=lambda row: row.name)
+def test_limit_makes_the_memory_passes_of_the_row(
+    row: benchmark_rows.Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
     passes: list[str] = []
 
     def moves(name: str, result: str | None) -> Any:
@@ -136,15 +138,15 @@ def test_limit_makes_the_memory_passes_of_the_row(row: workload.Row, monkeypatch
 
     for name in ("read", "scale", "copy"):
         monkeypatch.setattr(fastclip._core, f"bandwidth_{name}", moves(name, None))
-    contender = limit.limit(workload.Workload(row))
+    contender = limit.limit(benchmark_rows.Workload(row))
     contender.refresh()
     contender.call()
     assert " + ".join(passes) == contender.label == limit.limit_passes(row)
 
 
 def test_limit_runs_on_the_arrays_of_every_row() -> None:
-    for row in workload.rows("small"):
-        contender = limit.limit(workload.Workload(row))
+    for row in benchmark_rows.rows("small"):
+        contender = limit.limit(benchmark_rows.Workload(row))
         contender.refresh()
         contender.call()
 
@@ -152,7 +154,7 @@ def test_limit_runs_on_the_arrays_of_every_row() -> None:
 def test_all_rows_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SMALL, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    names = [row.name for row in workload.rows("small")]
+    names = [row.name for row in benchmark_rows.rows("small")]
     assert [row["row"] for row in report["rows"]][: len(names)] == names
     assert report["machine"]["cpu"]
     assert report["machine"]["versions"]["numpy"] == np.__version__
@@ -250,7 +252,7 @@ def test_json_works_without_rich_and_matplotlib(capsys: pytest.CaptureFixture[st
 
 
 def test_each_target_names_an_existing_row_and_contender() -> None:
-    rows = {row.name for row in workload.rows("full")} | {"memory/f32/out-of-place", "import"}
+    rows = {row.name for row in benchmark_rows.rows("full")} | {"memory/f32/out-of-place", "import"}
     against = {*peers.PEERS, "limit", "inputs + outputs", "import numpy"}
     for target in targets.TARGETS:
         assert target.row in rows
@@ -290,7 +292,7 @@ def test_check_exits_with_1_if_a_target_is_missed(
 def test_failing_peer_is_omitted_and_its_error_is_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(work: workload.Workload) -> None:
+    def fail(work: benchmark_rows.Workload) -> None:
         raise TypeError("no such type here")
 
     monkeypatch.setitem(peers._CONTENDERS, ("numpy", "global-norm"), fail)
@@ -310,7 +312,7 @@ def test_excess_memory_and_import_time_are_computed() -> None:
 
 
 def test_ratio_is_that_of_medians_and_none_without_the_peer() -> None:
-    row = workload.rows("small")[0]
+    row = benchmark_rows.rows("small")[0]
     timings = {"fastclip": timing.Timing([1.0, 3.0, 2.0]), "torch": timing.Timing([8.0, 9.0, 4.0])}
     timed_row = TimedRow(row, timings, {"fastclip": "", "torch": ""})
     assert timed_row.ratio("torch") == 0.25
@@ -363,7 +365,7 @@ def test_load_of_other_processes_is_measured() -> None:
 
 
 def test_report_warns_if_other_processes_were_busy() -> None:
-    row = workload.rows("small")[0]
+    row = benchmark_rows.rows("small")[0]
     times = {"fastclip": timing.Timing([1.0]), "limit": timing.Timing([1.0])}
     labels = {"fastclip": "", "limit": ""}
     for cores, warned in ((0.01, False), (1.5, True), (None, False)):

@@ -12,20 +12,20 @@ import pytest
 import fastclip
 from fastclip import train
 from fastclip.cli import main
-from fastclip.cli.bench.clipping import workload
+from fastclip.cli.bench.clipping import benchmark_rows
 from fastclip.cli.bench.inputs.shapes import SHAPES
 from fastclip.cli.bench.suites import targets
+from fastclip.cli.bench.training import benchmark_rows as training_rows
 from fastclip.cli.bench.training import limit as step_limit
 from fastclip.cli.bench.training import optimizers as step_rules
 from fastclip.cli.bench.training import peers as step_peers
-from fastclip.cli.bench.training import workload as step_workload
 from support.fresh_python import run as run_in_fresh_python
 
 SMALL = ["bench", "--train", "--size", "small", "--rounds", "2", "--peers", "numpy"]
-ROWS = step_workload.rows("small", workload.DTYPES)
+ROWS = training_rows.rows("small", benchmark_rows.DTYPES)
 
 
-def row_named(name: str) -> step_workload.StepRow:
+def row_named(name: str) -> training_rows.StepRow:
     (row,) = (row for row in ROWS if row.name == name)
     return row
 
@@ -53,8 +53,8 @@ def test_every_optimizer_has_a_row() -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 @pytest.mark.parametrize("name", ["fastclip", "fastclip-f32", "numpy"])
-def test_each_contender_takes_the_step_of_the_row(name: str, row: step_workload.StepRow) -> None:
-    work = step_workload.StepWorkload(row)
+def test_each_contender_takes_the_step_of_the_row(name: str, row: training_rows.StepRow) -> None:
+    work = training_rows.StepWorkload(row)
     contender = step_peers.contender(name, work)
     if contender is None:
         assert (name == "fastclip-f32" and row.dtype == "f32") or (name == "numpy" and not row.clipped)
@@ -74,12 +74,12 @@ def test_bytes_of_a_row_include_its_optimizers_slots(rule: step_rules.Rule) -> N
     optimizer = rule.optimizer(step, {})
     optimizer.apply_gradients([(np.ones(3, np.float32), w)], global_step=step)
     assert optimizer.get_slot_names() == sorted(rule.slots)
-    row = step_workload.StepRow("mlp", rule, "bf16", False, ((3, 2), (4,)))
+    row = training_rows.StepRow("mlp", rule, "bf16", False, ((3, 2), (4,)))
     assert (row.nbytes, row.state_nbytes) == (20, 40 * (1 + len(rule.slots)))
 
 
 def test_wrong_step_is_detected() -> None:
-    work = step_workload.StepWorkload(row_named("mlp/adamw/f32"))
+    work = training_rows.StepWorkload(row_named("mlp/adamw/f32"))
     contender = step_peers.contender("fastclip", work)
     assert contender is not None
     contender.call()
@@ -97,7 +97,7 @@ def test_wrong_step_is_detected() -> None:
 
 
 def test_refresh_restores_the_gradients_and_contenders_have_separate_variables() -> None:
-    work = step_workload.StepWorkload(row_named("gpt2/adamw/f32"))
+    work = training_rows.StepWorkload(row_named("gpt2/adamw/f32"))
     norm = fastclip.global_norm(work.gradients)
     assert work.bound == pytest.approx(norm / 2)
     contenders = [step_peers.contender(name, work) for name in ("fastclip", "numpy")]
@@ -112,7 +112,7 @@ def test_refresh_restores_the_gradients_and_contenders_have_separate_variables()
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_limit_makes_the_memory_passes_of_the_row(
-    row: step_workload.StepRow, monkeypatch: pytest.MonkeyPatch
+    row: training_rows.StepRow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes: list[str] = []
 
@@ -125,7 +125,7 @@ def test_limit_makes_the_memory_passes_of_the_row(
 
     monkeypatch.setattr(fastclip._core, "bandwidth_read", moves("read", row.nbytes))
     monkeypatch.setattr(fastclip._core, "bandwidth_scale", moves("scale", row.state_nbytes))
-    contender = step_limit.limit(step_workload.StepWorkload(row))
+    contender = step_limit.limit(training_rows.StepWorkload(row))
     contender.refresh()
     contender.call()
     assert " + ".join(passes) == contender.label == step_limit.limit_passes(row)
@@ -136,7 +136,7 @@ def test_all_rows_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SMALL, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["settings"]["train"] is True
-    assert [row["row"] for row in report["rows"]] == [row.name for row in step_workload.rows("small")]
+    assert [row["row"] for row in report["rows"]] == [row.name for row in training_rows.rows("small")]
     assert report["skipped"] == {}
     for row in report["rows"]:
         assert row["kind"] == "time"
@@ -187,7 +187,7 @@ def test_invalid_options_exit_with_2_and_one_line(
 
 
 def test_each_target_names_an_existing_row_and_contender() -> None:
-    rows = {row.name: row for row in step_workload.rows("full")}
+    rows = {row.name: row for row in training_rows.rows("full")}
     for target in targets.TRAINING_TARGETS:
         row = rows[target.row]
         assert target.against in {*step_peers.PEERS, *step_peers.FASTCLIP_CONTENDERS, "limit"}
@@ -219,8 +219,8 @@ def test_row_that_does_not_fit_into_memory_is_skipped(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     row = row_named("gpt2/adamw/f32")
-    step_workload.check_memory(row, contenders=4)
-    monkeypatch.setattr(step_workload, "available_memory", lambda: 3 * row.state_nbytes)
+    training_rows.check_memory(row, contenders=4)
+    monkeypatch.setattr(training_rows, "available_memory", lambda: 3 * row.state_nbytes)
     command = [*SMALL, "--case", "mlp", "--case", row.name]
     assert main([*command, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)

@@ -1,6 +1,6 @@
 """Checks whether autograd traces an argument of a clip function.
 
-If so, the functions use the differentiation rules of `_autodiff/rules.py`. autograd is not imported here:
+If so, the functions use the rules in `_autodiff/differentiation_rules.py`. autograd is not imported here:
 unless the caller has imported it, nothing can be traced.
 """
 

@@ -109,7 +109,7 @@ def clip_by_global_norm(
     (array([1.5, 2. ], dtype=float32), array([ 5., 12.]))
     """
     if holds_traced(t_list, clip_norm, use_norm):
-        from fastclip._autodiff import rules
+        from fastclip._autodiff import differentiation_rules as rules
 
         return rules.clip_by_global_norm(t_list, clip_norm, use_norm, ord, out, on_nonfinite, comm, norms)
     return compiled.clip_by_global_norm(t_list, clip_norm, use_norm, ord, out, on_nonfinite, comm, norms)
@@ -174,7 +174,7 @@ def clip_by_norm(
            [0.3, 0.4]])
     """
     if is_traced(t, clip_norm):
-        from fastclip._autodiff import rules
+        from fastclip._autodiff import differentiation_rules as rules
 
         return rules.clip_by_norm(t, clip_norm, axes, ord, out)
     return compiled.clip_by_norm(t, clip_norm, axes, ord, out)
@@ -220,7 +220,7 @@ def clip_by_average_norm(t: Any, clip_norm: float, name: str | None = None, *, o
     array([1.2, 1.6])
     """
     if is_traced(t, clip_norm):
-        from fastclip._autodiff import rules
+        from fastclip._autodiff import differentiation_rules as rules
 
         return rules.clip_by_average_norm(t, clip_norm, out)
     return compiled.clip_by_average_norm(t, clip_norm, out)
@@ -273,7 +273,7 @@ def clip_by_value(
     array([-1,  0,  5])
     """
     if is_traced(t, clip_value_min, clip_value_max):
-        from fastclip._autodiff import rules
+        from fastclip._autodiff import differentiation_rules as rules
 
         return rules.clip_by_value(t, clip_value_min, clip_value_max, out)
     return compiled.clip_by_value(t, clip_value_min, clip_value_max, out)

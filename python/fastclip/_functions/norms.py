@@ -65,7 +65,7 @@ def global_norm(
     np.float64(1.4142135623730951e+308)
     """
     if holds_traced(t_list):
-        from fastclip._autodiff import rules
+        from fastclip._autodiff import differentiation_rules as rules
 
         traced: np.floating[Any] = rules.global_norm(t_list, ord, comm)
         return traced
@@ -101,7 +101,7 @@ def tensor_norms(t_list: Any, *, ord: float = 2) -> npt.NDArray[np.floating[Any]
     array([ 5., 12.], dtype=float32)
     """
     if holds_traced(t_list):
-        from fastclip._autodiff import rules
+        from fastclip._autodiff import differentiation_rules as rules
 
         traced: npt.NDArray[np.floating[Any]] = rules.tensor_norms(t_list, ord)
         return traced

@@ -49,7 +49,7 @@ def clip_by_block_rms(t_list: Any, threshold: float, *, out: Any = None) -> Any:
     [array([1., 1.]), array([0.5])]
     """
     if holds_traced(t_list, threshold):
-        from fastclip._autodiff import rules
+        from fastclip._autodiff import differentiation_rules as rules
 
         return rules.clip_by_block_rms(t_list, threshold, out)
     return compiled.clip_by_block_rms(t_list, threshold, out)
@@ -119,7 +119,7 @@ def adaptive_clip(
            [4.e-02, 8.e-06]])]
     """
     if holds_traced(grads, clipping, eps) or holds_traced(params):
-        from fastclip._autodiff import rules
+        from fastclip._autodiff import differentiation_rules as rules
 
         return rules.adaptive_clip(params, grads, clipping, eps, axes, out)
     return compiled.adaptive_clip(params, grads, clipping, eps, axes, out)

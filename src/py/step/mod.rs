@@ -1,10 +1,10 @@
 //! A step of an optimizer: reads and checks all arrays, then measures the gradients, then updates the variables.
 
 mod checks;
-pub mod conflicts;
 mod counters;
 pub mod gradient_clipping;
 mod hyper_parameters;
+pub mod overlap;
 pub mod pairs;
 mod registry;
 pub mod request;
@@ -22,8 +22,8 @@ use crate::py::arrays::view::View;
 use crate::py::call::{before_writing, detached, entry};
 use crate::py::raise::{check_memory, nonfinite_error};
 use crate::scalar::Scalar;
-use conflicts::check_conflicts;
 use gradient_clipping::{Decision, NonFinitePolicy};
+use overlap::check_overlap;
 use pairs::{GRADIENTS, read_pairs, with_gradients};
 use pyo3::prelude::*;
 use registry::initialise_slots;
@@ -47,7 +47,7 @@ pub fn take_step(py: Python<'_>, request: &Bound<'_, StepRequest>) -> PyResult<b
         let registry = registry.as_deref();
         // Reading arrays may run foreign code. The code after that uses only the views.
         let mut pairs = read_pairs(py, request, registry, &mut hyper)?;
-        check_conflicts(py, &mut pairs, registry, counters.global_step.as_ref())?;
+        check_overlap(py, &mut pairs, registry, counters.global_step.as_ref())?;
 
         let gradients = with_gradients(&pairs)?;
         let is_float64 = gradients.iter().any(|(_, g)| g.measured().dtype.scalar == Scalar::F64);

@@ -218,7 +218,7 @@ impl<'py> UpdateArrays<'_, 'py> {
     #[inline]
     fn dense_runs(len: usize, runs: [Option<Run>; OPERANDS]) -> Segment<OPERANDS> {
         // SAFETY: every operand is an aligned run of at least `len` reals, see `is_dense`; views and slots keep them
-        // alive; and `check_conflicts` has checked that no array overlaps one that is written.
+        // alive; and `check_overlap` has checked that no array overlaps one that is written.
         unsafe { Segment::dense(false, len, runs) }
     }
 

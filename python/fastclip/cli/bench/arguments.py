@@ -6,7 +6,7 @@ import argparse
 import importlib.util
 from pathlib import Path
 
-from fastclip.cli.bench.clipping import workload
+from fastclip.cli.bench.clipping import benchmark_rows
 from fastclip.cli.errors import CommandError
 from fastclip.cli.option_checks import check_at_least, check_directory_exists
 
@@ -93,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         action="append",
-        choices=workload.DTYPES,
+        choices=benchmark_rows.DTYPES,
         help="the dtype of the gradients; may be repeated (default: depends on the case)",
     )
     parser.add_argument(

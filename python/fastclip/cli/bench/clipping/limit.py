@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from fastclip import _core
-from fastclip.cli.bench.clipping.workload import Row, Workload
+from fastclip.cli.bench.clipping.benchmark_rows import Row, Workload
 from fastclip.cli.bench.inputs.arrays import Array
 from fastclip.cli.bench.measuring.timing import Contender
 

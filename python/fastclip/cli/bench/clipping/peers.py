@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import fastclip
-from fastclip.cli.bench.clipping.workload import Workload
+from fastclip.cli.bench.clipping.benchmark_rows import Workload
 from fastclip.cli.bench.inputs.arrays import Array
 from fastclip.cli.bench.measuring.timing import Contender
 from fastclip.cli.bench.suites.peer_libraries import Peer, Peers, torch_tensor

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from fastclip.cli.bench.clipping import limit, peers, workload
+from fastclip.cli.bench.clipping import benchmark_rows, limit, peers
 from fastclip.cli.bench.suites import targets
 from fastclip.cli.bench.suites.suite import Suite
 
 CLIPPING = Suite(
-    cases=workload.CASES,
+    cases=benchmark_rows.CASES,
     process_cases=("memory", "import"),
     # Each of these rows takes a few seconds at most.
     quick=(
@@ -18,9 +18,9 @@ CLIPPING = Suite(
     ),
     fastclip_contenders=("fastclip",),
     peers=peers.PEERS,
-    rows=workload.rows,
+    rows=benchmark_rows.rows,
     check_memory=lambda row, contenders: None,
-    workload=workload.Workload,
+    workload=benchmark_rows.Workload,
     contender=peers.contender,
     check_result=peers.check_result,
     limit=limit.limit,

@@ -7,7 +7,7 @@ import numpy as np
 from fastclip import _core
 from fastclip.cli.bench.clipping.limit import gradient_buffer
 from fastclip.cli.bench.measuring.timing import Contender
-from fastclip.cli.bench.training.workload import StepRow, StepWorkload
+from fastclip.cli.bench.training.benchmark_rows import StepRow, StepWorkload
 
 
 def limit_passes(row: StepRow) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from fastclip.cli.bench.inputs.arrays import Array
 from fastclip.cli.bench.measuring.timing import Contender
 from fastclip.cli.bench.suites.peer_libraries import Peer, Peers, torch_tensor
+from fastclip.cli.bench.training.benchmark_rows import StepWorkload
 from fastclip.cli.bench.training.optimizers import (
     BETA1,
     BETA2,
@@ -25,7 +26,6 @@ from fastclip.cli.bench.training.optimizers import (
     MOMENTUM,
     WEIGHT_DECAY,
 )
-from fastclip.cli.bench.training.workload import StepWorkload
 
 # "fastclip-f32" takes part in rows of float16 and bfloat16 gradients, with float32 gradients instead.
 FASTCLIP_CONTENDERS = ("fastclip", "fastclip-f32")

@@ -26,7 +26,7 @@ const GLOBAL_STEP: usize = u32::MAX as usize;
 
 /// Checks that variables, low-precision copies, slots and counters overlap neither each other nor themselves. A
 /// gradient that overlaps one of them is replaced by a copy, so that the result is that of NumPy's in-place operators.
-pub fn check_conflicts<'py>(
+pub fn check_overlap<'py>(
     py: Python<'py>,
     pairs: &mut [Pair<'py>],
     registry: Option<&Registry>,

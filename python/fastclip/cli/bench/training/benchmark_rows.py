@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastclip.cli.bench.clipping import workload
+from fastclip.cli.bench.clipping import benchmark_rows
 from fastclip.cli.bench.inputs.arrays import Array, filled, normal_block
 from fastclip.cli.bench.inputs.shapes import SHAPES, Shapes
 from fastclip.cli.bench.measuring.machine import available_memory
@@ -101,7 +101,7 @@ def rows(size: str, dtypes: Sequence[str] | None = None) -> list[StepRow]:
                 default = _DEFAULT_DTYPES.get((case, rule.name), ("f32",))
                 result += [StepRow(case, rule, dtype, clipped, shapes) for dtype in dtypes or default]
     # Rows of the same case and dtype have to be adjacent, because they share a table.
-    return sorted(result, key=lambda row: (CASES.index(row.case), workload.DTYPES.index(row.dtype)))
+    return sorted(result, key=lambda row: (CASES.index(row.case), benchmark_rows.DTYPES.index(row.dtype)))
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,10 @@ class StepWorkload:
 
     def __init__(self, row: StepRow) -> None:
         self.row = row
-        self._clipping = workload.Workload(
-            workload.Row(row.case, "global-norm", row.dtype, in_place=True, clipped=True, shapes=row.shapes)
+        self._clipping = benchmark_rows.Workload(
+            benchmark_rows.Row(
+                row.case, "global-norm", row.dtype, in_place=True, clipped=True, shapes=row.shapes
+            )
         )
         self.gradients = self._clipping.gradients
         self.bound = self._clipping.bound
