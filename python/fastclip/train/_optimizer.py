@@ -59,6 +59,10 @@ class Optimizer:
         steps one after the other.
     name : str
         The name of the optimizer. It must not be empty.
+    hyper_parameters : mapping of str to hyper-parameter
+        Passed by subclasses: the hyper-parameters by the names of their arguments, in the order of the rule.
+    first_values : sequence of float, optional
+        Passed by subclasses: the first value of each slot, 0 by default.
     clipvalue : float, optional
         The bound on the absolute value of each element of a gradient, as in :func:`fastclip.clip_by_value`.
     clipnorm : float, optional
