@@ -56,7 +56,7 @@ def plain_list(tensors: object, /) -> list[Any] | None: ...
 def clip_by_global_norm(
     tensors: _Arrays,
     bound: float,
-    given: tuple[float, int, bool, list[float] | None, list[int]] | None,
+    known_norm: tuple[float, int, bool, list[float] | None, list[int]] | None,
     p: float,
     out: _Arrays | None,
     on_nonfinite: str,

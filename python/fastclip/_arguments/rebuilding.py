@@ -172,15 +172,15 @@ class Rebuilder:
         """Raises CannotRebuild if the last rebuilt container does not hold the very entries put into it."""
         rebuilt, self._rebuilt = self._rebuilt, None
         if type(rebuilt) is not type(self.original):
-            raise self.error(f"what comes out is a {type(rebuilt).__name__}")
+            raise self.error(f"the rebuilt container is a {type(rebuilt).__name__}")
         if rebuilt is self.original or _differ(self._call(self._read, rebuilt), self._rebuilt_entries):
-            raise self.error("what comes out does not hold what was put in")
+            raise self.error("the rebuilt container does not hold the entries that were put into it")
 
     def error(self, reason: str) -> CannotRebuild:
         """Returns the exception that says why the container cannot be rebuilt."""
         kind = type(self.original).__name__
         return CannotRebuild(
-            f"{self.path} is a {kind}, a container that cannot be made again with other entries: {reason}"
+            f"{self.path} is a {kind}, a container that cannot be rebuilt with other entries: {reason}"
         )
 
     def _read(self, value: Any) -> list[Any]:
@@ -299,7 +299,7 @@ class KeyedRebuilder(Rebuilder):
         elif len(keys) != len(self.keys) or any(
             a is not b and a != b for a, b in zip(keys, self.keys, strict=True)
         ):
-            raise self.error("what comes out has other keys")
+            raise self.error("the rebuilt container has other keys")
         return entries
 
     def _keys_and_entries(self, value: Any) -> tuple[list[Any], list[Any]]:

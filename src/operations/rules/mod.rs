@@ -9,12 +9,16 @@
 
 pub use crate::kernels::update::Rule;
 
-/// Visitor of a rule: code that is generic over the type of the rule, given for float32 and for float64.
+/// Visitor of a rule: code that is generic over the type of the rule, for float32 and for float64 arithmetic.
 pub trait RuleVisitor {
     /// Result of the visit.
     type Result;
-    /// Visits the rule for float32 variables, `narrow`, and for float64 variables, `wide`.
-    fn visit<A: Rule<f32, N>, B: Rule<f64, N>, const N: usize>(self, narrow: A, wide: B) -> Self::Result;
+    /// Visits the rule in float32 arithmetic, for float32 and narrower variables, and in float64 arithmetic.
+    fn visit<A: Rule<f32, N>, B: Rule<f64, N>, const N: usize>(
+        self,
+        rule_f32: A,
+        rule_f64: B,
+    ) -> Self::Result;
 }
 
 macro_rules! rules {
@@ -31,7 +35,7 @@ macro_rules! rules {
             /// All rules.
             pub const ALL: &[Self] = &[$(Self::$Rule),*];
 
-            /// Returns the rule of that name: its file without the extension.
+            /// Returns the rule of this name: that of its file without the extension.
             #[must_use]
             pub fn from_name(name: &str) -> Option<Self> {
                 match name {
@@ -70,7 +74,7 @@ macro_rules! rules {
 }
 
 impl RuleKind {
-    /// Whether a gradient of some rows changes all rows of its variable, as TensorFlow's Adam does: the moments of rows
+    /// Whether a sparse gradient updates all rows of its variable, as TensorFlow's Adam does: the moments of rows
     /// without a gradient decay.
     #[must_use]
     pub const fn changes_all_rows(self) -> bool {

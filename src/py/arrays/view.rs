@@ -89,7 +89,7 @@ impl<'py> View<'py> {
         unsafe {
             let fields = &(*array).fields;
             if fields.descr != descr {
-                return Err(Error::Value(format!("{} changed its dtype while it was looked at", name())));
+                return Err(Error::Value(format!("{} changed its dtype while it was read", name())));
             }
             let shape = slice(fields.dimensions.cast::<usize>(), fields.nd);
             Ok(Self {

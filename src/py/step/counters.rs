@@ -67,7 +67,7 @@ impl<'py> Counters<'py> {
             let mut others = views.iter().map(|(view, _)| view).chain([&skipped, &report]);
             if others.any(|other| counter.range_overlaps(other)) {
                 let message =
-                    "global_step shares memory with what the optimizer keeps; it takes a counter of its own";
+                    "global_step shares memory with the optimizer's state; it takes a counter of its own";
                 return Err(Error::Value(message.into()).into());
             }
         }
