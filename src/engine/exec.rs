@@ -60,7 +60,8 @@ pub enum Direction {
     Backwards,
 }
 
-/// A segment together with the parameters of the operation on it.
+/// A segment together with the parameters of the operation on it. A task returns the same segment at every call, and no
+/// two tasks return the same one: [`for_each`] relies on it.
 pub trait Task<const N: usize>: Sync {
     /// Parameters of the operation.
     type Parameters: Sync;
@@ -120,14 +121,31 @@ pub struct ReadOnly<'a, const N: usize> {
 
 impl<'a, const N: usize> ReadOnly<'a, N> {
     /// Copies reals of one operand to `buffer`, as [`Segment::gather`].
+    ///
+    /// # Panics
+    ///
+    /// As [`Segment::gather`], and if the operand is an input in place: passes write it as the output.
     pub fn gather<T: Element>(self, operand: usize, range: Range<usize>, buffer: &mut [T]) {
+        self.check(operand);
         self.segment.gather(operand, range, buffer);
     }
 
     /// Returns reals of a dense operand, as [`Segment::run`].
+    ///
+    /// # Panics
+    ///
+    /// As [`Segment::run`], and if the operand is an input in place: passes write it as the output.
     #[must_use]
     pub fn run<T: Element>(self, operand: usize, range: Range<usize>) -> &'a [T] {
+        self.check(operand);
         self.segment.run(operand, range)
+    }
+
+    /// Panics if the operand is the input of a segment that is updated in place.
+    fn check(self, operand: usize) {
+        use super::segment::{INPUT, OUTPUT};
+        let is_in_place = N > OUTPUT && self.segment.is_written(OUTPUT) && self.segment.is_in_place();
+        assert!(operand != INPUT || !is_in_place, "the input is the output");
     }
 }
 
@@ -366,5 +384,49 @@ impl<'a, const N: usize> ChunkMut<'a, N> {
             "{range:?} is outside of the chunk {:?}",
             self.range
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::segment::{self, INPUT, OUTPUT};
+
+    /// Returns a segment of float32 with these addresses of input and output, of which the output is written.
+    fn segment(input: *mut f32, output: *mut f32, len: usize) -> Segment {
+        let run = |pointer: *mut f32, is_written| {
+            Some(segment::Run { pointer: pointer.cast(), scalar: Scalar::F32, is_written })
+        };
+        Segment::dense_in_test(false, len, [run(input, false), run(output, true), None, None])
+    }
+
+    #[test]
+    fn an_input_that_is_not_the_output_can_be_read_while_the_output_is_written() {
+        let (mut input, mut output) = ([1.0_f32, 2.0, 3.0], [0.0_f32; 3]);
+        let mut segment = segment(input.as_mut_ptr(), output.as_mut_ptr(), 3);
+        let mut chunk = ChunkMut::from_segment(&mut segment);
+        let from = chunk.read_only().run::<f32>(INPUT, 1..3);
+        chunk.run_mut::<f32>(OUTPUT, 1..3).copy_from_slice(from);
+        assert_eq!(output, [0.0, 2.0, 3.0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "the input is the output")]
+    fn an_input_that_is_the_output_is_not_shared() {
+        let mut data = [1.0_f32; 3];
+        let pointer = data.as_mut_ptr();
+        let mut segment = segment(pointer, pointer, 3);
+        let chunk = ChunkMut::from_segment(&mut segment);
+        let _ = chunk.read_only().run::<f32>(INPUT, 0..3);
+    }
+
+    #[test]
+    #[should_panic(expected = "the input is the output")]
+    fn an_input_that_is_the_output_is_not_gathered_without_exclusive_access() {
+        let mut data = [1.0_f32; 3];
+        let pointer = data.as_mut_ptr();
+        let mut segment = segment(pointer, pointer, 3);
+        let chunk = ChunkMut::from_segment(&mut segment);
+        chunk.read_only().gather::<f32>(INPUT, 0..3, &mut [0.0; 3]);
     }
 }

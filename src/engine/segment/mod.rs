@@ -87,8 +87,8 @@ impl<const N: usize> Segment<N> {
     ///
     /// For as long as the segment exists, the memory of every operand must be valid for reads, and that of an operand
     /// with `is_written` for writes too. During that time, memory that is written must not be accessed in any other
-    /// way, neither through another operand nor through another segment, with one exception: operands 0 and 1 may be
-    /// exactly the same memory.
+    /// way, neither through another operand nor through another segment, with one exception: if operand 1 is written
+    /// and operand 0 is not, they may be exactly the same memory.
     pub unsafe fn new(
         is_complex: bool,
         shape: &[usize],
