@@ -270,30 +270,48 @@ impl<'py> UpdateArrays<'_, 'py> {
         indices: &[usize],
         updates: &mut Vec<ParameterUpdate>,
     ) -> Result<(), OutOfMemory> {
-        let is_dense = self.is_dense(gradient);
         let row_shape = &self.pair.variable.shape()[1..];
-        let row_len = element_count(row_shape);
-        let mut at = 0;
-        while at < indices.len() {
-            let mut count = 1;
-            while is_dense && at + count < indices.len() && indices[at + count] == indices[at] + count {
-                count += 1;
-            }
+        if self.is_dense(gradient) {
+            return self.push_runs_of_dense_rows(gradient, indices, element_count(row_shape), updates);
+        }
+        for (at, index) in indices.iter().enumerate() {
             let mut operands = self.operands(gradient);
             for (k, operand) in operands.iter_mut().enumerate() {
                 let Some(operand) = operand else { continue };
                 let [stride, strides @ ..] = operand.strides else { continue };
-                let row = if k == GRADIENT { at } else { indices[at] };
+                let row = if k == GRADIENT { at } else { *index };
                 operand.pointer = operand.pointer.wrapping_offset(row as isize * stride);
                 operand.strides = strides;
             }
-            let segment = if is_dense {
-                Self::dense(count * row_len, operands)
-            } else {
-                Self::strided(row_shape, operands)?
-            };
             reserve(updates, 1)?;
-            updates.push(self.update(segment, None));
+            updates.push(self.update(Self::strided(row_shape, operands)?, None));
+        }
+        Ok(())
+    }
+
+    /// As [`UpdateArrays::push_runs_of_rows`], if everything is dense.
+    fn push_runs_of_dense_rows(
+        &self,
+        gradient: &View,
+        indices: &[usize],
+        row_len: usize,
+        updates: &mut Vec<ParameterUpdate>,
+    ) -> Result<(), OutOfMemory> {
+        let whole = self.runs(gradient);
+        let mut at = 0;
+        while at < indices.len() {
+            let mut count = 1;
+            while at + count < indices.len() && indices[at + count] == indices[at] + count {
+                count += 1;
+            }
+            let mut runs = whole;
+            for (k, run) in runs.iter_mut().enumerate() {
+                let Some(run) = run else { continue };
+                let row = if k == GRADIENT { at } else { indices[at] };
+                run.pointer = run.pointer.wrapping_add(row * row_len * run.scalar.size());
+            }
+            reserve(updates, 1)?;
+            updates.push(self.update(Self::dense_runs(count * row_len, runs), None));
             at += count;
         }
         Ok(())
