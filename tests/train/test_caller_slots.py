@@ -203,6 +203,36 @@ def test_gradients_of_rows_change_these_rows_alone_but_with_adam() -> None:
             assert bits(parameter.variable[others]) == bits(same[others])
 
 
+@pytest.mark.parametrize("rule", ["gradient_descent", "momentum", "centered_rms_prop"])
+@pytest.mark.parametrize(
+    ("dtype", "slot_dtype", "copy_dtype"),
+    [(np.float32, np.float32, BFLOAT16), (BFLOAT16, np.float32, None), (np.float64, np.float32, np.float16)],
+)
+def test_runs_of_rows_have_the_bits_of_a_dense_gradient(
+    rule: str, dtype: Any, slot_dtype: Any, copy_dtype: Any
+) -> None:
+    shape, rows = (12, 3, 2), np.array([0, 1, 4, 6, 7, 8, 11])
+    values = np.random.default_rng(0).normal(size=(len(rows), *shape[1:])).astype(np.float32)
+    dense = np.zeros(shape, np.float32)
+    dense[rows] = values
+    for order in ("C", "F"):
+        parameter, expected = make(rule, shape, dtype, slot_dtype), make(rule, shape, dtype, slot_dtype)
+        parameter.variable = np.asarray(parameter.variable, order=order)
+        if copy_dtype is not None:
+            parameter.copy, expected.copy = np.zeros(shape, copy_dtype), np.zeros(shape, copy_dtype)
+        before = parameter.variable.copy()
+        CallerStep(rule).take([_core.RowGradient(values, rows, values, False)], [parameter])
+        CallerStep(rule).take([dense], [expected])
+        others = np.setdiff1d(np.arange(shape[0]), rows)
+        assert bits(parameter.variable[others]) == bits(before[others])
+        assert bits(parameter.variable[rows]) == bits(expected.variable[rows])
+        for slot, expected_slot in zip(parameter.slots, expected.slots, strict=True):
+            assert bits(slot[rows]) == bits(expected_slot[rows])
+        if parameter.copy is not None and expected.copy is not None:
+            assert bits(parameter.copy[rows]) == bits(expected.copy[rows])
+            assert not parameter.copy[others].any()
+
+
 # --- What is refused: nothing is written then -----------------------------------------------------------
 
 
@@ -231,8 +261,19 @@ def test_gradients_of_rows_change_these_rows_alone_but_with_adam() -> None:
             "a slot of .* overlaps itself",
         ),
         (lambda p: setattr(p, "hyper", 1), ValueError, "1 sets of hyper-parameters, and no number 1"),
+        (lambda p: setattr(p, "hyper", 2**64 - 1), ValueError, "no number 18446744073709551615"),
         (lambda p: setattr(p, "hyper", -1), OverflowError, "negative"),
         (lambda p: setattr(p, "step_count", np.zeros(2)), ValueError, "the step count of"),
+        (
+            lambda p: setattr(p, "step_count", np.zeros((), BFLOAT16)),
+            TypeError,
+            "the step count of .* is an array of dtype bfloat16",
+        ),
+        (
+            lambda p: setattr(p, "step_count", np.zeros((), np.float16)),
+            TypeError,
+            "it takes float32, float64",
+        ),
         (lambda p: p.step_count.setflags(write=False), ValueError, "read-only"),
         (lambda p: setattr(p, "step_count", p.variable[:1].reshape(())), ValueError, "a counter of its own"),
         (lambda p: setattr(p, "copy", np.zeros(37, np.float32)), TypeError, "narrower"),

@@ -39,7 +39,7 @@ impl HyperParameters {
             return Ok(self.origins.len() - 1);
         }
         let count = self.kind.hyper().len();
-        let Some(set) = index.checked_mul(count).and_then(|start| self.sets.get(start..start + count)) else {
+        let Some(set) = self.sets.chunks_exact(count).nth(index) else {
             return Err(Error::Value(format!(
                 "there are {} sets of hyper-parameters, and no number {index}",
                 self.sets.len() / count

@@ -245,6 +245,15 @@ impl<'py> Reader<'py> {
             let name = || step_count_name(index);
             let view = View::new(step_count, AcceptedDTypes::Ordered, &mut self.step_counts, name)?;
             check_written(&view, &[], name)?;
+            if view.dtype.scalar.is_float() && view.dtype.size() < size_of::<f32>() {
+                // bfloat16 has no number between 256 and 258: the count would stay at 256 for ever.
+                return Err(Error::Type(format!(
+                    "{} is {}; it takes float32, float64 or a whole number",
+                    name(),
+                    view.describe()
+                ))
+                .into());
+            }
             others.step_count = Some(view);
         }
         pair.others = Some(Box::new(others));
