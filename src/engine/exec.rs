@@ -60,18 +60,33 @@ pub enum Direction {
     Backwards,
 }
 
-/// A segment together with the parameters of the operation on it. A task returns the same segment at every call, and no
-/// two tasks return the same one: [`for_each`] relies on it.
-pub trait Task<const N: usize>: Sync {
+/// A segment together with the parameters of the operation on it.
+#[derive(Debug)]
+pub struct Task<P, const N: usize> {
+    /// The memory that the operation reads and writes.
+    pub segment: Segment<N>,
     /// Parameters of the operation.
-    type Parameters: Sync;
-    /// Returns the segment.
-    fn segment(&self) -> &Segment<N>;
-    /// Returns the parameters.
-    fn parameters(&self) -> &Self::Parameters;
+    pub parameters: P,
 }
 
-impl<const N: usize> Task<N> for Segment<N> {
+mod sealed {
+    use super::Segment;
+
+    /// What [`for_each`](super::for_each) accepts: a segment, alone or in a [`Task`](super::Task). The trait is sealed,
+    /// because `for_each` relies on `segment` returning the same segment at every call, and another one for each value.
+    pub trait HasSegment<const N: usize>: Sync {
+        /// Parameters of the operation.
+        type Parameters: Sync;
+        /// Returns the segment.
+        fn segment(&self) -> &Segment<N>;
+        /// Returns the parameters.
+        fn parameters(&self) -> &Self::Parameters;
+    }
+}
+
+use sealed::HasSegment;
+
+impl<const N: usize> HasSegment<N> for Segment<N> {
     type Parameters = ();
 
     fn segment(&self) -> &Self {
@@ -83,9 +98,21 @@ impl<const N: usize> Task<N> for Segment<N> {
     }
 }
 
+impl<P: Sync, const N: usize> HasSegment<N> for Task<P, N> {
+    type Parameters = P;
+
+    fn segment(&self) -> &Segment<N> {
+        &self.segment
+    }
+
+    fn parameters(&self) -> &P {
+        &self.parameters
+    }
+}
+
 /// Calls `work` for every chunk, with the index of its task, the task's parameters, and exclusive access to the chunk.
 /// Cannot fail.
-pub fn for_each<S: Task<N>, const N: usize>(
+pub fn for_each<S: HasSegment<N>, const N: usize>(
     workspace: &Workspace,
     tasks: &mut [S],
     plan: &Plan,

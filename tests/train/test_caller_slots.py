@@ -5,7 +5,9 @@ The compiled part takes them for optimizers that keep their state elsewhere. The
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from typing import Any
 
 import ml_dtypes
@@ -48,9 +50,9 @@ def bits(*arrays: Array) -> list[bytes]:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_bits_are_those_of_an_optimizer_that_keeps_its_slots(dtype: Any, options: dict[str, float]) -> None:
     kept = {
-        "gradient_descent": GradientDescentOptimizer(0.1, **options),  # type: ignore[arg-type]
-        "momentum": MomentumOptimizer(0.1, 0.9, use_nesterov=True, **options),  # type: ignore[arg-type]
-        "adagrad": AdagradOptimizer(0.1, 0.25, **options),  # type: ignore[arg-type]
+        "gradient_descent": GradientDescentOptimizer(0.1, **options),
+        "momentum": MomentumOptimizer(0.1, 0.9, use_nesterov=True, **options),
+        "adagrad": AdagradOptimizer(0.1, 0.25, **options),
     }
     names = {"clipnorm": "norm", "global_clipnorm": "global_norm", "clipvalue": "value"}
     clip, bound = next(((names[k], v) for k, v in options.items()), ("none", math.inf))
@@ -285,10 +287,10 @@ def test_a_step_that_is_refused_changes_nothing(change: Any, error: Any, message
     gradients = [gradient_of(first), gradient_of(second)]
     change(second)
     arrays = [first.variable, *first.slots, first.step_count, second.variable, *second.slots]
-    before = bits(*arrays)  # type: ignore[arg-type]
+    before = bits(*arrays)
     with pytest.raises(error, match=message):
         CallerStep("adam").take(gradients, [first, second])
-    assert bits(*arrays) == before  # type: ignore[arg-type]
+    assert bits(*arrays) == before
 
 
 def test_names_that_are_not_known_are_refused_where_they_come_in() -> None:
@@ -309,7 +311,23 @@ def test_raise_names_the_gradients_and_changes_nothing() -> None:
     gradients = [gradient_of(parameter) for parameter in parameters]
     gradients[1][5] = np.inf
     arrays = [array for p in parameters for array in (p.variable, *p.slots, p.step_count)]
-    before = bits(*arrays)  # type: ignore[arg-type]
+    before = bits(*arrays)
     with pytest.raises(fastclip.NonFiniteError, match=r"grads_and_vars\[1\]\[0\]"):
         CallerStep("adam", clip="global_norm", bound=1.0, on_nonfinite="raise").take(gradients, parameters)
-    assert bits(*arrays) == before  # type: ignore[arg-type]
+    assert bits(*arrays) == before
+
+
+def test_cycles_through_requests_are_collected() -> None:
+    parameter = make("momentum")
+    variable = weakref.ref(parameter.variable)
+    pairs: list[Any] = [(None, parameter.variable, tuple(parameter.slots), None, 0, None)]
+    request = _core.StepRequest(
+        _core.CallerSlots("momentum"), pairs, lambda: None, _core.GradientClipping("none", 0.0, "skip"), 1.0
+    )
+    values = np.zeros((1, 2), np.float32)
+    holder: list[Any] = [values]
+    holder.append(_core.RowGradient(values, np.zeros(1, np.int64), holder, False))
+    pairs += [request, holder]
+    del parameter, request, pairs, holder
+    gc.collect()
+    assert variable() is None

@@ -27,12 +27,14 @@ const EXPONENT: usize = 3;
 const BOUND: usize = 4;
 
 /// A tensor, the norms of its slices, and a bound for each of its elements.
-pub struct Elements {
+pub type Elements = Task<SliceNorms, OPERANDS>;
+
+/// The norms of a tensor's slices.
+pub struct SliceNorms {
     /// None if there are no elements, or the slices have been measured.
     slices: Option<Slices>,
-    segment: Segment<OPERANDS>,
-    /// Memory of the mantissas and exponents of the norms, to which `slices` and `segment` point.
-    _norms: [Vec<f64>; 2],
+    /// Memory of the mantissas and exponents of the norms, to which `slices` and the segment of the tensor point.
+    _memory: [Vec<f64>; 2],
 }
 
 /// Returns a copy of `items`, followed by `last` if it is present.
@@ -94,27 +96,15 @@ impl Elements {
         let operands = std::array::from_fn(|k| Some(Operand { strides: &strides[k], ..operands[k].0 }));
         // SAFETY: as above.
         let segment = unsafe { Segment::new(false, &shape, operands)? };
-        Ok(Self { slices, segment, _norms: norms })
+        Ok(Self { segment, parameters: SliceNorms { slices, _memory: norms } })
     }
 
     /// Measures every slice. Writes the memory of the norms only.
     pub fn measure(&mut self, context: Context) -> Result<(), OutOfMemory> {
-        if let Some(slices) = self.slices.take() {
+        if let Some(slices) = self.parameters.slices.take() {
             slices.prepare(context)?.finish();
         }
         Ok(())
-    }
-}
-
-impl Task<OPERANDS> for Elements {
-    type Parameters = ();
-
-    fn segment(&self) -> &Segment<OPERANDS> {
-        &self.segment
-    }
-
-    fn parameters(&self) -> &() {
-        &()
     }
 }
 
@@ -128,7 +118,7 @@ pub fn prepare(context: Context, tensors: &[Elements]) -> Result<(Plan, Workspac
 
 /// Clips every element of measured tensors. In place, elements within their bounds are not written. Cannot fail.
 pub fn clip(workspace: &Workspace, tensors: &mut [Elements], plan: &Plan) {
-    exec::for_each(workspace, tensors, plan, Direction::Backwards, |_, (), chunk, scratch| {
+    exec::for_each(workspace, tensors, plan, Direction::Backwards, |_, _, chunk, scratch| {
         with_float!(
             chunk.scalar(),
             T => clip_chunk::<T>(chunk, scratch),

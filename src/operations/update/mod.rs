@@ -51,15 +51,9 @@ impl GradientTransform {
     pub const IDENTITY: Self = Self { factor: Factor::ONE, clamp: None };
 }
 
-/// The update of one variable, or of a part of it.
-#[derive(Debug)]
-pub struct ParameterUpdate {
-    /// Variable, gradient, slots and copy. All but the gradient are written. The gradient is absent if it is a
-    /// [`RowGradient`].
-    pub segment: Segment<OPERANDS>,
-    /// Parameters of the update.
-    pub parameters: UpdateParameters,
-}
+/// The update of one variable, or of a part of it. The operands of the segment are variable, gradient, slots and copy. All
+/// but the gradient are written. The gradient is absent if it is a [`RowGradient`].
+pub type ParameterUpdate = Task<UpdateParameters, OPERANDS>;
 
 /// Parameters of the update of one variable.
 #[derive(Debug)]
@@ -82,18 +76,6 @@ pub struct RowGradient {
     pub row_len: usize,
     /// Values of the rows, one after the other: dense.
     pub values: Segment<1>,
-}
-
-impl Task<OPERANDS> for ParameterUpdate {
-    type Parameters = UpdateParameters;
-
-    fn segment(&self) -> &Segment<OPERANDS> {
-        &self.segment
-    }
-
-    fn parameters(&self) -> &UpdateParameters {
-        &self.parameters
-    }
 }
 
 /// Number of reals in a block, which are loaded at a time: so few that reading the next gradients overlaps with writing

@@ -31,37 +31,36 @@ pub struct Pair<'py> {
     pub variable: View<'py>,
     /// Its gradient; None if the variable is not updated.
     pub gradient: Option<Gradient<'py>>,
-    /// Its slots, low-precision copy and step count, if it has any of them here.
-    pub others: Option<Box<OtherArrays<'py>>>,
+    /// Its low-precision copy, if it has one and a gradient. It is boxed to keep the record small, because steps read
+    /// thousands of pairs.
+    copy: Option<Box<View<'py>>>,
+    /// Its slots and step count, if the caller owns the slots.
+    caller_arrays: Option<Box<CallerArrays<'py>>>,
     /// Index of its hyper-parameters among the sets that the step uses, see [`HyperParameters::at_step`].
     pub hyper: usize,
 }
 
-/// Arrays that most pairs lack. They are boxed to keep [`Pair`] small, because steps read thousands of pairs.
-#[derive(Default)]
-pub struct OtherArrays<'py> {
-    /// The slots, if the caller owns them.
-    pub slots: Vec<View<'py>>,
-    /// The low-precision copy, if the variable has one and a gradient.
-    pub copy: Option<View<'py>>,
+/// The arrays of a pair whose slots the caller owns.
+struct CallerArrays<'py> {
+    slots: Vec<View<'py>>,
     /// Number of steps that the variable has been updated in, if the caller counts them.
-    pub step_count: Option<View<'py>>,
+    step_count: Option<View<'py>>,
 }
 
 impl<'py> Pair<'py> {
     /// The slots, if the caller owns them.
     pub fn slots(&self) -> &[View<'py>] {
-        self.others.as_ref().map_or(&[], |others| &others.slots)
+        self.caller_arrays.as_ref().map_or(&[], |arrays| &arrays.slots)
     }
 
     /// The low-precision copy, if the variable has one and a gradient.
     pub fn copy(&self) -> Option<&View<'py>> {
-        self.others.as_ref()?.copy.as_ref()
+        self.copy.as_deref()
     }
 
     /// Number of steps that the variable has been updated in, if the caller counts them.
     pub fn step_count(&self) -> Option<&View<'py>> {
-        self.others.as_ref()?.step_count.as_ref()
+        self.caller_arrays.as_ref()?.step_count.as_ref()
     }
 }
 
@@ -149,7 +148,8 @@ pub fn read_pairs<'py>(
             variable: View::new(variable.to_owned(), accepted, &mut reader.variables, || {
                 VARIABLES.entry(index)
             })?,
-            others: None,
+            copy: None,
+            caller_arrays: None,
             hyper: 0,
         });
         let Some(pair) = pairs.last_mut() else { continue };
@@ -161,8 +161,7 @@ pub fn read_pairs<'py>(
             if pair.gradient.is_some()
                 && let Some(copy) = registry.low_precision_copy(py, &pair.variable)?
             {
-                let copy = Some(reader.copy(copy, &pair.variable, index)?);
-                pair.others = Some(Box::new(OtherArrays { copy, ..OtherArrays::default() }));
+                pair.copy = Some(Box::new(reader.copy(copy, &pair.variable, index)?));
             }
             pair.hyper = hyper.at_step(0, None)?;
         } else {
@@ -229,34 +228,41 @@ impl<'py> Reader<'py> {
         slots: &Bound<'py, PyAny>,
         (copy, step_count): (Bound<'py, PyAny>, Bound<'py, PyAny>),
     ) -> PyResult<()> {
-        let mut others = OtherArrays { slots: with_capacity(kind.slots())?, ..OtherArrays::default() };
-        for slot in objects::copy_to_list(slots)?.iter() {
-            reserve(&mut others.slots, 1)?;
-            others.slots.push(self.slot(slot, &pair.variable, index)?);
+        if !slots.is_instance_of::<PyTuple>() && !slots.is_instance_of::<PyList>() {
+            let name = VARIABLES.entry(index);
+            return Err(
+                Error::Type(format!("the slots of {name} are not a tuple or a list of arrays")).into()
+            );
         }
-        if others.slots.len() != kind.slots() {
-            let (count, name) = (others.slots.len(), VARIABLES.entry(index));
+        let mut views = with_capacity(kind.slots())?;
+        for slot in objects::copy_to_list(slots)?.iter() {
+            reserve(&mut views, 1)?;
+            views.push(self.slot(slot, &pair.variable, index)?);
+        }
+        if views.len() != kind.slots() {
+            let (count, name) = (views.len(), VARIABLES.entry(index));
             return Err(Error::Value(format!("{name} has {count} slots; it takes {}", kind.slots())).into());
         }
         if !copy.is_none() {
-            others.copy = Some(self.copy(copy, &pair.variable, index)?);
+            pair.copy = Some(Box::new(self.copy(copy, &pair.variable, index)?));
         }
+        let mut counted = None;
         if !step_count.is_none() {
             let name = || step_count_name(index);
             let view = View::new(step_count, AcceptedDTypes::Ordered, &mut self.step_counts, name)?;
             check_written(&view, &[], name)?;
-            if view.dtype.scalar.is_float() && view.dtype.size() < size_of::<f32>() {
-                // bfloat16 has no number between 256 and 258: the count would stay at 256 for ever.
+            if view.dtype.size() < size_of::<f32>() {
+                // bfloat16 has no number between 256 and 258, so that the count would stay at 256; int8 wraps around.
                 return Err(Error::Type(format!(
-                    "{} is {}; it takes float32, float64 or a whole number",
+                    "{} is {}; it takes float32, float64 or an integer type of 32 or 64 bits",
                     name(),
                     view.describe()
                 ))
                 .into());
             }
-            others.step_count = Some(view);
+            counted = Some(view);
         }
-        pair.others = Some(Box::new(others));
+        pair.caller_arrays = Some(Box::new(CallerArrays { slots: views, step_count: counted }));
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use crate::error::Error;
 use crate::operations::rules::RuleKind;
 use crate::py::call::entry_that_reads;
 use crate::py::objects::{extract, to_f64};
+use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
@@ -34,6 +35,12 @@ pub struct RowGradient {
 
 #[pymethods]
 impl RowGradient {
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.values)?;
+        visit.call(&self.indices)?;
+        visit.call(&self.original)
+    }
+
     #[new]
     fn new(values: Py<PyAny>, indices: Py<PyAny>, original: Py<PyAny>, is_clamped: bool) -> Self {
         Self { values, indices, original, is_clamped }
@@ -53,6 +60,13 @@ pub struct StepRequest {
 
 #[pymethods]
 impl StepRequest {
+    /// Shows the garbage collector the objects of the request: a cycle through its list of pairs is broken there.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.pairs)?;
+        visit.call(&self.numbers)?;
+        self.global_step.as_ref().map_or(Ok(()), |counter| visit.call(counter))
+    }
+
     /// `pairs` is a list of tuples `(gradient, variable)`; with [`CallerSlots`] of tuples `(gradient, variable, slots,
     /// copy, hyper, step_count)`, see `pairs.rs`. `numbers` is a function that the step calls after it has begun. It
     /// returns a tuple of:
