@@ -1,7 +1,8 @@
 //! Clipping by the norm of all tensors together.
 
+use super::norms::nonfinite_segments;
 use super::on_nonfinite::OnNonFinite;
-use crate::allocation::{OutOfMemory, collect, with_capacity};
+use crate::allocation::collect;
 use crate::engine::workspace::{Context, Workspace};
 use crate::error::Error;
 use crate::kernels::scale::Factor;
@@ -157,13 +158,6 @@ fn action(
         OnNonFinite::Zero => Some(Action::FillZero),
         OnNonFinite::Raise => None,
     }
-}
-
-/// Returns the indices of the magnitudes that are NaN or infinite.
-fn nonfinite_segments(magnitudes: &[Magnitude]) -> Result<Vec<usize>, OutOfMemory> {
-    let mut nonfinite = with_capacity(magnitudes.len())?;
-    nonfinite.extend((0..magnitudes.len()).filter(|index| !magnitudes[*index].is_finite()));
-    Ok(nonfinite)
 }
 
 /// Checks the array that the norms of the tensors are written to: float64, writable, one element for each segment, and

@@ -1,5 +1,6 @@
 //! Norms of tensors.
 
+use crate::allocation::{OutOfMemory, with_capacity};
 use crate::engine::workspace::{Context, Workspace};
 use crate::operations::magnitude::{Magnitude, Order, combine, ranges};
 use crate::operations::norms::measure;
@@ -70,15 +71,14 @@ pub fn partial_sums<'py>(
     entry_that_reads(py, || {
         let order = Order::new(p);
         let measured = Measured::new(py, tensors, order, &names)?;
-        let magnitudes = &measured.magnitudes;
-        let nonfinite = || (0..magnitudes.len()).filter(|index| !magnitudes[*index].is_finite());
+        let nonfinite = nonfinite_segments(&measured.magnitudes)?;
         let mut sums = ranges::split(measured.total(), order);
-        sums.push(nonfinite().count() as f64);
+        sums.push(nonfinite.len() as f64);
         sums.push(f64::from(u8::from(measured.has_float64)));
         let sums = objects::list(py, sums.len(), sums.iter().map(|sum| objects::float(py, *sum)))?;
         let norms = measured.norms(py)?;
         let nonfinite =
-            objects::list(py, nonfinite().count(), nonfinite().map(|index| objects::index(py, index)))?;
+            objects::list(py, nonfinite.len(), nonfinite.iter().map(|index| objects::index(py, *index)))?;
         objects::tuple(py, [sums, norms, nonfinite].map(Bound::into_any))
     })
 }
@@ -98,6 +98,13 @@ pub fn combine_sums<'py>(py: Python<'py>, sums: &Bound<'py, PyAny>, p: f64) -> P
             [objects::float(py, root)?, objects::int(py, exponent)?, objects::float(py, norm)?],
         )
     })
+}
+
+/// Returns the indices of the magnitudes that are NaN or infinite.
+pub(super) fn nonfinite_segments(magnitudes: &[Magnitude]) -> Result<Vec<usize>, OutOfMemory> {
+    let mut nonfinite = with_capacity(magnitudes.len())?;
+    nonfinite.extend((0..magnitudes.len()).filter(|index| !magnitudes[*index].is_finite()));
+    Ok(nonfinite)
 }
 
 /// The magnitudes of a call's tensors.

@@ -67,7 +67,7 @@ pub fn check_overlap<'py>(
         clash => ControlFlow::Break(clash),
     })?;
     if let ControlFlow::Break(clash) = conflict {
-        return Err(conflict_error(&clash).into());
+        return Err(conflict_error(&clash, name).into());
     }
     for (pair, is_overlapping) in pairs.iter_mut().zip(overlapping) {
         if let Some(gradient) = pair.gradient.as_mut().filter(|_| is_overlapping) {
@@ -115,21 +115,20 @@ fn name((part, index): (Part, usize)) -> String {
     }
 }
 
-/// The error of arrays of a step that overlap.
-fn conflict_error(clash: &Clash) -> Error {
-    Error::Value(match clash {
+/// The error of arrays that overlap. `name` returns the name of an array, for messages.
+fn conflict_error(clash: &Clash, name: impl Fn((Part, usize)) -> String) -> Error {
+    Error::Value(match *clash {
         Clash::Within(part, index) => {
-            format!("{} overlaps itself: elements of it share memory", name((*part, *index)))
+            format!("{} overlaps itself: elements of it share memory", name((part, index)))
         }
         Clash::Between(first, second) => {
-            let (later, earlier) = (*first.max(second), *first.min(second));
+            let (later, earlier) = (first.max(second), first.min(second));
             let reason = if later.0 == Part::Counter {
-                "it takes a counter of its own"
+                "; it takes a counter of its own"
             } else {
-                "each variable may be there once"
+                ": each variable may be there once"
             };
-            let separator = if later.0 == Part::Counter { ';' } else { ':' };
-            format!("{} shares memory with {}{separator} {reason}", name(later), name(earlier))
+            format!("{} shares memory with {}{reason}", name(later), name(earlier))
         }
     })
 }
@@ -168,17 +167,9 @@ pub fn check_variables(arrays: &Bound<'_, PyAny>, argument: &Bound<'_, PyAny>) -
             check_variable(view, || names.entry(index))?;
             spans.push(view, Part::Output, index)?;
         }
-        let ControlFlow::Break(clash) = sweep(py, spans, ControlFlow::Break)? else { return Ok(()) };
-        Err(Error::Value(match clash {
-            Clash::Within(_, index) => {
-                format!("{} overlaps itself: elements of it share memory", names.entry(index))
-            }
-            Clash::Between((_, first), (_, second)) => format!(
-                "{} shares memory with {}: each variable may be there once",
-                names.entry(first.max(second)),
-                names.entry(first.min(second))
-            ),
-        })
-        .into())
+        match sweep(py, spans, ControlFlow::Break)? {
+            ControlFlow::Break(clash) => Err(conflict_error(&clash, |(_, index)| names.entry(index)).into()),
+            ControlFlow::Continue(()) => Ok(()),
+        }
     })
 }

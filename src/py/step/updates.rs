@@ -222,12 +222,6 @@ impl<'py> UpdateArrays<'_, 'py> {
         unsafe { Segment::dense(false, len, runs) }
     }
 
-    /// Returns the segment of operands that are known to be contiguous, of `len` reals each.
-    fn dense(len: usize, operands: [Option<Operand>; OPERANDS]) -> Segment<OPERANDS> {
-        let run = |Operand { pointer, scalar, is_written, .. }| Run { pointer, scalar, is_written };
-        Self::dense_runs(len, operands.map(|operand| operand.map(run)))
-    }
-
     /// Returns the segment of strided operands of this shape.
     fn strided(
         shape: &[usize],
@@ -251,15 +245,15 @@ impl<'py> UpdateArrays<'_, 'py> {
 
     /// Returns the update of all rows of the variable by a sparse gradient. All arrays must be contiguous.
     fn update_by_rows(&self, gradient: &View, indices: &[usize]) -> Result<ParameterUpdate, OutOfMemory> {
-        let mut operands = self.operands(gradient);
-        operands[GRADIENT] = None;
+        let mut runs = self.runs(gradient);
+        runs[GRADIENT] = None;
         let rows = RowGradient {
             indices: copied(indices)?,
             row_len: element_count(&self.pair.variable.shape()[1..]).max(1),
             // SAFETY: the rows are an aligned run, which the view keeps alive.
             values: unsafe { Segment::dense(false, gradient.size, [Some(gradient.run())]) },
         };
-        Ok(self.update(Self::dense(self.pair.variable.size, operands), Some(Box::new(rows))))
+        Ok(self.update(Self::dense_runs(self.pair.variable.size, runs), Some(Box::new(rows))))
     }
 
     /// Appends updates of the rows that have a gradient: one for each row or, if all arrays are contiguous, one for
@@ -274,8 +268,9 @@ impl<'py> UpdateArrays<'_, 'py> {
         if self.is_dense(gradient) {
             return self.push_runs_of_dense_rows(gradient, indices, element_count(row_shape), updates);
         }
+        let whole = self.operands(gradient);
         for (at, index) in indices.iter().enumerate() {
-            let mut operands = self.operands(gradient);
+            let mut operands = whole;
             for (k, operand) in operands.iter_mut().enumerate() {
                 let Some(operand) = operand else { continue };
                 let [stride, strides @ ..] = operand.strides else { continue };
