@@ -8,7 +8,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fastclip._autodiff.traced import holds_traced, is_traced
+from fastclip._autodiff.traced import (
+    holds_tensor_with_grad,
+    holds_traced,
+    is_tensor_with_grad,
+    is_traced,
+)
 from fastclip._compiled import clip as compiled
 
 __all__ = ["clip_by_average_norm", "clip_by_global_norm", "clip_by_norm", "clip_by_value"]
@@ -108,6 +113,12 @@ def clip_by_global_norm(
     >>> grads["w"], norms
     (array([1.5, 2. ], dtype=float32), array([ 5., 12.]))
     """
+    if out is None and holds_tensor_with_grad(t_list, clip_norm, use_norm):
+        from fastclip._autodiff import torch_rules
+
+        return torch_rules.clip_by_global_norm(
+            t_list, clip_norm, use_norm, ord, out, on_nonfinite, comm, norms
+        )
     if holds_traced(t_list, clip_norm, use_norm):
         from fastclip._autodiff import differentiation_rules as rules
 
@@ -173,6 +184,10 @@ def clip_by_norm(
     array([[0.6, 0.8],
            [0.3, 0.4]])
     """
+    if out is None and is_tensor_with_grad(t, clip_norm):
+        from fastclip._autodiff import torch_rules
+
+        return torch_rules.clip_by_norm(t, clip_norm, axes, ord, out)
     if is_traced(t, clip_norm):
         from fastclip._autodiff import differentiation_rules as rules
 
@@ -219,6 +234,10 @@ def clip_by_average_norm(t: Any, clip_norm: float, name: str | None = None, *, o
     >>> fastclip.clip_by_average_norm(np.array([6.0, 8.0]), 1.0)
     array([1.2, 1.6])
     """
+    if out is None and is_tensor_with_grad(t, clip_norm):
+        from fastclip._autodiff import torch_rules
+
+        return torch_rules.clip_by_average_norm(t, clip_norm, out)
     if is_traced(t, clip_norm):
         from fastclip._autodiff import differentiation_rules as rules
 
@@ -272,6 +291,10 @@ def clip_by_value(
     >>> fastclip.clip_by_value(np.array([-3, 0, 7]), -1, 5)
     array([-1,  0,  5])
     """
+    if out is None and is_tensor_with_grad(t, clip_value_min, clip_value_max):
+        from fastclip._autodiff import torch_rules
+
+        return torch_rules.clip_by_value(t, clip_value_min, clip_value_max, out)
     if is_traced(t, clip_value_min, clip_value_max):
         from fastclip._autodiff import differentiation_rules as rules
 
