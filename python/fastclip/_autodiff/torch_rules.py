@@ -13,7 +13,7 @@ This module imports torch, and is imported only when a tensor is passed that req
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,17 +68,18 @@ def clip_by_value(t: Any, clip_value_min: Any, clip_value_max: Any, out: Any) ->
 def clip_by_norm(t: Any, clip_norm: Any, axes: Any, ord: float, out: Any) -> Any:
     """:func:`fastclip.clip_by_norm` for tensors that require grad."""
     _check_absent(out=out)
-    order = differentiable_order(ord)
+    order, axes = differentiable_order(ord), _read_axes(axes)
     x = _single(t)
     limit: Any
     if is_one_number(clip_norm):
         limit, bound = _number(clip_norm, "clip_norm")
     else:
-        bounds = _bounds(clip_norm, "clip_norm")
-        limit = _operand(bounds, "clip_norm")
-        bound = bounds if _is_tensor(bounds) else torch.from_numpy(bounds.astype(np.float64))
+        bound = _bounds(clip_norm, "clip_norm")
+        limit = _operand(bound, "clip_norm")
     result = clip.clip_by_norm(_in_place_of(t, _operand(x, "t")), limit, axes, order, None)
     _check_carries_graph(x)
+    if not _is_tensor(bound):
+        bound = torch.from_numpy(bound.astype(np.float64))
     norm = _slice_norms(x, reduced_axes(axes, x.ndim), order)
     [clipped] = _scaled([x], [_result(_values(result), x)], norm, bound)
     return _in_place_of(t, clipped)
@@ -92,7 +93,7 @@ def clip_by_average_norm(t: Any, clip_norm: Any, out: Any) -> Any:
     result = clip.clip_by_average_norm(_in_place_of(t, _operand(x, "t")), limit, None)
     _check_carries_graph(x)
     norm = _slice_norms(x, None, 2.0)
-    [clipped] = _scaled([x], [_result(_values(result), x)], norm, _as_float64(bound) * x.numel())
+    [clipped] = _scaled([x], [_result(_values(result), x)], norm, bound * x.numel())
     return _in_place_of(t, clipped)
 
 
@@ -128,7 +129,7 @@ def clip_by_global_norm(
         for i, result in zip(positions, results, strict=True):
             clipped[i] = result
     else:
-        given_norm = _Norm(None, _as_float64(given.detach()))
+        given_norm = _Norm(None, given.detach())
         for i, x in enumerate(leaves.values):
             if leaves.depends_on(i, bound, given):
                 [clipped[i]] = _scaled([x], [clipped[i]], given_norm, bound, nonfinite_factor, given)
@@ -144,13 +145,14 @@ def clip_by_block_rms(t_list: Any, threshold: Any, out: Any) -> Any:
     for i, x in enumerate(leaves.values):
         if leaves.depends_on(i, bound):
             norm = _slice_norms(x, None, 2.0)
-            [clipped[i]] = _scaled([x], [clipped[i]], norm, _as_float64(bound) * math.sqrt(x.numel()))
+            [clipped[i]] = _scaled([x], [clipped[i]], norm, bound * math.sqrt(x.numel()))
     return leaves.container(clipped)
 
 
 def adaptive_clip(params: Any, grads: Any, clipping: Any, eps: Any, axes: Any, out: Any) -> Any:
     """:func:`fastclip.adaptive_clip` for tensors that require grad."""
     _check_absent(out=out)
+    axes = _read_axes(axes)
     leaves, weights = _Leaves(grads, "grads"), _Leaves(params, "params")
     check_same_structure(weights.tree, leaves.tree)
     ratio_number, ratio = _number(clipping, "clipping")
@@ -166,12 +168,9 @@ def adaptive_clip(params: Any, grads: Any, clipping: Any, eps: Any, axes: Any, o
             norm_value = weight_norm.value
             if _requires_grad(weight):
                 norm_value = _NormFunction.apply(weight_norm, weight)
-            bound = torch.maximum(norm_value, _as_float64(smallest))
-            if ratio_number == math.inf:
-                # An infinite ratio clips nothing; the product with it would make gradients of 0 NaN.
-                bound = bound * 0.0 + _as_float64(ratio)
-            else:
-                bound = bound * _as_float64(ratio)
+            bound = torch.maximum(norm_value, smallest)
+            # An infinite ratio clips nothing; the product with it would make gradients of 0 NaN.
+            bound = bound * 0.0 + ratio if ratio_number == math.inf else bound * ratio
             [clipped[i]] = _scaled([x], [clipped[i]], _slice_norms(x, unit, 2.0), bound)
     return leaves.container(clipped)
 
@@ -190,11 +189,11 @@ def _check_absent(**arguments: Any) -> None:
 
 
 def _is_tensor(value: Any) -> bool:
-    return isinstance(value, torch.Tensor)
+    return issubclass(type(value), torch.Tensor)
 
 
 def _requires_grad(*values: Any) -> bool:
-    return any(isinstance(value, torch.Tensor) and value.requires_grad for value in values)
+    return any(issubclass(type(value), torch.Tensor) and value.requires_grad for value in values)
 
 
 def _resolved(value: Any) -> Any:
@@ -259,12 +258,15 @@ def _in_place_of(t: Any, value: Any) -> Any:
 
 
 def _number(value: Any, name: str) -> tuple[float, Any]:
-    """Returns an argument that is one number, and a tensor of it, with its graph if it requires grad."""
+    """Returns an argument that is one number, and a tensor of it in float64, with its graph if it has one.
+
+    As the functions of several tensors share the tensor, gradients are added up before they are rounded.
+    """
     value = _resolved(value)
     if not _requires_grad(value):
         number = as_number(value, name)
         return number, torch.tensor(number, dtype=torch.float64)
-    return as_number(value.detach(), name), value
+    return as_number(value.detach(), name), _as_float64(value)
 
 
 def _bounds(value: Any, name: str) -> Any:
@@ -273,6 +275,11 @@ def _bounds(value: Any, name: str) -> Any:
     if _is_tensor(value) or isinstance(value, (int, float)):
         return value
     return np.array(as_array(value, name))
+
+
+def _read_axes(axes: Any) -> Any:
+    """Returns axes such that they can be read more than once."""
+    return tuple(axes) if isinstance(axes, Iterable) else axes
 
 
 class _Leaves:

@@ -102,7 +102,7 @@ def _has_tensor_with_grad(values: Iterable[Any], torch: Any) -> bool:
             value = value.value
         elif kind is IndexedSlices:
             value = value.values
-        if isinstance(value, torch.Tensor) and value.requires_grad:
+        if issubclass(type(value), torch.Tensor) and value.requires_grad:
             return True
     return False
 
