@@ -91,6 +91,14 @@ def clip_by_global_norm(
     on the number of threads nor on the SIMD level. A call that fails has written nothing; an interrupt that
     arrives while results are written is raised when all of them are written.
 
+    Notes
+    -----
+    If a tensor of torch requires grad (an entry, `clip_norm` or `use_norm`) and grad mode is on, the clipped
+    tensors have a graph, and can be differentiated more than once. Gradients are those of TensorFlow, also
+    where a norm equals the bound. The norm is a plain number, entries of NumPy stay arrays, and complex or
+    sparse tensors and orders below 1 raise TypeError. With ``out=`` results are written as under
+    ``torch.no_grad()``.
+
     References
     ----------
     .. [1] https://www.tensorflow.org/api_docs/python/tf/clip_by_global_norm
@@ -170,6 +178,11 @@ def clip_by_norm(
         If `clip_norm` holds NaN or does not broadcast to the shape of `t`, an axis is out of range or
         repeated, or `out` has another shape or data type, is read-only, or overlaps an input.
 
+    Notes
+    -----
+    If `t` or `clip_norm` is a tensor of torch that requires grad, the result has a graph, as for
+    :func:`clip_by_global_norm`.
+
     References
     ----------
     .. [1] https://www.tensorflow.org/api_docs/python/tf/clip_by_norm
@@ -222,6 +235,11 @@ def clip_by_average_norm(t: Any, clip_norm: float, name: str | None = None, *, o
     ------
     TypeError, ValueError
         As for :func:`clip_by_norm`.
+
+    Notes
+    -----
+    If `t` or `clip_norm` is a tensor of torch that requires grad, the result has a graph, as for
+    :func:`clip_by_global_norm`.
 
     References
     ----------
@@ -279,6 +297,12 @@ def clip_by_value(
         read-only, or overlaps an input.
     OverflowError
         If a bound is an integer out of the range of the integer type of `t`.
+
+    Notes
+    -----
+    If `t` or a bound is a tensor of torch that requires grad, the result has a graph, as for
+    :func:`clip_by_global_norm`. The gradient goes to `t` where an element is within the bounds or equal to
+    one, and otherwise to the bound that replaced it.
 
     References
     ----------

@@ -37,6 +37,11 @@ def clip_by_block_rms(t_list: Any, threshold: float, *, out: Any = None) -> Any:
     TypeError, ValueError
         As for :func:`clip_by_global_norm`.
 
+    Notes
+    -----
+    If an entry or `threshold` is a tensor of torch that requires grad, the results have a graph, as for
+    :func:`clip_by_global_norm`.
+
     References
     ----------
     .. [1] https://optax.readthedocs.io/en/latest/api/transformations.html#optax.clip_by_block_rms
@@ -105,6 +110,11 @@ def adaptive_clip(
     ValueError
         If structures or shapes differ, a tensor has more than five dimensions and `axes` is None, or
         `clipping` or `eps` is negative.
+
+    Notes
+    -----
+    If a gradient, a parameter, `clipping` or `eps` is a tensor of torch that requires grad, the results have
+    a graph, as for :func:`clip_by_global_norm`; call the function under ``torch.no_grad()`` to have none.
 
     References
     ----------
