@@ -1,21 +1,25 @@
-"""Checks whether autograd traces an argument of a clip function.
+"""Checks whether an argument of a clip function is differentiated by autograd or by torch.
 
-If so, the functions use the rules in `_autodiff/differentiation_rules.py`. autograd is not imported here:
-unless the caller has imported it, nothing can be traced.
+If so, the functions use the rules in `_autodiff/differentiation_rules.py` or `_autodiff/torch_rules.py`.
+Neither library is imported here: unless the caller has imported it, nothing can be differentiated by it.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from fastclip import _core
+from fastclip._arguments.arrays import is_array_like
 from fastclip._arguments.rebuilding import stored_entries
+from fastclip._arguments.tree import flatten
+from fastclip._indexed_slices import IndexedSlices
 from fastclip._variables.variable import Variable
 
-__all__ = ["holds_traced", "is_traced"]
+__all__ = ["holds_tensor_with_grad", "holds_traced", "is_tensor_with_grad", "is_traced"]
 
 
 def is_traced(*values: Any) -> bool:
@@ -60,3 +64,62 @@ def _holds_box(value: Any, tracer: Any) -> bool:
     if issubclass(kind, (list, tuple)):
         return any(_holds_box(entry, tracer) for entry in stored_entries(value))
     return issubclass(kind, dict) and any(_holds_box(entry, tracer) for entry in list(dict.values(value)))
+
+
+def is_tensor_with_grad(*values: Any) -> bool:
+    """Whether one of several arguments is a tensor of torch that requires grad, and grad mode is on."""
+    torch = _recording_torch()
+    return torch is not None and _has_tensor_with_grad(values, torch)
+
+
+def holds_tensor_with_grad(container: Any, *values: Any) -> bool:
+    """Whether an entry of a container, or one of several other arguments, is a tensor as above."""
+    torch = _recording_torch()
+    if torch is None:
+        return False
+    if _has_tensor_with_grad(values, torch):
+        return True
+    try:
+        return not _core.is_plain(container) and _contains_tensor_with_grad(container, torch)
+    except RecursionError:
+        return False
+
+
+def _recording_torch() -> Any:
+    """Returns torch if it is imported and records graphs, else None."""
+    torch = sys.modules.get("torch")
+    # While torch is being imported, it has no such function yet.
+    is_grad_enabled = getattr(torch, "is_grad_enabled", None)
+    return torch if is_grad_enabled is not None and is_grad_enabled() else None
+
+
+def _has_tensor_with_grad(values: Iterable[Any], torch: Any) -> bool:
+    for value in values:
+        kind = type(value)
+        if kind is np.ndarray or kind is float or value is None:
+            continue
+        if kind is Variable:
+            value = value.value
+        elif kind is IndexedSlices:
+            value = value.values
+        if issubclass(type(value), torch.Tensor) and value.requires_grad:
+            return True
+    return False
+
+
+def _contains_tensor_with_grad(value: Any, torch: Any) -> bool:
+    kind = type(value)
+    if issubclass(kind, (list, tuple)):
+        entries: Any = stored_entries(value)
+    elif issubclass(kind, dict):
+        entries = list(dict.values(value))
+    elif value is None or is_array_like(value) or isinstance(value, IndexedSlices):
+        return _has_tensor_with_grad((value,), torch)
+    else:
+        # A mapping or a registered pytree; the function raises the error if it is no container.
+        try:
+            entries = flatten(value, "t_list", lambda entry, _: entry).leaves
+        except (TypeError, ValueError):
+            return False
+        return _has_tensor_with_grad(entries, torch)
+    return any(_contains_tensor_with_grad(entry, torch) for entry in entries)

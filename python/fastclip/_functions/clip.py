@@ -8,7 +8,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fastclip._autodiff.traced import holds_traced, is_traced
+from fastclip._autodiff.traced import (
+    holds_tensor_with_grad,
+    holds_traced,
+    is_tensor_with_grad,
+    is_traced,
+)
 from fastclip._compiled import clip as compiled
 
 __all__ = ["clip_by_average_norm", "clip_by_global_norm", "clip_by_norm", "clip_by_value"]
@@ -86,6 +91,14 @@ def clip_by_global_norm(
     on the number of threads nor on the SIMD level. A call that fails has written nothing; an interrupt that
     arrives while results are written is raised when all of them are written.
 
+    Notes
+    -----
+    If a tensor of torch requires grad (an entry, `clip_norm` or `use_norm`) and grad mode is on, the clipped
+    tensors have a graph, and can be differentiated more than once. Gradients are those of TensorFlow, also
+    where a norm equals the bound. The norm is a plain number, entries of NumPy stay arrays, and complex or
+    sparse tensors and orders below 1 raise TypeError. With ``out=`` results are written as under
+    ``torch.no_grad()``.
+
     References
     ----------
     .. [1] https://www.tensorflow.org/api_docs/python/tf/clip_by_global_norm
@@ -108,6 +121,12 @@ def clip_by_global_norm(
     >>> grads["w"], norms
     (array([1.5, 2. ], dtype=float32), array([ 5., 12.]))
     """
+    if out is None and holds_tensor_with_grad(t_list, clip_norm, use_norm):
+        from fastclip._autodiff import torch_rules
+
+        return torch_rules.clip_by_global_norm(
+            t_list, clip_norm, use_norm, ord, out, on_nonfinite, comm, norms
+        )
     if holds_traced(t_list, clip_norm, use_norm):
         from fastclip._autodiff import differentiation_rules as rules
 
@@ -159,6 +178,11 @@ def clip_by_norm(
         If `clip_norm` holds NaN or does not broadcast to the shape of `t`, an axis is out of range or
         repeated, or `out` has another shape or data type, is read-only, or overlaps an input.
 
+    Notes
+    -----
+    If `t` or `clip_norm` is a tensor of torch that requires grad, the result has a graph, as for
+    :func:`clip_by_global_norm`.
+
     References
     ----------
     .. [1] https://www.tensorflow.org/api_docs/python/tf/clip_by_norm
@@ -173,6 +197,10 @@ def clip_by_norm(
     array([[0.6, 0.8],
            [0.3, 0.4]])
     """
+    if out is None and is_tensor_with_grad(t, clip_norm):
+        from fastclip._autodiff import torch_rules
+
+        return torch_rules.clip_by_norm(t, clip_norm, axes, ord, out)
     if is_traced(t, clip_norm):
         from fastclip._autodiff import differentiation_rules as rules
 
@@ -208,6 +236,11 @@ def clip_by_average_norm(t: Any, clip_norm: float, name: str | None = None, *, o
     TypeError, ValueError
         As for :func:`clip_by_norm`.
 
+    Notes
+    -----
+    If `t` or `clip_norm` is a tensor of torch that requires grad, the result has a graph, as for
+    :func:`clip_by_global_norm`.
+
     References
     ----------
     .. [1] https://www.tensorflow.org/api_docs/python/tf/compat/v1/clip_by_average_norm
@@ -219,6 +252,10 @@ def clip_by_average_norm(t: Any, clip_norm: float, name: str | None = None, *, o
     >>> fastclip.clip_by_average_norm(np.array([6.0, 8.0]), 1.0)
     array([1.2, 1.6])
     """
+    if out is None and is_tensor_with_grad(t, clip_norm):
+        from fastclip._autodiff import torch_rules
+
+        return torch_rules.clip_by_average_norm(t, clip_norm, out)
     if is_traced(t, clip_norm):
         from fastclip._autodiff import differentiation_rules as rules
 
@@ -261,6 +298,12 @@ def clip_by_value(
     OverflowError
         If a bound is an integer out of the range of the integer type of `t`.
 
+    Notes
+    -----
+    If `t` or a bound is a tensor of torch that requires grad, the result has a graph, as for
+    :func:`clip_by_global_norm`. The gradient goes to `t` where an element is within the bounds or equal to
+    one, and otherwise to the bound that replaced it.
+
     References
     ----------
     .. [1] https://www.tensorflow.org/api_docs/python/tf/clip_by_value
@@ -272,6 +315,10 @@ def clip_by_value(
     >>> fastclip.clip_by_value(np.array([-3, 0, 7]), -1, 5)
     array([-1,  0,  5])
     """
+    if out is None and is_tensor_with_grad(t, clip_value_min, clip_value_max):
+        from fastclip._autodiff import torch_rules
+
+        return torch_rules.clip_by_value(t, clip_value_min, clip_value_max, out)
     if is_traced(t, clip_value_min, clip_value_max):
         from fastclip._autodiff import differentiation_rules as rules
 

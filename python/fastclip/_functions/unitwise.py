@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fastclip._autodiff.traced import holds_traced
+from fastclip._autodiff.traced import holds_tensor_with_grad, holds_traced
 from fastclip._compiled import unitwise as compiled
 
 __all__ = ["adaptive_clip", "clip_by_block_rms"]
@@ -37,6 +37,11 @@ def clip_by_block_rms(t_list: Any, threshold: float, *, out: Any = None) -> Any:
     TypeError, ValueError
         As for :func:`clip_by_global_norm`.
 
+    Notes
+    -----
+    If an entry or `threshold` is a tensor of torch that requires grad, the results have a graph, as for
+    :func:`clip_by_global_norm`.
+
     References
     ----------
     .. [1] https://optax.readthedocs.io/en/latest/api/transformations.html#optax.clip_by_block_rms
@@ -48,6 +53,10 @@ def clip_by_block_rms(t_list: Any, threshold: float, *, out: Any = None) -> Any:
     >>> fastclip.clip_by_block_rms([np.array([3.0, 3.0]), np.array([0.5])], 1.0)
     [array([1., 1.]), array([0.5])]
     """
+    if out is None and holds_tensor_with_grad(t_list, threshold):
+        from fastclip._autodiff import torch_rules
+
+        return torch_rules.clip_by_block_rms(t_list, threshold, out)
     if holds_traced(t_list, threshold):
         from fastclip._autodiff import differentiation_rules as rules
 
@@ -102,6 +111,11 @@ def adaptive_clip(
         If structures or shapes differ, a tensor has more than five dimensions and `axes` is None, or
         `clipping` or `eps` is negative.
 
+    Notes
+    -----
+    If a gradient, a parameter, `clipping` or `eps` is a tensor of torch that requires grad, the results have
+    a graph, as for :func:`clip_by_global_norm`; call the function under ``torch.no_grad()`` to have none.
+
     References
     ----------
     .. [1] A. Brock, S. De, S. L. Smith, K. Simonyan, "High-performance large-scale image recognition
@@ -118,6 +132,10 @@ def adaptive_clip(
     [array([[3.e-02, 6.e-06],
            [4.e-02, 8.e-06]])]
     """
+    if out is None and (holds_tensor_with_grad(grads, clipping, eps) or holds_tensor_with_grad(params)):
+        from fastclip._autodiff import torch_rules
+
+        return torch_rules.adaptive_clip(params, grads, clipping, eps, axes, out)
     if holds_traced(grads, clipping, eps) or holds_traced(params):
         from fastclip._autodiff import differentiation_rules as rules
 
