@@ -221,6 +221,20 @@ def test_gradients_are_rounded_once(name: str, dtype: Any) -> None:
             assert torch.equal(gradient, reference.to(dtype))
 
 
+@pytest.mark.parametrize("order", [1, 2, 3, math.inf])
+@pytest.mark.parametrize("keyword", [{}, {"axes": [0, 1]}])
+def test_gradients_of_tensors_of_many_elements(order: float, keyword: Any) -> None:
+    t, bound = normal(301, 403), tensor(0.7)
+
+    def loss(clipped: Tensor) -> Tensor:
+        return (clipped * torch.linspace(-1, 1, 301, dtype=torch.float64)).sum()
+
+    expected = torch.autograd.grad(loss(scaled(t.T, norm_of([t], order), bound)), (t, bound))
+    actual = torch.autograd.grad(loss(fastclip.clip_by_norm(t.T, bound, ord=order, **keyword)), (t, bound))
+    for gradient, reference in zip(actual, expected, strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-10, atol=1e-14)
+
+
 @pytest.mark.parametrize("scale", [1e-300, 1e-160, 1.0, 1e160, 1e300])
 def test_gradients_do_not_overflow_or_underflow_in_intermediate_results(scale: float) -> None:
     t = tensor(np.array([3.0, 4.0]) * scale)
@@ -480,9 +494,8 @@ def test_containers_keep_their_structure(build: Callable[[Any, Any], Any]) -> No
     check(clipped, expected)
     a, b = found
     (a.sum() + 2 * b.sum()).backward()
-    np.testing.assert_allclose(
-        [t.grad.item(), u.grad.item()], [0.2 * (1 - 0.6 * 2.2), 0.2 * (2 - 0.8 * 2.2)], rtol=1e-13
-    )
+    np.testing.assert_allclose(t.grad.item(), 0.2 * (1 - 0.6 * 2.2), rtol=1e-13)
+    np.testing.assert_allclose(u.grad.item(), 0.2 * (2 - 0.8 * 2.2), rtol=1e-13)
 
 
 def test_subclasses_of_containers_keep_their_type() -> None:

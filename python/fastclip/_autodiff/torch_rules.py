@@ -13,8 +13,9 @@ This module imports torch, and is imported only when a tensor is passed that req
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -535,15 +536,21 @@ def _clipped_gradients(ctx: Any, gs: Sequence[Any]) -> list[Any]:
     """Returns the gradients of :class:`_ScaleFunction`: of the bound, of the norm, and of each tensor."""
     bound, norm, *tensors = ctx.saved_tensors
     _, for_bound, for_given, *for_tensors = ctx.needs_input_grad
-    dtypes = [x.dtype for x in tensors]
-    if torch.is_grad_enabled():
+    dtypes, bound_like, norm_like = [x.dtype for x in tensors], bound, norm
+    count = ctx.count
+    is_recorded = torch.is_grad_enabled()
+    if is_recorded:
         # Converted once, so that second derivatives too are added up before they are rounded.
         tensors = [_as_float64(x) for x in tensors]
         if ctx.order is not None and any(for_tensors):
             norm = _NormFunction.apply(
-                _Norm(ctx.order, norm, ctx.count),
+                _Norm(ctx.order, norm, count),
                 *[x for x, needed in zip(tensors, for_tensors, strict=True) if needed],
             )
+    in_blocks = not is_recorded and norm.numel() == 1 and bound.numel() == 1
+    if in_blocks:
+        norm, bound = norm.reshape(()), bound.reshape(())
+        count = count.reshape(()) if _is_tensor(count) else count
     scaling = ScalingDerivative(_OPERATIONS, norm, _as_float64(bound), ctx.nonfinite_factor)
     of_norm = torch.zeros(norm.shape, dtype=torch.float64)
     of_bound = torch.zeros(bound.shape, dtype=torch.float64)
@@ -551,25 +558,53 @@ def _clipped_gradients(ctx: Any, gs: Sequence[Any]) -> list[Any]:
     for g, x in zip(gs, tensors, strict=True):
         if g is None:
             continue
-        g, x = _as_float64(g), _as_float64(x)
-        if norm_varies:
-            of_norm = of_norm + scaling.norm_product(g, x).sum_to_size(norm.shape)
-        if for_bound:
-            of_bound = of_bound + scaling.bound_product(g, x).sum_to_size(bound.shape)
+        for g_block, x_block in zip(_blocks(g, in_blocks), _blocks(x, in_blocks), strict=True):
+            if norm_varies:
+                of_norm = of_norm + scaling.norm_product(g_block, x_block).sum_to_size(norm.shape)
+            if for_bound:
+                of_bound = of_bound + scaling.bound_product(g_block, x_block).sum_to_size(bound.shape)
     gradients = [
-        of_bound.to(bound.dtype) if for_bound else None,
-        of_norm.to(norm.dtype) if for_given else None,
+        of_bound.reshape(bound_like.shape).to(bound_like.dtype) if for_bound else None,
+        of_norm.reshape(norm_like.shape).to(norm_like.dtype) if for_given else None,
     ]
     derivative = None if ctx.order is None else NormDerivative(_OPERATIONS, ctx.order, norm)
-    for g, x, dtype, needed in zip(gs, tensors, dtypes, for_tensors, strict=True):
-        if not needed:
-            gradients.append(None)
-            continue
-        parts = [] if g is None else [scaling.tensor_product(_as_float64(g))]
+
+    def gradient(g: Any, x: Any) -> Any:
+        parts = [] if g is None else [scaling.tensor_product(g)]
         if derivative is not None:
-            parts.append(derivative.product(of_norm, _as_float64(x), ctx.count))
-        gradients.append(sum(parts[1:], parts[0]).to(dtype) if parts else None)
+            parts.append(derivative.product(of_norm, x, count))
+        return sum(parts[1:], parts[0])
+
+    for g, x, dtype, needed in zip(gs, tensors, dtypes, for_tensors, strict=True):
+        if not needed or (g is None and derivative is None):
+            gradients.append(None)
+        elif in_blocks:
+            result = torch.empty(x.shape, dtype=dtype)
+            g_blocks = repeat(None) if g is None else _blocks(g, in_blocks)
+            x_blocks = _blocks(x, in_blocks)
+            for g_block, x_block, result_block in zip(
+                g_blocks, x_blocks, result.view(-1).split(_BLOCK_SIZE), strict=False
+            ):
+                result_block.copy_(gradient(g_block, x_block))
+            gradients.append(result)
+        else:
+            gradients.append(gradient(None if g is None else _as_float64(g), _as_float64(x)).to(dtype))
     return gradients
+
+
+#: Elements of a block, so few that results fit the second-level cache, and torch uses no threads for them.
+_BLOCK_SIZE = 1 << 15
+
+
+def _blocks(x: Any, in_blocks: bool) -> Iterator[Any]:
+    """Yields the elements of a tensor in float64: all at once, or in blocks of one dimension.
+
+    In blocks, no operation needs new memory of the tensor's size, which takes longer than the operation.
+    """
+    if in_blocks:
+        yield from map(_as_float64, x.reshape(-1).split(_BLOCK_SIZE))
+    else:
+        yield _as_float64(x)
 
 
 # Clamping --------------------------------------------------------------------------------------
