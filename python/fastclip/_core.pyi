@@ -9,9 +9,11 @@ __all__ = [
     "CallerSlots",
     "GradientClipping",
     "NonFiniteError",
+    "RecordedByTorch",
     "RowGradient",
     "Slots",
     "StepRequest",
+    "Tree",
     "__version__",
     "are_plain_pairs",
     "bandwidth_copy",
@@ -19,11 +21,12 @@ __all__ = [
     "bandwidth_scale",
     "check_no_overlap",
     "check_variables",
+    "clip_by_block_rms",
     "clip_by_global_norm",
     "clip_by_value",
     "clip_elements",
     "clip_slices",
-    "clip_tensors",
+    "clip_tensor",
     "combine_sums",
     "free_cached_memory",
     "get_num_threads",
@@ -33,82 +36,73 @@ __all__ = [
     "isa_in_use",
     "isa_levels",
     "norm_scalar",
+    "open_tensor",
+    "open_tensors",
     "override_num_threads",
     "partial_sums",
-    "plain_list",
     "process_generation",
     "set_num_threads",
     "settings_complaints",
     "slice_norms",
     "take_step",
     "tensor_norms",
+    "walk",
 ]
 
 __version__: str
 
 _Arrays = Sequence[npt.NDArray[Any] | None]
-_ArgumentNames = tuple[str, list[str] | None, str, list[str] | None]
 
 class NonFiniteError(ArithmeticError): ...
+class RecordedByTorch(Exception): ...
+
+@final
+class Tree:
+    @property
+    def entries(self) -> list[Any]: ...
+    @property
+    def snapshots(self) -> list[Any]: ...
+    def name(self, index: int) -> str: ...
+    def unflatten(self, leaves: Sequence[Any]) -> Any: ...
+    def keeping(self, kept: list[bool]) -> Tree: ...
+    def check_same_structure(self, model: Tree) -> None: ...
 
 def is_plain(tensors: object, /) -> bool: ...
-def plain_list(tensors: object, /) -> list[Any] | None: ...
+def walk(container: object, argument: str, /) -> Tree: ...
+def open_tensors(
+    container: object, argument: str, /, *, writes: bool = False, recorded: bool = False
+) -> Tree: ...
+def open_tensor(
+    tensor: object, argument: str, /, *, writes: bool = False, recorded: bool = False
+) -> Tree: ...
 def clip_by_global_norm(
-    tensors: _Arrays,
+    t_list: object,
     bound: float,
     known_norm: tuple[float, int, bool, list[float] | None, list[int]] | None,
     p: float,
-    out: _Arrays | None,
+    out: object,
     on_nonfinite: str,
     norms: npt.NDArray[np.float64] | None,
-    names: _ArgumentNames,
     /,
-) -> tuple[list[Any], np.floating[Any]]: ...
-def global_norm(tensors: _Arrays, p: float, names: _ArgumentNames, /) -> np.floating[Any]: ...
+) -> tuple[Any, np.floating[Any]]: ...
+def global_norm(t_list: object, p: float, /) -> np.floating[Any]: ...
 def norm_scalar(norm: float, is_float64: bool, /) -> np.floating[Any]: ...
-def tensor_norms(tensors: _Arrays, p: float, names: _ArgumentNames, /) -> tuple[list[float], bool]: ...
-def partial_sums(
-    tensors: _Arrays, p: float, names: _ArgumentNames, /
-) -> tuple[list[float], list[float], list[int]]: ...
+def tensor_norms(t_list: object, p: float, /) -> tuple[list[float], bool]: ...
+def partial_sums(t_list: object, p: float, /) -> tuple[list[float], list[float], list[int]]: ...
 def combine_sums(sums: list[float], p: float, /) -> tuple[float, int, float]: ...
-def clip_tensors(
-    tensors: _Arrays,
-    bounds: list[float],
-    divisor: str,
-    p: float,
-    out: _Arrays | None,
-    names: _ArgumentNames,
-    /,
-) -> list[Any]: ...
+def clip_tensor(t: object, bound: float, divisor: str, p: float, out: object, /) -> Any: ...
+def clip_by_block_rms(t_list: object, bound: float, out: object, /) -> Any: ...
 def clip_by_value(
-    tensor: npt.NDArray[Any],
-    lower: npt.NDArray[Any],
-    upper: npt.NDArray[Any],
-    out: npt.NDArray[Any] | None,
-    /,
-) -> npt.NDArray[Any]: ...
-def check_no_overlap(tensors: _Arrays, out: _Arrays, names: _ArgumentNames, /) -> None: ...
-def slice_norms(
-    tensors: _Arrays, axes: list[list[bool]], p: float, norms: _Arrays, names: _ArgumentNames, /
-) -> None: ...
+    tensor: object, lower: npt.NDArray[Any], upper: npt.NDArray[Any], out: object, /
+) -> Any: ...
+def check_no_overlap(tensors: Tree, out: Tree, /) -> None: ...
+def slice_norms(tensors: Tree, axes: list[list[bool]], p: float, norms: _Arrays, /) -> None: ...
 def clip_slices(
-    tensors: _Arrays,
-    axes: list[list[bool]],
-    bounds: _Arrays,
-    p: float,
-    out: _Arrays | None,
-    names: _ArgumentNames,
-    /,
-) -> list[Any]: ...
+    tensors: Tree, axes: list[list[bool]], bounds: _Arrays, p: float, out: Tree | None, /
+) -> Any: ...
 def clip_elements(
-    tensors: _Arrays,
-    axes: list[list[bool]],
-    bounds: _Arrays,
-    p: float,
-    out: _Arrays | None,
-    names: _ArgumentNames,
-    /,
-) -> list[Any]: ...
+    tensors: Tree, axes: list[list[bool]], bounds: _Arrays, p: float, out: Tree | None, /
+) -> Any: ...
 def get_num_threads() -> int: ...
 def set_num_threads(n: int, /) -> None: ...
 def override_num_threads(n: int, /) -> int: ...

@@ -14,6 +14,8 @@ mod raise;
 mod reserve;
 mod settings;
 mod step;
+mod tensors;
+mod trees;
 
 use pyo3::pymodule;
 
@@ -21,11 +23,11 @@ use pyo3::pymodule;
 #[pymodule(gil_used = false)]
 mod _core {
     #[pymodule_export]
-    use super::arrays::plain::{is_plain, plain_list};
+    use super::arrays::plain::is_plain;
     #[pymodule_export]
     use super::bandwidth::{bandwidth_copy, bandwidth_read, bandwidth_scale};
     #[pymodule_export]
-    use super::functions::by_norm::clip_tensors;
+    use super::functions::by_norm::{clip_by_block_rms, clip_tensor};
     #[pymodule_export]
     use super::functions::by_value::clip_by_value;
     #[pymodule_export]
@@ -57,6 +59,10 @@ mod _core {
     use super::step::slots::{CallerSlots, Slots};
     #[pymodule_export]
     use super::step::take_step;
+    #[pymodule_export]
+    use super::tensors::door::RecordedByTorch;
+    #[pymodule_export]
+    use super::trees::argument::{Tree, open_tensor, open_tensors, walk};
 
     use super::arrays::{ndarray_type, output, overlap};
     use super::raise;

@@ -77,11 +77,7 @@ pub fn panic_error(py: Python<'_>, panic: &(dyn std::any::Any + Send)) -> PyErr 
 
 /// Returns the error of `on_nonfinite="raise"`. It names the entries that contain NaN or infinity, whose indices are
 /// `nonfinite`.
-pub fn nonfinite_error(
-    nonfinite: impl Iterator<Item = usize>,
-    name: ArgumentName<'_, '_>,
-    norm: f64,
-) -> Error {
+pub fn nonfinite_error(nonfinite: impl Iterator<Item = usize>, name: ArgumentName<'_>, norm: f64) -> Error {
     const SHOWN: usize = 8;
     let (mut shown, mut count) = (String::new(), 0);
     for index in nonfinite {

@@ -26,6 +26,7 @@ from fastclip._autodiff.derivatives import (
     clamp_sources,
     differentiable_order,
 )
+from fastclip._autodiff.traced import is_tensor_with_grad
 from fastclip._compiled import clip, norms, unitwise
 from fastclip._variables.variable import Variable
 
@@ -57,8 +58,8 @@ def clip_by_value(t: Any, clip_value_min: Any, clip_value_max: Any, out: Any) ->
     raw, low, high = getval(x), getval(lower), getval(upper)
     clipped = clip.clip_by_value(raw, low, high, None)
     array = as_array(raw, "t")
-    low = value_bound(low, array, "clip_value_min")
-    high = value_bound(high, array, "clip_value_max")
+    low = value_bound(low, array.dtype.name, array.shape, "clip_value_min")
+    high = value_bound(high, array.dtype.name, array.shape, "clip_value_max")
     with np.errstate(invalid="ignore"):
         is_low, is_high = clamp_sources(_OPERATIONS, array, low, high)
     return _clamp(clipped, ~(is_low | is_high), is_low, is_high, x, lower, upper)
@@ -194,6 +195,10 @@ def _tensor(value: Any, name: str) -> Any:
     """Returns a tensor for computation: the traced value of a variable, a box or an array."""
     if isinstance(value, Variable):
         value = value.value
+    if is_tensor_with_grad(value):
+        raise TypeError(
+            f"{name} is a torch tensor that requires grad, where autograd traces another argument"
+        )
     if not _tracer.isbox(value):
         return as_array(value, name)
     raw = getval(value)

@@ -24,7 +24,6 @@ import numpy.typing as npt
 from fastclip._arguments.arrays import as_array, as_number, describe
 from fastclip._arguments.axes import reduced_axes, unit_axes
 from fastclip._arguments.bounds import is_one_number
-from fastclip._arguments.foreign import foreign_array
 from fastclip._arguments.tree import Tree, check_same_structure, flatten
 from fastclip._autodiff.derivatives import (
     NormDerivative,
@@ -57,9 +56,9 @@ def clip_by_value(t: Any, clip_value_min: Any, clip_value_max: Any, out: Any) ->
     _check_absent(out=out)
     x = _single(t)
     low, high = _bounds(clip_value_min, "clip_value_min"), _bounds(clip_value_max, "clip_value_max")
-    operands = _operand(low, "clip_value_min"), _operand(high, "clip_value_max")
-    result = clip.clip_by_value(_in_place_of(t, _operand(x, "t")), *operands, None)
-    value = _result(_values(result), x)
+    operands = _operand(low), _operand(high)
+    result = clip.clip_by_value(_in_place_of(t, _operand(x)), *operands, None)
+    value = _values(result)
     _check_carries_graph(x)
     clamping = _Clamping(value, _rounded(low, x.dtype), _rounded(high, x.dtype))
     differentiated = [bound if _requires_grad(bound) else None for bound in (low, high)]
@@ -76,13 +75,13 @@ def clip_by_norm(t: Any, clip_norm: Any, axes: Any, ord: float, out: Any) -> Any
         limit, bound = _number(clip_norm, "clip_norm")
     else:
         bound = _bounds(clip_norm, "clip_norm")
-        limit = _operand(bound, "clip_norm")
-    result = clip.clip_by_norm(_in_place_of(t, _operand(x, "t")), limit, axes, order, None)
+        limit = _operand(bound)
+    result = clip.clip_by_norm(_in_place_of(t, _operand(x)), limit, axes, order, None)
     _check_carries_graph(x)
     if not _is_tensor(bound):
         bound = torch.from_numpy(bound.astype(np.float64))
     norm = _slice_norms(x, reduced_axes(axes, x.ndim), order)
-    [clipped] = _scaled([x], [_result(_values(result), x)], norm, bound)
+    [clipped] = _scaled([x], [_values(result)], norm, bound)
     return _in_place_of(t, clipped)
 
 
@@ -91,10 +90,10 @@ def clip_by_average_norm(t: Any, clip_norm: Any, out: Any) -> Any:
     _check_absent(out=out)
     x = _single(t)
     limit, bound = _number(clip_norm, "clip_norm")
-    result = clip.clip_by_average_norm(_in_place_of(t, _operand(x, "t")), limit, None)
+    result = clip.clip_by_average_norm(_in_place_of(t, _operand(x)), limit, None)
     _check_carries_graph(x)
     norm = _slice_norms(x, None, 2.0)
-    [clipped] = _scaled([x], [_result(_values(result), x)], norm, bound * x.numel())
+    [clipped] = _scaled([x], [_values(result)], norm, bound * x.numel())
     return _in_place_of(t, clipped)
 
 
@@ -311,17 +310,15 @@ class _Leaves:
 
     def name(self, i: int) -> str:
         """Returns the name of an entry in error messages."""
-        names = self.tree.leaf_names
-        return f"{self.tree.argument}[{i}]" if names is None else names[i]
+        return self.tree.structure.name(i)
 
     def operands(self) -> Any:
         """Returns a container of the same structure for the compiled functions, without graphs."""
-        return self.tree.unflatten([_operand(x, self.name(i)) for i, x in enumerate(self.values)])
+        return self.tree.unflatten([_operand(x) for x in self.values])
 
     def results(self, container: Any) -> list[Any]:
         """Returns the entries of a container that a compiled function returned for the operands."""
-        leaves = flatten(container, self.tree.argument, _as_given).leaves
-        return [_result(leaf, x) for leaf, x in zip(leaves, self.values, strict=True)]
+        return flatten(container, "results", _as_given).leaves
 
     def depends_on(self, i: int, *others: Any) -> bool:
         """Whether the result for an entry gets a graph, as the entry or another value requires grad."""
@@ -354,37 +351,22 @@ def _as_given(value: Any, _: str) -> Any:
 # Compiled functions ----------------------------------------------------------------------------
 
 
-def _operand(x: Any, name: str) -> Any:
-    """Returns an argument for the compiled functions: an array over the memory of a tensor."""
-    if not _is_tensor(x):
-        return x
-    try:
-        return foreign_array(x, name)
-    except RuntimeError as error:
-        raise TypeError(f"{name} is a {type(x).__name__}, whose memory is not read: {error}") from error
-
-
-def _result(value: Any, x: Any) -> Any:
-    """Returns a result of the compiled functions as a tensor, if `x`, which it was computed from, is one."""
-    if not _is_tensor(x):
-        return value
-    if x.dtype == torch.bfloat16:
-        return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(value)
+def _operand(x: Any) -> Any:
+    """Returns an argument for the compiled functions, without a graph."""
+    return x.detach() if _is_tensor(x) else x
 
 
 def _rounded(bound: Any, dtype: Any) -> Any:
     """Returns a bound of :func:`fastclip.clip_by_value`, as it is rounded to the dtype of the tensor."""
-    limit = _operand(bound, "bound")
+    limit = _operand(bound)
     zeros = torch.zeros(np.shape(limit), dtype=dtype)
-    return _result(clip.clip_by_value(_operand(zeros, "t"), limit, limit, None), zeros)
+    return clip.clip_by_value(zeros, limit, limit, None)
 
 
 def _slice_norms(x: Any, reduced: list[bool] | None, order: float) -> _Norm:
     """Returns the norm of each slice of a tensor; of all axes, if `reduced` is None."""
     reduced = [True] * x.ndim if reduced is None else reduced
-    array = as_array(_operand(x, "t"), "t")
-    value = torch.from_numpy(norms.slice_norms(array, reduced, order))
+    value = torch.from_numpy(norms.slice_norms(_operand(x), reduced, order))
     return _Norm(order, value, _largest_count([x], value, order))
 
 

@@ -13,13 +13,11 @@ from typing import Any
 import numpy as np
 
 from fastclip import _core
-from fastclip._arguments.arrays import is_array_like
 from fastclip._arguments.rebuilding import stored_entries
-from fastclip._arguments.tree import flatten
 from fastclip._indexed_slices import IndexedSlices
 from fastclip._variables.variable import Variable
 
-__all__ = ["holds_tensor_with_grad", "holds_traced", "is_tensor_with_grad", "is_traced"]
+__all__ = ["holds_traced", "is_tensor_with_grad", "is_traced"]
 
 
 def is_traced(*values: Any) -> bool:
@@ -67,22 +65,12 @@ def _holds_box(value: Any, tracer: Any) -> bool:
 
 
 def is_tensor_with_grad(*values: Any) -> bool:
-    """Whether one of several arguments is a tensor of torch that requires grad, and grad mode is on."""
+    """Whether one of several arguments is a tensor of torch that requires grad, and grad mode is on.
+
+    For tensors that are clipped, the compiled functions find out: they raise ``_core.RecordedByTorch``.
+    """
     torch = _recording_torch()
     return torch is not None and _has_tensor_with_grad(values, torch)
-
-
-def holds_tensor_with_grad(container: Any, *values: Any) -> bool:
-    """Whether an entry of a container, or one of several other arguments, is a tensor as above."""
-    torch = _recording_torch()
-    if torch is None:
-        return False
-    if _has_tensor_with_grad(values, torch):
-        return True
-    try:
-        return not _core.is_plain(container) and _contains_tensor_with_grad(container, torch)
-    except RecursionError:
-        return False
 
 
 def _recording_torch() -> Any:
@@ -105,21 +93,3 @@ def _has_tensor_with_grad(values: Iterable[Any], torch: Any) -> bool:
         if issubclass(type(value), torch.Tensor) and value.requires_grad:
             return True
     return False
-
-
-def _contains_tensor_with_grad(value: Any, torch: Any) -> bool:
-    kind = type(value)
-    if issubclass(kind, (list, tuple)):
-        entries: Any = stored_entries(value)
-    elif issubclass(kind, dict):
-        entries = list(dict.values(value))
-    elif value is None or is_array_like(value) or isinstance(value, IndexedSlices):
-        return _has_tensor_with_grad((value,), torch)
-    else:
-        # A mapping or a registered pytree; the function raises the error if it is no container.
-        try:
-            entries = flatten(value, "t_list", lambda entry, _: entry).leaves
-        except (TypeError, ValueError):
-            return False
-        return _has_tensor_with_grad(entries, torch)
-    return any(_contains_tensor_with_grad(entry, torch) for entry in entries)

@@ -8,12 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fastclip._autodiff.traced import (
-    holds_tensor_with_grad,
-    holds_traced,
-    is_tensor_with_grad,
-    is_traced,
-)
+from fastclip import _core
+from fastclip._autodiff.traced import holds_traced, is_tensor_with_grad, is_traced
 from fastclip._compiled import clip as compiled
 
 __all__ = ["clip_by_average_norm", "clip_by_global_norm", "clip_by_norm", "clip_by_value"]
@@ -121,17 +117,20 @@ def clip_by_global_norm(
     >>> grads["w"], norms
     (array([1.5, 2. ], dtype=float32), array([ 5., 12.]))
     """
-    if out is None and holds_tensor_with_grad(t_list, clip_norm, use_norm):
-        from fastclip._autodiff import torch_rules
-
-        return torch_rules.clip_by_global_norm(
-            t_list, clip_norm, use_norm, ord, out, on_nonfinite, comm, norms
-        )
     if holds_traced(t_list, clip_norm, use_norm):
         from fastclip._autodiff import differentiation_rules as rules
 
         return rules.clip_by_global_norm(t_list, clip_norm, use_norm, ord, out, on_nonfinite, comm, norms)
-    return compiled.clip_by_global_norm(t_list, clip_norm, use_norm, ord, out, on_nonfinite, comm, norms)
+    if out is not None or not is_tensor_with_grad(clip_norm, use_norm):
+        try:
+            return compiled.clip_by_global_norm(
+                t_list, clip_norm, use_norm, ord, out, on_nonfinite, comm, norms
+            )
+        except _core.RecordedByTorch:
+            pass
+    from fastclip._autodiff import torch_rules
+
+    return torch_rules.clip_by_global_norm(t_list, clip_norm, use_norm, ord, out, on_nonfinite, comm, norms)
 
 
 def clip_by_norm(
@@ -197,15 +196,18 @@ def clip_by_norm(
     array([[0.6, 0.8],
            [0.3, 0.4]])
     """
-    if out is None and is_tensor_with_grad(t, clip_norm):
-        from fastclip._autodiff import torch_rules
-
-        return torch_rules.clip_by_norm(t, clip_norm, axes, ord, out)
     if is_traced(t, clip_norm):
         from fastclip._autodiff import differentiation_rules as rules
 
         return rules.clip_by_norm(t, clip_norm, axes, ord, out)
-    return compiled.clip_by_norm(t, clip_norm, axes, ord, out)
+    if out is not None or not is_tensor_with_grad(clip_norm):
+        try:
+            return compiled.clip_by_norm(t, clip_norm, axes, ord, out)
+        except _core.RecordedByTorch:
+            pass
+    from fastclip._autodiff import torch_rules
+
+    return torch_rules.clip_by_norm(t, clip_norm, axes, ord, out)
 
 
 def clip_by_average_norm(t: Any, clip_norm: float, name: str | None = None, *, out: Any = None) -> Any:
@@ -252,15 +254,18 @@ def clip_by_average_norm(t: Any, clip_norm: float, name: str | None = None, *, o
     >>> fastclip.clip_by_average_norm(np.array([6.0, 8.0]), 1.0)
     array([1.2, 1.6])
     """
-    if out is None and is_tensor_with_grad(t, clip_norm):
-        from fastclip._autodiff import torch_rules
-
-        return torch_rules.clip_by_average_norm(t, clip_norm, out)
     if is_traced(t, clip_norm):
         from fastclip._autodiff import differentiation_rules as rules
 
         return rules.clip_by_average_norm(t, clip_norm, out)
-    return compiled.clip_by_average_norm(t, clip_norm, out)
+    if out is not None or not is_tensor_with_grad(clip_norm):
+        try:
+            return compiled.clip_by_average_norm(t, clip_norm, out)
+        except _core.RecordedByTorch:
+            pass
+    from fastclip._autodiff import torch_rules
+
+    return torch_rules.clip_by_average_norm(t, clip_norm, out)
 
 
 def clip_by_value(
@@ -315,12 +320,15 @@ def clip_by_value(
     >>> fastclip.clip_by_value(np.array([-3, 0, 7]), -1, 5)
     array([-1,  0,  5])
     """
-    if out is None and is_tensor_with_grad(t, clip_value_min, clip_value_max):
-        from fastclip._autodiff import torch_rules
-
-        return torch_rules.clip_by_value(t, clip_value_min, clip_value_max, out)
     if is_traced(t, clip_value_min, clip_value_max):
         from fastclip._autodiff import differentiation_rules as rules
 
         return rules.clip_by_value(t, clip_value_min, clip_value_max, out)
-    return compiled.clip_by_value(t, clip_value_min, clip_value_max, out)
+    if out is not None or not is_tensor_with_grad(clip_value_min, clip_value_max):
+        try:
+            return compiled.clip_by_value(t, clip_value_min, clip_value_max, out)
+        except _core.RecordedByTorch:
+            pass
+    from fastclip._autodiff import torch_rules
+
+    return torch_rules.clip_by_value(t, clip_value_min, clip_value_max, out)

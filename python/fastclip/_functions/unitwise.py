@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fastclip._autodiff.traced import holds_tensor_with_grad, holds_traced
+from fastclip import _core
+from fastclip._autodiff.traced import holds_traced, is_tensor_with_grad
 from fastclip._compiled import unitwise as compiled
 
 __all__ = ["adaptive_clip", "clip_by_block_rms"]
@@ -53,15 +54,18 @@ def clip_by_block_rms(t_list: Any, threshold: float, *, out: Any = None) -> Any:
     >>> fastclip.clip_by_block_rms([np.array([3.0, 3.0]), np.array([0.5])], 1.0)
     [array([1., 1.]), array([0.5])]
     """
-    if out is None and holds_tensor_with_grad(t_list, threshold):
-        from fastclip._autodiff import torch_rules
-
-        return torch_rules.clip_by_block_rms(t_list, threshold, out)
     if holds_traced(t_list, threshold):
         from fastclip._autodiff import differentiation_rules as rules
 
         return rules.clip_by_block_rms(t_list, threshold, out)
-    return compiled.clip_by_block_rms(t_list, threshold, out)
+    if out is not None or not is_tensor_with_grad(threshold):
+        try:
+            return compiled.clip_by_block_rms(t_list, threshold, out)
+        except _core.RecordedByTorch:
+            pass
+    from fastclip._autodiff import torch_rules
+
+    return torch_rules.clip_by_block_rms(t_list, threshold, out)
 
 
 def adaptive_clip(
@@ -132,12 +136,15 @@ def adaptive_clip(
     [array([[3.e-02, 6.e-06],
            [4.e-02, 8.e-06]])]
     """
-    if out is None and (holds_tensor_with_grad(grads, clipping, eps) or holds_tensor_with_grad(params)):
-        from fastclip._autodiff import torch_rules
-
-        return torch_rules.adaptive_clip(params, grads, clipping, eps, axes, out)
     if holds_traced(grads, clipping, eps) or holds_traced(params):
         from fastclip._autodiff import differentiation_rules as rules
 
         return rules.adaptive_clip(params, grads, clipping, eps, axes, out)
-    return compiled.adaptive_clip(params, grads, clipping, eps, axes, out)
+    if out is not None or not is_tensor_with_grad(clipping, eps):
+        try:
+            return compiled.adaptive_clip(params, grads, clipping, eps, axes, out)
+        except _core.RecordedByTorch:
+            pass
+    from fastclip._autodiff import torch_rules
+
+    return torch_rules.adaptive_clip(params, grads, clipping, eps, axes, out)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastclip._arguments.arrays import as_array, describe
-from fastclip._arguments.foreign import foreign_array, framework
+from fastclip._arguments.foreign import framework
 from fastclip._autodiff.tracing import Trace, current_trace
 from fastclip._variables.registry import add_trainable
 
@@ -289,6 +289,11 @@ class Variable:
             raise ValueError(f"an array of dtype {dtype} is a copy of the variable {self.name!r}")
         return converted.copy() if copy and converted is array else converted
 
+    def _held_tensor(self) -> Any:
+        """Returns the tensor that a clip function reads: the array, or the tensor that torch traces."""
+        value = self.value
+        return value if framework(value) == "torch" else np.asarray(self)
+
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         out = kwargs.get("out")
         if out is not None:
@@ -484,8 +489,6 @@ def _initial(value: Any) -> npt.NDArray[Any]:
     """Returns an initial value as an array; Python's numbers get the data types of TensorFlow."""
     if isinstance(value, Variable):
         return value._data
-    if framework(value) is not None:
-        return foreign_array(value, "initial_value")
     array = as_array(value, "initial_value")
     if not _is_python_numbers(value):
         return array

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from fastclip import _core
 from fastclip._arguments.arrays import as_output, describe
-from fastclip._arguments.foreign import foreign_array, framework
+from fastclip._arguments.foreign import framework
 from fastclip._autodiff.gradients import compute_gradients
 from fastclip._variables.variable import Variable
 from fastclip.train._arrays import as_variable
@@ -450,9 +450,8 @@ class Optimizer:
         array([0.9, 0.9, 0.9], dtype=float16)
         """
         array = as_variable(variable, "variable")
-        if copy is not None:
-            is_torch = framework(copy) == "torch"
-            copy = foreign_array(copy, "copy", to_write=True) if is_torch else as_output(copy, "copy")
+        if copy is not None and framework(copy) != "torch":
+            copy = as_output(copy, "copy")
         with self._lock:
             self._slots.refuse_while_stepping("set_low_precision_copy")
             self._slots.set_copy(array, copy)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastclip import _core
-from fastclip._arguments.arrays import describe
+from fastclip._arguments.arrays import as_array, describe
 from fastclip._compiled.clip import clip_by_value
 from fastclip._indexed_slices import IndexedSlices
 from fastclip._numpy_memory import raises_memory_error
@@ -93,7 +93,7 @@ def _row_gradient(slices: IndexedSlices, array: _Array, name: str, bound: float)
 @raises_memory_error
 def _checked_values(slices: IndexedSlices, array: _Array, name: str) -> _Array:
     """Return the rows of a sparse gradient, after checking that they fit the variable."""
-    values = as_gradient(slices.values, f"{name}[0].values")
+    values = as_array(slices.values, f"{name}[0].values")
     indices = np.asarray(slices.indices)
     if array.ndim == 0 or values.ndim != array.ndim or values.shape[1:] != array.shape[1:]:
         raise ValueError(

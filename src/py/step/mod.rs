@@ -46,7 +46,7 @@ pub fn take_step(py: Python<'_>, request: &Bound<'_, StepRequest>) -> PyResult<b
         let registry = slots.map(slots::Slots::registry);
         let registry = registry.as_deref();
         // Reading arrays may run foreign code. The code after that uses only the views.
-        let mut pairs = read_pairs(py, request, registry, &mut hyper)?;
+        let pairs::Pairs { mut pairs, written } = read_pairs(py, request, registry, &mut hyper)?;
         check_overlap(py, &mut pairs, registry, counters.global_step.as_ref())?;
 
         let gradients = with_gradients(&pairs)?;
@@ -66,6 +66,7 @@ pub fn take_step(py: Python<'_>, request: &Bound<'_, StepRequest>) -> PyResult<b
         let registry = registry.map(Arc::new);
         let context = Context::current();
         let workspace = Workspace::new(context, &measured, &plan)?;
+        let lent = &written.lent;
         check_memory(py)?;
         let (is_taken, total, magnitudes) = detached(py, || {
             let magnitudes = measure(&workspace, &measured, &plan, Order::Two)?;
@@ -81,7 +82,7 @@ pub fn take_step(py: Python<'_>, request: &Bound<'_, StepRequest>) -> PyResult<b
             let sizes = updates.iter().map(|update| (update.segment.len(), bytes_moved(update)));
             let update_plan = Plan::cut(sizes, CHUNK)?;
             let workspace = Workspace::with_scratch(context, update_plan.bytes(), 0)?;
-            before_writing(plan.bytes())?;
+            before_writing(plan.bytes(), lent)?;
             let parameters = StepParameters { hyper: hyper.used(), transforms: &transforms };
             step(&workspace, kind, parameters, &mut updates, &update_plan)?;
             Ok((true, total, magnitudes))
@@ -90,6 +91,7 @@ pub fn take_step(py: Python<'_>, request: &Bound<'_, StepRequest>) -> PyResult<b
         let norm = total.map(|total| total.norm_divided(Order::Two, loss_scale));
         drop(owners);
         if is_taken {
+            written.count_change();
             counters.advance();
             let updated = pairs.iter().filter(|pair| pair.gradient.is_some());
             updated.filter_map(pairs::Pair::step_count).for_each(counters::count_up);
