@@ -6,7 +6,7 @@ they have, so that type checkers need neither the frameworks nor stubs of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
 from typing import Any, ClassVar, Literal, Protocol, SupportsFloat, SupportsIndex, TypeAlias, TypedDict
 
 import numpy as np
@@ -14,15 +14,20 @@ import numpy.typing as npt
 from typing_extensions import Buffer, TypeVar
 
 from fastclip._indexed_slices import IndexedSlices
+from fastclip._variables.variable import Variable
 
 __all__ = [
+    "ArrayBackend",
     "ArrayLike",
     "Axes",
+    "Backend",
+    "Buffer",
     "Container",
     "ContainerT",
     "DTypeT",
     "Flat",
     "GlobalNormOptions",
+    "Gradient",
     "JaxArray",
     "KeyT",
     "LeafT",
@@ -30,14 +35,19 @@ __all__ = [
     "Norm",
     "NormT",
     "Number",
+    "OneOrMore",
     "OutT",
     "ResultT",
     "SameT",
     "ShapeT",
     "SupportsAllreduce",
     "Tensor",
+    "TensorBackend",
     "Tensors",
     "TorchTensor",
+    "Trainable",
+    "Trainables",
+    "VariableT",
 ]
 
 _T_co = TypeVar("_T_co", covariant=True)
@@ -152,6 +162,25 @@ Flat: TypeAlias = "Sequence[LeafT] | ValuesView[LeafT]"
 Tensors: TypeAlias = (
     "Container | ValuesView[Leaf] | Sequence[Leaf | ArrayLike] | Mapping[Any, Leaf | ArrayLike]"
 )
+
+# Variables and gradients -----------------------------------------------------------------------
+
+#: What can be differentiated by. Optimizers update any other writable buffer too.
+Trainable: TypeAlias = "Variable | np.ndarray[Any, Any] | TorchTensor[Any]"
+VariableT = TypeVar("VariableT", bound="Variable | np.ndarray[Any, Any]")
+_T = TypeVar("_T")
+#: One variable, or several of them.
+OneOrMore: TypeAlias = "_T | Sequence[_T] | ValuesView[_T] | Iterator[_T] | Mapping[Any, _T]"
+_NestedTrainables: TypeAlias = (
+    "Trainable | NestedSequence[_NestedTrainables] | Mapping[Any, _NestedTrainables]"
+)
+Trainables: TypeAlias = "OneOrMore[Trainable] | _NestedTrainables"
+Gradient: TypeAlias = "Tensor | IndexedSlices | ArrayLike"
+#: The loss and the values of the variables give the loss and the gradients.
+_GradientFunction: TypeAlias = "Callable[[Callable[..., Any], list[Any]], tuple[Any, Any]]"
+ArrayBackend: TypeAlias = 'Literal["autograd", "jax"] | None'
+TensorBackend: TypeAlias = 'Literal["torch"] | _GradientFunction | None'
+Backend: TypeAlias = "str | _GradientFunction | None"
 
 # Norms and options -----------------------------------------------------------------------------
 

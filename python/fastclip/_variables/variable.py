@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -106,6 +106,10 @@ class Variable:
 
     #: Makes arrays and scalars of NumPy leave binary operators to the variable.
     __array_priority__ = 200.0
+
+    if TYPE_CHECKING:
+        # Without this line, `__getattr__` makes mypy take variables for tensors of other frameworks.
+        __dlpack__: ClassVar[None]
 
     def __init__(
         self,
