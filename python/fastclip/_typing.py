@@ -6,6 +6,7 @@ they have, so that type checkers need neither the frameworks nor stubs of them.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
 from typing import Any, ClassVar, Literal, Protocol, SupportsFloat, SupportsIndex, TypeAlias, TypedDict
 
@@ -26,6 +27,7 @@ __all__ = [
     "ContainerT",
     "DTypeT",
     "Flat",
+    "FlatArrayLikes",
     "GlobalNormOptions",
     "Gradient",
     "JaxArray",
@@ -136,8 +138,9 @@ OutT = TypeVar("OutT", bound="Tensor | IndexedSlices | Buffer")
 class NamedTuple(Protocol):
     """A named tuple."""
 
+    @property
+    def _fields(self) -> tuple[str, ...]: ...
     def _asdict(self) -> dict[str, Any]: ...
-    def _replace(self, **entries: Any) -> Any: ...
 
 
 class Dataclass(Protocol):
@@ -158,6 +161,11 @@ KeyT = TypeVar("KeyT")
 
 #: A list or tuple of tensors, or the values of a dict: results are in a list.
 Flat: TypeAlias = "Sequence[LeafT] | ValuesView[LeafT]"
+#: A list or tuple whose entries are converted to arrays. Lists of arrays are not among these types, because
+#: mypy gives Any where two overloads fit; tuples are, for those whose arrays have no type in common.
+FlatArrayLikes: TypeAlias = (
+    "Sequence[Scalar | Scalars | Variable | memoryview | bytearray | array[Any]] | tuple[ArrayLike, ...]"
+)
 #: Any container of tensors.
 Tensors: TypeAlias = (
     "Container | ValuesView[Leaf] | Sequence[Leaf | ArrayLike] | Mapping[Any, Leaf | ArrayLike]"
@@ -169,12 +177,11 @@ Tensors: TypeAlias = (
 Trainable: TypeAlias = "Variable | np.ndarray[Any, Any] | TorchTensor[Any]"
 VariableT = TypeVar("VariableT", bound="Variable | np.ndarray[Any, Any]")
 _T = TypeVar("_T")
+_Several: TypeAlias = "Sequence[_T] | ValuesView[_T] | Iterator[_T] | Mapping[Any, _T]"
 #: One variable, or several of them.
-OneOrMore: TypeAlias = "_T | Sequence[_T] | ValuesView[_T] | Iterator[_T] | Mapping[Any, _T]"
-_NestedTrainables: TypeAlias = (
-    "Trainable | NestedSequence[_NestedTrainables] | Mapping[Any, _NestedTrainables]"
-)
-Trainables: TypeAlias = "OneOrMore[Trainable] | _NestedTrainables"
+OneOrMore: TypeAlias = "_T | _Several[_T]"
+#: One variable, or several of them, nested too.
+Trainables: TypeAlias = "Trainable | _Several[Trainable | list[Any] | tuple[Any, ...] | Mapping[Any, Any]]"
 Gradient: TypeAlias = "Tensor | IndexedSlices | ArrayLike"
 #: The loss and the values of the variables give the loss and the gradients.
 _GradientFunction: TypeAlias = "Callable[[Callable[..., Any], list[Any]], tuple[Any, Any]]"

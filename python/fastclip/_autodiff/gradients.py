@@ -42,6 +42,17 @@ _ENGINES = ("autograd", "jax", "torch")
 @overload
 def compute_gradients(
     loss: Callable[..., Any],
+    var_list: OneOrMore[Variable] | None = None,
+    gate_gradients: int = 1,
+    aggregation_method: Any = None,
+    colocate_gradients_with_ops: bool = False,
+    grad_loss: Tensor | ArrayLike | None = None,
+    *,
+    backend: ArrayBackend = None,
+) -> list[tuple[npt.NDArray[Any] | None, Variable]]: ...
+@overload
+def compute_gradients(
+    loss: Callable[..., Any],
     var_list: OneOrMore[np.ndarray[ShapeT, DTypeT]],
     gate_gradients: int = 1,
     aggregation_method: Any = None,
@@ -61,17 +72,6 @@ def compute_gradients(
     *,
     backend: TensorBackend = None,
 ) -> list[tuple[ResultT | IndexedSlices | None, ResultT]]: ...
-@overload
-def compute_gradients(
-    loss: Callable[..., Any],
-    var_list: OneOrMore[Variable] | None = None,
-    gate_gradients: int = 1,
-    aggregation_method: Any = None,
-    colocate_gradients_with_ops: bool = False,
-    grad_loss: Tensor | ArrayLike | None = None,
-    *,
-    backend: ArrayBackend = None,
-) -> list[tuple[npt.NDArray[Any] | None, Variable]]: ...
 @overload
 def compute_gradients(
     loss: Callable[..., Any],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         ContainerT,
         DTypeT,
         Flat,
+        FlatArrayLikes,
         GlobalNormOptions,
         JaxArray,
         KeyT,
@@ -63,7 +64,7 @@ def clip_by_global_norm(  # type: ignore[overload-overlap]
 ) -> tuple[list[LeafT], NormT]: ...
 @overload
 def clip_by_global_norm(
-    t_list: Sequence[ArrayLike],
+    t_list: FlatArrayLikes,
     clip_norm: Number,
     use_norm: NormT | None = None,
     name: str | None = None,

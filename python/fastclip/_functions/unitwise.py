@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, overload
 
 from fastclip._autodiff.traced import holds_traced
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         Axes,
         ContainerT,
         Flat,
+        FlatArrayLikes,
         KeyT,
         LeafT,
         NamedTupleT,
@@ -32,7 +33,7 @@ def clip_by_block_rms(t_list: NamedTupleT, threshold: Number, *, out: None = Non
 def clip_by_block_rms(t_list: Flat[LeafT], threshold: Number, *, out: None = None) -> list[LeafT]: ...  # type: ignore[overload-overlap]
 @overload
 def clip_by_block_rms(
-    t_list: Sequence[ArrayLike], threshold: Number, *, out: None = None
+    t_list: FlatArrayLikes, threshold: Number, *, out: None = None
 ) -> list[npt.NDArray[Any]]: ...
 @overload
 def clip_by_block_rms(t_list: ContainerT, threshold: Number, *, out: None = None) -> ContainerT: ...  # type: ignore[overload-overlap]
@@ -113,7 +114,7 @@ def adaptive_clip(  # type: ignore[overload-overlap]
 @overload
 def adaptive_clip(
     params: Tensors,
-    grads: Sequence[ArrayLike],
+    grads: FlatArrayLikes,
     clipping: Number = 0.01,
     eps: Number = 1e-3,
     *,

@@ -229,6 +229,18 @@ class Optimizer:
     def compute_gradients(
         self,
         loss: Callable[..., Any],
+        var_list: OneOrMore[Variable] | None = None,
+        gate_gradients: int = GATE_OP,
+        aggregation_method: Any = None,
+        colocate_gradients_with_ops: bool = False,
+        grad_loss: Tensor | ArrayLike | None = None,
+        *,
+        backend: ArrayBackend = None,
+    ) -> list[tuple[npt.NDArray[Any] | None, Variable]]: ...
+    @overload
+    def compute_gradients(
+        self,
+        loss: Callable[..., Any],
         var_list: OneOrMore[np.ndarray[ShapeT, DTypeT]],
         gate_gradients: int = GATE_OP,
         aggregation_method: Any = None,
@@ -249,18 +261,6 @@ class Optimizer:
         *,
         backend: TensorBackend = None,
     ) -> list[tuple[ResultT | IndexedSlices | None, ResultT]]: ...
-    @overload
-    def compute_gradients(
-        self,
-        loss: Callable[..., Any],
-        var_list: OneOrMore[Variable] | None = None,
-        gate_gradients: int = GATE_OP,
-        aggregation_method: Any = None,
-        colocate_gradients_with_ops: bool = False,
-        grad_loss: Tensor | ArrayLike | None = None,
-        *,
-        backend: ArrayBackend = None,
-    ) -> list[tuple[npt.NDArray[Any] | None, Variable]]: ...
     @overload
     def compute_gradients(
         self,
