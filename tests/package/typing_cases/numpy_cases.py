@@ -33,13 +33,14 @@ class Layer(NamedTuple):
     b: Float32 | None
 
 
-class Tagged(np.ndarray[tuple[Any, ...], np.dtype[np.float32]]):
+class Tagged(np.ndarray[tuple[int], np.dtype[np.float32]]):
     pass
 
 
-def is_array(value: Any, dtype: type[np.generic] | None = None) -> bool:
+def is_array(value: object, dtype: type[np.generic] | None = None) -> bool:
     """Whether a value is an array, of no subclass, and of the dtype if one is named."""
-    return type(value) is np.ndarray and (dtype is None or value.dtype == dtype)
+    kind: type[object] = type(value)
+    return kind is np.ndarray and (dtype is None or getattr(value, "dtype", None) == dtype)
 
 
 def are_arrays(values: list[Any], dtype: type[np.generic] | None = None) -> bool:
@@ -102,7 +103,7 @@ for converted in (
 
 # So does a subclass of arrays.
 clipped_tagged = fastclip.clip_by_norm(a.view(Tagged), 1.0)
-assert_type(clipped_tagged, Float32)
+assert_type(clipped_tagged, np.ndarray[tuple[int], np.dtype[np.float32]])
 assert is_array(clipped_tagged, np.float32)
 
 # The result is `out`, of whatever type.
