@@ -245,16 +245,6 @@ def clip_by_norm(
 ) -> np.ndarray[ShapeT, DTypeT]: ...
 @overload
 def clip_by_norm(
-    t: TorchTensor[ResultT] | JaxArray[ResultT],
-    clip_norm: Tensor | ArrayLike,
-    axes: Axes = None,
-    name: str | None = None,
-    *,
-    ord: float = 2,
-    out: None = None,
-) -> ResultT: ...
-@overload
-def clip_by_norm(
     t: SameT,
     clip_norm: Tensor | ArrayLike,
     axes: Axes = None,
@@ -263,6 +253,16 @@ def clip_by_norm(
     ord: float = 2,
     out: None = None,
 ) -> SameT: ...
+@overload
+def clip_by_norm(
+    t: TorchTensor[ResultT] | JaxArray[ResultT],
+    clip_norm: Tensor | ArrayLike,
+    axes: Axes = None,
+    name: str | None = None,
+    *,
+    ord: float = 2,
+    out: None = None,
+) -> ResultT: ...
 @overload
 def clip_by_norm(
     t: ArrayLike,
@@ -348,16 +348,16 @@ def clip_by_average_norm(
 ) -> np.ndarray[ShapeT, DTypeT]: ...
 @overload
 def clip_by_average_norm(
+    t: SameT, clip_norm: Number, name: str | None = None, *, out: None = None
+) -> SameT: ...
+@overload
+def clip_by_average_norm(
     t: TorchTensor[ResultT] | JaxArray[ResultT],
     clip_norm: Number,
     name: str | None = None,
     *,
     out: None = None,
 ) -> ResultT: ...
-@overload
-def clip_by_average_norm(
-    t: SameT, clip_norm: Number, name: str | None = None, *, out: None = None
-) -> SameT: ...
 @overload
 def clip_by_average_norm(
     t: ArrayLike, clip_norm: Number, name: str | None = None, *, out: None = None
@@ -428,15 +428,6 @@ def clip_by_value(
 ) -> np.ndarray[ShapeT, DTypeT]: ...
 @overload
 def clip_by_value(
-    t: TorchTensor[ResultT] | JaxArray[ResultT],
-    clip_value_min: Tensor | ArrayLike,
-    clip_value_max: Tensor | ArrayLike,
-    name: str | None = None,
-    *,
-    out: None = None,
-) -> ResultT: ...
-@overload
-def clip_by_value(
     t: SameT,
     clip_value_min: Tensor | ArrayLike,
     clip_value_max: Tensor | ArrayLike,
@@ -444,6 +435,15 @@ def clip_by_value(
     *,
     out: None = None,
 ) -> SameT: ...
+@overload
+def clip_by_value(
+    t: TorchTensor[ResultT] | JaxArray[ResultT],
+    clip_value_min: Tensor | ArrayLike,
+    clip_value_max: Tensor | ArrayLike,
+    name: str | None = None,
+    *,
+    out: None = None,
+) -> ResultT: ...
 @overload
 def clip_by_value(
     t: ArrayLike,
