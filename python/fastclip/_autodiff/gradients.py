@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -15,11 +15,85 @@ from fastclip._autodiff.tracing import current_trace
 from fastclip._variables.collections import trainable_variables
 from fastclip._variables.variable import Variable
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from fastclip._indexed_slices import IndexedSlices
+    from fastclip._typing import (
+        ArrayBackend,
+        ArrayLike,
+        Backend,
+        DTypeT,
+        OneOrMore,
+        ResultT,
+        ShapeT,
+        Tensor,
+        TensorBackend,
+        TorchTensor,
+        Trainables,
+        VariableT,
+    )
+
 __all__ = ["compute_gradients"]
 
 _ENGINES = ("autograd", "jax", "torch")
 
 
+@overload
+def compute_gradients(
+    loss: Callable[..., Any],
+    var_list: OneOrMore[Variable] | None = None,
+    gate_gradients: int = 1,
+    aggregation_method: Any = None,
+    colocate_gradients_with_ops: bool = False,
+    grad_loss: Tensor | ArrayLike | None = None,
+    *,
+    backend: ArrayBackend = None,
+) -> list[tuple[npt.NDArray[Any] | None, Variable]]: ...
+@overload
+def compute_gradients(
+    loss: Callable[..., Any],
+    var_list: OneOrMore[np.ndarray[ShapeT, DTypeT]],
+    gate_gradients: int = 1,
+    aggregation_method: Any = None,
+    colocate_gradients_with_ops: bool = False,
+    grad_loss: Tensor | ArrayLike | None = None,
+    *,
+    backend: ArrayBackend = None,
+) -> list[tuple[np.ndarray[ShapeT, DTypeT] | None, np.ndarray[ShapeT, DTypeT]]]: ...
+@overload
+def compute_gradients(
+    loss: Callable[..., Any],
+    var_list: OneOrMore[TorchTensor[ResultT]],
+    gate_gradients: int = 1,
+    aggregation_method: Any = None,
+    colocate_gradients_with_ops: bool = False,
+    grad_loss: Tensor | ArrayLike | None = None,
+    *,
+    backend: TensorBackend = None,
+) -> list[tuple[ResultT | IndexedSlices | None, ResultT]]: ...
+@overload
+def compute_gradients(
+    loss: Callable[..., Any],
+    var_list: OneOrMore[VariableT],
+    gate_gradients: int = 1,
+    aggregation_method: Any = None,
+    colocate_gradients_with_ops: bool = False,
+    grad_loss: Tensor | ArrayLike | None = None,
+    *,
+    backend: Backend = None,
+) -> list[tuple[npt.NDArray[Any] | IndexedSlices | None, VariableT]]: ...
+@overload
+def compute_gradients(
+    loss: Callable[..., Any],
+    var_list: Trainables | None = None,
+    gate_gradients: int = 1,
+    aggregation_method: Any = None,
+    colocate_gradients_with_ops: bool = False,
+    grad_loss: Tensor | ArrayLike | None = None,
+    *,
+    backend: Backend = None,
+) -> list[tuple[Any, Any]]: ...
 def compute_gradients(
     loss: Callable[..., Any],
     var_list: Any = None,

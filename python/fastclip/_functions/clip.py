@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -12,19 +12,127 @@ from fastclip import _core
 from fastclip._autodiff.traced import holds_traced, is_tensor_with_grad, is_traced
 from fastclip._compiled import clip as compiled
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from fastclip._indexed_slices import IndexedSlices
+    from fastclip._typing import (
+        ArrayLike,
+        Axes,
+        ContainerT,
+        DTypeT,
+        Flat,
+        FlatArrayLikes,
+        GlobalNormOptions,
+        JaxArray,
+        KeyT,
+        LeafT,
+        NamedTupleT,
+        NormT,
+        Number,
+        OutT,
+        ResultT,
+        SameT,
+        ShapeT,
+        SupportsAllreduce,
+        Tensor,
+        Tensors,
+        TorchTensor,
+    )
+
 __all__ = ["clip_by_average_norm", "clip_by_global_norm", "clip_by_norm", "clip_by_value"]
 
 
+@overload
+def clip_by_global_norm(
+    t_list: NamedTupleT,
+    clip_norm: Number,
+    use_norm: NormT | None = None,
+    name: str | None = None,
+    *,
+    out: None = None,
+    **options: Unpack[GlobalNormOptions],
+) -> tuple[NamedTupleT, NormT]: ...
+@overload
+def clip_by_global_norm(  # type: ignore[overload-overlap]
+    t_list: Flat[LeafT],
+    clip_norm: Number,
+    use_norm: NormT | None = None,
+    name: str | None = None,
+    *,
+    out: None = None,
+    **options: Unpack[GlobalNormOptions],
+) -> tuple[list[LeafT], NormT]: ...
+@overload
+def clip_by_global_norm(
+    t_list: FlatArrayLikes,
+    clip_norm: Number,
+    use_norm: NormT | None = None,
+    name: str | None = None,
+    *,
+    out: None = None,
+    **options: Unpack[GlobalNormOptions],
+) -> tuple[list[npt.NDArray[Any]], NormT]: ...
+@overload
+def clip_by_global_norm(  # type: ignore[overload-overlap]
+    t_list: ContainerT,
+    clip_norm: Number,
+    use_norm: NormT | None = None,
+    name: str | None = None,
+    *,
+    out: None = None,
+    **options: Unpack[GlobalNormOptions],
+) -> tuple[ContainerT, NormT]: ...
+@overload
+def clip_by_global_norm(
+    t_list: Mapping[KeyT, ArrayLike],
+    clip_norm: Number,
+    use_norm: NormT | None = None,
+    name: str | None = None,
+    *,
+    out: None = None,
+    **options: Unpack[GlobalNormOptions],
+) -> tuple[Mapping[KeyT, npt.NDArray[Any]], NormT]: ...
+@overload
+def clip_by_global_norm(
+    t_list: Tensors,
+    clip_norm: Number,
+    use_norm: NormT | None = None,
+    name: str | None = None,
+    *,
+    out: NamedTupleT,
+    **options: Unpack[GlobalNormOptions],
+) -> tuple[NamedTupleT, NormT]: ...
+@overload
+def clip_by_global_norm(
+    t_list: Tensors,
+    clip_norm: Number,
+    use_norm: NormT | None = None,
+    name: str | None = None,
+    *,
+    out: Flat[LeafT],
+    **options: Unpack[GlobalNormOptions],
+) -> tuple[list[LeafT], NormT]: ...
+@overload
+def clip_by_global_norm(
+    t_list: Tensors,
+    clip_norm: Number,
+    use_norm: NormT | None = None,
+    name: str | None = None,
+    *,
+    out: ContainerT,
+    **options: Unpack[GlobalNormOptions],
+) -> tuple[ContainerT, NormT]: ...
 def clip_by_global_norm(
     t_list: Any,
-    clip_norm: float,
+    clip_norm: Number,
     use_norm: Any = None,
     name: str | None = None,
     *,
     ord: float = 2,
     out: Any = None,
     on_nonfinite: Literal["propagate", "raise", "zero"] = "propagate",
-    comm: Any = None,
+    comm: SupportsAllreduce | None = None,
     norms: npt.NDArray[np.float64] | None = None,
 ) -> tuple[Any, Any]:
     """Scale tensors so that their global norm is at most `clip_norm`.
@@ -133,10 +241,60 @@ def clip_by_global_norm(
     return torch_rules.clip_by_global_norm(t_list, clip_norm, use_norm, ord, out, on_nonfinite, comm, norms)
 
 
+@overload
+def clip_by_norm(
+    t: Tensor | ArrayLike | IndexedSlices,
+    clip_norm: Tensor | ArrayLike,
+    axes: Axes = None,
+    name: str | None = None,
+    *,
+    ord: float = 2,
+    out: OutT,
+) -> OutT: ...
+@overload
+def clip_by_norm(
+    t: np.ndarray[ShapeT, DTypeT],
+    clip_norm: Tensor | ArrayLike,
+    axes: Axes = None,
+    name: str | None = None,
+    *,
+    ord: float = 2,
+    out: None = None,
+) -> np.ndarray[ShapeT, DTypeT]: ...
+@overload
+def clip_by_norm(
+    t: SameT,
+    clip_norm: Tensor | ArrayLike,
+    axes: Axes = None,
+    name: str | None = None,
+    *,
+    ord: float = 2,
+    out: None = None,
+) -> SameT: ...
+@overload
+def clip_by_norm(
+    t: TorchTensor[ResultT] | JaxArray[ResultT],
+    clip_norm: Tensor | ArrayLike,
+    axes: Axes = None,
+    name: str | None = None,
+    *,
+    ord: float = 2,
+    out: None = None,
+) -> ResultT: ...
+@overload
+def clip_by_norm(
+    t: ArrayLike,
+    clip_norm: Tensor | ArrayLike,
+    axes: Axes = None,
+    name: str | None = None,
+    *,
+    ord: float = 2,
+    out: None = None,
+) -> npt.NDArray[Any]: ...
 def clip_by_norm(
     t: Any,
     clip_norm: Any,
-    axes: int | Sequence[int] | None = None,
+    axes: Axes = None,
     name: str | None = None,
     *,
     ord: float = 2,
@@ -210,7 +368,31 @@ def clip_by_norm(
     return torch_rules.clip_by_norm(t, clip_norm, axes, ord, out)
 
 
-def clip_by_average_norm(t: Any, clip_norm: float, name: str | None = None, *, out: Any = None) -> Any:
+@overload
+def clip_by_average_norm(
+    t: Tensor | ArrayLike | IndexedSlices, clip_norm: Number, name: str | None = None, *, out: OutT
+) -> OutT: ...
+@overload
+def clip_by_average_norm(
+    t: np.ndarray[ShapeT, DTypeT], clip_norm: Number, name: str | None = None, *, out: None = None
+) -> np.ndarray[ShapeT, DTypeT]: ...
+@overload
+def clip_by_average_norm(
+    t: SameT, clip_norm: Number, name: str | None = None, *, out: None = None
+) -> SameT: ...
+@overload
+def clip_by_average_norm(
+    t: TorchTensor[ResultT] | JaxArray[ResultT],
+    clip_norm: Number,
+    name: str | None = None,
+    *,
+    out: None = None,
+) -> ResultT: ...
+@overload
+def clip_by_average_norm(
+    t: ArrayLike, clip_norm: Number, name: str | None = None, *, out: None = None
+) -> npt.NDArray[Any]: ...
+def clip_by_average_norm(t: Any, clip_norm: Number, name: str | None = None, *, out: Any = None) -> Any:
     """Scale a tensor so that its norm divided by its number of elements is at most `clip_norm`.
 
     The result is ``t * clip_norm / max(norm / t.size, clip_norm)``, as in
@@ -268,6 +450,51 @@ def clip_by_average_norm(t: Any, clip_norm: float, name: str | None = None, *, o
     return torch_rules.clip_by_average_norm(t, clip_norm, out)
 
 
+@overload
+def clip_by_value(
+    t: Tensor | ArrayLike | IndexedSlices,
+    clip_value_min: Tensor | ArrayLike,
+    clip_value_max: Tensor | ArrayLike,
+    name: str | None = None,
+    *,
+    out: OutT,
+) -> OutT: ...
+@overload
+def clip_by_value(
+    t: np.ndarray[ShapeT, DTypeT],
+    clip_value_min: Tensor | ArrayLike,
+    clip_value_max: Tensor | ArrayLike,
+    name: str | None = None,
+    *,
+    out: None = None,
+) -> np.ndarray[ShapeT, DTypeT]: ...
+@overload
+def clip_by_value(
+    t: SameT,
+    clip_value_min: Tensor | ArrayLike,
+    clip_value_max: Tensor | ArrayLike,
+    name: str | None = None,
+    *,
+    out: None = None,
+) -> SameT: ...
+@overload
+def clip_by_value(
+    t: TorchTensor[ResultT] | JaxArray[ResultT],
+    clip_value_min: Tensor | ArrayLike,
+    clip_value_max: Tensor | ArrayLike,
+    name: str | None = None,
+    *,
+    out: None = None,
+) -> ResultT: ...
+@overload
+def clip_by_value(
+    t: ArrayLike,
+    clip_value_min: Tensor | ArrayLike,
+    clip_value_max: Tensor | ArrayLike,
+    name: str | None = None,
+    *,
+    out: None = None,
+) -> npt.NDArray[Any]: ...
 def clip_by_value(
     t: Any, clip_value_min: Any, clip_value_max: Any, name: str | None = None, *, out: Any = None
 ) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -105,7 +105,11 @@ class Variable:
     __slots__ = ("__weakref__", "_data", "constraint", "name", "trainable")
 
     #: Makes arrays and scalars of NumPy leave binary operators to the variable.
-    __array_priority__ = 200.0
+    __array_priority__: float = 200.0
+
+    if TYPE_CHECKING:
+        # Without this line, `__getattr__` makes mypy take variables for tensors of other frameworks.
+        __dlpack__: ClassVar[None]
 
     def __init__(
         self,
@@ -128,9 +132,9 @@ class Variable:
         if array.dtype.kind not in "fciub" and array.dtype.name != "bfloat16":
             raise TypeError(f"initial_value is {describe(array)}; it takes numbers")
         self._data: npt.NDArray[Any] = np.array(array, order="C", copy=True)
-        self.trainable = bool(trainable)
-        self.name = "Variable" if name is None else name
-        self.constraint = constraint
+        self.trainable: bool = bool(trainable)
+        self.name: str = "Variable" if name is None else name
+        self.constraint: Callable[[Any], Any] | None = constraint
         if self.trainable:
             add_trainable(self)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,27 @@ from fastclip.train._live_state import LiveState, loaded_counters
 from fastclip.train._pairs import as_pairs
 from fastclip.train._state_dict import ParsedStateDict, build_state_dict
 from fastclip.train._step_counter import as_step_counter
+
+if TYPE_CHECKING:
+    from fastclip._indexed_slices import IndexedSlices
+    from fastclip._typing import (
+        ArrayBackend,
+        ArrayLike,
+        Backend,
+        Buffer,
+        DTypeT,
+        Gradient,
+        Norm,
+        OneOrMore,
+        ResultT,
+        ShapeT,
+        Tensor,
+        TensorBackend,
+        TorchTensor,
+        Trainable,
+        Trainables,
+        VariableT,
+    )
 
 __all__ = ["Optimizer"]
 
@@ -166,7 +187,7 @@ class Optimizer:
         return self._state.slots
 
     @property
-    def last_norm(self) -> np.floating[Any] | None:
+    def last_norm(self) -> Norm | None:
         """The global norm of the gradients in the last step, before clipping; None if it was not computed."""
         return self._state.last_norm()
 
@@ -204,6 +225,66 @@ class Optimizer:
 
     # Gradients -----------------------------------------------------------------------------------
 
+    @overload
+    def compute_gradients(
+        self,
+        loss: Callable[..., Any],
+        var_list: OneOrMore[Variable] | None = None,
+        gate_gradients: int = GATE_OP,
+        aggregation_method: Any = None,
+        colocate_gradients_with_ops: bool = False,
+        grad_loss: Tensor | ArrayLike | None = None,
+        *,
+        backend: ArrayBackend = None,
+    ) -> list[tuple[npt.NDArray[Any] | None, Variable]]: ...
+    @overload
+    def compute_gradients(
+        self,
+        loss: Callable[..., Any],
+        var_list: OneOrMore[np.ndarray[ShapeT, DTypeT]],
+        gate_gradients: int = GATE_OP,
+        aggregation_method: Any = None,
+        colocate_gradients_with_ops: bool = False,
+        grad_loss: Tensor | ArrayLike | None = None,
+        *,
+        backend: ArrayBackend = None,
+    ) -> list[tuple[np.ndarray[ShapeT, DTypeT] | None, np.ndarray[ShapeT, DTypeT]]]: ...
+    @overload
+    def compute_gradients(
+        self,
+        loss: Callable[..., Any],
+        var_list: OneOrMore[TorchTensor[ResultT]],
+        gate_gradients: int = GATE_OP,
+        aggregation_method: Any = None,
+        colocate_gradients_with_ops: bool = False,
+        grad_loss: Tensor | ArrayLike | None = None,
+        *,
+        backend: TensorBackend = None,
+    ) -> list[tuple[ResultT | IndexedSlices | None, ResultT]]: ...
+    @overload
+    def compute_gradients(
+        self,
+        loss: Callable[..., Any],
+        var_list: OneOrMore[VariableT],
+        gate_gradients: int = GATE_OP,
+        aggregation_method: Any = None,
+        colocate_gradients_with_ops: bool = False,
+        grad_loss: Tensor | ArrayLike | None = None,
+        *,
+        backend: Backend = None,
+    ) -> list[tuple[npt.NDArray[Any] | IndexedSlices | None, VariableT]]: ...
+    @overload
+    def compute_gradients(
+        self,
+        loss: Callable[..., Any],
+        var_list: Trainables | None = None,
+        gate_gradients: int = GATE_OP,
+        aggregation_method: Any = None,
+        colocate_gradients_with_ops: bool = False,
+        grad_loss: Tensor | ArrayLike | None = None,
+        *,
+        backend: Backend = None,
+    ) -> list[tuple[Any, Any]]: ...
     def compute_gradients(
         self,
         loss: Callable[..., Any],
@@ -244,7 +325,10 @@ class Optimizer:
         )
 
     def apply_gradients(
-        self, grads_and_vars: Iterable[Any], global_step: Any = None, name: str | None = None
+        self,
+        grads_and_vars: Iterable[tuple[Gradient | None, Trainable | Buffer]],
+        global_step: npt.NDArray[np.integer[Any]] | Variable | None = None,
+        name: str | None = None,
     ) -> None:
         """Update variables by their gradients: the second half of :meth:`minimize`.
 
@@ -332,15 +416,15 @@ class Optimizer:
     def minimize(
         self,
         loss: Callable[..., Any],
-        global_step: Any = None,
-        var_list: Any = None,
+        global_step: npt.NDArray[np.integer[Any]] | Variable | None = None,
+        var_list: Trainables | None = None,
         gate_gradients: int = GATE_OP,
         aggregation_method: Any = None,
         colocate_gradients_with_ops: bool = False,
         name: str | None = None,
-        grad_loss: Any = None,
+        grad_loss: Tensor | ArrayLike | None = None,
         *,
-        backend: str | Callable[..., Any] | None = None,
+        backend: Backend = None,
     ) -> None:
         """Take one step to reduce a loss: call :meth:`compute_gradients`, then :meth:`apply_gradients`.
 
@@ -384,7 +468,7 @@ class Optimizer:
         """Return the name of the optimizer."""
         return self._name
 
-    def get_slot(self, var: Any, name: str) -> _Array | None:
+    def get_slot(self, var: Trainable | Buffer, name: str) -> _Array | None:
         """Return a slot of a variable: an array that the optimizer keeps for it.
 
         Parameters
@@ -418,7 +502,9 @@ class Optimizer:
             slots = [slot for _, slots in self._slots.entries() for slot in slots]
             return [*self._state.current_counters().values(), *slots]
 
-    def set_low_precision_copy(self, variable: Any, copy: Any) -> None:
+    def set_low_precision_copy(
+        self, variable: Trainable | Buffer, copy: np.ndarray[Any, Any] | TorchTensor[Any] | Buffer | None
+    ) -> None:
         """Keep a low-precision copy of a variable, which then holds the master weights.
 
         The copy is written now, and again in each update of the variable, by the same pass over memory.
@@ -458,7 +544,7 @@ class Optimizer:
 
     # Saving and loading --------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, _Array]:
+    def state_dict(self) -> dict[str, Any]:
         """Return a copy of the optimizer's state.
 
         Training that resumes from it, with the same variables and hyper-parameters, gives the same bits.
@@ -502,7 +588,9 @@ class Optimizer:
                 if live is self._state and live.slots.steps() == steps:
                     return state
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], var_list: Iterable[Any] | None = None) -> None:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], var_list: Iterable[Trainable | Buffer] | None = None
+    ) -> None:
         """Replace the optimizer's state by one that :meth:`state_dict` returned.
 
         Parameters
