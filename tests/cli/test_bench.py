@@ -244,9 +244,9 @@ def without_rich_and_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_json_works_without_rich_and_matplotlib(capsys: pytest.CaptureFixture[str]) -> None:
     row = ["--case", "mlp/f32/in-place/clipped"]
     assert main([*SMALL, *row]) == 2
-    assert "fastclip[cli]" in capsys.readouterr().err
+    assert "fastclip-grad[cli]" in capsys.readouterr().err
     assert main([*SMALL, *row, "--json", "--plot", "plot.png"]) == 2
-    assert "fastclip[cli]" in capsys.readouterr().err
+    assert "fastclip-grad[cli]" in capsys.readouterr().err
     assert main([*SMALL, *row, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"]
 

@@ -513,7 +513,7 @@ def test_error_without_safetensors_names_the_extra(
     path = save(tmp_path / "in.safetensors", {"g": np.ones(2)})
     monkeypatch.setitem(sys.modules, "safetensors", None)
     assert main(["clip", str(path), str(path), "--global-norm", "1"]) == 2
-    assert "fastclip[cli]" in one_line(capsys.readouterr().err)
+    assert "fastclip-grad[cli]" in one_line(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

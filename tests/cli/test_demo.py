@@ -330,7 +330,7 @@ def test_missing_package_is_named_in_one_line(
     assert printed.out == ""
     assert printed.err.count("\n") == 1
     assert distribution in printed.err
-    assert "fastclip[demo]" in printed.err
+    assert "fastclip-grad[demo]" in printed.err
     assert not picture.exists()
 
 

@@ -71,7 +71,7 @@ def _torch_array(value: Any, name: str, to_write: bool) -> npt.NDArray[Any]:
     except ImportError:
         raise TypeError(
             f"{name} is a torch tensor of bfloat16, for which NumPy needs ml_dtypes: "
-            "pip install 'fastclip[bf16]'"
+            "pip install 'fastclip-grad[bf16]'"
         ) from None
     # torch does not convert bfloat16 to NumPy; a view as int16 has the same bits.
     bits = tensor.view(sys.modules["torch"].int16)

@@ -189,7 +189,7 @@ def _read_safetensors(path: Path, progress: Progress) -> ArrayFile:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
         raise CommandError(
-            f"{path}: reading safetensors needs the package {error.name}: pip install 'fastclip[cli]'"
+            f"{path}: reading safetensors needs the package {error.name}: pip install 'fastclip-grad[cli]'"
         ) from None
     with open(path, "rb"):
         pass  # raises OSError for a missing or unreadable file; the errors of safe_open do not name the cause

@@ -154,4 +154,6 @@ def check_usage(args: argparse.Namespace) -> None:
 
 def _check_installed(package: str, purpose: str, otherwise: str = "") -> None:
     if importlib.util.find_spec(package) is None:
-        raise CommandError(f"{purpose} needs the package {package}: pip install 'fastclip[cli]'{otherwise}")
+        raise CommandError(
+            f"{purpose} needs the package {package}: pip install 'fastclip-grad[cli]'{otherwise}"
+        )

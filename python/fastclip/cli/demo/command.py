@@ -102,7 +102,7 @@ def _check_packages() -> None:
             missing.append(distribution)
     if missing:
         names = " and ".join(missing)
-        raise CommandError(f"the demo needs {names}, not installed here: pip install 'fastclip[demo]'")
+        raise CommandError(f"the demo needs {names}, not installed here: pip install 'fastclip-grad[demo]'")
 
 
 def _train(args: argparse.Namespace) -> list[training.Run]:
