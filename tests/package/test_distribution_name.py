@@ -55,7 +55,7 @@ def test_every_extra_that_is_named_exists(project: dict[str, Any]) -> None:
                 assert set(within.split(",")) <= extras, f"{place} names the extras {within!r}"
             named.append(place.partition(":")[0])
     # The search has found what it has to find: documents, metadata and messages.
-    assert {"README.md", "pyproject.toml", "python/fastclip/cli/array_files.py"} <= {*named}
+    assert {"README.md", "pyproject.toml", "python/fastclip/cli/array_formats/safetensors.py"} <= {*named}
 
 
 def test_nothing_installs_the_distribution_by_the_name_of_the_import() -> None:
