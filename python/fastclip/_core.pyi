@@ -49,7 +49,8 @@ __version__: str
 _Arrays = Sequence[npt.NDArray[Any] | None]
 _ArgumentNames = tuple[str, list[str] | None, str, list[str] | None]
 
-class NonFiniteError(ArithmeticError): ...
+class NonFiniteError(ArithmeticError):
+    norms: npt.NDArray[np.float64] | None
 
 def is_plain(tensors: object, /) -> bool: ...
 def plain_list(tensors: object, /) -> list[Any] | None: ...
@@ -147,7 +148,7 @@ class StepRequest:
 
 @final
 class GradientClipping:
-    def __new__(cls, clip: str, bound: float, on_nonfinite: str) -> Self: ...
+    def __new__(cls, clip: str, bound: float, on_nonfinite: str, skip_above: float | None = None) -> Self: ...
 
 @final
 class RowGradient:

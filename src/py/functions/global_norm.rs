@@ -128,9 +128,12 @@ pub fn clip_by_global_norm<'py>(
                 Some(known_norm) => extract(&known_norm.nonfinite, |index| index.extract())?,
                 None => nonfinite_segments(&magnitudes)?,
             };
+            if tensor_norms.is_none() && known_norm.is_none() {
+                tensor_norms = Some(collect(magnitudes.iter().map(|magnitude| magnitude.norm(order)))?);
+            }
             let indices = arrays.indices()?;
             let nonfinite = nonfinite.into_iter().filter_map(|segment: usize| indices.get(segment).copied());
-            return Err(nonfinite_error(nonfinite, names.input(), norm).into());
+            return Err(nonfinite_error(py, nonfinite, names.input(), norm, tensor_norms.as_deref()));
         }
         if let (Some(norms), Some(tensor_norms)) = (norms, tensor_norms) {
             write_norms(&norms, &tensor_norms);
