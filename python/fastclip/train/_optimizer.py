@@ -213,8 +213,8 @@ class Optimizer:
                 ]
                 raise AttributeError(
                     f"{type(self).__name__} has no attribute {name!r}; these can be set: "
-                    f"{', '.join([*settable, *options, 'skipped_steps'])} (and, of a subclass, the attributes "
-                    "that its class has)"
+                    f"{', '.join([*settable, *options, 'skipped_steps'])} (and, of a subclass, the "
+                    "attributes that its class has)"
                 )
             super().__setattr__(name, value)
 
