@@ -5,15 +5,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
 from fastclip import _core
 from fastclip._arguments.arrays import as_bound
 from fastclip.train._hyper_parameter import HyperParameter, current
-from fastclip.train._settings import Setting
-
-if TYPE_CHECKING:
-    from fastclip.train._optimizer import Optimizer
+from fastclip.train._settings import HasSettings, Setting
 
 __all__ = [
     "CLIP",
@@ -55,13 +52,13 @@ class ClipSetting(Setting):
     Setting it raises a ValueError while another of the options has a bound.
     """
 
-    def __get__(self, optimizer: Optimizer | None, owner: type) -> Any:
+    def __get__(self, optimizer: HasSettings | None, owner: type) -> Any:
         if optimizer is None:
             return self
         option, bound = optimizer._settings[CLIP] or (None, None)
         return bound if option == self.name else None
 
-    def __set__(self, optimizer: Optimizer, value: Any) -> None:
+    def __set__(self, optimizer: HasSettings, value: Any) -> None:
         bound = None if value is None else _at_least_zero(value, self.name)
         option, _ = optimizer._settings[CLIP] or (None, None)
         if bound is not None:

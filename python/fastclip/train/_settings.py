@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from fastclip.train._optimizer import Optimizer
+__all__ = ["FixedSetting", "HasSettings", "Setting", "settings_of"]
 
-__all__ = ["FixedSetting", "Setting", "settings_of"]
+
+class HasSettings(Protocol):
+    """An optimizer, as far as settings know it."""
+
+    #: The values of the settings by their names.
+    _settings: dict[str, Any]
 
 
 class Setting:
@@ -43,8 +48,8 @@ class Setting:
     @overload
     def __get__(self, optimizer: None, owner: type) -> Self: ...
     @overload
-    def __get__(self, optimizer: Optimizer, owner: type) -> Any: ...
-    def __get__(self, optimizer: Optimizer | None, owner: type) -> Any:
+    def __get__(self, optimizer: HasSettings, owner: type) -> Any: ...
+    def __get__(self, optimizer: HasSettings | None, owner: type) -> Any:
         if optimizer is None:
             return self
         try:
@@ -52,10 +57,10 @@ class Setting:
         except KeyError:
             raise AttributeError(f"{self.name} is not set: the constructor was not called") from None
 
-    def __set__(self, optimizer: Optimizer, value: Any) -> None:
+    def __set__(self, optimizer: HasSettings, value: Any) -> None:
         optimizer._settings[self.name] = self.check(value, self.name)
 
-    def __delete__(self, optimizer: Optimizer) -> None:
+    def __delete__(self, optimizer: HasSettings) -> None:
         raise AttributeError(f"{self.name} can be set, but not deleted")
 
 
@@ -66,7 +71,7 @@ class FixedSetting(Setting):
         self.__doc__ = f"The argument `{name}` of the constructor, which cannot be changed afterwards."
         super().__set_name__(owner, name)
 
-    def __set__(self, optimizer: Optimizer, value: Any) -> None:
+    def __set__(self, optimizer: HasSettings, value: Any) -> None:
         if self.name in optimizer._settings:
             raise AttributeError(
                 f"{self.name} is fixed when a {type(optimizer).__name__} is created; make another optimizer"
