@@ -53,7 +53,9 @@ __version__: str
 
 _Arrays = Sequence[npt.NDArray[Any] | None]
 
-class NonFiniteError(ArithmeticError): ...
+class NonFiniteError(ArithmeticError):
+    norms: npt.NDArray[np.float64] | None
+
 class RecordedByTorch(Exception): ...
 
 @final
@@ -141,7 +143,7 @@ class StepRequest:
 
 @final
 class GradientClipping:
-    def __new__(cls, clip: str, bound: float, on_nonfinite: str) -> Self: ...
+    def __new__(cls, clip: str, bound: float, on_nonfinite: str, skip_above: float | None = None) -> Self: ...
 
 @final
 class RowGradient:

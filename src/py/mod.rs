@@ -68,7 +68,7 @@ mod _core {
     use super::raise;
     use crate::engine::{isa, process, threads};
     use pyo3::exceptions::PyMemoryError;
-    use pyo3::prelude::{Bound, PyErr, PyModule, PyModuleMethods, PyResult};
+    use pyo3::prelude::{Bound, PyAnyMethods, PyErr, PyModule, PyModuleMethods, PyResult};
     use pyo3::type_object::PyTypeInfo;
 
     #[pymodule_init]
@@ -79,7 +79,8 @@ mod _core {
         ndarray_type::load_numpy(module.py());
         // fastclip's own types are created now: later, memory could run out.
         output::Buffer::type_object(module.py());
-        raise::NonFiniteError::type_object(module.py());
+        let nonfinite_error = raise::NonFiniteError::type_object(module.py());
+        nonfinite_error.setattr("norms", module.py().None())?;
         // For the same reason, the handle of the main thread is created now: it needs one to wait for other threads.
         drop(std::thread::current());
         // The environment is read now: later, another thread could be changing it.

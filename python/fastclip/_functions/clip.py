@@ -185,7 +185,8 @@ def clip_by_global_norm(
         If `clip_norm` is negative or NaN, `use_norm` is negative, `ord` is not above 0, or an output has
         another shape or data type, is read-only, or shares memory with another output or input.
     NonFiniteError
-        If an input holds a NaN or an infinity and ``on_nonfinite="raise"``. The message names the entries.
+        If an input holds a NaN or an infinity and ``on_nonfinite="raise"``. The message names the entries,
+        and the attribute `norms` has the norm of each tensor of this process that is not None.
 
     Notes
     -----

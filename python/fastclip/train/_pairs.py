@@ -52,7 +52,8 @@ def as_pairs(pairs: list[Any], row_bound: float) -> Pairs:
     Raises
     ------
     TypeError
-        If an entry is not a pair, or a gradient or variable has a type that is not accepted.
+        If an entry is not a pair, or is a pair (variable, gradient); or a gradient or variable has a type
+        that is not accepted.
     ValueError
         If the rows of a sparse gradient do not have the shape of the variable's rows.
     IndexError
@@ -68,6 +69,11 @@ def as_pairs(pairs: list[Any], row_bound: float) -> Pairs:
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise TypeError(f"{name} is {describe(pair)}; it takes a (gradient, variable) pair")
         gradient, variable = pair
+        if isinstance(gradient, Variable) and not isinstance(variable, Variable):
+            second = "None" if variable is None else describe(variable)
+            raise TypeError(
+                f"{name} has a Variable first and {second} second; the order is (gradient, variable)"
+            )
         array = as_variable(variable, f"{name}[1]")
         constraint = variable.constraint if isinstance(variable, Variable) else None
         slices = as_slices(gradient, f"{name}[0]")

@@ -196,11 +196,11 @@ impl<'a, 'py> CallArrays<'a, 'py> {
     }
 
     /// Tells torch that its tensors have been written.
-    pub fn count_change(&self) {
+    pub fn count_change(&self) -> PyResult<()> {
         match self.destination {
             Destination::Inputs => self.opened.count_change(),
             Destination::Tensors(_) => self.outputs.count_change(),
-            Destination::Nowhere | Destination::New => {}
+            Destination::Nowhere | Destination::New => Ok(()),
         }
     }
 

@@ -111,7 +111,7 @@ fn clip_each<'py>(
         Ok(actions.iter().all(|action| *action == Action::Keep))
     })?;
     if !is_unchanged || !matches!(destination, Destination::Inputs) {
-        arrays.count_change();
+        arrays.count_change()?;
     }
     arrays.results(py)
 }

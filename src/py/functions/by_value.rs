@@ -62,7 +62,7 @@ pub fn clip_by_value<'py>(
             clamp(&workspace, &mut segments, &plan, bounds);
             Ok(())
         })?;
-        arrays.count_change();
+        arrays.count_change()?;
         arrays.results(py)
     })
 }

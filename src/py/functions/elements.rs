@@ -46,7 +46,7 @@ pub fn clip_elements<'py>(
             elements::clip(&workspace, &mut tensors_with_bounds, &plan);
             Ok(())
         })?;
-        tensors.arrays.count_change();
+        tensors.arrays.count_change()?;
         tensors.arrays.results(py)
     })
 }

@@ -136,13 +136,13 @@ pub fn clip_by_global_norm<'py>(
                 Some(known_norm) => extract(&known_norm.nonfinite, |index| index.extract())?,
                 None => nonfinite_segments(&magnitudes)?,
             };
+            if tensor_norms.is_none() && known_norm.is_none() {
+                tensor_norms = Some(collect(magnitudes.iter().map(|magnitude| magnitude.norm(order)))?);
+            }
             let indices = arrays.indices()?;
             let nonfinite = nonfinite.into_iter().filter_map(|segment: usize| indices.get(segment).copied());
-            return Err(nonfinite_error(nonfinite, name, norm).into());
+            return Err(nonfinite_error(py, nonfinite, name, norm, tensor_norms.as_deref()));
         };
-        if action != Action::Keep || !matches!(destination, Destination::Inputs) {
-            arrays.count_change();
-        }
         let answer = match (answer, scalar) {
             (Some(answer), _) => answer,
             (None, Some(scalar)) => scalar.after(&arrays.results(py)?)?,
@@ -150,6 +150,9 @@ pub fn clip_by_global_norm<'py>(
         };
         if let (Some(norms), Some(tensor_norms)) = (norms, tensor_norms) {
             write_norms(&norms, &tensor_norms);
+        }
+        if action != Action::Keep || !matches!(destination, Destination::Inputs) {
+            arrays.count_change()?;
         }
         Ok(answer.finish(norm))
     })

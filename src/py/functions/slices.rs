@@ -59,7 +59,7 @@ pub fn clip_slices<'py>(
         let lent = tensors.arrays.lent()?;
         check_memory(py)?;
         if detached(py, || measure_and_clip(slices, &lent))? {
-            tensors.arrays.count_change();
+            tensors.arrays.count_change()?;
         }
         tensors.arrays.results(py)
     })

@@ -95,12 +95,11 @@ impl<'py> Torch<'py> {
     /// Counts a change of every tensor in a list, so that torch's autograd refuses values that were saved before.
     pub fn count_change(&self, tensors: &Bound<'py, PyList>) -> PyResult<()> {
         let py = tensors.py();
-        let graph = self.module.getattr(intern!(py, "autograd"))?.getattr(intern!(py, "graph"))?;
-        let increment = graph.getattr(intern!(py, "increment_version"))?;
+        let increment = self.module.getattr(intern!(py, "_C"))?.getattr(intern!(py, "_increment_version"))?;
         if increment.call1((tensors,)).is_ok() {
             return Ok(());
         }
-        // torch before 2.6 takes one tensor.
+        // Older versions take one tensor.
         tensors.iter().try_for_each(|tensor| increment.call1((tensor,)).map(drop))
     }
 }

@@ -9,6 +9,7 @@ use crate::allocation::{reserve, with_capacity};
 use crate::error::Error;
 use crate::py::arrays::view::View;
 use crate::py::objects;
+use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
@@ -55,10 +56,8 @@ impl<'py> Opened<'py> {
     }
 
     /// Tells torch that its tensors among the entries have been written.
-    pub fn count_change(&self) {
-        if let Some(tensors) = &self.torch {
-            count_change(tensors);
-        }
+    pub fn count_change(&self) -> PyResult<()> {
+        self.torch.as_ref().map_or(Ok(()), count_change)
     }
 
     /// Takes the view of the entry at `index`, and its tensor if it is one of torch.
@@ -86,11 +85,13 @@ impl<'py> Opened<'py> {
     }
 }
 
-/// Tells torch that tensors have been written. A failure, such as a lack of memory, is not reported: everything has been
-/// written.
-fn count_change(tensors: &Bound<'_, PyList>) {
-    if let Some(torch) = Torch::imported(tensors.py()) {
-        let _ = torch.count_change(tensors);
+/// Tells torch that tensors have been written. A failure, such as a lack of memory, is not reported, because everything
+/// has been written; an exception of a signal handler is.
+fn count_change(tensors: &Bound<'_, PyList>) -> PyResult<()> {
+    let py = tensors.py();
+    match Torch::imported(py).map_or(Ok(()), |torch| torch.count_change(tensors)) {
+        Err(error) if !error.is_instance_of::<PyException>(py) => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -157,10 +158,8 @@ impl<'py> Written<'py> {
     }
 
     /// Tells torch that the tensors have been written.
-    pub fn count_change(&self) {
-        if let Some(tensors) = &self.tensors {
-            count_change(tensors);
-        }
+    pub fn count_change(&self) -> PyResult<()> {
+        self.tensors.as_ref().map_or(Ok(()), count_change)
     }
 }
 
