@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         Trainables,
         VariableT,
     )
+    from fastclip._variables.variable import Variable
 
 __all__ = ["Optimizer"]
 
