@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import itertools
-import importlib.util
 import json
 import math
 import subprocess
