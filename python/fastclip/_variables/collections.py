@@ -72,7 +72,7 @@ def get_collection(key: str) -> list[Any]:
 def trainable_variables() -> list[Variable]:
     """Return the living variables that were created with ``trainable=True``.
 
-    This is ``tf.compat.v1.trainable_variables`` [1]_. ``compute_gradients`` uses them if it is called without
+    Copies of variables and unpickled variables are not among them. This is ``tf.compat.v1.trainable_variables`` [1]_. ``compute_gradients`` uses them if it is called without
     `var_list`.
 
     Returns

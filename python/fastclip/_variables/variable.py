@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import operator
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from fastclip._arguments.arrays import as_array, describe
 from fastclip._arguments.foreign import foreign_array, framework
 from fastclip._autodiff.tracing import Trace, current_trace
-from fastclip._variables.registry import add_trainable
+from fastclip._variables.registry import add_memory, add_trainable
 
 __all__ = ["Variable"]
 
@@ -81,7 +82,9 @@ class Variable:
     Notes
     -----
     Two variables are equal only if they are the same object, so that variables can be keys; a comparison with
-    an array is elementwise. While a loss is differentiated with respect to a variable, the variable reads as
+    an array is elementwise. Copies (``copy.copy``, ``copy.deepcopy``) and unpickled variables have an array
+    of their own and the attributes of the original, but are in no collection: only variables that are made by
+    the constructor are added to ``GraphKeys.TRAINABLE_VARIABLES``. While a loss is differentiated with respect to a variable, the variable reads as
     a value that the engine traces. Functions that would treat it as a constant, such as NumPy's own, raise
     TypeError; :meth:`numpy` returns the numbers as a constant.
 
@@ -127,7 +130,7 @@ class Variable:
             array = array.astype(dtype, order="C", copy=True)
         if array.dtype.kind not in "fciub" and array.dtype.name != "bfloat16":
             raise TypeError(f"initial_value is {describe(array)}; it takes numbers")
-        self._data: npt.NDArray[Any] = np.array(array, order="C", copy=True)
+        self._hold(array)
         self.trainable = bool(trainable)
         self.name = "Variable" if name is None else name
         self.constraint = constraint
@@ -135,6 +138,11 @@ class Variable:
             add_trainable(self)
 
     # The array ---------------------------------------------------------------------------------
+
+    def _hold(self, value: npt.NDArray[Any]) -> None:
+        """Sets the array that holds the value to a copy of another. Called once, when a variable is made."""
+        self._data: npt.NDArray[Any] = np.array(value, order="C", copy=True)
+        add_memory(self, self._data)
 
     @property
     def value(self) -> Any:
@@ -176,8 +184,36 @@ class Variable:
     def __repr__(self) -> str:
         return f"<Variable {self.name!r} shape={self.shape} dtype={self.dtype}, value={self._data!r}>"
 
+    # Copies and pickles ------------------------------------------------------------------------
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Variable, (self._data, self.trainable, self.name, self.constraint))
+        # The array is an argument rather than part of the state, so that a copy has it from the start: an
+        # optimizer that is copied too, and that the constraint refers to, needs it before the state is set.
+        return type(self)._restored, (self._data,), self._state()
+
+    @classmethod
+    def _restored(cls, value: Any) -> Variable:
+        """Returns a variable with a copy of an array, whose other attributes are still to be set.
+
+        It is in no collection: only the constructor adds variables to them.
+        """
+        variable = object.__new__(cls)
+        variable._hold(as_array(value, "value"))
+        return variable
+
+    def _state(self) -> Any:
+        """Returns all attributes but the array, in the form that ``object.__reduce_ex__`` has."""
+        custom = getattr(type(self), "__getstate__", None)
+        if custom is not None and custom is not getattr(object, "__getstate__", None):
+            return custom(self)
+        slots = {}
+        for name in copyreg._slotnames(type(self)):  # type: ignore[attr-defined]
+            try:
+                slots[name] = object.__getattribute__(self, name)
+            except AttributeError:
+                continue
+        del slots["_data"]
+        return (vars(self) if hasattr(self, "__dict__") else None), slots
 
     # Assignment --------------------------------------------------------------------------------
 

@@ -72,6 +72,14 @@ class GradientClipping:
             if self._bound < 0:
                 raise ValueError(f"{name} is {value!r}; it takes a number that is not negative")
         self._loss_scale = loss_scale
+        #: The arguments of the constructor, from which a copy of an optimizer makes its own options.
+        self.arguments: GradientOptions = {
+            "clipvalue": clipvalue,
+            "clipnorm": clipnorm,
+            "global_clipnorm": global_clipnorm,
+            "on_nonfinite": on_nonfinite,
+            "loss_scale": loss_scale,
+        }
         self.compiled = _core.GradientClipping(self._clip, self._bound, on_nonfinite)
         if not callable(loss_scale):
             self.loss_scale()

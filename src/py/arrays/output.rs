@@ -12,9 +12,17 @@ use pyo3::prelude::*;
 const SHARED_BYTES: usize = 256 << 10;
 
 /// A block of memory that new arrays refer to. It is freed when the last of them is gone.
-#[pyclass(frozen, module = "fastclip._core")]
+#[pyclass(frozen, weakref, module = "fastclip._core")]
 pub struct Buffer {
     block: Block,
+}
+
+impl Buffer {
+    /// The addresses of the memory.
+    pub fn addresses(&self) -> std::ops::Range<usize> {
+        let start = self.block.pointer().addr();
+        start..start + self.block.size()
+    }
 }
 
 /// Allocates the results of one call. Small results share buffers.

@@ -1,9 +1,14 @@
 //! The registry of an optimizer: the variables that it has updated, with their slots and low-precision copies.
 //!
+//! A variable is in the registry for as long as its memory exists. There is no code that runs when the memory is freed,
+//! because that may happen at any moment, also in the middle of a step. Instead, steps and the functions that list
+//! variables first drop those whose memory is gone, see [`Registry::without_lost`].
+//!
 //! A slot is memory owned by fastclip, laid out like its variable. Python code gets a new array over that memory each
 //! time it asks for a slot. The array does not own the memory, so that no change to it moves or frees the slot.
 
 use super::checks::check_copy;
+use super::owner::Owner;
 use crate::allocation::{OutOfMemory, copied, reserve, try_collect, with_capacity};
 use crate::engine::segment::{Run, Segment};
 use crate::engine::workspace::Context;
@@ -27,7 +32,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// The variables of an optimizer, and their low-precision copies.
-#[derive(Default)]
 pub struct Registry {
     /// One entry for each variable, in the order in which the optimizer first updated them.
     pub entries: Vec<Entry>,
@@ -35,15 +39,24 @@ pub struct Registry {
     indices: HashMap<Arc<Key>, usize>,
     /// The low-precision copies, which may be set before the first update of their variables.
     pub copies: HashMap<Arc<Key>, LowPrecisionCopy>,
+    /// Number of entries that were dropped because their variable's memory was gone.
+    pub lost: u64,
+    /// The function of Python that finds the owners of memory, see [`Owner::of`].
+    memory_owner: Option<Py<PyAny>>,
+}
+
+/// A variable: its memory, and how an array shows it.
+pub struct Variable {
+    key: Arc<Key>,
+    /// NumPy's type number of its dtype.
+    type_number: c_int,
+    /// The owner of the memory.
+    owner: Owner,
 }
 
 /// A variable and its slots.
 pub struct Entry {
-    key: Arc<Key>,
-    /// NumPy's type number of the variable's dtype.
-    type_number: c_int,
-    /// An array over the variable's memory. It keeps the memory alive, so that no other array gets its address.
-    array: Py<PyAny>,
+    variable: Variable,
     /// The slots; empty before the first update.
     pub slots: Arc<[Slot]>,
 }
@@ -51,7 +64,7 @@ pub struct Entry {
 /// A low-precision copy, with its variable.
 pub struct LowPrecisionCopy {
     /// The variable.
-    pub variable: Py<PyAny>,
+    pub variable: Variable,
     /// The copy.
     pub copy: Py<PyAny>,
 }
@@ -118,39 +131,58 @@ fn effective_strides(view: &View) -> impl ExactSizeIterator<Item = isize> {
     lens.zip(view.strides()).map(|(len, stride)| if *len > 1 { *stride } else { 0 })
 }
 
-impl Entry {
-    /// Creates the entry of a variable with these slots.
-    pub fn new(variable: &View, slots: Vec<Slot>) -> PyResult<Self> {
-        let (_, type_number) = variable.numpy_dtype();
-        let array = variable.array()?.unbind();
-        Ok(Self { key: Arc::new(Key::from_view(variable)?), type_number, array, slots: slots.into() })
-    }
-
+impl Variable {
+    /// Returns another reference to the same variable.
     fn clone_ref(&self, py: Python<'_>) -> Self {
-        let (key, slots) = (Arc::clone(&self.key), Arc::clone(&self.slots));
-        Self { key, type_number: self.type_number, array: self.array.clone_ref(py), slots }
+        let (key, owner) = (Arc::clone(&self.key), self.owner.clone_ref(py));
+        Self { key, type_number: self.type_number, owner }
     }
 
-    /// Creates an array over the variable's memory.
-    pub fn variable<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+    /// Whether the memory still exists.
+    pub fn is_alive(&self, py: Python<'_>) -> PyResult<bool> {
+        self.owner.is_alive(py)
+    }
+
+    /// Creates an array over the memory; returns None if it is gone.
+    pub fn array<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let Some(owner) = self.owner.get(py)? else { return Ok(None) };
         let pointer = std::ptr::with_exposed_provenance_mut(self.key.address);
-        self.array_over(self.array.bind(py).clone(), pointer, &self.key.strides)
+        // SAFETY: memory of this dtype and layout, which the owner keeps alive.
+        unsafe { self.array_over(owner, pointer, &self.key.strides).map(Some) }
     }
 
-    /// Creates an array over a slot's memory.
-    fn slot<'py>(&self, py: Python<'py>, slot: &Slot) -> PyResult<Bound<'py, PyAny>> {
-        self.array_over(slot.buffer.bind(py).clone().into_any(), slot.pointer(), &slot.strides)
-    }
-
-    fn array_over<'py>(
+    /// Creates an array of the variable's dtype and shape over memory.
+    ///
+    /// # Safety
+    ///
+    /// `owner` must keep memory alive that holds elements of this dtype and shape at these strides.
+    unsafe fn array_over<'py>(
         &self,
         owner: Bound<'py, PyAny>,
         pointer: *mut u8,
         strides: &[isize],
     ) -> PyResult<Bound<'py, PyAny>> {
         let (shape, flags) = (&self.key.shape, npyffi::NPY_ARRAY_WRITEABLE);
-        // SAFETY: memory of this dtype and shape at these strides, which the owner keeps alive.
+        // SAFETY: the caller's contract.
         unsafe { array_over(owner, pointer, self.type_number, shape, Some(strides), flags) }
+    }
+}
+
+impl Entry {
+    fn clone_ref(&self, py: Python<'_>) -> Self {
+        Self { variable: self.variable.clone_ref(py), slots: Arc::clone(&self.slots) }
+    }
+
+    /// The variable.
+    pub fn variable(&self) -> &Variable {
+        &self.variable
+    }
+
+    /// Creates an array over a slot's memory.
+    fn slot<'py>(&self, py: Python<'py>, slot: &Slot) -> PyResult<Bound<'py, PyAny>> {
+        let owner = slot.buffer.bind(py).clone().into_any();
+        // SAFETY: memory of the variable's dtype and shape at these strides, which the buffer keeps alive.
+        unsafe { self.variable.array_over(owner, slot.pointer(), &slot.strides) }
     }
 
     /// Creates a list of arrays over the slots.
@@ -161,30 +193,48 @@ impl Entry {
     /// Returns a view of a slot.
     pub fn view_of_slot<'py>(&self, py: Python<'py>, slot: &Slot) -> Result<View<'py>, Error> {
         let owner = slot.buffer.bind(py).clone().into_any();
-        let dtype = (self.key.dtype, self.type_number);
+        let Variable { key, type_number, .. } = &self.variable;
+        let dtype = (key.dtype, *type_number);
         // SAFETY: memory of the variable's dtype and shape at these strides, which the buffer keeps alive.
-        Ok(unsafe { View::over(owner, slot.pointer(), dtype, &self.key.shape, &slot.strides)? })
+        Ok(unsafe { View::over(owner, slot.pointer(), dtype, &key.shape, &slot.strides)? })
     }
 }
 
 impl Registry {
+    /// Creates an empty registry.
+    pub fn new(memory_owner: Option<Py<PyAny>>) -> Self {
+        let (entries, indices, copies) = (Vec::new(), HashMap::new(), HashMap::new());
+        Self { entries, indices, copies, lost: 0, memory_owner }
+    }
+
     /// Returns the index of a variable's entry; None if it has none. `hint` is the index to try first: that of the
     /// variable's pair in the step, because most steps pass the variables in the same order.
+    ///
+    /// The memory of the entry's variable must still exist, see [`Registry::without_lost`] and [`Variable::is_alive`]:
+    /// otherwise the view may be that of another array, which has got the same address.
     pub fn position(&self, view: &View, hint: usize) -> Result<Option<usize>, Error> {
-        if self.entries.get(hint).is_some_and(|entry| entry.key.matches(view)) {
+        if self.entries.get(hint).is_some_and(|entry| entry.variable.key.matches(view)) {
             return Ok(Some(hint));
         }
         Ok(if self.indices.is_empty() { None } else { self.indices.get(&Key::from_view(view)?).copied() })
     }
 
+    /// Returns the entry of a variable; None if it has none.
+    pub fn entry(&self, py: Python<'_>, view: &View) -> PyResult<Option<&Entry>> {
+        let entry = self.position(view, 0)?.map(|index| &self.entries[index]);
+        entry.map_or(Ok(None), |entry| Ok(entry.variable.is_alive(py)?.then_some(entry)))
+    }
+
+    /// Describes a variable. May run foreign code.
+    pub fn variable(&self, view: &View) -> PyResult<Variable> {
+        let (_, type_number) = view.numpy_dtype();
+        let owner = Owner::of(view, self.memory_owner.as_ref().map(|function| function.bind(view.owner().py())))?;
+        Ok(Variable { key: Arc::new(Key::from_view(view)?), type_number, owner })
+    }
+
     /// Returns a copy that has room for `additional` more entries.
     pub fn copy(&self, py: Python<'_>, additional: usize) -> Result<Self, Error> {
-        let mut copy = Self::default();
-        let count = self.entries.len().saturating_add(additional);
-        copy.entries = with_capacity(count)?;
-        let bytes = count.saturating_mul(size_of::<(Arc<Key>, usize)>());
-        copy.indices.try_reserve(count).map_err(|_| OutOfMemory { bytes })?;
-        copy.reserve_copies(self.copies.len())?;
+        let mut copy = self.empty(py, additional)?;
         copy.entries.extend(self.entries.iter().map(|entry| entry.clone_ref(py)));
         copy.indices.extend(self.indices.iter().map(|(key, at)| (Arc::clone(key), *at)));
         for (key, pair) in &self.copies {
@@ -193,16 +243,84 @@ impl Registry {
         Ok(copy)
     }
 
+    /// Returns an empty registry that has room for the contents of this one and `additional` more entries.
+    fn empty(&self, py: Python<'_>, additional: usize) -> Result<Self, Error> {
+        let mut empty = Self::new(self.memory_owner.as_ref().map(|function| function.clone_ref(py)));
+        empty.lost = self.lost;
+        let count = self.entries.len().saturating_add(additional);
+        empty.entries = with_capacity(count)?;
+        let bytes = count.saturating_mul(size_of::<(Arc<Key>, usize)>());
+        empty.indices.try_reserve(count).map_err(|_| OutOfMemory { bytes })?;
+        empty.reserve_copies(self.copies.len())?;
+        Ok(empty)
+    }
+
+    /// Returns a copy without the variables whose memory is gone; None if there are none.
+    ///
+    /// A view that was read before this call, and has the address and layout of a variable in the result, is of the same
+    /// memory.
+    pub fn without_lost(&self, py: Python<'_>) -> PyResult<Option<Self>> {
+        let mut is_complete = true;
+        for entry in &self.entries {
+            is_complete &= entry.variable.is_alive(py)?;
+        }
+        for pair in self.copies.values() {
+            is_complete &= pair.variable.is_alive(py)?;
+        }
+        if is_complete {
+            return Ok(None);
+        }
+        let mut rest = self.filtered(py, |variable| variable.is_alive(py))?;
+        rest.lost += (self.entries.len() - rest.entries.len()) as u64;
+        Ok(Some(rest))
+    }
+
+    /// Returns a copy without one variable; None if it is not in the registry.
+    pub fn without(&self, py: Python<'_>, view: &View) -> PyResult<Option<Self>> {
+        let key = Key::from_view(view)?;
+        let copy = self.copies.get(&key).map_or(Ok(false), |pair| pair.variable.is_alive(py))?;
+        if !copy && self.entry(py, view)?.is_none() {
+            return Ok(None);
+        }
+        self.filtered(py, |variable| Ok(*variable.key != key)).map(Some)
+    }
+
+    /// Returns a copy with the variables that `keep` returns true for.
+    fn filtered(&self, py: Python<'_>, keep: impl Fn(&Variable) -> PyResult<bool>) -> PyResult<Self> {
+        let mut rest = self.empty(py, 0)?;
+        for entry in &self.entries {
+            if keep(&entry.variable)? {
+                rest.add(entry.clone_ref(py));
+            }
+        }
+        for (key, pair) in &self.copies {
+            if keep(&pair.variable)? {
+                rest.copies.insert(Arc::clone(key), pair.clone_ref(py));
+            }
+        }
+        Ok(rest)
+    }
+
     /// Allocates room for `additional` more low-precision copies.
     pub fn reserve_copies(&mut self, additional: usize) -> Result<(), Error> {
         let bytes = additional.saturating_mul(size_of::<(Arc<Key>, LowPrecisionCopy)>());
         Ok(self.copies.try_reserve(additional).map_err(|_| OutOfMemory { bytes })?)
     }
 
-    /// Adds an entry. There must be room for it, see [`Registry::copy`], so that this cannot fail.
-    pub fn add(&mut self, entry: Entry) {
-        self.indices.insert(Arc::clone(&entry.key), self.entries.len());
+    /// Adds the entry of a variable. There must be room for it, see [`Registry::copy`], so that this cannot fail.
+    pub fn add_variable(&mut self, variable: Variable, slots: Vec<Slot>) {
+        self.add(Entry { variable, slots: slots.into() });
+    }
+
+    fn add(&mut self, entry: Entry) {
+        self.indices.insert(Arc::clone(&entry.variable.key), self.entries.len());
         self.entries.push(entry);
+    }
+
+    /// Sets the low-precision copy of a variable. There must be room for it, so that this cannot fail. Returns the
+    /// previous copy.
+    pub fn set_copy(&mut self, pair: LowPrecisionCopy) -> Option<LowPrecisionCopy> {
+        self.copies.insert(Arc::clone(&pair.variable.key), pair)
     }
 
     /// Returns the low-precision copy of a variable, if it has one.
@@ -210,11 +328,12 @@ impl Registry {
         &self,
         py: Python<'py>,
         view: &View,
-    ) -> Result<Option<Bound<'py, PyAny>>, Error> {
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
         if self.copies.is_empty() {
             return Ok(None);
         }
-        Ok(self.copies.get(&Key::from_view(view)?).map(|pair| pair.copy.bind(py).clone()))
+        let Some(pair) = self.copies.get(&Key::from_view(view)?) else { return Ok(None) };
+        Ok(pair.variable.is_alive(py)?.then(|| pair.copy.bind(py).clone()))
     }
 }
 
