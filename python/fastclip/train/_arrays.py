@@ -11,6 +11,7 @@ from fastclip._arguments.arrays import as_array, as_output
 from fastclip._arguments.foreign import foreign_array, foreign_slices, framework
 from fastclip._indexed_slices import IndexedSlices
 from fastclip._variables.variable import Variable
+from fastclip.train._memory_owner import note_storage
 
 __all__ = ["as_gradient", "as_slices", "as_variable"]
 
@@ -38,6 +39,7 @@ def as_variable(value: Any, name: str) -> npt.NDArray[Any]:
         return value._memory()
     kind = framework(value)
     if kind == "torch":
+        note_storage(value)
         return foreign_array(value, name, to_write=True)
     if kind is not None:
         raise TypeError(

@@ -107,14 +107,6 @@ impl Owner {
         Ok(Self::Weak(PyWeakrefReference::new(object)?.unbind(), memory))
     }
 
-    /// Returns another reference to the same owner.
-    pub fn clone_ref(&self, py: Python<'_>) -> Self {
-        match self {
-            Self::Weak(reference, memory) => Self::Weak(reference.clone_ref(py), *memory),
-            Self::Kept(array) => Self::Kept(array.clone_ref(py)),
-        }
-    }
-
     /// Returns the object that keeps the memory alive; None if the memory is gone.
     pub fn get<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         let (reference, memory) = match self {

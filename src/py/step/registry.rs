@@ -9,13 +9,14 @@
 
 use super::checks::check_copy;
 use super::owner::Owner;
-use crate::allocation::{OutOfMemory, copied, reserve, try_collect, with_capacity};
+use crate::allocation::{OutOfMemory, collect, reserve, try_collect, with_capacity};
 use crate::engine::segment::{Run, Segment};
 use crate::engine::workspace::Context;
 use crate::error::Error;
 use crate::operations::rules::RuleKind;
 use crate::operations::update::fill;
 use crate::py::arrays::argument_name::ArgumentName;
+use crate::py::arrays::axes::Axes;
 use crate::py::arrays::dtypes::{AcceptedDTypes, DTypeCache};
 use crate::py::arrays::new_array::array_over;
 use crate::py::arrays::output::{Buffer, OutputAllocator, dense_strides};
@@ -26,7 +27,9 @@ use crate::scalar::DType;
 use numpy::npyffi;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
+use std::borrow::Borrow;
 use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
 use std::os::raw::c_int;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -36,44 +39,54 @@ pub struct Registry {
     /// One entry for each variable, in the order in which the optimizer first updated them.
     pub entries: Vec<Entry>,
     /// Index of each variable's entry.
-    indices: HashMap<Arc<Key>, usize>,
+    indices: HashMap<ByKey, usize>,
     /// The low-precision copies, which may be set before the first update of their variables.
-    pub copies: HashMap<Arc<Key>, LowPrecisionCopy>,
+    copies: HashMap<ByKey, Py<PyAny>>,
     /// Number of entries that were dropped because their variable's memory was gone.
     pub lost: u64,
     /// The function of Python that finds the owners of memory, see [`Owner::of`].
     memory_owner: Option<Py<PyAny>>,
 }
 
-/// A variable: its memory, and how an array shows it.
+/// A variable: its memory, and how an array shows it. Steps read thousands of these, so that a variable is one block of
+/// memory, which registries share.
 pub struct Variable {
-    key: Arc<Key>,
+    key: Key,
     /// NumPy's type number of its dtype.
     type_number: c_int,
     /// The owner of the memory.
     owner: Owner,
 }
 
+/// A variable that maps find by its key.
+struct ByKey(Arc<Variable>);
+
+impl Borrow<Key> for ByKey {
+    fn borrow(&self) -> &Key {
+        &self.0.key
+    }
+}
+
+impl PartialEq for ByKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.key == other.0.key
+    }
+}
+
+impl Eq for ByKey {}
+
+impl Hash for ByKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.key.hash(state);
+    }
+}
+
 /// A variable and its slots.
+#[derive(Clone)]
 pub struct Entry {
-    variable: Variable,
+    variable: Arc<Variable>,
     /// The slots; empty before the first update.
     pub slots: Arc<[Slot]>,
-}
-
-/// A low-precision copy, with its variable.
-pub struct LowPrecisionCopy {
-    /// The variable.
-    pub variable: Variable,
-    /// The copy.
-    pub copy: Py<PyAny>,
-}
-
-impl LowPrecisionCopy {
-    /// Returns another reference to the same arrays.
-    pub fn clone_ref(&self, py: Python<'_>) -> Self {
-        Self { variable: self.variable.clone_ref(py), copy: self.copy.clone_ref(py) }
-    }
 }
 
 /// The memory of one slot.
@@ -95,33 +108,61 @@ impl Slot {
 
 /// The identity of a variable: the address and layout of its memory. Arrays that have both in common are the same
 /// variable.
-#[derive(PartialEq, Eq, Hash)]
 pub struct Key {
     address: usize,
     dtype: DType,
-    shape: Box<[usize]>,
-    strides: Box<[isize]>,
+    /// Number of axes.
+    rank: u8,
+    /// Shape and byte strides, see [`effective_strides`].
+    axes: Axes,
 }
 
 impl Key {
     /// Returns the key of a variable.
-    pub fn from_view(view: &View) -> Result<Self, Error> {
-        let mut strides = with_capacity(view.shape().len())?;
-        strides.extend(effective_strides(view));
+    fn from_view(view: &View) -> Result<Self, Error> {
+        let (shape, strides) = (view.shape(), collect(effective_strides(view))?);
+        let axes = Axes::new(shape, &strides)?;
         Ok(Self {
             address: view.pointer.expose_provenance(),
             dtype: view.dtype,
-            shape: copied(view.shape())?,
-            strides: strides.into_boxed_slice(),
+            rank: shape.len() as u8,
+            axes,
         })
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.axes.shape(self.rank)
+    }
+
+    fn strides(&self) -> &[isize] {
+        self.axes.strides(self.rank)
     }
 
     /// Whether this is the key of a variable.
     fn matches(&self, view: &View) -> bool {
         self.address == view.pointer.addr()
             && self.dtype == view.dtype
-            && *self.shape == *view.shape()
-            && self.strides.iter().copied().eq(effective_strides(view))
+            && *self.shape() == *view.shape()
+            && self.strides().iter().copied().eq(effective_strides(view))
+    }
+
+    /// What keys are compared by.
+    fn parts(&self) -> impl Eq + Hash + '_ {
+        (self.address, self.dtype, self.shape(), self.strides())
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.parts() == other.parts()
+    }
+}
+
+impl Eq for Key {}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.parts().hash(state);
     }
 }
 
@@ -132,12 +173,6 @@ fn effective_strides(view: &View) -> impl ExactSizeIterator<Item = isize> {
 }
 
 impl Variable {
-    /// Returns another reference to the same variable.
-    fn clone_ref(&self, py: Python<'_>) -> Self {
-        let (key, owner) = (Arc::clone(&self.key), self.owner.clone_ref(py));
-        Self { key, type_number: self.type_number, owner }
-    }
-
     /// Whether the memory still exists.
     pub fn is_alive(&self, py: Python<'_>) -> PyResult<bool> {
         self.owner.is_alive(py)
@@ -148,7 +183,7 @@ impl Variable {
         let Some(owner) = self.owner.get(py)? else { return Ok(None) };
         let pointer = std::ptr::with_exposed_provenance_mut(self.key.address);
         // SAFETY: memory of this dtype and layout, which the owner keeps alive.
-        unsafe { self.array_over(owner, pointer, &self.key.strides).map(Some) }
+        unsafe { self.array_over(owner, pointer, self.key.strides()).map(Some) }
     }
 
     /// Creates an array of the variable's dtype and shape over memory.
@@ -162,17 +197,13 @@ impl Variable {
         pointer: *mut u8,
         strides: &[isize],
     ) -> PyResult<Bound<'py, PyAny>> {
-        let (shape, flags) = (&self.key.shape, npyffi::NPY_ARRAY_WRITEABLE);
+        let (shape, flags) = (self.key.shape(), npyffi::NPY_ARRAY_WRITEABLE);
         // SAFETY: the caller's contract.
         unsafe { array_over(owner, pointer, self.type_number, shape, Some(strides), flags) }
     }
 }
 
 impl Entry {
-    fn clone_ref(&self, py: Python<'_>) -> Self {
-        Self { variable: self.variable.clone_ref(py), slots: Arc::clone(&self.slots) }
-    }
-
     /// The variable.
     pub fn variable(&self) -> &Variable {
         &self.variable
@@ -193,10 +224,10 @@ impl Entry {
     /// Returns a view of a slot.
     pub fn view_of_slot<'py>(&self, py: Python<'py>, slot: &Slot) -> Result<View<'py>, Error> {
         let owner = slot.buffer.bind(py).clone().into_any();
-        let Variable { key, type_number, .. } = &self.variable;
+        let Variable { key, type_number, .. } = &*self.variable;
         let dtype = (key.dtype, *type_number);
         // SAFETY: memory of the variable's dtype and shape at these strides, which the buffer keeps alive.
-        Ok(unsafe { View::over(owner, slot.pointer(), dtype, &key.shape, &slot.strides)? })
+        Ok(unsafe { View::over(owner, slot.pointer(), dtype, key.shape(), &slot.strides)? })
     }
 }
 
@@ -226,20 +257,19 @@ impl Registry {
     }
 
     /// Describes a variable. May run foreign code.
-    pub fn variable(&self, view: &View) -> PyResult<Variable> {
+    pub fn variable(&self, view: &View) -> PyResult<Arc<Variable>> {
+        let py = view.owner().py();
         let (_, type_number) = view.numpy_dtype();
-        let owner = Owner::of(view, self.memory_owner.as_ref().map(|function| function.bind(view.owner().py())))?;
-        Ok(Variable { key: Arc::new(Key::from_view(view)?), type_number, owner })
+        let owner = Owner::of(view, self.memory_owner.as_ref().map(|function| function.bind(py)))?;
+        Ok(Arc::new(Variable { key: Key::from_view(view)?, type_number, owner }))
     }
 
     /// Returns a copy that has room for `additional` more entries.
     pub fn copy(&self, py: Python<'_>, additional: usize) -> Result<Self, Error> {
         let mut copy = self.empty(py, additional)?;
-        copy.entries.extend(self.entries.iter().map(|entry| entry.clone_ref(py)));
-        copy.indices.extend(self.indices.iter().map(|(key, at)| (Arc::clone(key), *at)));
-        for (key, pair) in &self.copies {
-            copy.copies.insert(Arc::clone(key), pair.clone_ref(py));
-        }
+        copy.entries.extend(self.entries.iter().cloned());
+        copy.indices.extend(self.indices.iter().map(|(key, at)| (ByKey(Arc::clone(&key.0)), *at)));
+        copy.take_copies(py, self);
         Ok(copy)
     }
 
@@ -249,7 +279,7 @@ impl Registry {
         empty.lost = self.lost;
         let count = self.entries.len().saturating_add(additional);
         empty.entries = with_capacity(count)?;
-        let bytes = count.saturating_mul(size_of::<(Arc<Key>, usize)>());
+        let bytes = count.saturating_mul(size_of::<(ByKey, usize)>());
         empty.indices.try_reserve(count).map_err(|_| OutOfMemory { bytes })?;
         empty.reserve_copies(self.copies.len())?;
         Ok(empty)
@@ -264,8 +294,8 @@ impl Registry {
         for entry in &self.entries {
             is_complete &= entry.variable.is_alive(py)?;
         }
-        for pair in self.copies.values() {
-            is_complete &= pair.variable.is_alive(py)?;
+        for variable in self.copies.keys() {
+            is_complete &= variable.0.is_alive(py)?;
         }
         if is_complete {
             return Ok(None);
@@ -278,11 +308,10 @@ impl Registry {
     /// Returns a copy without one variable; None if it is not in the registry.
     pub fn without(&self, py: Python<'_>, view: &View) -> PyResult<Option<Self>> {
         let key = Key::from_view(view)?;
-        let copy = self.copies.get(&key).map_or(Ok(false), |pair| pair.variable.is_alive(py))?;
-        if !copy && self.entry(py, view)?.is_none() {
+        if self.low_precision_copy(py, view)?.is_none() && self.entry(py, view)?.is_none() {
             return Ok(None);
         }
-        self.filtered(py, |variable| Ok(*variable.key != key)).map(Some)
+        self.filtered(py, |variable| Ok(variable.key != key)).map(Some)
     }
 
     /// Returns a copy with the variables that `keep` returns true for.
@@ -290,12 +319,12 @@ impl Registry {
         let mut rest = self.empty(py, 0)?;
         for entry in &self.entries {
             if keep(&entry.variable)? {
-                rest.add(entry.clone_ref(py));
+                rest.add(entry.clone());
             }
         }
-        for (key, pair) in &self.copies {
-            if keep(&pair.variable)? {
-                rest.copies.insert(Arc::clone(key), pair.clone_ref(py));
+        for (variable, copy) in &self.copies {
+            if keep(&variable.0)? {
+                rest.copies.insert(ByKey(Arc::clone(&variable.0)), copy.clone_ref(py));
             }
         }
         Ok(rest)
@@ -303,24 +332,45 @@ impl Registry {
 
     /// Allocates room for `additional` more low-precision copies.
     pub fn reserve_copies(&mut self, additional: usize) -> Result<(), Error> {
-        let bytes = additional.saturating_mul(size_of::<(Arc<Key>, LowPrecisionCopy)>());
+        let bytes = additional.saturating_mul(size_of::<(ByKey, Py<PyAny>)>());
         Ok(self.copies.try_reserve(additional).map_err(|_| OutOfMemory { bytes })?)
     }
 
     /// Adds the entry of a variable. There must be room for it, see [`Registry::copy`], so that this cannot fail.
-    pub fn add_variable(&mut self, variable: Variable, slots: Vec<Slot>) {
+    pub fn add_variable(&mut self, variable: Arc<Variable>, slots: Vec<Slot>) {
         self.add(Entry { variable, slots: slots.into() });
     }
 
     fn add(&mut self, entry: Entry) {
-        self.indices.insert(Arc::clone(&entry.variable.key), self.entries.len());
+        self.indices.insert(ByKey(Arc::clone(&entry.variable)), self.entries.len());
         self.entries.push(entry);
     }
 
-    /// Sets the low-precision copy of a variable. There must be room for it, so that this cannot fail. Returns the
-    /// previous copy.
-    pub fn set_copy(&mut self, pair: LowPrecisionCopy) -> Option<LowPrecisionCopy> {
-        self.copies.insert(Arc::clone(&pair.variable.key), pair)
+    /// Returns the pairs of a variable and its low-precision copy.
+    pub fn copies(&self) -> impl ExactSizeIterator<Item = (&Variable, &Py<PyAny>)> {
+        self.copies.iter().map(|(variable, copy)| (&*variable.0, copy))
+    }
+
+    /// Sets the low-precision copy of a variable. There must be room for it, see [`Registry::reserve_copies`], so that
+    /// this cannot fail. Returns the previous copy.
+    pub fn set_copy(&mut self, variable: Arc<Variable>, copy: Py<PyAny>) -> Option<Py<PyAny>> {
+        // The map would keep the previous variable, whose memory may be gone.
+        let previous = self.copies.remove(&variable.key);
+        self.copies.insert(ByKey(variable), copy);
+        previous
+    }
+
+    /// Removes the low-precision copy of a variable, and returns it.
+    pub fn remove_copy(&mut self, view: &View) -> Result<Option<Py<PyAny>>, Error> {
+        Ok(self.copies.remove(&Key::from_view(view)?))
+    }
+
+    /// Adds the low-precision copies of another registry. There must be room for them, see
+    /// [`Registry::reserve_copies`], so that this cannot fail.
+    pub fn take_copies(&mut self, py: Python<'_>, other: &Self) {
+        for (variable, copy) in &other.copies {
+            self.set_copy(Arc::clone(&variable.0), copy.clone_ref(py));
+        }
     }
 
     /// Returns the low-precision copy of a variable, if it has one.
@@ -332,8 +382,10 @@ impl Registry {
         if self.copies.is_empty() {
             return Ok(None);
         }
-        let Some(pair) = self.copies.get(&Key::from_view(view)?) else { return Ok(None) };
-        Ok(pair.variable.is_alive(py)?.then(|| pair.copy.bind(py).clone()))
+        let Some((variable, copy)) = self.copies.get_key_value(&Key::from_view(view)?) else {
+            return Ok(None);
+        };
+        Ok(variable.0.is_alive(py)?.then(|| copy.bind(py).clone()))
     }
 }
 

@@ -2,7 +2,7 @@
 //! for optimizers whose caller owns the slots.
 
 use super::checks::check_variable;
-use super::registry::{Entry, Key, LowPrecisionCopy, Registry, allocate_slots, copy_view};
+use super::registry::{Entry, Registry, allocate_slots, copy_view};
 use crate::allocation::with_capacity;
 use crate::engine::process;
 use crate::engine::segment::Segment;
@@ -279,9 +279,9 @@ impl Slots {
     fn copies<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         entry_that_reads(py, || {
             let registry = self.living(py)?;
-            let mut living = with_capacity(registry.copies.len())?;
-            for pair in registry.copies.values() {
-                living.extend(pair.variable.array(py)?.map(|variable| (variable, pair.copy.bind(py))));
+            let mut living = with_capacity(registry.copies().len())?;
+            for (variable, copy) in registry.copies() {
+                living.extend(variable.array(py)?.map(|variable| (variable, copy.bind(py))));
             }
             let pair = |(variable, copy): &(Bound<'py, PyAny>, &Bound<'py, PyAny>)| {
                 Ok(objects::tuple(py, [variable.clone(), (*copy).clone()])?.into_any())
@@ -312,14 +312,10 @@ impl Slots {
     ) -> PyResult<()> {
         entry(py, || {
             let view = read_variable(array)?;
-            let key = Key::from_view(&view)?;
             // Reading the copy may run foreign code, which may change the registry. Therefore it is read first.
             let copy = copy.map(|copy| copy_view(copy, &view)).transpose()?;
             let pair = match &copy {
-                Some(copy) => {
-                    let variable = self.registry().variable(&view)?;
-                    Some(LowPrecisionCopy { variable, copy: copy.owner().clone().unbind() })
-                }
+                Some(copy) => Some((self.registry().variable(&view)?, copy.owner().clone().unbind())),
                 None => None,
             };
             self.change(py, |registry| registry.reserve_copies(1))?;
@@ -329,10 +325,10 @@ impl Slots {
             }
             let previous = self.change(py, |registry| {
                 registry.reserve_copies(1)?;
-                Ok(match pair {
-                    Some(pair) => registry.set_copy(pair),
-                    None => registry.copies.remove(&key),
-                })
+                match pair {
+                    Some((variable, copy)) => Ok(registry.set_copy(variable, copy)),
+                    None => registry.remove_copy(&view),
+                }
             })?;
             drop(previous);
             Ok(())
@@ -344,10 +340,8 @@ impl Slots {
         entry(py, || {
             let other = other.get().registry();
             self.change(py, |registry| {
-                registry.reserve_copies(other.copies.len())?;
-                for (key, pair) in &other.copies {
-                    registry.copies.insert(Arc::clone(key), pair.clone_ref(py));
-                }
+                registry.reserve_copies(other.copies().len())?;
+                registry.take_copies(py, &other);
                 Ok(())
             })
         })
