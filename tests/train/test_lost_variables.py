@@ -33,6 +33,17 @@ def count(optimizer: Optimizer) -> int:
     return int(optimizer.state_dict()["variables"])
 
 
+def zeros() -> Any:
+    """Returns a new array of zeros.
+
+    It gets the memory of an array like it that was just deleted, because NumPy keeps a few small blocks. (That is
+    true of `np.empty`, not of `np.zeros`.)
+    """
+    array = np.empty(100, np.float32)
+    array.fill(0)
+    return array
+
+
 def momentum(optimizer: Optimizer, variable: Any) -> Any:
     """Returns the first element of the momentum of a variable; None if it has none."""
     slot = optimizer.get_slot(variable, "momentum")
@@ -92,7 +103,7 @@ def test_array_that_gets_the_address_of_a_lost_variable_has_new_slots() -> None:
     addresses = set()
     with lost_without_warning():
         for _ in range(50):
-            variable = np.zeros(1000, np.float32)
+            variable = zeros()
             addresses.add(variable.__array_interface__["data"][0])
             assert momentum(optimizer, variable) is None
             step(optimizer, variable)
@@ -107,11 +118,11 @@ def test_lost_variable_is_not_found_by_an_array_at_its_address(method: str) -> N
     optimizer = MomentumOptimizer(1.0, 0.9)
     seen = 0
     for _ in range(9):
-        first = np.zeros(1000, np.float32)
+        first = zeros()
         step(optimizer, first)
         address = first.__array_interface__["data"][0]
         del first
-        second = np.zeros(1000, np.float32)
+        second = zeros()
         seen += second.__array_interface__["data"][0] == address
         if method == "get_slot":
             assert optimizer.get_slot(second, "momentum") is None
@@ -127,11 +138,11 @@ def test_low_precision_copy_is_not_written_for_an_array_at_the_address_of_its_lo
     optimizer = GradientDescentOptimizer(1.0)
     seen = 0
     for _ in range(9):
-        half, variable = np.zeros(1000, np.float16), np.zeros(1000, np.float32)
+        half, variable = np.zeros(100, np.float16), zeros()
         optimizer.set_low_precision_copy(variable, half)
         address = variable.__array_interface__["data"][0]
         del variable
-        variable = np.zeros(1000, np.float32)
+        variable = zeros()
         seen += variable.__array_interface__["data"][0] == address
         copy = weakref.ref(half)
         step(optimizer, variable)
@@ -145,12 +156,12 @@ def test_low_precision_copy_is_not_written_for_an_array_at_the_address_of_its_lo
 def test_array_whose_memory_is_replaced_is_another_variable() -> None:
     seen = 0
     for _ in range(20):
-        optimizer, variable = MomentumOptimizer(1.0, 0.9), np.zeros(1000, np.float32)
+        optimizer, variable = MomentumOptimizer(1.0, 0.9), zeros()
         step(optimizer, variable)
         address = variable.__array_interface__["data"][0]
         # Frees the previous memory, although the array lives.
         variable.__setstate__((1, (3,), np.dtype(np.float32), False, bytes(12)))  # type: ignore[attr-defined]
-        other = np.zeros(1000, np.float32)
+        other = zeros()
         seen += other.__array_interface__["data"][0] == address
         step(optimizer, other)
         assert momentum(optimizer, other) == 1.0
@@ -473,8 +484,8 @@ class Interrupted(MomentumOptimizer):
 
 def test_variable_may_be_lost_in_the_middle_of_a_step() -> None:
     optimizer = Interrupted(1.0, 0.5)
-    others = [np.zeros(1000, np.float32) for _ in range(3)]
-    kept = np.zeros(1000, np.float32)
+    others = [zeros() for _ in range(3)]
+    kept = zeros()
     step(optimizer, kept, *others)
     taken: list[Any] = []
 
@@ -483,7 +494,7 @@ def test_variable_may_be_lost_in_the_middle_of_a_step() -> None:
         gc.collect()
         taken.append(count(optimizer))
         # These may get the memory of the lost variables.
-        taken.extend(np.zeros(1000, np.float32) for _ in range(3))
+        taken.extend(zeros() for _ in range(3))
 
     optimizer.within = lose  # type: ignore[method-assign]
     step(optimizer, kept)

@@ -69,7 +69,9 @@ def check_copies_with_optimizer(copy: _Array, kind: str) -> None:
     base: Any = copy
     while isinstance(base, np.ndarray) and base.base is not None:
         base = base.base
-    if isinstance(base, memoryview) or framework(base) is not None:
+    # Arrays that were unpickled are views of bytes.
+    is_buffer = isinstance(base, memoryview) and not isinstance(base.obj, (bytes, bytearray))
+    if is_buffer or framework(base) is not None:
         raise TypeError(
             f"{kind} can be neither copied nor pickled: a low-precision copy is memory of another kind of "
             "object than an array. Remove it by set_low_precision_copy(variable, None), and set it again "

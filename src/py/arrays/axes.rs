@@ -10,7 +10,7 @@ type ManyAxes = (Box<[usize]>, Box<[isize]>);
 
 /// Shape and byte strides of an array, without the number of axes: the [`View`](super::view::View) has that, beside other
 /// small fields, where it takes no padding.
-pub struct Axes {
+pub(super) struct Axes {
     shape: [usize; INLINE],
     strides: [isize; INLINE],
     /// Shape and strides of an array with more than [`INLINE`] axes; else None.
@@ -20,7 +20,7 @@ pub struct Axes {
 impl Axes {
     /// Copies shape and strides, which must be of the same length.
     #[inline(always)]
-    pub fn new(shape: &[usize], strides: &[isize]) -> Result<Self, OutOfMemory> {
+    pub(super) fn new(shape: &[usize], strides: &[isize]) -> Result<Self, OutOfMemory> {
         let mut axes = Self { shape: [0; INLINE], strides: [0; INLINE], many: None };
         // Copies of constant length are inlined; a copy of variable length would be a call, for one or two numbers.
         match shape.len() {
@@ -47,7 +47,7 @@ impl Axes {
 
     /// Returns the shape of an array with `count` axes.
     #[inline]
-    pub fn shape(&self, count: u8) -> &[usize] {
+    pub(super) fn shape(&self, count: u8) -> &[usize] {
         match &self.many {
             Some(many) => &many.0,
             None => &self.shape[..usize::from(count)],
@@ -56,7 +56,7 @@ impl Axes {
 
     /// Returns the strides of an array with `count` axes, in bytes.
     #[inline]
-    pub fn strides(&self, count: u8) -> &[isize] {
+    pub(super) fn strides(&self, count: u8) -> &[isize] {
         match &self.many {
             Some(many) => &many.1,
             None => &self.strides[..usize::from(count)],

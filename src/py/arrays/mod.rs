@@ -1,7 +1,7 @@
 //! Arrays of a call: snapshots of inputs and outputs, checks of them, and new arrays for results.
 
 pub mod argument_name;
-pub mod axes;
+mod axes;
 pub mod call_arrays;
 pub mod dtypes;
 mod extent;

@@ -9,14 +9,13 @@
 
 use super::checks::check_copy;
 use super::owner::Owner;
-use crate::allocation::{OutOfMemory, collect, reserve, try_collect, with_capacity};
+use crate::allocation::{OutOfMemory, filled, reserve, try_collect, with_capacity};
 use crate::engine::segment::{Run, Segment};
 use crate::engine::workspace::Context;
 use crate::error::Error;
 use crate::operations::rules::RuleKind;
 use crate::operations::update::fill;
 use crate::py::arrays::argument_name::ArgumentName;
-use crate::py::arrays::axes::Axes;
 use crate::py::arrays::dtypes::{AcceptedDTypes, DTypeCache};
 use crate::py::arrays::new_array::array_over;
 use crate::py::arrays::output::{Buffer, OutputAllocator, dense_strides};
@@ -106,36 +105,57 @@ impl Slot {
     }
 }
 
+/// Most axes whose lengths and strides a key stores without an allocation.
+const INLINE: usize = 2;
+
 /// The identity of a variable: the address and layout of its memory. Arrays that have both in common are the same
 /// variable.
+#[derive(PartialEq, Eq, Hash)]
 pub struct Key {
     address: usize,
     dtype: DType,
     /// Number of axes.
     rank: u8,
-    /// Shape and byte strides, see [`effective_strides`].
-    axes: Axes,
+    /// The length of each axis, followed by its byte strides, see [`effective_strides`]. Zeros if there are more than
+    /// [`INLINE`] axes.
+    few: [usize; 2 * INLINE],
+    /// The same of more axes.
+    many: Option<Box<[usize]>>,
 }
 
 impl Key {
     /// Returns the key of a variable.
     fn from_view(view: &View) -> Result<Self, Error> {
-        let (shape, strides) = (view.shape(), collect(effective_strides(view))?);
-        let axes = Axes::new(shape, &strides)?;
-        Ok(Self {
-            address: view.pointer.expose_provenance(),
-            dtype: view.dtype,
-            rank: shape.len() as u8,
-            axes,
-        })
+        let (shape, rank) = (view.shape(), view.shape().len());
+        let (mut few, mut many) = ([0; 2 * INLINE], Vec::new());
+        let axes = if rank <= INLINE {
+            &mut few[..2 * rank]
+        } else {
+            many = filled(0, 2 * rank)?;
+            &mut many
+        };
+        axes[..rank].copy_from_slice(shape);
+        for (to, stride) in axes[rank..].iter_mut().zip(effective_strides(view)) {
+            *to = stride.cast_unsigned();
+        }
+        let many = (rank > INLINE).then(|| many.into_boxed_slice());
+        Ok(Self { address: view.pointer.expose_provenance(), dtype: view.dtype, rank: rank as u8, few, many })
+    }
+
+    /// Returns the length of each axis, followed by its byte strides.
+    fn axes(&self) -> &[usize] {
+        match &self.many {
+            Some(many) => many,
+            None => &self.few[..2 * usize::from(self.rank)],
+        }
     }
 
     fn shape(&self) -> &[usize] {
-        self.axes.shape(self.rank)
+        &self.axes()[..usize::from(self.rank)]
     }
 
     fn strides(&self) -> &[isize] {
-        self.axes.strides(self.rank)
+        bytemuck::cast_slice(&self.axes()[usize::from(self.rank)..])
     }
 
     /// Whether this is the key of a variable.
@@ -144,25 +164,6 @@ impl Key {
             && self.dtype == view.dtype
             && *self.shape() == *view.shape()
             && self.strides().iter().copied().eq(effective_strides(view))
-    }
-
-    /// What keys are compared by.
-    fn parts(&self) -> impl Eq + Hash + '_ {
-        (self.address, self.dtype, self.shape(), self.strides())
-    }
-}
-
-impl PartialEq for Key {
-    fn eq(&self, other: &Self) -> bool {
-        self.parts() == other.parts()
-    }
-}
-
-impl Eq for Key {}
-
-impl Hash for Key {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.parts().hash(state);
     }
 }
 

@@ -6,6 +6,7 @@ Each case creates new arrays, and returns a call and the memory that must not ch
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -359,6 +360,7 @@ class Steps:
         *,
         copies: dict[int, Any] | None = None,
         steps: int = 0,
+        lost: int = 0,
         **options: Any,
     ) -> None:
         self.step = np.zeros((), np.int64)
@@ -370,6 +372,9 @@ class Steps:
         self.pairs = list(zip(gradients, variables, strict=True))
         for _ in range(steps):
             self.apply()
+        if lost:
+            # The step that is tried drops these variables.
+            self.optimizer.apply_gradients([(numbers(7), numbers(7)) for _ in range(lost)], self.step)
 
     def apply(self) -> None:
         self.optimizer.apply_gradients(self.pairs, self.step)
@@ -466,6 +471,8 @@ def _gradient_options() -> Iterator[tuple[str, Case]]:
                 yield label, step(variant, PAIRS[kind], steps=steps, global_clipnorm=0.5, loss_scale=4.0)
         yield f"{variant}/value", step(variant, PAIRS["rows_of_strided"], clipvalue=0.1)
         yield f"{variant}/norm", step(variant, PAIRS["mixed"], steps=1, clipnorm=0.1)
+        for kind in ("small", "several", "large"):
+            yield f"{variant}/{kind}/lost variables", step(variant, PAIRS[kind], steps=1, lost=5)
         for policy in ("skip", "raise"):
             yield f"{variant}/{policy}", step(variant, _with_nan, steps=0, on_nonfinite=policy)
         copies = lambda variables: {  # noqa: E731
@@ -503,11 +510,30 @@ def _state() -> Iterator[tuple[str, Case]]:
                 "load_state_dict": lambda: optimizer.load_state_dict(state),
                 "load_state_dict, variables": lambda: optimizer.load_state_dict(state, training.variables),
                 "set_low_precision_copy": lambda: optimizer.set_low_precision_copy(variable, narrow),
+                "forget": lambda: optimizer.forget(training.variables[-1]),
+                "variables, lost": optimizer.variables,
             }
+            if method.endswith("lost"):
+                optimizer.apply_gradients([(numbers(7), numbers(7))], training.step)
             return Prepared(calls[method], lambda: [*training.contents(), *memory(narrow, state)])
 
         return make
 
+    def copied(duplicate: Callable[[Any], Any], kind: str) -> Case:
+        def make() -> Prepared:
+            gradients, arrays = PAIRS[kind]()
+            training = Steps("Adam", gradients, [fastclip.Variable(array) for array in arrays], steps=1)
+            duplicate(training.optimizer)
+            # The result is not compared: it is other objects in each run.
+            call = lambda: bool(duplicate((training.variables, training.optimizer)))  # noqa: E731
+            values = [variable.value for variable in training.variables]
+            return Prepared(call, lambda: [*training.contents(), *memory(values)])
+
+        return make
+
+    for kind in ("small", "several"):
+        yield f"{kind}/deepcopy", copied(copy.deepcopy, kind)
+        yield f"{kind}/pickle", copied(lambda value: pickle.loads(pickle.dumps(value)), kind)
     for variant in ("Adam", "Nesterov", "RMSProp-centered", "AdagradDA"):
         for kind in ("small", "large", "several"):
             for method in (
@@ -517,6 +543,8 @@ def _state() -> Iterator[tuple[str, Case]]:
                 "load_state_dict",
                 "load_state_dict, variables",
                 "set_low_precision_copy",
+                "forget",
+                "variables, lost",
             ):
                 yield f"{variant}/{kind}/{method}", call_method(variant, method, kind)
 
