@@ -36,8 +36,8 @@ def count(optimizer: Optimizer) -> int:
 def zeros() -> Any:
     """Returns a new array of zeros.
 
-    It gets the memory of an array like it that was just deleted, because NumPy keeps a few small blocks. (That is
-    true of `np.empty`, not of `np.zeros`.)
+    It gets the memory of an array like it that was just deleted, because NumPy keeps a few small blocks.
+    (That is true of `np.empty`, not of `np.zeros`.)
     """
     array = np.empty(100, np.float32)
     array.fill(0)

@@ -72,8 +72,8 @@ def get_collection(key: str) -> list[Any]:
 def trainable_variables() -> list[Variable]:
     """Return the living variables that were created with ``trainable=True``.
 
-    Copies of variables and unpickled variables are not among them. This is ``tf.compat.v1.trainable_variables`` [1]_. ``compute_gradients`` uses them if it is called without
-    `var_list`.
+    This is ``tf.compat.v1.trainable_variables`` [1]_. ``compute_gradients`` uses them if it is called without
+    `var_list`. Copies of variables and unpickled variables are not among them.
 
     Returns
     -------

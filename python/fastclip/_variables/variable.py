@@ -82,11 +82,13 @@ class Variable:
     Notes
     -----
     Two variables are equal only if they are the same object, so that variables can be keys; a comparison with
-    an array is elementwise. Copies (``copy.copy``, ``copy.deepcopy``) and unpickled variables have an array
-    of their own and the attributes of the original, but are in no collection: only variables that are made by
-    the constructor are added to ``GraphKeys.TRAINABLE_VARIABLES``. While a loss is differentiated with respect to a variable, the variable reads as
+    an array is elementwise. While a loss is differentiated with respect to a variable, the variable reads as
     a value that the engine traces. Functions that would treat it as a constant, such as NumPy's own, raise
     TypeError; :meth:`numpy` returns the numbers as a constant.
+
+    Copies (``copy.copy``, ``copy.deepcopy``) and unpickled variables have an array of their own and the
+    attributes of the original, but are in no collection: only the constructor adds variables to
+    ``GraphKeys.TRAINABLE_VARIABLES``.
 
     References
     ----------

@@ -13,8 +13,8 @@ __all__ = ["memory_owner", "note_storage"]
 #: Errors of tensors that have no storage, or do not show it.
 _NO_STORAGE = (AttributeError, NotImplementedError, RuntimeError, TypeError)
 
-# Whether the memory of a storage is torch's own, by the identity of the storage, which lives at least as long as
-# its weak reference. The callback of the reference removes the entry by one operation and without a lock.
+# Whether the memory of a storage is torch's own, by the identity of the storage. When the storage dies, the
+# callback of its reference removes the entry by one operation and without a lock.
 _is_own: dict[int, tuple[weakref.ref[Any], bool]] = {}
 
 

@@ -47,9 +47,9 @@ class Optimizer:
 
     A variable is float32 or float64, and is updated in place: an array, a :class:`fastclip.Variable`, a torch
     tensor on the CPU or any writable buffer. The optimizer identifies a variable by the address and layout of
-    its memory, so that a new view of the same memory has the same slots: see Notes. A gradient is an array of float16,
-    bfloat16, float32 or float64, anything that ``np.asarray`` converts to such an array, a tensor of torch,
-    JAX or TensorFlow on the CPU, :class:`fastclip.IndexedSlices`, or None.
+    its memory, so that a new view of the same memory has the same slots (see Notes). A gradient is an array
+    of float16, bfloat16, float32 or float64, anything that ``np.asarray`` converts to such an array, a tensor
+    of torch, JAX or TensorFlow on the CPU, :class:`fastclip.IndexedSlices`, or None.
 
     Clipping is part of the update: one pass reads the gradients to compute their norm, and the pass that
     updates the variables scales them. Clipped gradients are not stored, and the gradients that are passed in
@@ -521,14 +521,14 @@ class Optimizer:
         array = as_variable(variable, "variable")
         with self._lock:
             self._slots.refuse_while_stepping("forget")
-            if not self._slots.forget(array):
+            live = self._state
+            copied = [kept for kept in live.copied_variables if kept._data is not array]
+            if not live.slots.forget(array):
                 raise ValueError(
                     f"variable is {describe(array)} that the optimizer {self._name!r} does not know: it has "
                     "neither slots nor a low-precision copy of it"
                 )
-            live = self._state
-            kept = {id(array.base) for array, _ in [*live.slots.entries(), *live.slots.copies()]}
-            live.copied_variables = [v for v in live.copied_variables if id(v._data) in kept]
+            live.copied_variables = copied
 
     # Saving and loading --------------------------------------------------------------------------
 
@@ -641,7 +641,7 @@ class Optimizer:
         return copyreg.__newobj__, (type(self),), self._copied_state()  # type: ignore[attr-defined]
 
     def _copied_state(self) -> dict[str, Any]:
-        """Return everything that makes up the optimizer, in terms of Variables and of arrays that are copies."""
+        """Return all that makes up the optimizer, in terms of Variables and of arrays that are copies."""
         kind = type(self).__name__
         others = ("_state", "_locks", "_clipping")
         with self._lock:

@@ -57,6 +57,9 @@ pub struct Variable {
     owner: Owner,
 }
 
+/// A variable and its low-precision copy.
+type LowPrecisionCopy = (Arc<Variable>, Py<PyAny>);
+
 /// A variable that maps find by its key.
 struct ByKey(Arc<Variable>);
 
@@ -353,17 +356,18 @@ impl Registry {
     }
 
     /// Sets the low-precision copy of a variable. There must be room for it, see [`Registry::reserve_copies`], so that
-    /// this cannot fail. Returns the previous copy.
-    pub fn set_copy(&mut self, variable: Arc<Variable>, copy: Py<PyAny>) -> Option<Py<PyAny>> {
-        // The map would keep the previous variable, whose memory may be gone.
-        let previous = self.copies.remove(&variable.key);
+    /// this cannot fail. Returns the previous pair: dropping its arrays may run foreign code.
+    pub fn set_copy(&mut self, variable: Arc<Variable>, copy: Py<PyAny>) -> Option<LowPrecisionCopy> {
+        // An insertion would keep the previous variable, whose memory may be gone.
+        let previous = self.copies.remove_entry(&variable.key);
         self.copies.insert(ByKey(variable), copy);
-        previous
+        previous.map(|(variable, copy)| (variable.0, copy))
     }
 
-    /// Removes the low-precision copy of a variable, and returns it.
-    pub fn remove_copy(&mut self, view: &View) -> Result<Option<Py<PyAny>>, Error> {
-        Ok(self.copies.remove(&Key::from_view(view)?))
+    /// Removes the low-precision copy of a variable. Returns the pair: dropping its arrays may run foreign code.
+    pub fn remove_copy(&mut self, view: &View) -> Result<Option<LowPrecisionCopy>, Error> {
+        let previous = self.copies.remove_entry(&Key::from_view(view)?);
+        Ok(previous.map(|(variable, copy)| (variable.0, copy)))
     }
 
     /// Adds the low-precision copies of another registry. There must be room for them, see

@@ -97,7 +97,7 @@ class AdagradDAOptimizer(Optimizer):
         )
         super().__init__(use_locking, name, hyper_parameters, (0.0, first_value), **options)
         as_step_counter(global_step)
-        # The argument itself, not its array: if it is a Variable, a copy of the optimizer refers to the copy of it.
+        # The argument, not its array: if it is a Variable, a copy of the optimizer refers to the copy of it.
         self._global_step = global_step
 
     def _with_counters(self, hyper: tuple[float, ...]) -> tuple[float, ...]:
