@@ -315,8 +315,11 @@ impl<'a, 'py> Prepared<'a, 'py> {
         let py = tensors.py();
         let torch = self.torch.get_or_insert_with(|| Torch::imported(py));
         let Some(torch) = torch else { return Ok(()) };
-        if self.access.is_recorded && torch.any_is_recorded(tensors)? {
-            return Err(RecordedByTorch::new_err(()));
+        if self.access.is_recorded {
+            if torch.any_is_recorded(tensors)? {
+                return Err(RecordedByTorch::new_err(()));
+            }
+            foreign(py)?.getattr(intern!(py, "check_no_tangents"))?.call1((tensors,))?;
         }
         if self.access.needs_signs && torch.any_is_lazy(tensors)? {
             let resolved = foreign(py)?.getattr(intern!(py, "resolved"))?;
