@@ -28,6 +28,15 @@ LIBRARIES = ("torch", "tensorflow", "jax", "optax", "mpi4py")
 NOT_IMPORTED = re.compile(r"could not import '([\w.]+)'")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--tensors",
+        choices=["numpy", "torch"],
+        default="numpy",
+        help="what the tests of tests/functions pass to the functions; see tests/functions/conftest.py",
+    )
+
+
 def pytest_report_header() -> list[str]:
     distributions = importlib.metadata.packages_distributions()
     installed = [
