@@ -57,7 +57,9 @@ SCALING: dict[str, Clip] = {
 }
 
 #: All clip functions. clip_by_value takes no complex numbers, and is the only one that takes integers.
-CLIPS: dict[str, Clip] = SCALING | {"clip_by_value": _each(lambda t, **out: fastclip.clip_by_value(t, 0, 1, **out))}
+CLIPS: dict[str, Clip] = SCALING | {
+    "clip_by_value": _each(lambda t, **out: fastclip.clip_by_value(t, 0, 1, **out))
+}
 
 #: The functions that return norms, and those of them that return one norm for each tensor.
 NORMS: dict[str, Callable[[Any], Any]] = {

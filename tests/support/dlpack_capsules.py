@@ -72,7 +72,7 @@ class Versioned(ctypes.Structure):
 
 
 def _function(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
-    # Prototypes of their own: argument types set on `ctypes.pythonapi` would be seen by everyone in the process.
+    # Prototypes of their own, as argument types set on `ctypes.pythonapi` are seen by the whole process.
     prototype = ctypes.PYFUNCTYPE(result, *arguments)
     return prototype((name, ctypes.pythonapi))
 
@@ -196,7 +196,7 @@ class ManagedTensor:
             if self._has_deleter:
                 self._deleted()
         elif self.deletions == 0:
-            # A caught exception and the frame that holds it are a cycle, which may hold the consumer's arrays.
+            # A caught exception and the frame that holds it are a cycle, which may hold the arrays.
             gc.collect()
         del _managed[ctypes.addressof(self._structure)]
         if self._has_deleter:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import array as stdlib_array
 import contextlib
-import ctypes
 import mmap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

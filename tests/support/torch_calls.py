@@ -215,5 +215,3 @@ def leaves(value: Any) -> Iterator[Any]:
             yield from leaves(entry)
     else:
         yield value
-
-

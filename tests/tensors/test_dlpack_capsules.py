@@ -11,6 +11,7 @@ import pytest
 
 import fastclip
 from support import oracle
+from support.attempts import REFUSALS
 from support.clip_calls import CLIPS, NORMS, clips_for
 from support.dlpack_capsules import (
     CUDA,
@@ -24,8 +25,6 @@ from support.dlpack_capsules import (
 )
 from support.strategies import WRITABLE_LAYOUTS, finite_values, laid_out
 
-#: What a refusal may be.
-REFUSALS = (TypeError, ValueError, BufferError, OverflowError, MemoryError)
 DTYPES = [dtype for dtype in TYPE_CODES if dtype.kind != "b"]
 EVERY_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
@@ -304,7 +303,12 @@ def test_refused_of_version_0(name: str) -> None:
 
 
 def test_message_of_a_refused_device_names_it() -> None:
-    for device, name in ((CUDA, "(?i)cuda"), ((8, 0), "(?i)metal"), ((14, 1), "(?i)oneapi|sycl|14"), ((99, 0), "99")):
+    for device, name in (
+        (CUDA, "(?i)cuda"),
+        ((8, 0), "(?i)metal"),
+        ((14, 1), "(?i)oneapi|sycl|14"),
+        ((99, 0), "99"),
+    ):
         source = exporter(values(), device=device)
         source.device = device
         with pytest.raises(TypeError, match=name):

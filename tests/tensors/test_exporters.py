@@ -16,12 +16,10 @@ import pytest
 
 import fastclip
 from support import fresh_python, oracle
+from support.attempts import REFUSALS, attempt
 from support.clip_calls import CLIPS
 from support.dlpack_capsules import CPU, CUDA, Exporter, ManagedTensor, exporter
 from support.strategies import finite_values
-
-#: What a refusal may be.
-REFUSALS = (TypeError, ValueError, BufferError, OverflowError, MemoryError)
 
 
 def values(shape: Any = (6, 5), dtype: Any = np.float32, seed: int = 1) -> Any:
@@ -147,7 +145,19 @@ def exporter_of(array: Any) -> Callable[..., Any]:
 
 @pytest.mark.parametrize(
     "result",
-    [None, 0, 1.5, "capsule", b"dltensor", [], np.ones(3), object(), NotImplemented, np.float32(1), sys.stdout],
+    [
+        None,
+        0,
+        1.5,
+        "capsule",
+        b"dltensor",
+        [],
+        np.ones(3),
+        object(),
+        NotImplemented,
+        np.float32(1),
+        sys.stdout,
+    ],
     ids=lambda r: type(r).__name__,
 )
 def test_exporter_that_returns_no_capsule(result: Any) -> None:
@@ -192,12 +202,11 @@ def test_devices_of_nonsense(device: Any) -> None:
     array = values()
     source = exporter(array)
     source.device = device
-    try:
-        norm = fastclip.global_norm([source])
-    except REFUSALS as error:
-        assert "t_list[0]" in str(error)
-    else:
+    norm, refusal = attempt(lambda: fastclip.global_norm([source]))
+    if refusal is None:
         assert norm == fastclip.global_norm([array])
+    else:
+        assert "t_list[0]" in refusal
     source.close()
 
 
@@ -206,13 +215,12 @@ def test_device_that_contradicts_the_capsule() -> None:
     for claimed, true in ((CUDA, CPU), (CPU, CUDA)):
         source = exporter(array, device=true)
         source.device = claimed
-        try:
-            norm = fastclip.global_norm([source])
-        except REFUSALS as error:
-            assert "t_list[0]" in str(error)
-        else:
-            assert source.device == CUDA
+        norm, refusal = attempt(lambda: fastclip.global_norm([source]))  # noqa: B023
+        if refusal is None:
+            assert true == CPU
             assert norm == fastclip.global_norm([array])
+        else:
+            assert "t_list[0]" in refusal
         source.close()
 
 
@@ -223,12 +231,11 @@ def test_missing_device() -> None:
         def __dlpack__(self, **options: Any) -> Any:
             return array.__dlpack__()
 
-    try:
-        norm = fastclip.global_norm([NoDevice()])
-    except TypeError as error:
-        assert "t_list[0]" in str(error)
-    else:
+    norm, refusal = attempt(lambda: fastclip.global_norm([NoDevice()]), TypeError)
+    if refusal is None:
         assert norm == fastclip.global_norm([array])
+    else:
+        assert "t_list[0]" in refusal
 
 
 def test_dlpack_of_the_object_and_not_of_its_type() -> None:
@@ -241,12 +248,11 @@ def test_dlpack_of_the_object_and_not_of_its_type() -> None:
     source: Any = Plain()
     source.__dlpack__ = lambda **options: array.__dlpack__()
     source.__dlpack_device__ = lambda: CPU
-    try:
-        norm = fastclip.global_norm([source])
-    except TypeError as error:
-        assert "t_list[0]" in str(error)
-    else:
+    norm, refusal = attempt(lambda: fastclip.global_norm([source]), TypeError)
+    if refusal is None:
         assert norm == fastclip.global_norm([array])
+    else:
+        assert "t_list[0]" in refusal
 
 
 # --- the table of C functions -------------------------------------------------------------------
@@ -297,12 +303,11 @@ def test_unusable_tables_of_c_functions_are_not_used(name: str) -> None:
 
     source = Tabled(lambda: ManagedTensor.over(array))
     for _ in range(2):
-        try:
-            norm = fastclip.global_norm([source])
-        except REFUSALS as error:
-            assert "t_list[0]" in str(error)
-        else:
+        norm, refusal = attempt(lambda: fastclip.global_norm([source]))
+        if refusal is None:
             assert norm == fastclip.global_norm([array])
+        else:
+            assert "t_list[0]" in refusal
     source.close()
 
 
@@ -318,12 +323,8 @@ def test_table_whose_attribute_raises_is_not_used() -> None:
         pass
 
     source = Tabled(lambda: ManagedTensor.over(array))
-    try:
-        norm = fastclip.global_norm([source])
-    except (*REFUSALS, Failure):
-        pass
-    else:
-        assert norm == fastclip.global_norm([array])
+    norm, refusal = attempt(lambda: fastclip.global_norm([source]), (*REFUSALS, Failure))
+    assert refusal is not None or norm == fastclip.global_norm([array])
     source.close()
 
 
@@ -533,14 +534,9 @@ def test_every_code_of_the_standard_librarys_arrays(code: str) -> None:
 @pytest.mark.parametrize("code", ["c", "?", "P", "n"])
 def test_formats_that_are_no_numbers_are_refused(code: str) -> None:
     view = memoryview(bytearray(16)).cast(code)
-    try:
-        result = fastclip.clip_by_value(view, 0, 1)
-    except TypeError as error:
-        assert "t" in str(error)
-    else:
-        # Pointers and sizes are unsigned and signed numbers.
-        assert code in "Pn"
-        assert result.dtype.kind in "iu"
+    result, refusal = attempt(lambda: fastclip.clip_by_value(view, 0, 1), TypeError)
+    # Pointers and sizes are unsigned and signed numbers.
+    assert refusal is not None or (code in "Pn" and result.dtype.kind in "iu")
 
 
 def test_ctypes_of_several_dimensions_and_other_byte_order() -> None:

@@ -139,9 +139,7 @@ def mixed(names: list[str]) -> tuple[list[Any], list[Any], list[Kind | None]]:
             dtype = np.dtype(np.float32)
         kinds += [kind, None]
         arrays += [values((7,) if name == "array" else (3, i + 1), dtype, seed=i), None]
-    tensors = [
-        None if kind is None else kind.make(array) for kind, array in zip(kinds, arrays, strict=True)
-    ]
+    tensors = [None if kind is None else kind.make(array) for kind, array in zip(kinds, arrays, strict=True)]
     return tensors, arrays, kinds
 
 
@@ -157,7 +155,8 @@ def assert_mixed(names: list[str], clip: Clip) -> None:
 
 
 LISTED = {
-    name: CLIPS[name] for name in ("clip_by_global_norm", "clip_by_global_norm(use_norm)", "clip_by_block_rms")
+    name: CLIPS[name]
+    for name in ("clip_by_global_norm", "clip_by_global_norm(use_norm)", "clip_by_block_rms")
 }
 EVERY_LISTED = pytest.mark.parametrize("clip", LISTED.values(), ids=LISTED.keys())
 

@@ -417,5 +417,7 @@ def test_nothing_is_written_by_a_call_that_fails() -> None:
 def test_norms_are_written_to_an_array_of_numpy_whatever_the_tensors_are() -> None:
     pytest.importorskip("torch")
     norms = np.zeros(2)
-    fastclip.clip_by_global_norm([to_torch(np.array([3.0, 4.0])), KINDS["torch"].make(np.ones(4))], 1.0, norms=norms)
+    fastclip.clip_by_global_norm(
+        [to_torch(np.array([3.0, 4.0])), KINDS["torch"].make(np.ones(4))], 1.0, norms=norms
+    )
     np.testing.assert_array_equal(norms, [5, 2])

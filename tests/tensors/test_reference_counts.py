@@ -25,6 +25,7 @@ def values(shape: Any = (30,), dtype: Any = np.float32, seed: int = 1) -> Any:
 
 def assert_unchanged_counts(objects: list[Any], call: Callable[[], object]) -> None:
     """Checks that calls leave the reference counts of objects as they were."""
+
     def counts() -> list[int]:
         return [sys.getrefcount(value) for value in objects]
 

@@ -21,11 +21,13 @@ def assert_readable(message: str, place: str) -> None:
     """Checks a message: it names the argument, is one short paragraph, and holds no trace of C++."""
     assert place in message
     assert len(message) < 600, message
-    assert not re.search(r"\.cpp|\.h:\d|Exception raised from|frame #|0x[0-9a-f]{8}|C\+\+|Traceback", message), message
+    assert not re.search(
+        r"\.cpp|\.h:\d|Exception raised from|frame #|0x[0-9a-f]{8}|C\+\+|Traceback", message
+    ), message
 
 
 def assert_refused(tensor: Any, match: str) -> None:
-    """Checks that every function refuses a tensor as an input and as an output, and that nothing is written."""
+    """Checks that every function refuses a tensor as an input and as an output, and writes nothing."""
     good = np.ones((2, 3), np.float32)
     for name, clip in CLIPS.items():
         for tensors, out in (([tensor], None), ([good], [tensor]), ([tensor], [tensor])):

@@ -10,6 +10,7 @@ import pytest
 import fastclip
 from fastclip import IndexedSlices
 from support import oracle
+from support.attempts import attempt
 from support.clip_calls import CLIPS, NORMS, clips_for
 from support.dtypes import EVERY_FLOAT
 from support.strategies import finite_values
@@ -107,13 +108,12 @@ def test_torch_sparse_tensors_in_place_are_right_or_refused() -> None:
     torch = pytest.importorskip("torch")
     sparse = torch_sparse(rows())
     (expected,), _ = fastclip.clip_by_global_norm([rows()], 0.5)
-    try:
-        (result,), _ = fastclip.clip_by_global_norm([sparse], 0.5, out=[sparse])
-    except TypeError as error:
-        assert "out[0]" in str(error)
+    returned, refusal = attempt(lambda: fastclip.clip_by_global_norm([sparse], 0.5, out=[sparse]), TypeError)
+    if refusal is not None:
+        assert "out[0]" in refusal
         assert oracle.same_bits(from_torch(sparse._values()), rows())
     else:
-        assert result is sparse
+        assert returned[0][0] is sparse
         assert torch.equal(sparse._indices()[0], torch.tensor(ROWS))
         assert oracle.same_bits(from_torch(sparse._values()), expected)
 
@@ -266,10 +266,9 @@ def test_indexed_slices_over_immutable_values_are_refused_as_outputs() -> None:
 
 def test_indexed_slices_over_exporters_and_buffers() -> None:
     for name in ("exporter", "memoryview", "mmap", "ctypes"):
-        try:
-            slices = IndexedSlices(KINDS[name].make(rows()), ROWS, (6, 3))
-        except (TypeError, ValueError) as error:
-            assert "values" in str(error), name
+        slices, refusal = attempt(lambda: IndexedSlices(KINDS[name].make(rows()), ROWS, (6, 3)))  # noqa: B023
+        if refusal is not None:
+            assert "values" in refusal, name
             continue
         (result,), _ = fastclip.clip_by_global_norm([slices], 0.5)
         assert type(result.values) is np.ndarray
