@@ -231,7 +231,7 @@ class Call:
         hostile = self.outcome is not Outcome.READ
         if failed and not isinstance(result, HOSTILE_ERRORS if hostile else ERRORS):
             raise Finding(f"raised {type(result).__name__}: {result}") from result
-        if failed and not isinstance(result, Failure) and not str(result):
+        if failed and not isinstance(result, (Failure, MemoryError)) and not str(result):
             raise Finding(f"{type(result).__name__} without a message")
         if self.outcome is Outcome.REFUSED and not failed:
             raise Finding("a tensor was taken that has to be refused")

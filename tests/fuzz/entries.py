@@ -289,6 +289,7 @@ _FAULTS: tuple[dict[str, Any], ...] = (
     {"shape": (2, 3), "strides": (2**62, 1)},
     {"shape": (2, 3), "strides": (-(2**62), 1)},
     {"shape": (2, 3), "strides": (-(2**63), 1)},
+    {"shape": (2, 3), "strides": (-(2**58), 1)},
     {"shape": (2, 3), "strides": (2**63 - 1, 2**63 - 1)},
     {"shape": (2,), "strides": (1,), "data": 0},
     {"shape": (2,), "strides": (1,), "data": 0, "byte_offset": 64},

@@ -25,6 +25,8 @@ def _each(function: Callable[..., Any]) -> Clip:
 
 def _shape(tensor: Any) -> tuple[int, ...]:
     """Returns the shape of a tensor, or no axes where it has none that NumPy understands."""
+    if hasattr(tensor, "dense_shape"):
+        tensor = tensor.values
     try:
         return np.zeros(np.shape(getattr(tensor, "array", tensor))).shape
     except Exception:

@@ -13,7 +13,7 @@ IMPORTED = """
 import sys
 
 def imported():
-    names = ("torch", "jax", "jaxlib", "tensorflow", "ml_dtypes", "optree", "autograd", "numpy.ma", "cupy")
+    names = ("torch", "jax", "jaxlib", "tensorflow", "ml_dtypes", "autograd", "numpy.ma", "cupy")
     return [name for name in names if name in sys.modules]
 """
 
@@ -150,7 +150,7 @@ else:
         def find_spec(self, name, path=None, target=None):
             if name.partition(".")[0] == "ml_dtypes":
                 if way == "broken":
-                    raise RuntimeError("ml_dtypes is broken")
+                    raise ImportError("ml_dtypes is broken")
                 raise ModuleNotFoundError(f"No module named {name!r}", name=name)
             return None
     sys.meta_path.insert(0, Finder())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -193,6 +194,8 @@ def test_tensors_long_enough_for_several_threads(dtype: np.dtype[Any]) -> None:
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "sliced", "no axes", "empty"])
 @pytest.mark.parametrize("grad_mode", [True, False])
 def test_values_of_tensors_that_require_grad(dtype: np.dtype[Any], layout: str, grad_mode: bool) -> None:
+    if grad_mode and dtype.kind == "c":
+        pytest.skip("complex tensors are not differentiated")
     leaf = to_torch(values(dtype)).requires_grad_()
     with torch.set_grad_enabled(grad_mode):
         tensor = LAYOUTS[layout](leaf)
@@ -202,9 +205,9 @@ def test_values_of_tensors_that_require_grad(dtype: np.dtype[Any], layout: str, 
             assert isinstance(result, torch.Tensor), name
             assert oracle.same_bits(from_torch(result), expected), name
             assert grad_mode or not result.requires_grad, name
-    for norm in NORMS.values():
-        assert oracle.same_bits(norm([tensor]), norm([array]))
-        assert type(norm([tensor])) is type(norm([array]))
+        for norm in NORMS.values():
+            assert oracle.same_bits(norm([tensor]), norm([array]))
+            assert type(norm([tensor])) is type(norm([array]))
 
 
 def test_inference_mode() -> None:
@@ -284,7 +287,7 @@ def test_lazy_outputs_are_right_or_refused(dtype: np.dtype[Any], name: str) -> N
             source = tensor if in_place else array.copy()
             returned, refusal = attempt(lambda: clip([source], out=[tensor]), TypeError)  # noqa: B023
             if refusal is not None:
-                assert "out" in refusal, clip_name
+                assert re.search(r"\b(t|t_list|grads|out)\b", refusal), clip_name
                 assert oracle.same_bits(from_torch(tensor), before), clip_name
             else:
                 assert returned[0] is tensor

@@ -131,14 +131,26 @@ def test_sparse_outputs_that_do_not_match_are_refused() -> None:
 
 
 @pytest.mark.interop("torch")
-def test_other_sparse_tensors_of_torch_are_refused() -> None:
+def test_several_sparse_dimensions_are_clipped_or_refused() -> None:
     torch = pytest.importorskip("torch")
-    two = torch.ones(2, 3).to_sparse(2)
-    for function in (fastclip.global_norm, fastclip.tensor_norms):
-        with pytest.raises(TypeError, match=r"t_list\[1\].*(2|two) sparse dim"):
-            function([np.ones(2), two])
-    with pytest.raises(TypeError, match=r"\bt\b.*(2|two) sparse dim"):
-        fastclip.clip_by_norm(two, 1.0)
+    dense = to_torch(rows()) * (to_torch(rows()) > 0)
+    sparse = dense.to_sparse(2)
+    values = from_torch(sparse._values())
+    assert values.ndim == 1
+    returned, refusal = attempt(lambda: fastclip.clip_by_global_norm([sparse], 0.5), TypeError)
+    if refusal is not None:
+        assert "t_list[0]" in refusal
+        return
+    (result,), norm = returned
+    assert oracle.same_bits(norm, fastclip.global_norm([values]))
+    assert torch.equal(result._indices(), sparse._indices())
+    assert oracle.same_bits(from_torch(result._values()), fastclip.clip_by_norm(values, 0.5))
+    assert torch.equal(result.to_dense(), fastclip.clip_by_norm(dense, 0.5))
+
+
+@pytest.mark.interop("torch")
+def test_sparse_tensors_on_another_device_are_refused() -> None:
+    torch = pytest.importorskip("torch")
     on_meta = torch.sparse_coo_tensor(
         torch.zeros(1, 2, dtype=torch.int64, device="meta"), torch.ones(2, 3, device="meta"), (6, 3)
     )
