@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Generator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -50,7 +51,10 @@ def pytest_report_header() -> list[str]:
     ]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    functions = Path(__file__).parent / "functions"
+    if config.getoption("--tensors") != "numpy" and not any(functions in item.path.parents for item in items):
+        raise pytest.UsageError("--tensors is for the tests of tests/functions, none of which is selected")
     for item in items:
         if item.get_closest_marker("interop") and not _marked_libraries(item):
             raise pytest.UsageError(f'{item.nodeid}: interop names its libraries, as in interop("torch")')

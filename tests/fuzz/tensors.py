@@ -18,7 +18,10 @@ import sys
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType
+from typing import Any
 
 from fuzz import calls
 
@@ -131,14 +134,9 @@ def run_with_coverage(folder: Path, runs: int, with_torch: bool) -> None:
     """Runs atheris, which prefers cases that reach new code of fastclip's Python modules."""
     import atheris
 
-    for name in [
-        name for name in sys.modules if name.partition(".")[0] == "fastclip" and "_core" not in name
-    ]:
-        module = sys.modules[name]
-        for key, value in vars(module).items():
-            if getattr(value, "__module__", None) == name and hasattr(value, "__code__"):
-                with contextlib.suppress(Exception):
-                    setattr(module, key, atheris.instrument_func(value))
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "fastclip":
+            instrument(atheris.instrument_func, module, name)
     folder.mkdir(exist_ok=True)
     for i, case in enumerate(read_corpus()):
         (folder / f"corpus{i}").write_bytes(case)
@@ -148,6 +146,17 @@ def run_with_coverage(folder: Path, runs: int, with_torch: bool) -> None:
 
     atheris.Setup([sys.argv[0], f"-runs={runs}", "-max_len=384", str(folder)], test_one_input)
     atheris.Fuzz()
+
+
+def instrument(instrument_function: Callable[[Any], Any], owner: Any, module: str) -> None:
+    """Replaces the functions of a module, and those of its classes, by instrumented ones."""
+    for name, value in list(vars(owner).items()):
+        if getattr(value, "__module__", None) != module:
+            continue
+        if isinstance(value, FunctionType):
+            setattr(owner, name, instrument_function(value))
+        elif isinstance(value, type) and value.__module__.startswith("fastclip."):
+            instrument(instrument_function, value, module)
 
 
 if __name__ == "__main__":
