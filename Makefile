@@ -143,7 +143,7 @@ fresh-wheel-check: wheel ## install the wheel in a fresh environment, with NumPy
 	@set -e; \
 	fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
 	$(BIN)/python -m venv "$$fresh/venv"; \
-	"$$fresh/venv/bin/python" -m pip --disable-pip-version-check --quiet install dist/fastclip-*.whl; \
+	"$$fresh/venv/bin/python" -m pip --disable-pip-version-check --quiet install dist/fastclip_grad-*.whl; \
 	cp tests/package/wheel_smoke.py "$$fresh"; \
 	cd "$$fresh"; venv/bin/python -I wheel_smoke.py
 

@@ -101,15 +101,15 @@ def adam_step(count: int, size: int) -> Call:
 
 
 def adamw_step(count: int, size: int) -> Call:
-    return step(train.AdamWOptimizer(0.01), count, size)
+    return step(train.AdamWOptimizer(weight_decay=0.01), count, size)
 
 
 def adamw_step_with_global_clipnorm(count: int, size: int) -> Call:
-    return step(train.AdamWOptimizer(0.01, global_clipnorm=1.0), count, size)
+    return step(train.AdamWOptimizer(weight_decay=0.01, global_clipnorm=1.0), count, size)
 
 
 def adamw_step_with_clipnorm(count: int, size: int) -> Call:
-    return step(train.AdamWOptimizer(0.01, clipnorm=1.0), count, size)
+    return step(train.AdamWOptimizer(weight_decay=0.01, clipnorm=1.0), count, size)
 
 
 def adagrad_step(count: int, size: int) -> Call:

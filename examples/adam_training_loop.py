@@ -42,13 +42,12 @@ with tempfile.TemporaryDirectory() as directory:
     weights = [Variable(array) for array in first_weights]
     optimizer = AdamOptimizer(0.01, global_clipnorm=1.0)
     train(weights, optimizer, range(0, 600))
-    np.savez(checkpoint, w1=weights[0].numpy(), w2=weights[1].numpy(), **optimizer.state_dict())
+    np.savez(checkpoint, w1=weights[0].numpy(), w2=weights[1].numpy(), **optimizer.state_dict(prefix="adam."))
 
-    with np.load(checkpoint) as saved:
-        state = dict(saved)
-    resumed = [Variable(state.pop("w1")), Variable(state.pop("w2"))]
     optimizer_resumed = AdamOptimizer(0.01, global_clipnorm=1.0)
-    optimizer_resumed.load_state_dict(state, resumed)
+    with np.load(checkpoint) as saved:
+        resumed = [Variable(saved["w1"]), Variable(saved["w2"])]
+        optimizer_resumed.load_state_dict(saved, resumed, prefix="adam.")
     print("resumed")
     train(resumed, optimizer_resumed, range(600, 1000))
 

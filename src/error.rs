@@ -14,9 +14,6 @@ pub enum Error {
     /// A row index is out of range.
     #[error("{0}")]
     Index(String),
-    /// Inputs contain NaN or infinity, and the caller chose to raise.
-    #[error("{0}")]
-    NonFinite(String),
     /// An allocation failed.
     #[error(transparent)]
     Memory(#[from] OutOfMemory),

@@ -15,6 +15,9 @@ import pytest
 # Plots are drawn to files, also on machines without a screen.
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+# Programs that tests check and run; the search for doctests would import them.
+collect_ignore_glob = ["package/typing_cases/*"]
+
 # No deadline, as a shared machine is sometimes slow. CI uses the same examples on every run.
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)

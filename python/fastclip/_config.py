@@ -28,7 +28,6 @@ class Config(TypedDict):
     isa_detected: str
     isa_available: list[str]
     threads: int
-    gpu_adapters: list[str]
 
 
 #: Largest number of threads accepted. No machine has more, so that a larger number is a mistake.
@@ -153,13 +152,13 @@ def config() -> Config:
     dict
         ``version``; ``isa``, the SIMD level in use; ``isa_detected``, the highest level of the processor
         (the environment variable ``FASTCLIP_ISA`` selects a lower one of ``isa_available``); ``threads``, see
-        :func:`get_num_threads`; ``gpu_adapters``, empty in a build without the GPU path.
+        :func:`get_num_threads`.
 
     Examples
     --------
     >>> import fastclip
     >>> sorted(fastclip.config())
-    ['gpu_adapters', 'isa', 'isa_available', 'isa_detected', 'threads', 'version']
+    ['isa', 'isa_available', 'isa_detected', 'threads', 'version']
     """
     return {
         "version": _core.__version__,
@@ -167,7 +166,6 @@ def config() -> Config:
         "isa_detected": _core.isa_detected(),
         "isa_available": _core.isa_levels(),
         "threads": _core.get_num_threads(),
-        "gpu_adapters": [],
     }
 
 
@@ -181,10 +179,8 @@ def show_config() -> None:
     fastclip ...
     SIMD level: ...
     threads: ...
-    GPU adapters: none (this build has no GPU path)
     """
     current = config()
     print(f"fastclip {current['version']}")
     print(f"SIMD level: {current['isa']} (available: {', '.join(current['isa_available'])})")
     print(f"threads: {current['threads']}")
-    print("GPU adapters: none (this build has no GPU path)")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastclip._arguments.numpy_view import numpy_view
 from fastclip._numpy_memory import raises_memory_error
 
 __all__ = ["IndexedSlices"]
@@ -22,8 +23,8 @@ class IndexedSlices:
 
     Parameters
     ----------
-    values : array_like, shape (n, ...)
-        The rows.
+    values : array_like or tensor, shape (n, ...)
+        The rows. A tensor of torch, JAX or TensorFlow is kept as it is.
     indices : array_like of int, shape (n,)
         Index of each row in the larger tensor.
     dense_shape : sequence of int, optional
@@ -68,7 +69,7 @@ class IndexedSlices:
         indices: npt.ArrayLike,
         dense_shape: Sequence[int] | npt.NDArray[np.integer[Any]] | None = None,
     ) -> None:
-        self.values = values if isinstance(values, np.ndarray) else np.asarray(values)
+        self.values = values if hasattr(type(values), "__dlpack__") else np.asarray(values)
         self.indices = indices if isinstance(indices, np.ndarray) else np.asarray(indices)
         if self.indices.size == 0 and self.indices.dtype.kind == "f":
             self.indices = self.indices.astype(np.intp)
@@ -90,10 +91,9 @@ class IndexedSlices:
             )
 
     @property
-    def dtype(self) -> np.dtype[Any]:
-        """Data type of the values."""
-        dtype: np.dtype[Any] = self.values.dtype
-        return dtype
+    def dtype(self) -> Any:
+        """Data type of the values: a NumPy dtype, or that of the tensor's library."""
+        return self.values.dtype
 
     @property
     def shape(self) -> tuple[int, ...] | None:
@@ -168,8 +168,11 @@ class IndexedSlices:
 
     def _summed(self, rows: int, position: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Returns an array of `rows` rows, where each value is added to the row at its position."""
-        dtype = self.values.dtype
+        values = self.values
+        if not isinstance(values, np.ndarray):
+            values = numpy_view(values, "values")
+        dtype = values.dtype
         is_16_bit = dtype.itemsize == 2 and dtype.kind not in "iu"
-        sums = np.zeros((rows, *self.values.shape[1:]), np.float32 if is_16_bit else dtype)
-        np.add.at(sums, position, self.values.astype(np.float32) if is_16_bit else self.values)
+        sums = np.zeros((rows, *values.shape[1:]), np.float32 if is_16_bit else dtype)
+        np.add.at(sums, position, values.astype(np.float32) if is_16_bit else values)
         return sums.astype(dtype) if is_16_bit else sums

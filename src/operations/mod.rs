@@ -3,6 +3,7 @@
 pub mod axes;
 pub mod clamp;
 pub mod clip;
+pub mod gradient_clipping;
 pub mod magnitude;
 pub mod norms;
 pub mod rules;

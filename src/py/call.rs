@@ -2,11 +2,12 @@
 
 use super::raise::{check_memory, panic_error};
 use super::reserve;
+use super::tensors::opened::Lent;
 use pyo3::prelude::*;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Bytes of a pass from which on a call checks for signals between its passes.
-const SIGNAL_BYTES: usize = 8 << 20;
+pub const SIGNAL_BYTES: usize = 8 << 20;
 
 /// Runs a call from Python. A panic, which is a defect, becomes a `RuntimeError`, or a `MemoryError` if memory ran out.
 /// (`PyO3`'s exception for panics is no `Exception`, and `except Exception` does not catch it.)
@@ -35,14 +36,16 @@ pub fn detached<R: Send>(py: Python<'_>, work: impl FnOnce() -> PyResult<R> + Se
 
 /// Runs the last checks between measuring and writing. Raises a `MemoryError` if the memory reserve was used. Lets
 /// handlers of pending signals run, and raise, if the pass before was of so many `bytes` that a user may have
-/// interrupted it.
-pub fn before_writing(bytes: usize) -> PyResult<()> {
+/// interrupted it; then checks that they have left the call the memory that was lent to it.
+pub fn before_writing(bytes: usize, lent: &Lent) -> PyResult<()> {
     if reserve::was_used() {
         Python::attach(check_memory)?;
     }
-    #[allow(
-        clippy::redundant_closure_for_method_calls,
-        reason = "the method is not general enough in its lifetime"
-    )]
-    if bytes >= SIGNAL_BYTES { Python::attach(|py| py.check_signals()) } else { Ok(()) }
+    if bytes < SIGNAL_BYTES {
+        return Ok(());
+    }
+    Python::attach(|py| {
+        py.check_signals()?;
+        lent.check(py)
+    })
 }

@@ -14,6 +14,8 @@ mod raise;
 mod reserve;
 mod settings;
 mod step;
+mod tensors;
+mod trees;
 
 use pyo3::pymodule;
 
@@ -21,11 +23,11 @@ use pyo3::pymodule;
 #[pymodule(gil_used = false)]
 mod _core {
     #[pymodule_export]
-    use super::arrays::plain::{is_plain, plain_list};
+    use super::arrays::plain::is_plain;
     #[pymodule_export]
     use super::bandwidth::{bandwidth_copy, bandwidth_read, bandwidth_scale};
     #[pymodule_export]
-    use super::functions::by_norm::clip_tensors;
+    use super::functions::by_norm::{clip_by_block_rms, clip_tensor};
     #[pymodule_export]
     use super::functions::by_value::clip_by_value;
     #[pymodule_export]
@@ -57,12 +59,16 @@ mod _core {
     use super::step::slots::{CallerSlots, Slots};
     #[pymodule_export]
     use super::step::take_step;
+    #[pymodule_export]
+    use super::tensors::door::RecordedByTorch;
+    #[pymodule_export]
+    use super::trees::argument::{Tree, open_tensor, open_tensors, walk};
 
     use super::arrays::{ndarray_type, output, overlap};
     use super::raise;
     use crate::engine::{isa, process, threads};
     use pyo3::exceptions::PyMemoryError;
-    use pyo3::prelude::{Bound, PyErr, PyModule, PyModuleMethods, PyResult};
+    use pyo3::prelude::{Bound, PyAnyMethods, PyErr, PyModule, PyModuleMethods, PyResult};
     use pyo3::type_object::PyTypeInfo;
 
     #[pymodule_init]
@@ -73,7 +79,8 @@ mod _core {
         ndarray_type::load_numpy(module.py());
         // fastclip's own types are created now: later, memory could run out.
         output::Buffer::type_object(module.py());
-        raise::NonFiniteError::type_object(module.py());
+        let nonfinite_error = raise::NonFiniteError::type_object(module.py());
+        nonfinite_error.setattr("norms", module.py().None())?;
         // For the same reason, the handle of the main thread is created now: it needs one to wait for other threads.
         drop(std::thread::current());
         // The environment is read now: later, another thread could be changing it.

@@ -1,10 +1,17 @@
-//! The NumPy scalar of a norm. It is created before a call writes, and gets its value after that, when nothing may fail.
+//! Norms as NumPy objects.
+//!
+//! The scalar of a norm is created before a call writes, and gets its value after that, when nothing may fail.
 
 use super::objects::tuple;
-use numpy::npyffi::{NpyTypes, PY_ARRAY_API, get_type_object};
+use numpy::npyffi::{self, NpyTypes, PY_ARRAY_API, get_type_object};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
+
+/// NumPy's type number of float32.
+const FLOAT: i32 = 11;
+/// NumPy's type number of float64.
+const DOUBLE: i32 = 12;
 
 /// A NumPy scalar whose value is set later. It is float32 or float64, depending on the value.
 pub struct NormScalar<'py> {
@@ -18,9 +25,6 @@ impl<'py> NormScalar<'py> {
     /// Creates the scalar. It is float64 with `is_float64`, or if the value is finite and out of range of float32; else
     /// float32.
     pub fn new(py: Python<'py>, is_float64: bool) -> PyResult<Self> {
-        // NumPy's type numbers.
-        const FLOAT: i32 = 11;
-        const DOUBLE: i32 = 12;
         let zero = |type_number: i32, class: NpyTypes| {
             let mut zero = 0.0_f64;
             // SAFETY: the descriptor is a new reference, which the scalar does not steal. The bytes of `zero` are 0 in
@@ -91,5 +95,23 @@ fn set_value<'py, T>(
             unsafe { scalar(&float64).as_ptr().add(1).cast::<f64>().write(value) };
             float64
         }
+    }
+}
+
+/// Creates a float64 array of norms.
+pub fn norm_array<'py>(py: Python<'py>, norms: &[f64]) -> PyResult<Bound<'py, PyAny>> {
+    let mut len = norms.len() as npyffi::npy_intp;
+    // SAFETY: the descriptor is a new reference, which `PyArray_Empty` steals, also if it fails. The new array has one
+    // axis with an element for each norm, and no other code has it yet.
+    unsafe {
+        let descr = PY_ARRAY_API.PyArray_DescrFromType(py, DOUBLE);
+        if descr.is_null() {
+            return Err(PyErr::fetch(py));
+        }
+        let array = PY_ARRAY_API.PyArray_Empty(py, 1, &raw mut len, descr, 0);
+        let array = Bound::from_owned_ptr_or_err(py, array)?;
+        let data = (*array.as_ptr().cast::<npyffi::PyArrayObject>()).fields.data.cast::<f64>();
+        std::ptr::copy_nonoverlapping(norms.as_ptr(), data, norms.len());
+        Ok(array)
     }
 }

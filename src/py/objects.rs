@@ -5,7 +5,7 @@ use crate::allocation::{reserve, with_capacity};
 use crate::error::Error;
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyList, PyTuple};
+use pyo3::types::{PyBool, PyDict, PyList, PyTuple};
 
 /// Creates a Python float.
 pub fn float(py: Python<'_>, value: f64) -> PyResult<Bound<'_, PyAny>> {
@@ -76,6 +76,41 @@ pub fn copy_to_list<'py>(items: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyLis
         Bound::from_owned_ptr_or_err(items.py(), list)?
     };
     Ok(list.cast_into::<PyList>()?)
+}
+
+/// Copies the entries of any sequence or iterable of Python's own types to a new list.
+pub fn sequence_to_list<'py>(items: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyList>> {
+    // SAFETY: the call returns a new list, or null with an error set.
+    let list = unsafe { Bound::from_owned_ptr_or_err(items.py(), ffi::PySequence_List(items.as_ptr()))? };
+    Ok(list.cast_into::<PyList>()?)
+}
+
+/// Copies the entries of a list to a new tuple.
+pub fn list_to_tuple<'py>(items: &Bound<'py, PyList>) -> PyResult<Bound<'py, PyTuple>> {
+    // SAFETY: the call returns a new tuple, or null with an error set.
+    let tuple = unsafe { Bound::from_owned_ptr_or_err(items.py(), ffi::PyList_AsTuple(items.as_ptr()))? };
+    Ok(tuple.cast_into::<PyTuple>()?)
+}
+
+/// Creates an empty dict.
+pub fn dict(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    // SAFETY: the call returns a new dict, or null with an error set.
+    let dict = unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyDict_New())? };
+    Ok(dict.cast_into::<PyDict>()?)
+}
+
+/// Returns a new list of the keys of a dict.
+pub fn dict_keys<'py>(dict: &Bound<'py, PyDict>) -> PyResult<Bound<'py, PyList>> {
+    // SAFETY: the call returns a new list, or null with an error set.
+    let keys = unsafe { Bound::from_owned_ptr_or_err(dict.py(), ffi::PyDict_Keys(dict.as_ptr()))? };
+    Ok(keys.cast_into::<PyList>()?)
+}
+
+/// Returns a new list of the values of a dict.
+pub fn dict_values<'py>(dict: &Bound<'py, PyDict>) -> PyResult<Bound<'py, PyList>> {
+    // SAFETY: the call returns a new list, or null with an error set.
+    let values = unsafe { Bound::from_owned_ptr_or_err(dict.py(), ffi::PyDict_Values(dict.as_ptr()))? };
+    Ok(values.cast_into::<PyList>()?)
 }
 
 /// Creates a tuple.

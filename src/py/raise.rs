@@ -1,7 +1,8 @@
 //! Exceptions: the one module that chooses exception types.
 
 use super::arrays::argument_name::ArgumentName;
-use super::reserve;
+use super::norm_scalar::norm_array;
+use super::{objects, reserve};
 use crate::allocation::OutOfMemory;
 use crate::error::Error;
 use pyo3::exceptions::{
@@ -14,7 +15,14 @@ pyo3::create_exception!(
     fastclip,
     NonFiniteError,
     PyArithmeticError,
-    "NaN or infinity among the inputs of a call with ``on_nonfinite=\"raise\"``; nothing was written."
+    "NaN or infinity among the inputs of a call with ``on_nonfinite=\"raise\"``; nothing was written.
+
+Attributes
+----------
+norms : ndarray of float64, or None
+    The norm of each tensor that is not None, in their order: NaN or infinite for the tensors that the message names. An
+    optimizer has divided them by its loss scale. None if the tensors were not measured, because the call was passed
+    their norm (`use_norm`)."
 );
 
 /// Creates an exception at once, by calls that raise a `MemoryError` where memory runs out. (`PyO3` creates exceptions
@@ -36,7 +44,6 @@ impl From<Error> for PyErr {
         Python::attach(|py| match error {
             Error::Type(message) => exception::<PyTypeError>(py, &message),
             Error::Value(message) => exception::<PyValueError>(py, &message),
-            Error::NonFinite(message) => exception::<NonFiniteError>(py, &message),
             Error::Index(message) => exception::<PyIndexError>(py, &message),
             Error::Memory(error) => exception::<PyMemoryError>(py, &error.to_string()),
         })
@@ -75,13 +82,15 @@ pub fn panic_error(py: Python<'_>, panic: &(dyn std::any::Any + Send)) -> PyErr 
     exception::<PyRuntimeError>(py, "fastclip failed internally (a defect: please report it)")
 }
 
-/// Returns the error of `on_nonfinite="raise"`. It names the entries that contain NaN or infinity, whose indices are
-/// `nonfinite`.
+/// Returns the error of `on_nonfinite="raise"`, or the `MemoryError` of an allocation for it. It names the entries that
+/// contain NaN or infinity, whose indices are `nonfinite`. `norms` are those of the tensors, if they were measured.
 pub fn nonfinite_error(
+    py: Python<'_>,
     nonfinite: impl Iterator<Item = usize>,
-    name: ArgumentName<'_, '_>,
+    name: ArgumentName<'_>,
     norm: f64,
-) -> Error {
+    norms: Option<&[f64]>,
+) -> PyErr {
     const SHOWN: usize = 8;
     let (mut shown, mut count) = (String::new(), 0);
     for index in nonfinite {
@@ -92,11 +101,35 @@ pub fn nonfinite_error(
         count += 1;
     }
     let argument = name.argument();
-    Error::NonFinite(match count {
+    let message = match count {
         0 => format!(
             "the norm of {argument} (use_norm, or that of all processes) is {norm}; nothing was written"
         ),
         1..=SHOWN => format!("NaN or infinity in {shown}; nothing was written"),
         _ => format!("NaN or infinity in {count} entries of {argument}: {shown}, …; nothing was written"),
-    })
+    };
+    nonfinite_exception(py, &message, norms).unwrap_or_else(|error| error)
+}
+
+/// Creates a [`NonFiniteError`].
+fn nonfinite_exception(py: Python<'_>, message: &str, norms: Option<&[f64]>) -> PyResult<PyErr> {
+    let class = NonFiniteError::type_object_raw(py).cast();
+    // SAFETY: pointer and length are those of the string. Each call returns a new reference, or null with an error set,
+    // and gets objects of the types that it needs.
+    let error = unsafe {
+        let text = ffi::PyUnicode_FromStringAndSize(message.as_ptr().cast(), message.len().cast_signed());
+        let arguments = objects::tuple(py, [Bound::from_owned_ptr_or_err(py, text)?])?;
+        Bound::from_owned_ptr_or_err(py, ffi::PyObject_CallObject(class, arguments.as_ptr()))?
+    };
+    if let Some(norms) = norms {
+        let norms = norm_array(py, norms)?;
+        // SAFETY: both objects are alive, and the name ends with a zero byte.
+        if unsafe { ffi::PyObject_SetAttrString(error.as_ptr(), c"norms".as_ptr(), norms.as_ptr()) } < 0 {
+            return Err(PyErr::fetch(py));
+        }
+    }
+    check_memory(py)?;
+    // SAFETY: the exception is an instance of the class.
+    unsafe { ffi::PyErr_SetObject(class, error.as_ptr()) };
+    Ok(PyErr::fetch(py))
 }

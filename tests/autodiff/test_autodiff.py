@@ -296,15 +296,14 @@ def test_arguments_are_checked_with_traced_values(call: Callable[[Any], Any], er
         autograd.grad(lambda t: call(t))(np.array([3.0, 4.0]))
 
 
-@pytest.mark.interop("jax", "torch")
-@pytest.mark.parametrize("engine", ["jax", "torch"])
-def test_other_engines_are_refused(engine: str) -> None:
+@pytest.mark.interop("jax")
+def test_jax_is_refused() -> None:
     w = Variable([3.0, 4.0])
     for call in (lambda w: fastclip.clip_by_norm(w, 1.0), lambda w: fastclip.global_norm([w])):
         with pytest.raises(TypeError):
-            compute_gradients(lambda: call(w), [w], backend=engine)  # noqa: B023
+            compute_gradients(lambda: call(w), [w], backend="jax")  # noqa: B023
         with pytest.raises(TypeError):
-            compute_gradients(lambda w: call(w), [w], backend=engine)  # noqa: B023
+            compute_gradients(lambda w: call(w), [w], backend="jax")  # noqa: B023
 
 
 def test_clipping_arrays_and_variables_imports_no_autograd() -> None:

@@ -121,7 +121,7 @@ def test_error_for_a_backend_that_is_not_installed_names_its_extra(engine: str) 
         try:
             compute_gradients(lambda: 0.0, [w], backend={engine!r})
         except ImportError as error:
-            assert "pip install 'fastclip[{engine}]'" in str(error), error
+            assert "pip install 'fastclip-grad[{engine}]'" in str(error), error
         else:
             raise SystemExit("no error")
         """

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 
 from fastclip import Variable
 from fastclip._autodiff.gradients import compute_gradients
+from fastclip.train import GradientDescentOptimizer
 from support import fresh_python
 
 pytest.importorskip("autograd")
@@ -55,6 +59,86 @@ def test_known_gates_and_unused_arguments_change_nothing(gate: int) -> None:
 def test_empty_var_list_raises_like_tensorflow(var_list: Any) -> None:
     with pytest.raises(ValueError, match=r"^No variables to optimize\.$"):
         compute_gradients(lambda: 0.0, var_list)
+
+
+def generator(entries: Any) -> Iterator[Any]:
+    yield from entries
+
+
+@pytest.mark.parametrize(
+    "container",
+    [
+        generator,
+        iter,
+        deque,
+        lambda entries: dict(enumerate(entries)).values(),
+        lambda entries: dict.fromkeys(entries).keys(),
+        itertools.chain,
+        lambda entries: [generator(entries[:1]), {"rest": generator(entries[1:])}],
+    ],
+    ids=["generator", "iterator", "deque", "values", "keys", "chain", "nested"],
+)
+def test_var_list_may_be_any_iterable_with_an_order(container: Any) -> None:
+    variables = [Variable([1.0]), Variable([2.0]), Variable([3.0])]
+    pairs = compute_gradients(lambda a, b, c: anp.sum(a * b * b * c), container(variables))
+    assert [v for _, v in pairs] == variables
+    assert [g.tolist() for g, _ in pairs] == [[12.0], [12.0], [4.0]]
+    optimizer = GradientDescentOptimizer(1.0)
+    optimizer.minimize(lambda: anp.sum(variables[0] * variables[2]), var_list=container(variables))
+    assert [float(v.value[0]) for v in variables] == [-2.0, 2.0, 2.0]
+
+
+@pytest.mark.interop("torch")
+def test_var_list_may_be_the_parameters_of_a_module() -> None:
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Linear(3, 2)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    optimizer = GradientDescentOptimizer(1.0)
+    optimizer.minimize(lambda: model(torch.ones(3)).sum(), var_list=model.parameters())
+    for parameter, start in zip(model.parameters(), before, strict=True):
+        assert torch.equal(parameter.detach(), start - 1.0)
+    optimizer.load_state_dict(optimizer.state_dict(), model.parameters())
+
+
+@pytest.mark.parametrize("call", ["compute_gradients", "minimize", "load_state_dict"])
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("kind", ["empty", "used up", "zip"])
+def test_iterator_that_yields_nothing_is_refused(call: str, nested: bool, kind: str) -> None:
+    variables = [Variable([1.0])]
+    optimizer = GradientDescentOptimizer(1.0)
+    iterator: Any = generator([] if kind == "empty" else variables)
+    if kind != "empty":
+        list(iterator)
+    iterator = zip(iterator, strict=False) if kind == "zip" else iterator
+    passed = [variables[0], iterator] if nested else iterator
+    path = r"var_list\[1\]" if nested else "var_list"
+    calls: dict[str, Any] = {
+        "compute_gradients": lambda: compute_gradients(lambda *values: 0.0, passed),
+        "minimize": lambda: optimizer.minimize(lambda *values: 0.0, var_list=passed),
+        "load_state_dict": lambda: optimizer.load_state_dict(optimizer.state_dict(), passed),
+    }
+    match = rf"^{path} is a (generator|zip) that is empty or was used up before"
+    with pytest.raises(ValueError, match=match):
+        calls[call]()
+
+
+@pytest.mark.parametrize("kind", [set, frozenset])
+def test_set_is_refused_because_it_has_no_order(kind: Any) -> None:
+    variables = kind([Variable([1.0])])
+    with pytest.raises(TypeError, match=rf"var_list is a {kind.__name__}, which has no order"):
+        compute_gradients(lambda *values: 0.0, variables)
+    optimizer = GradientDescentOptimizer(1.0)
+    with pytest.raises(TypeError, match=rf"var_list is a {kind.__name__}, which has no order"):
+        optimizer.load_state_dict(optimizer.state_dict(), variables)
+
+
+def test_error_of_an_iterator_is_propagated() -> None:
+    def failing() -> Iterator[Any]:
+        yield Variable([1.0])
+        raise KeyError("lost")
+
+    with pytest.raises(KeyError, match="lost"):
+        compute_gradients(lambda value: 0.0, failing())
 
 
 def test_missing_registered_variables_raise_like_tensorflow() -> None:

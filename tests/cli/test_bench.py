@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from fastclip.cli.bench.measuring.import_time import ImportTime
 from fastclip.cli.bench.measuring.machine import describe_machine
 from fastclip.cli.bench.measuring.other_load import OtherLoad
 from fastclip.cli.bench.measuring.peak_memory import PeakMemory
-from fastclip.cli.bench.reporting.table import print_rows
+from fastclip.cli.bench.reporting.results import Results
+from fastclip.cli.bench.reporting.table import print_outcomes, print_rows
 from fastclip.cli.bench.reporting.timed_row import TimedRow
 from fastclip.cli.bench.suites import targets
 from support.fresh_python import run as run_in_fresh_python
@@ -244,16 +246,16 @@ def without_rich_and_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_json_works_without_rich_and_matplotlib(capsys: pytest.CaptureFixture[str]) -> None:
     row = ["--case", "mlp/f32/in-place/clipped"]
     assert main([*SMALL, *row]) == 2
-    assert "fastclip[cli]" in capsys.readouterr().err
+    assert "fastclip-grad[cli]" in capsys.readouterr().err
     assert main([*SMALL, *row, "--json", "--plot", "plot.png"]) == 2
-    assert "fastclip[cli]" in capsys.readouterr().err
+    assert "fastclip-grad[cli]" in capsys.readouterr().err
     assert main([*SMALL, *row, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"]
 
 
 def test_each_target_names_an_existing_row_and_contender() -> None:
     rows = {row.name for row in benchmark_rows.rows("full")} | {"memory/f32/out-of-place", "import"}
-    against = {*peers.PEERS, "limit", "inputs + outputs", "import numpy"}
+    against = {*peers.PEERS, "limit", "its arrays", "import numpy"}
     for target in targets.TARGETS:
         assert target.row in rows
         assert target.against in against
@@ -266,7 +268,7 @@ def test_targets_are_met_missed_or_not_measured() -> None:
     )
     assert [outcome.verdict for outcome in outcomes[:3]] == ["met", "missed", "not measured"]
     assert len(outcomes) == len(targets.TARGETS)
-    assert outcomes[2].target is third
+    assert outcomes[2].target == third
 
 
 @pytest.mark.parametrize(("at_most", "code", "verdict"), [(1e9, 0, "met"), (0.0, 1, "missed")])
@@ -279,7 +281,7 @@ def test_check_exits_with_1_if_a_target_is_missed(
 ) -> None:
     monkeypatch.setitem(SHAPES, "full", SHAPES["small"])
     row = "mlp/f32/in-place/clipped"
-    goals = (targets.Target(row, "numpy", at_most), targets.Target("import", "import numpy", 15.0, "ms"))
+    goals = (targets.Target(row, "numpy", at_most), targets.Target("import", "import numpy", 0.3))
     monkeypatch.setattr(targets, "TARGETS", goals)
     command = ["bench", "--check", "--rounds", "1", "--peers", "numpy", "--case", row]
     assert main([*command, "--json"]) == code
@@ -287,6 +289,54 @@ def test_check_exits_with_1_if_a_target_is_missed(
     assert [target["verdict"] for target in results] == [verdict, "not measured"]
     assert main(command) == code
     assert verdict in capsys.readouterr().out
+
+
+def test_quick_check_allows_twice_the_ratios_and_ignores_rows_that_were_disturbed() -> None:
+    first, second = benchmark_rows.rows("small")[:2]
+    goals = [targets.Target(row.name, "numpy", 1.0) for row in (first, second)]
+    goals.append(targets.Target("memory/f32/out-of-place", "its arrays", 16.0, "MiB"))
+
+    def verdicts(ratio: float, other_cores: float, quick: bool) -> list[str]:
+        times = {"fastclip": timing.Timing([ratio]), "numpy": timing.Timing([1.0])}
+        labels = dict.fromkeys(times, "")
+        results = Results(goals)
+        results.rows = [
+            TimedRow(first, times, labels, other_cores=other_cores),
+            TimedRow(second, times, labels, other_cores=None),
+        ]
+        results.memory = PeakMemory(input_bytes=0, output_bytes=0, peak_bytes=17 << 20)
+        return [outcome.verdict for outcome in results.outcomes(quick)]
+
+    assert verdicts(1.9, 0.0, quick=True) == ["met", "met", "missed"]
+    assert verdicts(1.9, 0.0, quick=False) == ["missed", "missed", "missed"]
+    assert verdicts(2.1, 0.0, quick=True) == ["missed", "missed", "missed"]
+    assert verdicts(2.1, 1.0, quick=True) == ["unclear", "missed", "missed"]
+    assert verdicts(2.1, 1.0, quick=False) == ["missed", "missed", "missed"]
+
+
+def test_only_the_memory_target_is_absolute() -> None:
+    all_targets = [*targets.TARGETS, *targets.TRAINING_TARGETS]
+    assert {target.row for target in all_targets if target.unit != "x"} == {"memory/f32/out-of-place"}
+
+
+@pytest.mark.parametrize("verdict", ["met", "missed", "unclear"])
+def test_names_of_targets_are_printed_whole(verdict: str) -> None:
+    at_most = 0.0 if verdict != "met" else 1e9
+    all_targets = [*targets.TARGETS, *targets.TRAINING_TARGETS]
+    outcomes = [
+        targets.Outcome(replace(target, at_most=at_most), 123.4, verdict == "unclear")
+        for target in all_targets
+    ]
+    console = Console(record=True, width=80, file=io.StringIO())
+    print_outcomes(console, outcomes)
+    lines = console.export_text().splitlines()
+    for target in all_targets:
+        assert any(line.split()[:1] == [target.row] and target.against in line for line in lines), target
+    assert sum(line.split()[-1:] == [verdict] for line in lines) == len(all_targets)
+
+    print_outcomes(console, [targets.Outcome(target, None) for target in all_targets])
+    text = " ".join(console.export_text().split())
+    assert all(target.row in text for target in all_targets)
 
 
 def test_failing_peer_is_omitted_and_its_error_is_printed(
@@ -309,6 +359,7 @@ def test_excess_memory_and_import_time_are_computed() -> None:
     assert memory.excess_bytes == memory.to_dict()["excess_bytes"] == 30
     imports = ImportTime(fastclip=[0.3, 0.2, 0.9], numpy=[0.1, 0.1, 0.5])
     assert imports.difference == pytest.approx(0.2)
+    assert imports.ratio == pytest.approx(2.0)
 
 
 def test_ratio_is_that_of_medians_and_none_without_the_peer() -> None:

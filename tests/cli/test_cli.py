@@ -507,21 +507,25 @@ def test_output_keeps_its_mode_and_its_symbolic_link(gradients: dict[str, Array]
     assert exact_norm(load(path)) == pytest.approx(1.0, rel=1e-3)
 
 
-def test_error_without_safetensors_names_the_extra(
+def test_safetensors_need_no_package_but_for_bfloat16(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = save(tmp_path / "in.safetensors", {"g": np.ones(2)})
+    brain = save(tmp_path / "brain.safetensors", {"g": np.ones(2, BFLOAT16)})
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    assert main(["clip", str(path), str(path), "--global-norm", "1"]) == 2
-    assert "fastclip[cli]" in one_line(capsys.readouterr().err)
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    assert main(["clip", str(path), str(path), "--global-norm", "1"]) == 0
+    capsys.readouterr()
+    assert main(["clip", str(brain), str(path), "--global-norm", "1"]) == 2
+    assert "fastclip-grad[cli]" in one_line(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--global-norm", "1"], ["norm 5,", "scale 0.2", "1 tensors, 2 elements"]),
-        (["--norm", "1"], ["1 of 1 tensors clipped", "largest norm 5"]),
-        (["--value", "0", "3.5"], ["1 of 2 elements clipped"]),
+        (["--global-norm", "1"], ["norm 5,", "scale 0.2", ": 1 tensor, 2 elements\n"]),
+        (["--norm", "1"], ["1 of 1 tensor clipped", "largest norm 5"]),
+        (["--value", "0", "3.5"], ["1 of 2 elements clipped\n"]),
     ],
 )
 def test_report_as_text(
@@ -538,6 +542,91 @@ def test_report_mentions_nonfinite_tensors(tmp_path: Path, capsys: pytest.Captur
     path = save(tmp_path / "in.npz", {"a": np.array([3.0, 4.0]), "b": np.array([np.nan])})
     assert main(["clip", str(path), str(tmp_path / "out.npz"), "--norm", "1"]) == 0
     text = capsys.readouterr().out
-    assert "largest norm 5, smallest scale 0.2; 1 of 2 tensors clipped; NaN or inf was found in 1" in text
+    assert (
+        "largest norm 5, smallest scale 0.2; 1 of 2 tensors clipped; NaN or inf was found in 1 tensor\n"
+        in text
+    )
     assert main(["clip", str(path), str(tmp_path / "out.npz"), "--global-norm", "1"]) == 0
     assert "NaN or inf was found" in capsys.readouterr().out
+
+
+def test_value_option_mentions_nan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save(tmp_path / "in.npz", {"a": np.array([3.0, np.nan, np.inf]), "b": np.array([np.nan])})
+    command = ["clip", str(path), str(tmp_path / "out.npz"), "--value", "-1", "1"]
+    assert main(command) == 0
+    assert "2 of 4 elements clipped; NaN was found in 2 elements, and stays NaN\n" in capsys.readouterr().out
+    np.testing.assert_array_equal(load(tmp_path / "out.npz")["a"], [1.0, np.nan, 1.0])
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["nan"] == 2
+
+
+def test_bounds_beyond_the_dtype_cause_no_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save(tmp_path / "in.npz", {"g": np.array([1.0, np.inf], np.float16)})
+    assert main(["clip", str(path), str(path), "--value", "-1e9", "1e9"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [(["'w 1'"], "in entry 'w 1';"), (["'a'", "'w 1'"], "in 2 entries: 'a', 'w 1';")],
+)
+def test_entries_with_nan_are_called_by_their_names_in_the_file(
+    broken: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arrays: dict[str, Array] = {
+        name: np.array([np.nan if repr(name) in broken else 1.0]) for name in ("a", "fine", "w 1")
+    }
+    path = save(tmp_path / "in.npz", arrays)
+    command = ["clip", str(path), str(path), "--global-norm", "1", "--on-nonfinite", "raise"]
+    assert main(command) == 1
+    message = one_line(capsys.readouterr().err)
+    assert said in message
+    assert "t_list" not in message
+
+
+@pytest.mark.parametrize("option", [["--global-norm", "1"], ["--norm", "1"], ["--value", "0", "1"]])
+@pytest.mark.parametrize(
+    "array",
+    [np.ones(2, np.longdouble), np.array(["a"]), np.zeros(2, [("x", "f4")])],
+    ids=lambda a: a.dtype.kind,
+)
+def test_entries_that_cannot_be_clipped_are_called_by_their_names_in_the_file(
+    array: Array, option: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if array.dtype.kind == "f" and array.dtype == np.float64:
+        pytest.skip("longdouble is float64 here")
+    path = save(tmp_path / "in.npz", {"w": array})
+    assert main(["clip", str(path), str(tmp_path / "out.npz"), *option, "--skip-integers"]) == 2
+    message = one_line(capsys.readouterr().err)
+    assert "entry 'w' is of type" in message
+    assert "t_list" not in message
+    assert not (tmp_path / "out.npz").exists()
+
+
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "float8_e5m2", "float8_e5m2fnuz"])
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_float8_is_refused(
+    kind: str, suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    array = np.ones(3, getattr(ml_dtypes, kind))
+    path = tmp_path / f"in{suffix}"
+    if suffix == ".npz":
+        np.savez(path, g=array)
+    else:
+        names = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e5m2fnuz": "F8_E5M2FNUZ"}
+        write_safetensors(path, {"g": {"dtype": names[kind], "shape": [3], "data_offsets": [0, 3]}}, bytes(3))
+    assert main(["clip", str(path), str(tmp_path / "out.safetensors"), "--value", "0", "1"]) == 2
+    assert "'g'" in one_line(capsys.readouterr().err)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def write_safetensors(path: Path, header: dict[str, Any], data: bytes) -> Path:
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return path
+
+
+def test_info_does_not_mention_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    fastclip.show_config()
+    assert "GPU" not in capsys.readouterr().out

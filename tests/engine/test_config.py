@@ -13,11 +13,10 @@ LEVELS = {"scalar", "sse2", "sse4.2", "avx2", "avx512", "neon"}
 
 def test_config() -> None:
     config = fastclip.config()
-    assert config["version"] == importlib.metadata.version("fastclip") == fastclip.__version__
+    assert config["version"] == importlib.metadata.version("fastclip-grad") == fastclip.__version__
     assert config["isa"] in LEVELS
     assert config["isa_detected"] in LEVELS
     assert config["threads"] == fastclip.get_num_threads()
-    assert isinstance(config["gpu_adapters"], list)
 
 
 def test_config_is_a_copy() -> None:

@@ -105,6 +105,9 @@ def test_nonfinite_element_of_one_rank_affects_every_rank(bad: float) -> None:
     assert all(isinstance(error, fastclip.NonFiniteError) for error in errors)
     assert "t_list[1]" not in str(errors[1])
     assert "t_list[0]" in str(errors[1])
+    # Each rank has the norms of its own tensors.
+    np.testing.assert_array_equal(errors[0].norms, [np.sqrt(3.0)])
+    np.testing.assert_array_equal(errors[1].norms, [bad])
 
 
 def test_raise_for_another_ranks_nonfinite_element_writes_nothing() -> None:

@@ -149,6 +149,52 @@ def test_message_for_thousands_of_nonfinite_entries_is_short() -> None:
     assert len(str(caught.value)) < 5000
 
 
+@pytest.mark.parametrize("order", [0.5, 1, 2, 3, math.inf])
+@pytest.mark.parametrize("out", [False, True])
+@pytest.mark.parametrize("with_norms", [False, True])
+def test_error_has_the_norm_of_every_tensor(order: float, out: bool, with_norms: bool) -> None:
+    arrays = [np.array([3.0, -4.0]), None, np.array([1, np.inf], np.float32), np.ones((2, 3), np.complex64)]
+    arrays += [np.zeros(0), np.array(np.nan)]
+    given = np.full(5, -1.0) if with_norms else None
+    with pytest.raises(fastclip.NonFiniteError) as caught:
+        fastclip.clip_by_global_norm(
+            arrays, 1.0, ord=order, on_nonfinite="raise", out=arrays if out else None, norms=given
+        )
+    norms = caught.value.norms
+    assert type(norms) is np.ndarray
+    assert norms.dtype == np.float64
+    assert norms.flags.owndata
+    np.testing.assert_array_equal(
+        norms,
+        [
+            fastclip.global_norm([np.asarray(a, np.result_type(a, np.float64))], ord=order)
+            for a in arrays
+            if a is not None
+        ],
+    )
+    assert np.isfinite(norms).tolist() == [True, False, True, True, False]
+    # Nothing was written.
+    assert given is None or (given == -1.0).all()
+
+
+def test_norms_of_the_error_are_those_that_a_call_without_it_writes() -> None:
+    rng = np.random.default_rng(3)
+    arrays = [rng.standard_normal(n).astype(t) for n in (5, 70_001, 300) for t in ("f2", "f4", "f8")]
+    written = np.zeros(len(arrays))
+    fastclip.clip_by_global_norm(arrays, 1.0, norms=written)
+    with pytest.raises(fastclip.NonFiniteError) as caught:
+        fastclip.clip_by_global_norm([*arrays, np.array([np.nan])], 1.0, on_nonfinite="raise")
+    assert caught.value.norms is not None
+    assert caught.value.norms[:-1].tobytes() == written.tobytes()
+
+
+def test_error_of_a_given_norm_has_no_norms() -> None:
+    with pytest.raises(fastclip.NonFiniteError) as caught:
+        fastclip.clip_by_global_norm([np.ones(2)], 1.0, use_norm=np.nan, on_nonfinite="raise")
+    assert caught.value.norms is None
+    assert fastclip.NonFiniteError("message").norms is None
+
+
 def test_error_is_an_arithmetic_error() -> None:
     assert issubclass(fastclip.NonFiniteError, ArithmeticError)
 

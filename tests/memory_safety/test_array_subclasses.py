@@ -189,37 +189,39 @@ print("done")
 CORE = (
     SETUP
     + """
-names = ("t", ["t"], "out", ["out"])
+def opened(array, name="t"):
+    return _core.open_tensor(array, name)
+
 x, zeros = numbers(), np.zeros(SHAPE, np.float32)
 want = fastclip.clip_by_global_norm([x], 1.0)[0][0]
 t = subclassed(numbers())
-result = attempt(lambda: _core.clip_by_global_norm([t], 1.0, None, 2.0, None, "propagate", None, names))
+result = attempt(lambda: _core.clip_by_global_norm([t], 1.0, None, 2.0, None, "propagate", None))
 if result is not None:
     assert_same(result[0][0], want)
 out = subclassed(zeros.copy())
-result = attempt(lambda: _core.clip_by_global_norm([t], 1.0, None, 2.0, [out], "propagate", None, names))
+result = attempt(lambda: _core.clip_by_global_norm([t], 1.0, None, 2.0, [out], "propagate", None))
 assert_same(out, want) if result is not None else assert_unchanged(out, zeros)
 guarded = np.full(300, -1.0)
 norms = subclassed(guarded[100:200])
-attempt(lambda: _core.clip_by_global_norm([t] * 100, 1e9, None, 2.0, None, "propagate", norms, names))
+attempt(lambda: _core.clip_by_global_norm([t] * 100, 1e9, None, 2.0, None, "propagate", norms))
 assert (guarded[:100] == -1).all() and (guarded[200:] == -1).all()
-result = attempt(lambda: _core.global_norm([t], 2.0, names))
+result = attempt(lambda: _core.global_norm([t], 2.0))
 assert result is None or result == fastclip.global_norm([x])
-attempt(lambda: _core.tensor_norms([t], 2.0, names))
-attempt(lambda: _core.partial_sums([t], 2.0, names))
-result = attempt(lambda: _core.clip_tensors([t], [1.0], "one", 2.0, None, names))
+attempt(lambda: _core.tensor_norms([t], 2.0))
+attempt(lambda: _core.partial_sums([t], 2.0))
+result = attempt(lambda: _core.clip_tensor(t, 1.0, "one", 2.0, None))
 if result is not None:
-    assert_same(result[0], want)
+    assert_same(result, want)
 low, high = subclassed(np.full(SHAPE, -0.5, np.float32)), subclassed(np.full(SHAPE, 0.5, np.float32))
 result = attempt(lambda: _core.clip_by_value(t, low, high, None))
 if result is not None:
     assert_same(result, x.clip(-0.5, 0.5))
-attempt(lambda: _core.check_no_overlap([t], [out], names))
+attempt(lambda: _core.check_no_overlap(opened(t), opened(out)))
 # Interleaved in memory, so that the overlap check compares more than the address ranges.
 buffer = numbers(offset=3.0)
 left, right = subclassed(buffer[:, :150]), subclassed(buffer[:, 200:350])
 before = buffer.copy()
-result = attempt(lambda: _core.clip_tensors([left], [1.0], "one", 2.0, [right], names))
+result = attempt(lambda: _core.clip_tensor(left, 1.0, "one", 2.0, right))
 if result is not None:
     assert_same(right, fastclip.clip_by_norm(before[:, :150], 1.0))
 else:
@@ -228,18 +230,18 @@ assert buffer[:, :200].tobytes() == before[:, :200].tobytes()
 assert buffer[:, 350:].tobytes() == before[:, 350:].tobytes()
 guarded = np.full(3 * ROWS, -1.0)
 norms = subclassed(guarded[ROWS : 2 * ROWS].reshape(ROWS, 1))
-attempt(lambda: _core.slice_norms([t], [[False, True]], 2.0, [norms], names))
+attempt(lambda: _core.slice_norms(opened(t), [[False, True]], 2.0, [norms]))
 assert (guarded[:ROWS] == -1).all() and (guarded[2 * ROWS :] == -1).all()
 bounds = subclassed(np.full((ROWS, 1), 0.1))
-result = attempt(lambda: _core.clip_slices([t], [[False, True]], [bounds], 2.0, None, names))
+result = attempt(lambda: _core.clip_slices(opened(t), [[False, True]], [bounds], 2.0, None))
 if result is not None:
-    assert_same(result[0], fastclip.clip_by_norm(x, 0.1, axes=[1]))
+    assert_same(result, fastclip.clip_by_norm(x, 0.1, axes=[1]))
 bounds = subclassed(np.full((1, x.shape[1]), 0.1))
-result = attempt(lambda: _core.clip_elements([t], [[False, True]], [bounds], 2.0, None, names))
+result = attempt(lambda: _core.clip_elements(opened(t), [[False, True]], [bounds], 2.0, None))
 if result is not None:
-    assert_same(result[0], fastclip.clip_by_norm(x, 0.1, axes=[1]))
+    assert_same(result, fastclip.clip_by_norm(x, 0.1, axes=[1]))
 out = subclassed(zeros.copy())
-result = attempt(lambda: _core.clip_elements([t], [[False, True]], [bounds], 2.0, [out], names))
+result = attempt(lambda: _core.clip_elements(opened(t), [[False, True]], [bounds], 2.0, opened(out)))
 if result is not None:
     assert_same(out, fastclip.clip_by_norm(x, 0.1, axes=[1]))
 else:

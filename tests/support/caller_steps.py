@@ -48,7 +48,7 @@ class CallerStep:
         self.hyper = self.hyper or [RULES[self.rule][1]]
         self.slots = _core.CallerSlots(self.rule)
         self.clipping = _core.GradientClipping(self.clip, self.bound, self.on_nonfinite)
-        self.skipped, self.report = np.array(0, np.int64), np.zeros(3)
+        self.skipped, self.report = np.array(0, np.int64), np.zeros(5)
 
     def take(self, gradients: list[Any], parameters: list[Parameter], loss_scale: float = 1.0) -> bool:
         pairs = [

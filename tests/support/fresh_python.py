@@ -53,15 +53,23 @@ def run_module(
     return _run(["-m", module, *arguments], [folder, TESTS], env, timeout, 0)
 
 
+def start(script: str, *arguments: str) -> subprocess.Popen[str]:
+    """Starts a script as `run` does, and returns the process, whose stdout and stderr are pipes."""
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script), *arguments],
+        env=_environment([TESTS], None),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 def _run(
     command: list[str], folders: list[Path], env: dict[str, str] | None, timeout: float, expect: int | None
 ) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(CONFIGURING)}
-    paths = [*map(str, folders), *filter(None, [clean.get("PYTHONPATH")])]
-    clean |= {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)} | (env or {})
     done = subprocess.run(
         [sys.executable, *command],
-        env=clean,
+        env=_environment(folders, env),
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -70,3 +78,9 @@ def _run(
     if expect is not None:
         assert done.returncode == expect, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def _environment(folders: list[Path], env: dict[str, str] | None) -> dict[str, str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(CONFIGURING)}
+    paths = [*map(str, folders), *filter(None, [clean.get("PYTHONPATH")])]
+    return clean | {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)} | (env or {})

@@ -60,6 +60,13 @@ def changed_slices(**attributes: Any) -> IndexedSlices:
     return changed
 
 
+def used_up(iterator: Any) -> Any:
+    """Returns an iterator after reading it to its end."""
+    for _ in iterator:
+        pass
+    return iterator
+
+
 GRADIENT, VARIABLE = r"grads_and_vars\[{}\]\[0\]", r"grads_and_vars\[{}\]\[1\]"
 LAST, MATRIX = 4, 1
 
@@ -72,12 +79,39 @@ REFUSED: dict[str, tuple[Callable[[Pairs], Any], type[Exception], str]] = {
         ValueError,
         "No gradients provided for any variable",
     ),
+    "generator that was used up": (
+        lambda pairs: used_up(pair for pair in pairs),
+        ValueError,
+        r"No variables provided\. grads_and_vars is a generator that is empty or was used up before",
+    ),
+    "zip of a generator that was used up": (
+        lambda pairs: zip(used_up(gradient for gradient, _ in pairs), pairs, strict=False),
+        ValueError,
+        r"grads_and_vars is a zip that is empty or was used up before",
+    ),
+    "set": (lambda pairs: {(1, 2)}, TypeError, "grads_and_vars is a set, which has no order"),
+    "frozenset": (lambda pairs: frozenset([(1, 2)]), TypeError, "grads_and_vars is a frozenset"),
     "not iterable": (lambda pairs: 5, TypeError, "grads_and_vars"),
     "None": (lambda pairs: None, TypeError, "grads_and_vars"),
     "array": (lambda pairs: np.zeros((2, 2), np.float32), TypeError, "grads_and_vars"),
     "string": (lambda pairs: "gradients", TypeError, "grads_and_vars"),
     "entry is no pair": (with_entry(np.float32(3)), TypeError, r"grads_and_vars\[4\]"),
     "entry is None": (with_entry(None), TypeError, r"grads_and_vars\[4\]"),
+    "variable first": (
+        lambda pairs: [*pairs[:4], (fastclip.Variable(pairs[4][1]), pairs[4][0])],
+        TypeError,
+        r"grads_and_vars\[4\] has a Variable first and an array .* the order is \(gradient, variable\)",
+    ),
+    "variable first, and slices": (
+        lambda pairs: [*pairs[:4], (fastclip.Variable(pairs[1][1]), pairs[1][0])],
+        TypeError,
+        r"grads_and_vars\[4\] has a Variable first and a IndexedSlices .*\(gradient, variable\)",
+    ),
+    "variable first, and None": (
+        lambda pairs: [*pairs[:4], [fastclip.Variable(pairs[4][1]), None]],
+        TypeError,
+        r"grads_and_vars\[4\] has a Variable first and None second; the order is \(gradient, variable\)",
+    ),
     "entry of one": (lambda p: [*p[:4], (p[4][0],)], TypeError, r"grads_and_vars\[4\]"),
     "entry of three": (lambda p: [*p[:4], (*p[4], 1)], TypeError, r"grads_and_vars\[4\]"),
     # Dense gradients

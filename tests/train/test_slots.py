@@ -137,7 +137,7 @@ def test_state_of_adam_without_moments_or_powers_is_refused() -> None:
             AdamOptimizer().load_state_dict(incomplete, [variable])
 
 
-@pytest.mark.parametrize("kind", [AdamOptimizer, lambda: AdamWOptimizer(0.01)])
+@pytest.mark.parametrize("kind", [AdamOptimizer, lambda: AdamWOptimizer(weight_decay=0.01)])
 @pytest.mark.parametrize("layout", ["strided", "Fortran"])
 def test_sparse_step_of_adam_updates_a_copy_of_any_layout(kind: Any, layout: str) -> None:
     from fastclip import IndexedSlices

@@ -164,9 +164,11 @@ def test_constructor_accepts_tensorflow_arguments_in_their_order(name: str) -> N
     assert parameters[recorded[-1][0]].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
-def test_adamw_accepts_the_arguments_of_tensorflow_contrib() -> None:
+def test_adamw_accepts_the_arguments_of_adam_and_the_weight_decay_by_keyword() -> None:
+    parameter = inspect.signature(optimizer_class("AdamW")).parameters["weight_decay"]
+    assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    assert parameter.default == 0.01
     assert signature_of(optimizer_class("AdamW")) == [
-        ["weight_decay"],
         ["learning_rate", 0.001],
         ["beta1", 0.9],
         ["beta2", 0.999],

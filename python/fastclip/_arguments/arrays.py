@@ -1,33 +1,33 @@
-"""Conversion of array-likes to arrays and of numbers to floats, with errors that name the argument.
-
-Tensors of other frameworks raise here. The optimizers, which accept them, convert them by
-`_arguments/foreign.py`.
-"""
+"""Conversion of array-likes to arrays and of numbers to floats, with errors that name the argument."""
 
 from __future__ import annotations
 
 import sys
 from collections import UserString
+from collections.abc import Callable
 from types import GeneratorType
 from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
-from fastclip._arguments.foreign import framework
+from fastclip._arguments.foreign import framework, held_tensor
+from fastclip._arguments.numpy_view import numpy_view
+from fastclip._indexed_slices import IndexedSlices
 
-__all__ = ["as_array", "as_bound", "as_number", "as_output", "describe", "is_array_like", "is_masked_array"]
+__all__ = [
+    "as_array",
+    "as_bound",
+    "as_number",
+    "as_output",
+    "converted",
+    "describe",
+    "is_array_like",
+    "is_masked_array",
+]
 
 #: Types that `float` converts, or that look like numbers, and are not accepted as numbers.
 _NOT_NUMBERS = (bool, str, bytes, bytearray, complex, UserString)
-
-#: For each framework, the expression to pass instead of its tensor.
-_REPLACEMENTS = {
-    "torch": "its .numpy() (on the CPU; torch.nn.utils.clip_grad_norm_ is torch's own)",
-    "jax": "np.asarray(...) of it (optax.clip_by_global_norm is JAX's own)",
-    "tensorflow": "its .numpy() (tf.clip_by_global_norm is TensorFlow's own)",
-    "cupy": "cupy.asnumpy(...) of it",
-}
 
 
 def describe(value: object) -> str:
@@ -38,11 +38,7 @@ def describe(value: object) -> str:
 
 
 def _check_accepted_type(value: object, name: str) -> None:
-    """Raises TypeError for tensors of frameworks, masked arrays, generators and text."""
-    kind = framework(value)
-    if kind is not None:
-        tensor = f"{type(value).__module__.partition('.')[0]} {type(value).__name__}"
-        raise TypeError(f"{name} is a {tensor}, which fastclip does not take yet; pass {_REPLACEMENTS[kind]}")
+    """Raises TypeError for masked arrays, generators and text."""
     if is_masked_array(value):
         raise TypeError(
             f"{name} is a masked array of dtype {value.dtype} and shape {value.shape}; "
@@ -70,26 +66,30 @@ def is_array_like(value: object) -> bool:
 
 
 def as_array(value: Any, name: str) -> npt.NDArray[Any]:
-    """Returns an array of native byte order for anything that ``np.asarray`` accepts.
+    """Returns an array of native byte order for a tensor, or anything that ``np.asarray`` accepts.
 
     Parameters
     ----------
     value : array_like
-        An array is copied only if its byte order is not native.
+        An array is copied only if its byte order is not native. A tensor of another library shares its memory
+        with the result.
     name : str
         Name of the argument in error messages.
 
     Raises
     ------
     TypeError
-        If `value` is a tensor of a framework or a masked array, or converts to an array of dtype object.
+        If `value` is a tensor that cannot be read or a masked array, or converts to an array of dtype object.
     """
     if type(value) is not np.ndarray:
+        if framework(value) is not None:
+            return numpy_view(value, name)
         _check_accepted_type(value, name)
         kind = type(value).__name__
-        only_dlpack = hasattr(value, "__dlpack__") and not hasattr(value, "__array__")
+        if hasattr(type(value), "__dlpack__") and not hasattr(value, "__array__"):
+            return numpy_view(value, name)
         try:
-            value = np.from_dlpack(value) if only_dlpack else np.asarray(value)
+            value = np.asarray(value)
         except (TypeError, ValueError, RuntimeError, BufferError) as error:
             raise TypeError(f"{name} is a {kind}, which NumPy makes no array of: {error}") from error
         if value.dtype.kind == "O":
@@ -109,11 +109,13 @@ def as_output(value: Any, name: str) -> npt.NDArray[Any]:
     Raises
     ------
     TypeError
-        If `value` is not an array and exports no buffer.
+        If `value` is no array or tensor that can be written, and exports no buffer.
     ValueError
         If its byte order is not native.
     """
     if type(value) is not np.ndarray:
+        if framework(value) is not None:
+            return numpy_view(value, name, to_write=True)
         _check_accepted_type(value, name)
         if isinstance(value, np.generic):
             raise TypeError(f"{name} is {describe(value)}; it takes an array to write to")
@@ -130,6 +132,46 @@ def as_output(value: Any, name: str) -> npt.NDArray[Any]:
             f"{name} is {describe(array)}, in the byte order of another machine; it takes native order"
         )
     return array
+
+
+def converted(
+    value: Any, name: str, to_write: bool, error: Exception | None
+) -> tuple[Any, Callable[[Any], Any] | None]:
+    """Converts an object that the compiled part does not read by itself, which calls this function.
+
+    Parameters
+    ----------
+    value : object
+        An array-like, or an object that holds a tensor.
+    name : str
+        Name of the object in error messages.
+    to_write : bool
+        Whether the caller writes to the tensor.
+    error : Exception or None
+        The exception that an attempt to read the object has ended with.
+
+    Returns
+    -------
+    tensor : ndarray or tensor
+        An object that the compiled part reads.
+    make : callable or None
+        Makes an object like `value` from the result of the tensor. Where it is None, the result is that of
+        the tensor.
+    """
+    if isinstance(value, IndexedSlices):
+        return value.values, value._with_values
+    # A Variable, which is not imported here: it imports this module.
+    tensor_of_variable = getattr(type(value), "_held_tensor", None)
+    if tensor_of_variable is not None and not to_write:
+        return tensor_of_variable(value), None
+    held = held_tensor(value, name, to_write, error)
+    if held is not None:
+        return held
+    if error is not None and not hasattr(value, "__array__"):
+        if isinstance(error, (TypeError, ValueError)) and str(error).startswith(name):
+            raise error
+        raise TypeError(f"{name} is a {type(value).__name__}, which cannot be read: {error}") from error
+    return (as_output(value, name) if to_write else as_array(value, name)), None
 
 
 def as_number(value: Any, name: str, accepted: str = "a number") -> float:

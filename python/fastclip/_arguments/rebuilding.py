@@ -11,22 +11,23 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from itertools import islice
 from types import MemberDescriptorType
 from typing import Any
 
+import numpy as np
+
+from fastclip._arguments.arrays import describe, is_array_like
+from fastclip._indexed_slices import IndexedSlices
+
 __all__ = [
     "CannotRebuild",
-    "DictRebuilder",
-    "KeyedRebuilder",
-    "ListRebuilder",
-    "MappingRebuilder",
     "Rebuilder",
-    "RegisteredRebuilder",
-    "TupleRebuilder",
-    "field_names",
+    "check_separate",
     "is_plain_named_tuple",
+    "rebuilder",
     "stored_entries",
 ]
 
@@ -51,9 +52,11 @@ def field_names(value: Any) -> Sequence[str] | None:
     return fields if all(isinstance(name, str) for name in fields) else None
 
 
-def is_plain_named_tuple(kind: type) -> bool:
-    """Whether a class of named tuples iterates as a tuple does and its instances have no attributes."""
-    named_tuple: Any = kind
+def is_plain_named_tuple(value: Any) -> bool:
+    """Whether an object is a named tuple whose class iterates as a tuple does, without attributes."""
+    if field_names(value) is None:
+        return False
+    named_tuple: Any = type(value)
     return (
         named_tuple.__bases__ == (tuple,)
         and named_tuple.__iter__ is tuple.__iter__
@@ -139,6 +142,8 @@ class Rebuilder:
     prepared : container or None
         Container of the same type that :meth:`rebuild` fills, created before the new entries exist; None for
         types that are created from their entries.
+    is_sequence : bool
+        Whether the container is a list or tuple, and no named tuple.
 
     Raises
     ------
@@ -148,6 +153,8 @@ class Rebuilder:
 
     #: The built-in class through which a subclass is read and filled.
     base: type
+
+    is_sequence = False
 
     def __init__(self, original: Any, path: str) -> None:
         self.original = original
@@ -175,6 +182,10 @@ class Rebuilder:
             raise self.error(f"the rebuilt container is a {type(rebuilt).__name__}")
         if rebuilt is self.original or _differ(self._call(self._read, rebuilt), self._rebuilt_entries):
             raise self.error("the rebuilt container does not hold the entries that were put into it")
+
+    def label(self, index: int) -> str:
+        """Returns the part of an entry's name that follows the container's, for error messages."""
+        return f"[{index}]"
 
     def error(self, reason: str) -> CannotRebuild:
         """Returns the exception that says why the container cannot be rebuilt."""
@@ -245,6 +256,15 @@ class TupleRebuilder(Rebuilder):
 
     base = tuple
 
+    def __init__(self, original: Any, path: str) -> None:
+        self._fields = field_names(original)
+        self.is_sequence = self._fields is None
+        super().__init__(original, path)
+
+    def label(self, index: int) -> str:
+        """Returns the index of an entry in brackets, or the name of a field after a dot."""
+        return super().label(index) if self._fields is None else f".{self._fields[index]}"
+
     def _read(self, value: Any) -> list[Any]:
         stored = list(stored_entries(value))
         self._check_iteration(value, stored)
@@ -260,6 +280,7 @@ class ListRebuilder(Rebuilder):
     """Rebuilds subclasses of list."""
 
     base = list
+    is_sequence = True
 
     def prepare(self) -> None:
         """Creates the list that is filled with the new entries."""
@@ -287,6 +308,10 @@ class KeyedRebuilder(Rebuilder):
     def __init__(self, original: Any, path: str) -> None:
         self.keys: list[Any] | None = None
         super().__init__(original, path)
+
+    def label(self, index: int) -> str:
+        """Returns the key of an entry in brackets."""
+        return f"[{(self.keys or ())[index]!r}]"
 
     def items(self) -> zip[tuple[Any, Any]]:
         """Returns the keys with their entries."""
@@ -396,3 +421,78 @@ class RegisteredRebuilder(Rebuilder):
 
     def _filled(self, entries: list[Any]) -> Any:
         return self._optree.tree_unflatten(self._treespec, entries)
+
+    def label(self, index: int) -> str:
+        """Returns the number of an entry in angle brackets."""
+        return f"<{index}>"
+
+
+def rebuilder(value: Any, path: str, is_root: bool) -> Rebuilder | None:
+    """Returns the object that rebuilds a container of another type than Python's own.
+
+    The compiled part, which walks containers of Python's own types, calls this function for other objects.
+
+    Parameters
+    ----------
+    value : object
+        A container, or a tensor or array-like.
+    path : str
+        Name of the object in error messages.
+    is_root : bool
+        Whether the object is the argument itself, which must be a container.
+
+    Returns
+    -------
+    Rebuilder or None
+        None for an object that is no container.
+
+    Raises
+    ------
+    TypeError
+        If the argument itself is no container, or a container cannot be read.
+    """
+    is_tensor = value is None or isinstance(value, IndexedSlices) or is_array_like(value)
+    found = None if is_tensor else _container_rebuilder(value, path, is_root)
+    if found is None and is_root:
+        if is_tensor:
+            what = describe(value)
+        elif hasattr(value, "send"):
+            what = "a generator, which can be read only once"
+        else:
+            what = f"a {type(value).__name__}"
+        raise TypeError(f"{path} is {what}; it takes a list (or dict, or tuple) of arrays")
+    return found
+
+
+def _container_rebuilder(value: Any, path: str, is_root: bool) -> Rebuilder | None:
+    if isinstance(value, (list, tuple)):
+        if field_names(value) is None and not is_root and _is_numbers(value):
+            return None
+        return ListRebuilder(value, path) if isinstance(value, list) else TupleRebuilder(value, path)
+    if isinstance(value, Mapping):
+        return DictRebuilder(value, path) if isinstance(value, dict) else MappingRebuilder(value, path)
+    if find_spec("optree") is None:
+        return None
+    registered = RegisteredRebuilder(value, path)
+    return None if registered.is_leaf else registered
+
+
+def _is_numbers(value: Any) -> bool:
+    """Whether nested lists hold only Python's and NumPy's numbers, so that they stand for one array."""
+    if issubclass(type(value), (list, tuple)):
+        entries = stored_entries(value)
+        return bool(entries) and all(_is_numbers(entry) for entry in entries)
+    return isinstance(value, (int, float, complex, np.generic))
+
+
+def check_separate(rebuilders: list[Rebuilder]) -> None:
+    """Raises TypeError if a prepared container is an original or another prepared one.
+
+    Results of one would overwrite those of the other.
+    """
+    containers = {id(rebuilder.original) for rebuilder in rebuilders}
+    for rebuilder in rebuilders:
+        if rebuilder.prepared is not None:
+            if id(rebuilder.prepared) in containers:
+                raise rebuilder.error("copy.copy() of it is no new container")
+            containers.add(id(rebuilder.prepared))

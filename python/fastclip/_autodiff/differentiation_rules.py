@@ -1,22 +1,8 @@
 """Differentiation rules of the clip functions for autograd.
 
-Values are those of the compiled functions. Gradients are those that TensorFlow registers for the operations
-that its clip functions consist of [1]_, also where an element or a norm equals its bound:
-
-- clipping by value passes the gradient to the tensor where the element is within the bounds or equal to one,
-  and otherwise to the bound that replaced the element;
-- ``y = x * c / max(n, c)`` has ``dy/dx = c/n (I - u d^T)`` where ``n >= c``, with ``u = x / n`` and ``d`` the
-  gradient of the norm, which equals ``u`` for order 2; and ``dy/dx = I`` elsewhere.
-
-A tensor of zeros is not clipped: its gradient is the identity, and the gradient of its norm is defined as 0.
-(TensorFlow does the same for ``clip_by_norm``, and returns NaN for the global norm and the average norm.)
-
-Formulas use autograd's functions, so that gradients can be differentiated again. This module imports
-autograd, and is imported only when a traced value is passed.
-
-References
-----------
-.. [1] https://github.com/tensorflow/tensorflow/blob/master/tensorflow/python/ops/clip_ops.py
+Values are those of the compiled functions, and gradients those of `_autodiff/derivatives.py`, whose formulas
+are computed with autograd's functions here, so that gradients can be differentiated again. This module
+imports autograd, and is imported only when a traced value is passed.
 """
 
 from __future__ import annotations
@@ -33,8 +19,14 @@ import numpy.typing as npt
 from fastclip._arguments.arrays import as_array, as_number, describe, is_array_like
 from fastclip._arguments.axes import reduced_axes, unit_axes
 from fastclip._arguments.bounds import value_bound
-from fastclip._arguments.order import parse_order
 from fastclip._arguments.tree import Tree, check_same_structure, flatten
+from fastclip._autodiff.derivatives import (
+    NormDerivative,
+    ScalingDerivative,
+    clamp_sources,
+    differentiable_order,
+)
+from fastclip._autodiff.traced import is_tensor_with_grad
 from fastclip._compiled import clip, norms, unitwise
 from fastclip._variables.variable import Variable
 
@@ -66,12 +58,10 @@ def clip_by_value(t: Any, clip_value_min: Any, clip_value_max: Any, out: Any) ->
     raw, low, high = getval(x), getval(lower), getval(upper)
     clipped = clip.clip_by_value(raw, low, high, None)
     array = as_array(raw, "t")
-    low = value_bound(low, array, "clip_value_min")
-    high = value_bound(high, array, "clip_value_max")
-    # Which argument of max(min(t, high), low) the element comes from; `t` where arguments are equal.
+    low = value_bound(low, array.dtype.name, array.shape, "clip_value_min")
+    high = value_bound(high, array.dtype.name, array.shape, "clip_value_max")
     with np.errstate(invalid="ignore"):
-        is_low = ~(np.minimum(array, high) >= low)
-        is_high = ~is_low & ~(array <= high)
+        is_low, is_high = clamp_sources(_OPERATIONS, array, low, high)
     return _clamp(clipped, ~(is_low | is_high), is_low, is_high, x, lower, upper)
 
 
@@ -81,7 +71,7 @@ def clip_by_norm(t: Any, clip_norm: Any, axes: Any, ord: float, out: Any) -> Any
     x, bound = _tensor(t, "t"), _bound(clip_norm)
     clipped = clip.clip_by_norm(getval(x), getval(bound), axes, ord, None)
     reduced = reduced_axes(axes, clipped.ndim)
-    norm = _norm(_NormKind(_order(ord), tuple(reduced or [True] * clipped.ndim)), x)
+    norm = _norm(_NormKind(differentiable_order(ord), tuple(reduced or [True] * clipped.ndim)), x)
     return _scale(clipped, math.nan, x, norm, bound)
 
 
@@ -113,7 +103,9 @@ def clip_by_global_norm(
         raw, getval(bound), getval(norm), ord, None, on_nonfinite, None, None
     )
     if norm is None:
-        norm = _norm(_NormKind(_order(ord), None), *[leaf for leaf in tree.leaves if leaf is not None])
+        norm = _norm(
+            _NormKind(differentiable_order(ord), None), *[leaf for leaf in tree.leaves if leaf is not None]
+        )
     nonfinite_factor = 0.0 if on_nonfinite == "zero" else math.nan
     results = [
         None if leaf is None else _scale(value, nonfinite_factor, leaf, norm, bound)
@@ -126,7 +118,9 @@ def global_norm(t_list: Any, ord: float, comm: Any) -> Any:
     """:func:`fastclip.global_norm` for traced arguments."""
     _check_absent(comm=comm)
     tree = _flatten(t_list, "t_list")
-    return _norm(_NormKind(_order(ord), None), *[leaf for leaf in tree.leaves if leaf is not None])
+    return _norm(
+        _NormKind(differentiable_order(ord), None), *[leaf for leaf in tree.leaves if leaf is not None]
+    )
 
 
 def tensor_norms(t_list: Any, ord: float) -> Any:
@@ -134,7 +128,7 @@ def tensor_norms(t_list: Any, ord: float) -> Any:
     tree = _flatten(t_list, "t_list")
     leaves = [leaf for leaf in tree.leaves if leaf is not None]
     dtype = norms.tensor_norms([getval(leaf) for leaf in leaves], ord).dtype
-    traced = [_norm(_NormKind(_order(ord), None), leaf) for leaf in leaves]
+    traced = [_norm(_NormKind(differentiable_order(ord), None), leaf) for leaf in leaves]
     return _cast(anp.array(traced), dtype)
 
 
@@ -201,6 +195,10 @@ def _tensor(value: Any, name: str) -> Any:
     """Returns a tensor for computation: the traced value of a variable, a box or an array."""
     if isinstance(value, Variable):
         value = value.value
+    if is_tensor_with_grad(value):
+        raise TypeError(
+            f"{name} is a torch tensor that requires grad, where autograd traces another argument"
+        )
     if not _tracer.isbox(value):
         return as_array(value, name)
     raw = getval(value)
@@ -220,13 +218,6 @@ def _flatten(container: Any, argument: str) -> Tree:
         else:
             raise TypeError(f"{argument} is {describe(raw)}; it takes a list (or dict, or tuple) of arrays")
     return flatten(container, argument, _tensor)
-
-
-def _order(ord: float) -> float:
-    order = parse_order(ord)
-    if order < 1:
-        raise TypeError(f"ord is {ord!r}; norms of orders below 1 are not differentiated")
-    return order
 
 
 # Norms -----------------------------------------------------------------------------------------
@@ -254,27 +245,15 @@ class _NormKind:
             return norms.global_norm(list(tensors), self.order, None)
         return norms.slice_norms(as_array(tensors[0], "t"), list(self.reduced), self.order)
 
-    def gradients(self, tensors: Sequence[Any], norm: Any, positions: Sequence[int]) -> list[Any]:
-        """Returns the gradients of the norm with respect to the tensors at some positions."""
-        raw_norm = np.asarray(getval(norm), np.float64)
-        positive = raw_norm != 0
-        norm = anp.where(positive, _as_float64(norm), 1.0)
-        if self.order == 2:
-            return [tensors[i] / norm for i in positions]
-        if self.order == math.inf:
-            # Elements of the same largest absolute value share the gradient equally, as in JAX and torch.
-            is_largest = [(np.abs(getval(x)) == raw_norm) & positive for x in tensors]
-            if self.reduced is None:
-                count: Any = max(sum(int(mask.sum()) for mask in is_largest), 1)
-            else:
-                axes = tuple(i for i, reduced in enumerate(self.reduced) if reduced)
-                count = np.maximum(is_largest[0].sum(axis=axes, keepdims=True), 1)
-            return [anp.sign(tensors[i]) * (is_largest[i] / count) for i in positions]
-        signs = [anp.sign(tensors[i]) for i in positions]
-        if self.order == 1:
-            return signs
-        powers = [(anp.abs(tensors[i]) / norm) ** (self.order - 1) for i in positions]
-        return [sign * power for sign, power in zip(signs, powers, strict=True)]
+    def largest_count(self, derivative: NormDerivative, tensors: Sequence[Any]) -> Any:
+        """Returns the number of largest elements, which share the gradient of the infinite order."""
+        if self.order != math.inf:
+            return 1
+        is_largest = [derivative.is_largest(x) for x in tensors]
+        if self.reduced is None:
+            return max(sum(int(mask.sum()) for mask in is_largest), 1)
+        axes = tuple(i for i, reduced in enumerate(self.reduced) if reduced)
+        return np.maximum(is_largest[0].sum(axis=axes, keepdims=True), 1)
 
 
 @_extend.primitive  # type: ignore[untyped-decorator]
@@ -288,14 +267,11 @@ def _norm_vjp(argnums: Sequence[int], norm: Any, args: tuple[Any, ...], _: Any) 
     positions = [argnum - 1 for argnum in argnums]
 
     def vjp(g: Any) -> list[Any]:
-        # A gradient of 0 gives 0, even where the tensors hold NaN or infinity.
-        is_zero = np.asarray(getval(g)) == 0
+        derivative = NormDerivative(_OPERATIONS, kind.order, norm)
+        count = kind.largest_count(derivative, tensors)
         with np.errstate(invalid="ignore"):
-            gradients = [g * gradient for gradient in kind.gradients(tensors, norm, positions)]
-        return [
-            _cast(anp.where(is_zero, 0.0, gradient), _dtype(tensors[i]))
-            for i, gradient in zip(positions, gradients, strict=True)
-        ]
+            products = [derivative.product(g, tensors[i], count) for i in positions]
+        return [_cast(product, _dtype(tensors[i])) for i, product in zip(positions, products, strict=True)]
 
     return vjp
 
@@ -312,44 +288,22 @@ def _scale(clipped: Any, nonfinite_factor: float, x: Any, norm: Any, bound: Any)
     return clipped
 
 
-class _Factor:
-    """Factor of :func:`_scale`.
-
-    Attributes
-    ----------
-    factor : array
-        ``bound / norm`` where the tensor is clipped, `nonfinite_factor` where the norm is not finite, else 1.
-    clips : ndarray of bool
-        Where the tensor is clipped.
-    bounded : ndarray of bool
-        Where the bound is 0 or more; negative bounds count as 0, and their gradient is 0.
-    norm : array
-        The norm where the tensor is clipped, else 1, so that no derivative of the quotient is NaN.
-    """
-
-    def __init__(self, norm: Any, bound: Any, nonfinite_factor: float) -> None:
-        raw_norm, raw_bound = np.asarray(getval(norm), np.float64), np.asarray(getval(bound), np.float64)
-        finite = np.isfinite(raw_norm)
-        self.bounded = raw_bound >= 0
-        self.clips = finite & (raw_norm > 0) & (raw_norm >= raw_bound)
-        self.norm = anp.where(self.clips, _as_float64(norm), 1.0)
-        limit = anp.where(self.clips, anp.where(self.bounded, bound, 0.0), 1.0)
-        self.factor = anp.where(finite, limit / self.norm, nonfinite_factor)
-
-
 def _scale_vjp_x(
     _: Any, clipped: Any, nonfinite_factor: float, x: Any, norm: Any, bound: Any
 ) -> Callable[[Any], Any]:
-    return lambda g: _cast(g * _Factor(norm, bound, nonfinite_factor).factor, clipped.dtype)
+    def vjp(g: Any) -> Any:
+        scaling = ScalingDerivative(_OPERATIONS, norm, bound, nonfinite_factor)
+        return _cast(scaling.tensor_product(g), clipped.dtype)
+
+    return vjp
 
 
 def _scale_vjp_norm(
     _: Any, clipped: Any, nonfinite_factor: float, x: Any, norm: Any, bound: Any
 ) -> Callable[[Any], Any]:
     def vjp(g: Any) -> Any:
-        scale = _Factor(norm, bound, nonfinite_factor)
-        gradient = anp.where(scale.clips, -scale.factor * g * (x / scale.norm), 0.0)
-        return _unbroadcast(gradient, norm)
+        scaling = ScalingDerivative(_OPERATIONS, norm, bound, nonfinite_factor)
+        return _unbroadcast(scaling.norm_product(g, x), norm)
 
     return vjp
 
@@ -358,9 +312,8 @@ def _scale_vjp_bound(
     _: Any, clipped: Any, nonfinite_factor: float, x: Any, norm: Any, bound: Any
 ) -> Callable[[Any], Any]:
     def vjp(g: Any) -> Any:
-        scale = _Factor(norm, bound, nonfinite_factor)
-        gradient = anp.where(scale.clips & scale.bounded, g * (x / scale.norm), 0.0)
-        return _unbroadcast(gradient, bound)
+        scaling = ScalingDerivative(_OPERATIONS, norm, bound, nonfinite_factor)
+        return _unbroadcast(scaling.bound_product(g, x), bound)
 
     return vjp
 
@@ -392,6 +345,27 @@ def _clamp_vjp(mask: int, source: int) -> Callable[..., Callable[[Any], Any]]:
 _extend.defvjp(_clamp, _clamp_vjp(1, 4), _clamp_vjp(2, 5), _clamp_vjp(3, 6), argnums=(4, 5, 6))
 
 
+# Operations ------------------------------------------------------------------------------------
+
+
+class _AutogradOperations:
+    """The operations of autograd, as :class:`fastclip._autodiff.derivatives.Operations`."""
+
+    where = staticmethod(anp.where)
+    abs = staticmethod(anp.abs)
+    sign = staticmethod(anp.sign)
+    minimum = staticmethod(anp.minimum)
+    isfinite = staticmethod(anp.isfinite)
+    constant = staticmethod(getval)
+
+    @staticmethod
+    def as_float64(x: Any) -> Any:
+        return _cast(x if _tracer.isbox(x) else np.asarray(x), np.float64)
+
+
+_OPERATIONS = _AutogradOperations()
+
+
 # Types and shapes ------------------------------------------------------------------------------
 
 
@@ -401,11 +375,6 @@ def _dtype(value: Any) -> np.dtype[Any]:
 
 def _cast(value: Any, dtype: npt.DTypeLike) -> Any:
     return value if _dtype(value) == dtype else value.astype(dtype)
-
-
-def _as_float64(value: Any) -> Any:
-    """Returns a number or an array as float64, in which gradients of narrower types are computed too."""
-    return _cast(value if _tracer.isbox(value) else np.asarray(value), np.float64)
 
 
 def _unbroadcast(gradient: Any, argument: Any) -> Any:

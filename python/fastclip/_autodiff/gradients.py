@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -13,13 +13,88 @@ from fastclip._arguments.arrays import describe, is_masked_array
 from fastclip._autodiff.problem import Problem, is_float
 from fastclip._autodiff.tracing import current_trace
 from fastclip._variables.collections import trainable_variables
+from fastclip._variables.var_list import named_variables
 from fastclip._variables.variable import Variable
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from fastclip._indexed_slices import IndexedSlices
+    from fastclip._typing import (
+        ArrayBackend,
+        ArrayLike,
+        Backend,
+        DTypeT,
+        OneOrMore,
+        ResultT,
+        ShapeT,
+        Tensor,
+        TensorBackend,
+        TorchTensor,
+        Trainables,
+        VariableT,
+    )
 
 __all__ = ["compute_gradients"]
 
 _ENGINES = ("autograd", "jax", "torch")
 
 
+@overload
+def compute_gradients(
+    loss: Callable[..., Any],
+    var_list: OneOrMore[Variable] | None = None,
+    gate_gradients: int = 1,
+    aggregation_method: Any = None,
+    colocate_gradients_with_ops: bool = False,
+    grad_loss: Tensor | ArrayLike | None = None,
+    *,
+    backend: ArrayBackend = None,
+) -> list[tuple[npt.NDArray[Any] | None, Variable]]: ...
+@overload
+def compute_gradients(
+    loss: Callable[..., Any],
+    var_list: OneOrMore[np.ndarray[ShapeT, DTypeT]],
+    gate_gradients: int = 1,
+    aggregation_method: Any = None,
+    colocate_gradients_with_ops: bool = False,
+    grad_loss: Tensor | ArrayLike | None = None,
+    *,
+    backend: ArrayBackend = None,
+) -> list[tuple[np.ndarray[ShapeT, DTypeT] | None, np.ndarray[ShapeT, DTypeT]]]: ...
+@overload
+def compute_gradients(
+    loss: Callable[..., Any],
+    var_list: OneOrMore[TorchTensor[ResultT]],
+    gate_gradients: int = 1,
+    aggregation_method: Any = None,
+    colocate_gradients_with_ops: bool = False,
+    grad_loss: Tensor | ArrayLike | None = None,
+    *,
+    backend: TensorBackend = None,
+) -> list[tuple[ResultT | IndexedSlices | None, ResultT]]: ...
+@overload
+def compute_gradients(
+    loss: Callable[..., Any],
+    var_list: OneOrMore[VariableT],
+    gate_gradients: int = 1,
+    aggregation_method: Any = None,
+    colocate_gradients_with_ops: bool = False,
+    grad_loss: Tensor | ArrayLike | None = None,
+    *,
+    backend: Backend = None,
+) -> list[tuple[npt.NDArray[Any] | IndexedSlices | None, VariableT]]: ...
+@overload
+def compute_gradients(
+    loss: Callable[..., Any],
+    var_list: Trainables | None = None,
+    gate_gradients: int = 1,
+    aggregation_method: Any = None,
+    colocate_gradients_with_ops: bool = False,
+    grad_loss: Tensor | ArrayLike | None = None,
+    *,
+    backend: Backend = None,
+) -> list[tuple[Any, Any]]: ...
 def compute_gradients(
     loss: Callable[..., Any],
     var_list: Any = None,
@@ -42,7 +117,7 @@ def compute_gradients(
         A loss whose parameters all have defaults (``lambda x=x: …``) counts as one without parameters. In a
         loss that has other parameters too, those with defaults receive values if there are enough of them. A
         loss with ``*args``, and a callable whose signature is unknown, is called with the values.
-    var_list : list, Variable, ndarray, torch.Tensor or nested container, optional
+    var_list : list, iterator, Variable, ndarray, torch.Tensor or nested container, optional
         Variables to differentiate with respect to, of float16, bfloat16, float32 or float64. None selects
         :func:`fastclip.trainable_variables`. Arrays, and tensors that require no gradient, need a loss with
         parameters, because the variables in a loss without parameters could not be recognised otherwise.
@@ -73,7 +148,8 @@ def compute_gradients(
         If `loss` is not callable, or calls this function for a variable with respect to which it is being
         differentiated.
     ValueError
-        If there are no variables, `gate_gradients` or `backend` is unknown, `grad_loss` has another shape
+        If there are no variables, which is also the case for an iterator that was used up before; if
+        `gate_gradients` or `backend` is unknown, `grad_loss` has another shape
         than the loss, or a callable `backend` returns another number of gradients, or other shapes.
     TypeError
         If an entry of `var_list` has another type, the loss takes another number of values, or its output is
@@ -187,23 +263,7 @@ def _flatten_variables(var_list: Any) -> list[tuple[str, Any]]:
     """Returns the variables of a nested container, each with its name in error messages."""
     if var_list is None:
         return [(f"trainable_variables()[{i}]", v) for i, v in enumerate(trainable_variables())]
-    entries: list[tuple[str, Any]] = []
-
-    def visit(value: Any, path: str) -> None:
-        if isinstance(value, Mapping):
-            for key in value:
-                visit(value[key], f"{path}[{key!r}]")
-        elif isinstance(value, (list, tuple)):
-            for i, entry in enumerate(value):
-                visit(entry, f"{path}[{i}]")
-        else:
-            entries.append((path, value))
-
-    try:
-        visit(var_list, "var_list")
-    except RecursionError:
-        raise ValueError("var_list is nested too deeply, or contains itself") from None
-    return entries
+    return named_variables(var_list)
 
 
 def _is_tensor(value: Any) -> bool:

@@ -85,7 +85,8 @@ def import_engine(module: str, extra: str) -> Any:
         if error.name != module.partition(".")[0]:
             raise
         raise ImportError(
-            f"backend={extra!r} needs {error.name}, which is not installed: pip install 'fastclip[{extra}]'",
+            f"backend={extra!r} needs {error.name}, which is not installed: "
+            f"pip install 'fastclip-grad[{extra}]'",
             name=error.name,
         ) from error
 

@@ -1,21 +1,23 @@
-"""Checks whether autograd traces an argument of a clip function.
+"""Checks whether an argument of a clip function is differentiated by autograd or by torch.
 
-If so, the functions use the rules in `_autodiff/differentiation_rules.py`. autograd is not imported here:
-unless the caller has imported it, nothing can be traced.
+If so, the functions use the rules in `_autodiff/differentiation_rules.py` or `_autodiff/torch_rules.py`.
+Neither library is imported here: unless the caller has imported it, nothing can be differentiated by it.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from fastclip import _core
 from fastclip._arguments.rebuilding import stored_entries
+from fastclip._indexed_slices import IndexedSlices
 from fastclip._variables.variable import Variable
 
-__all__ = ["holds_traced", "is_traced"]
+__all__ = ["holds_traced", "is_tensor_with_grad", "is_traced"]
 
 
 def is_traced(*values: Any) -> bool:
@@ -60,3 +62,34 @@ def _holds_box(value: Any, tracer: Any) -> bool:
     if issubclass(kind, (list, tuple)):
         return any(_holds_box(entry, tracer) for entry in stored_entries(value))
     return issubclass(kind, dict) and any(_holds_box(entry, tracer) for entry in list(dict.values(value)))
+
+
+def is_tensor_with_grad(*values: Any) -> bool:
+    """Whether one of several arguments is a tensor of torch that requires grad, and grad mode is on.
+
+    For tensors that are clipped, the compiled functions find out: they raise ``_core.RecordedByTorch``.
+    """
+    torch = _recording_torch()
+    return torch is not None and _has_tensor_with_grad(values, torch)
+
+
+def _recording_torch() -> Any:
+    """Returns torch if it is imported and records graphs, else None."""
+    torch = sys.modules.get("torch")
+    # While torch is being imported, it has no such function yet.
+    is_grad_enabled = getattr(torch, "is_grad_enabled", None)
+    return torch if is_grad_enabled is not None and is_grad_enabled() else None
+
+
+def _has_tensor_with_grad(values: Iterable[Any], torch: Any) -> bool:
+    for value in values:
+        kind = type(value)
+        if kind is np.ndarray or kind is float or value is None:
+            continue
+        if kind is Variable:
+            value = value.value
+        elif kind is IndexedSlices:
+            value = value.values
+        if issubclass(type(value), torch.Tensor) and value.requires_grad:
+            return True
+    return False

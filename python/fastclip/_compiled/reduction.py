@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fastclip import _core
-from fastclip._arguments.names import ArgumentNames
 
 __all__ = ["KnownNorm", "reduced_norm"]
 
@@ -22,9 +19,7 @@ _LARGEST_ORDER = 64.0
 _SMALLEST_ORDER = 1.0 / 64.0
 
 
-def reduced_norm(
-    comm: Any, leaves: Sequence[npt.NDArray[Any] | None], order: float, names: ArgumentNames
-) -> tuple[KnownNorm, float]:
+def reduced_norm(comm: Any, t_list: Any, order: float) -> tuple[KnownNorm, float]:
     """Returns the norm of the tensors of all processes.
 
     The array that is summed over processes has one sum of powers for each of a few ranges of magnitude. A
@@ -36,12 +31,10 @@ def reduced_norm(
     ----------
     comm : object
         With a method ``allreduce(array) -> array`` that sums over processes, such as an mpi4py communicator.
-    leaves : sequence of ndarray or None
+    t_list : container or fastclip._core.Tree
         Tensors of this process.
     order : float
         Order of the norm.
-    names : tuple
-        Names of the tensors in error messages.
 
     Returns
     -------
@@ -68,7 +61,7 @@ def reduced_norm(
             f"ord is {order}; with comm= it takes a number from 1/{1.0 / _SMALLEST_ORDER:.0f}"
             f" to {_LARGEST_ORDER:.0f}"
         )
-    sums, norms, nonfinite = _core.partial_sums(leaves, order, names)
+    sums, norms, nonfinite = _core.partial_sums(t_list, order)
     reduced = allreduce(np.array(sums, np.float64))
     try:
         total = np.asarray(reduced, np.float64)

@@ -2,28 +2,137 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from fastclip._autodiff.traced import holds_traced, is_traced
+from fastclip import _core
+from fastclip._autodiff.traced import holds_traced, is_tensor_with_grad, is_traced
 from fastclip._compiled import clip as compiled
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from fastclip._indexed_slices import IndexedSlices
+    from fastclip._typing import (
+        ArrayLike,
+        Axes,
+        ContainerT,
+        DTypeT,
+        Flat,
+        FlatArrayLikes,
+        GlobalNormOptions,
+        JaxArray,
+        KeyT,
+        LeafT,
+        NamedTupleT,
+        NormT,
+        Number,
+        OutT,
+        ResultT,
+        SameT,
+        ShapeT,
+        SupportsAllreduce,
+        Tensor,
+        Tensors,
+        TorchTensor,
+    )
 
 __all__ = ["clip_by_average_norm", "clip_by_global_norm", "clip_by_norm", "clip_by_value"]
 
 
+@overload
+def clip_by_global_norm(
+    t_list: NamedTupleT,
+    clip_norm: Number,
+    use_norm: NormT | None = None,
+    name: str | None = None,
+    *,
+    out: None = None,
+    **options: Unpack[GlobalNormOptions],
+) -> tuple[NamedTupleT, NormT]: ...
+@overload
+def clip_by_global_norm(  # type: ignore[overload-overlap]
+    t_list: Flat[LeafT],
+    clip_norm: Number,
+    use_norm: NormT | None = None,
+    name: str | None = None,
+    *,
+    out: None = None,
+    **options: Unpack[GlobalNormOptions],
+) -> tuple[list[LeafT], NormT]: ...
+@overload
+def clip_by_global_norm(
+    t_list: FlatArrayLikes,
+    clip_norm: Number,
+    use_norm: NormT | None = None,
+    name: str | None = None,
+    *,
+    out: None = None,
+    **options: Unpack[GlobalNormOptions],
+) -> tuple[list[npt.NDArray[Any]], NormT]: ...
+@overload
+def clip_by_global_norm(  # type: ignore[overload-overlap]
+    t_list: ContainerT,
+    clip_norm: Number,
+    use_norm: NormT | None = None,
+    name: str | None = None,
+    *,
+    out: None = None,
+    **options: Unpack[GlobalNormOptions],
+) -> tuple[ContainerT, NormT]: ...
+@overload
+def clip_by_global_norm(
+    t_list: Mapping[KeyT, ArrayLike],
+    clip_norm: Number,
+    use_norm: NormT | None = None,
+    name: str | None = None,
+    *,
+    out: None = None,
+    **options: Unpack[GlobalNormOptions],
+) -> tuple[Mapping[KeyT, npt.NDArray[Any]], NormT]: ...
+@overload
+def clip_by_global_norm(
+    t_list: Tensors,
+    clip_norm: Number,
+    use_norm: NormT | None = None,
+    name: str | None = None,
+    *,
+    out: NamedTupleT,
+    **options: Unpack[GlobalNormOptions],
+) -> tuple[NamedTupleT, NormT]: ...
+@overload
+def clip_by_global_norm(
+    t_list: Tensors,
+    clip_norm: Number,
+    use_norm: NormT | None = None,
+    name: str | None = None,
+    *,
+    out: Flat[LeafT],
+    **options: Unpack[GlobalNormOptions],
+) -> tuple[list[LeafT], NormT]: ...
+@overload
+def clip_by_global_norm(
+    t_list: Tensors,
+    clip_norm: Number,
+    use_norm: NormT | None = None,
+    name: str | None = None,
+    *,
+    out: ContainerT,
+    **options: Unpack[GlobalNormOptions],
+) -> tuple[ContainerT, NormT]: ...
 def clip_by_global_norm(
     t_list: Any,
-    clip_norm: float,
+    clip_norm: Number,
     use_norm: Any = None,
     name: str | None = None,
     *,
     ord: float = 2,
     out: Any = None,
     on_nonfinite: Literal["propagate", "raise", "zero"] = "propagate",
-    comm: Any = None,
+    comm: SupportsAllreduce | None = None,
     norms: npt.NDArray[np.float64] | None = None,
 ) -> tuple[Any, Any]:
     """Scale tensors so that their global norm is at most `clip_norm`.
@@ -76,7 +185,8 @@ def clip_by_global_norm(
         If `clip_norm` is negative or NaN, `use_norm` is negative, `ord` is not above 0, or an output has
         another shape or data type, is read-only, or shares memory with another output or input.
     NonFiniteError
-        If an input holds a NaN or an infinity and ``on_nonfinite="raise"``. The message names the entries.
+        If an input holds a NaN or an infinity and ``on_nonfinite="raise"``. The message names the entries,
+        and the attribute `norms` has the norm of each tensor of this process that is not None.
 
     Notes
     -----
@@ -85,6 +195,14 @@ def clip_by_global_norm(
     float64 and, for all types but float64 and complex128, rounded once to float32. The bits depend neither
     on the number of threads nor on the SIMD level. A call that fails has written nothing; an interrupt that
     arrives while results are written is raised when all of them are written.
+
+    Notes
+    -----
+    If a tensor of torch requires grad (an entry, `clip_norm` or `use_norm`) and grad mode is on, the clipped
+    tensors have a graph, and can be differentiated more than once. Gradients are those of TensorFlow, also
+    where a norm equals the bound. The norm is a plain number, entries of NumPy stay arrays, and complex or
+    sparse tensors and orders below 1 raise TypeError. With ``out=`` results are written as under
+    ``torch.no_grad()``.
 
     References
     ----------
@@ -112,13 +230,72 @@ def clip_by_global_norm(
         from fastclip._autodiff import differentiation_rules as rules
 
         return rules.clip_by_global_norm(t_list, clip_norm, use_norm, ord, out, on_nonfinite, comm, norms)
-    return compiled.clip_by_global_norm(t_list, clip_norm, use_norm, ord, out, on_nonfinite, comm, norms)
+    if out is not None or not is_tensor_with_grad(clip_norm, use_norm):
+        try:
+            return compiled.clip_by_global_norm(
+                t_list, clip_norm, use_norm, ord, out, on_nonfinite, comm, norms
+            )
+        except _core.RecordedByTorch:
+            pass
+    from fastclip._autodiff import torch_rules
+
+    return torch_rules.clip_by_global_norm(t_list, clip_norm, use_norm, ord, out, on_nonfinite, comm, norms)
 
 
+@overload
+def clip_by_norm(
+    t: Tensor | ArrayLike | IndexedSlices,
+    clip_norm: Tensor | ArrayLike,
+    axes: Axes = None,
+    name: str | None = None,
+    *,
+    ord: float = 2,
+    out: OutT,
+) -> OutT: ...
+@overload
+def clip_by_norm(
+    t: np.ndarray[ShapeT, DTypeT],
+    clip_norm: Tensor | ArrayLike,
+    axes: Axes = None,
+    name: str | None = None,
+    *,
+    ord: float = 2,
+    out: None = None,
+) -> np.ndarray[ShapeT, DTypeT]: ...
+@overload
+def clip_by_norm(
+    t: SameT,
+    clip_norm: Tensor | ArrayLike,
+    axes: Axes = None,
+    name: str | None = None,
+    *,
+    ord: float = 2,
+    out: None = None,
+) -> SameT: ...
+@overload
+def clip_by_norm(
+    t: TorchTensor[ResultT] | JaxArray[ResultT],
+    clip_norm: Tensor | ArrayLike,
+    axes: Axes = None,
+    name: str | None = None,
+    *,
+    ord: float = 2,
+    out: None = None,
+) -> ResultT: ...
+@overload
+def clip_by_norm(
+    t: ArrayLike,
+    clip_norm: Tensor | ArrayLike,
+    axes: Axes = None,
+    name: str | None = None,
+    *,
+    ord: float = 2,
+    out: None = None,
+) -> npt.NDArray[Any]: ...
 def clip_by_norm(
     t: Any,
     clip_norm: Any,
-    axes: int | Sequence[int] | None = None,
+    axes: Axes = None,
     name: str | None = None,
     *,
     ord: float = 2,
@@ -159,6 +336,11 @@ def clip_by_norm(
         If `clip_norm` holds NaN or does not broadcast to the shape of `t`, an axis is out of range or
         repeated, or `out` has another shape or data type, is read-only, or overlaps an input.
 
+    Notes
+    -----
+    If `t` or `clip_norm` is a tensor of torch that requires grad, the result has a graph, as for
+    :func:`clip_by_global_norm`.
+
     References
     ----------
     .. [1] https://www.tensorflow.org/api_docs/python/tf/clip_by_norm
@@ -177,10 +359,41 @@ def clip_by_norm(
         from fastclip._autodiff import differentiation_rules as rules
 
         return rules.clip_by_norm(t, clip_norm, axes, ord, out)
-    return compiled.clip_by_norm(t, clip_norm, axes, ord, out)
+    if out is not None or not is_tensor_with_grad(clip_norm):
+        try:
+            return compiled.clip_by_norm(t, clip_norm, axes, ord, out)
+        except _core.RecordedByTorch:
+            pass
+    from fastclip._autodiff import torch_rules
+
+    return torch_rules.clip_by_norm(t, clip_norm, axes, ord, out)
 
 
-def clip_by_average_norm(t: Any, clip_norm: float, name: str | None = None, *, out: Any = None) -> Any:
+@overload
+def clip_by_average_norm(
+    t: Tensor | ArrayLike | IndexedSlices, clip_norm: Number, name: str | None = None, *, out: OutT
+) -> OutT: ...
+@overload
+def clip_by_average_norm(
+    t: np.ndarray[ShapeT, DTypeT], clip_norm: Number, name: str | None = None, *, out: None = None
+) -> np.ndarray[ShapeT, DTypeT]: ...
+@overload
+def clip_by_average_norm(
+    t: SameT, clip_norm: Number, name: str | None = None, *, out: None = None
+) -> SameT: ...
+@overload
+def clip_by_average_norm(
+    t: TorchTensor[ResultT] | JaxArray[ResultT],
+    clip_norm: Number,
+    name: str | None = None,
+    *,
+    out: None = None,
+) -> ResultT: ...
+@overload
+def clip_by_average_norm(
+    t: ArrayLike, clip_norm: Number, name: str | None = None, *, out: None = None
+) -> npt.NDArray[Any]: ...
+def clip_by_average_norm(t: Any, clip_norm: Number, name: str | None = None, *, out: Any = None) -> Any:
     """Scale a tensor so that its norm divided by its number of elements is at most `clip_norm`.
 
     The result is ``t * clip_norm / max(norm / t.size, clip_norm)``, as in
@@ -208,6 +421,11 @@ def clip_by_average_norm(t: Any, clip_norm: float, name: str | None = None, *, o
     TypeError, ValueError
         As for :func:`clip_by_norm`.
 
+    Notes
+    -----
+    If `t` or `clip_norm` is a tensor of torch that requires grad, the result has a graph, as for
+    :func:`clip_by_global_norm`.
+
     References
     ----------
     .. [1] https://www.tensorflow.org/api_docs/python/tf/compat/v1/clip_by_average_norm
@@ -223,9 +441,61 @@ def clip_by_average_norm(t: Any, clip_norm: float, name: str | None = None, *, o
         from fastclip._autodiff import differentiation_rules as rules
 
         return rules.clip_by_average_norm(t, clip_norm, out)
-    return compiled.clip_by_average_norm(t, clip_norm, out)
+    if out is not None or not is_tensor_with_grad(clip_norm):
+        try:
+            return compiled.clip_by_average_norm(t, clip_norm, out)
+        except _core.RecordedByTorch:
+            pass
+    from fastclip._autodiff import torch_rules
+
+    return torch_rules.clip_by_average_norm(t, clip_norm, out)
 
 
+@overload
+def clip_by_value(
+    t: Tensor | ArrayLike | IndexedSlices,
+    clip_value_min: Tensor | ArrayLike,
+    clip_value_max: Tensor | ArrayLike,
+    name: str | None = None,
+    *,
+    out: OutT,
+) -> OutT: ...
+@overload
+def clip_by_value(
+    t: np.ndarray[ShapeT, DTypeT],
+    clip_value_min: Tensor | ArrayLike,
+    clip_value_max: Tensor | ArrayLike,
+    name: str | None = None,
+    *,
+    out: None = None,
+) -> np.ndarray[ShapeT, DTypeT]: ...
+@overload
+def clip_by_value(
+    t: SameT,
+    clip_value_min: Tensor | ArrayLike,
+    clip_value_max: Tensor | ArrayLike,
+    name: str | None = None,
+    *,
+    out: None = None,
+) -> SameT: ...
+@overload
+def clip_by_value(
+    t: TorchTensor[ResultT] | JaxArray[ResultT],
+    clip_value_min: Tensor | ArrayLike,
+    clip_value_max: Tensor | ArrayLike,
+    name: str | None = None,
+    *,
+    out: None = None,
+) -> ResultT: ...
+@overload
+def clip_by_value(
+    t: ArrayLike,
+    clip_value_min: Tensor | ArrayLike,
+    clip_value_max: Tensor | ArrayLike,
+    name: str | None = None,
+    *,
+    out: None = None,
+) -> npt.NDArray[Any]: ...
 def clip_by_value(
     t: Any, clip_value_min: Any, clip_value_max: Any, name: str | None = None, *, out: Any = None
 ) -> Any:
@@ -261,6 +531,12 @@ def clip_by_value(
     OverflowError
         If a bound is an integer out of the range of the integer type of `t`.
 
+    Notes
+    -----
+    If `t` or a bound is a tensor of torch that requires grad, the result has a graph, as for
+    :func:`clip_by_global_norm`. The gradient goes to `t` where an element is within the bounds or equal to
+    one, and otherwise to the bound that replaced it.
+
     References
     ----------
     .. [1] https://www.tensorflow.org/api_docs/python/tf/clip_by_value
@@ -276,4 +552,11 @@ def clip_by_value(
         from fastclip._autodiff import differentiation_rules as rules
 
         return rules.clip_by_value(t, clip_value_min, clip_value_max, out)
-    return compiled.clip_by_value(t, clip_value_min, clip_value_max, out)
+    if out is not None or not is_tensor_with_grad(clip_value_min, clip_value_max):
+        try:
+            return compiled.clip_by_value(t, clip_value_min, clip_value_max, out)
+        except _core.RecordedByTorch:
+            pass
+    from fastclip._autodiff import torch_rules
+
+    return torch_rules.clip_by_value(t, clip_value_min, clip_value_max, out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,12 +10,15 @@ import numpy.typing as npt
 from fastclip._autodiff.traced import holds_traced
 from fastclip._compiled import norms as compiled
 
+if TYPE_CHECKING:
+    from fastclip._typing import Norm, SupportsAllreduce, Tensors
+
 __all__ = ["global_norm", "tensor_norms"]
 
 
 def global_norm(
-    t_list: Any, name: str | None = None, *, ord: float = 2, comm: Any = None
-) -> np.floating[Any]:
+    t_list: Tensors, name: str | None = None, *, ord: float = 2, comm: SupportsAllreduce | None = None
+) -> Norm:
     """Return the norm of all tensors together.
 
     For `ord` 2 the norm is ``sqrt(sum(x**2 for every element x of every tensor))``, as in
@@ -72,7 +75,7 @@ def global_norm(
     return compiled.global_norm(t_list, ord, comm)
 
 
-def tensor_norms(t_list: Any, *, ord: float = 2) -> npt.NDArray[np.floating[Any]]:
+def tensor_norms(t_list: Tensors, *, ord: float = 2) -> npt.NDArray[np.floating[Any]]:
     """Return the norm of each tensor, in one pass over all of them.
 
     Parameters

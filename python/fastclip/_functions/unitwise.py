@@ -2,16 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, overload
 
-from fastclip._autodiff.traced import holds_traced
+from fastclip import _core
+from fastclip._autodiff.traced import holds_traced, is_tensor_with_grad
 from fastclip._compiled import unitwise as compiled
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from fastclip._typing import (
+        ArrayLike,
+        Axes,
+        ContainerT,
+        Flat,
+        FlatArrayLikes,
+        KeyT,
+        LeafT,
+        NamedTupleT,
+        Number,
+        Tensors,
+    )
 
 __all__ = ["adaptive_clip", "clip_by_block_rms"]
 
 
-def clip_by_block_rms(t_list: Any, threshold: float, *, out: Any = None) -> Any:
+@overload
+def clip_by_block_rms(t_list: NamedTupleT, threshold: Number, *, out: None = None) -> NamedTupleT: ...
+@overload
+def clip_by_block_rms(t_list: Flat[LeafT], threshold: Number, *, out: None = None) -> list[LeafT]: ...  # type: ignore[overload-overlap]
+@overload
+def clip_by_block_rms(
+    t_list: FlatArrayLikes, threshold: Number, *, out: None = None
+) -> list[npt.NDArray[Any]]: ...
+@overload
+def clip_by_block_rms(t_list: ContainerT, threshold: Number, *, out: None = None) -> ContainerT: ...  # type: ignore[overload-overlap]
+@overload
+def clip_by_block_rms(
+    t_list: Mapping[KeyT, ArrayLike], threshold: Number, *, out: None = None
+) -> Mapping[KeyT, npt.NDArray[Any]]: ...
+@overload
+def clip_by_block_rms(t_list: Tensors, threshold: Number, *, out: NamedTupleT) -> NamedTupleT: ...
+@overload
+def clip_by_block_rms(t_list: Tensors, threshold: Number, *, out: Flat[LeafT]) -> list[LeafT]: ...
+@overload
+def clip_by_block_rms(t_list: Tensors, threshold: Number, *, out: ContainerT) -> ContainerT: ...
+def clip_by_block_rms(t_list: Any, threshold: Number, *, out: Any = None) -> Any:
     """Scale each tensor so that its root mean square is at most `threshold`.
 
     Each tensor becomes ``t / max(1, rms / threshold)`` with ``rms = sqrt(mean(abs(t)**2))``, as in
@@ -37,6 +74,11 @@ def clip_by_block_rms(t_list: Any, threshold: float, *, out: Any = None) -> Any:
     TypeError, ValueError
         As for :func:`clip_by_global_norm`.
 
+    Notes
+    -----
+    If an entry or `threshold` is a tensor of torch that requires grad, the results have a graph, as for
+    :func:`clip_by_global_norm`.
+
     References
     ----------
     .. [1] https://optax.readthedocs.io/en/latest/api/transformations.html#optax.clip_by_block_rms
@@ -52,16 +94,103 @@ def clip_by_block_rms(t_list: Any, threshold: float, *, out: Any = None) -> Any:
         from fastclip._autodiff import differentiation_rules as rules
 
         return rules.clip_by_block_rms(t_list, threshold, out)
-    return compiled.clip_by_block_rms(t_list, threshold, out)
+    if out is not None or not is_tensor_with_grad(threshold):
+        try:
+            return compiled.clip_by_block_rms(t_list, threshold, out)
+        except _core.RecordedByTorch:
+            pass
+    from fastclip._autodiff import torch_rules
+
+    return torch_rules.clip_by_block_rms(t_list, threshold, out)
 
 
+@overload
+def adaptive_clip(
+    params: Tensors,
+    grads: NamedTupleT,
+    clipping: Number = 0.01,
+    eps: Number = 1e-3,
+    *,
+    axes: Axes = None,
+    out: None = None,
+) -> NamedTupleT: ...
+@overload
+def adaptive_clip(  # type: ignore[overload-overlap]
+    params: Tensors,
+    grads: Flat[LeafT],
+    clipping: Number = 0.01,
+    eps: Number = 1e-3,
+    *,
+    axes: Axes = None,
+    out: None = None,
+) -> list[LeafT]: ...
+@overload
+def adaptive_clip(
+    params: Tensors,
+    grads: FlatArrayLikes,
+    clipping: Number = 0.01,
+    eps: Number = 1e-3,
+    *,
+    axes: Axes = None,
+    out: None = None,
+) -> list[npt.NDArray[Any]]: ...
+@overload
+def adaptive_clip(  # type: ignore[overload-overlap]
+    params: Tensors,
+    grads: ContainerT,
+    clipping: Number = 0.01,
+    eps: Number = 1e-3,
+    *,
+    axes: Axes = None,
+    out: None = None,
+) -> ContainerT: ...
+@overload
+def adaptive_clip(
+    params: Tensors,
+    grads: Mapping[KeyT, ArrayLike],
+    clipping: Number = 0.01,
+    eps: Number = 1e-3,
+    *,
+    axes: Axes = None,
+    out: None = None,
+) -> Mapping[KeyT, npt.NDArray[Any]]: ...
+@overload
+def adaptive_clip(
+    params: Tensors,
+    grads: Tensors,
+    clipping: Number = 0.01,
+    eps: Number = 1e-3,
+    *,
+    axes: Axes = None,
+    out: NamedTupleT,
+) -> NamedTupleT: ...
+@overload
+def adaptive_clip(
+    params: Tensors,
+    grads: Tensors,
+    clipping: Number = 0.01,
+    eps: Number = 1e-3,
+    *,
+    axes: Axes = None,
+    out: Flat[LeafT],
+) -> list[LeafT]: ...
+@overload
+def adaptive_clip(
+    params: Tensors,
+    grads: Tensors,
+    clipping: Number = 0.01,
+    eps: Number = 1e-3,
+    *,
+    axes: Axes = None,
+    out: ContainerT,
+) -> ContainerT: ...
 def adaptive_clip(
     params: Any,
     grads: Any,
-    clipping: float = 0.01,
-    eps: float = 1e-3,
+    clipping: Number = 0.01,
+    eps: Number = 1e-3,
     *,
-    axes: Sequence[int] | int | None = None,
+    axes: Axes = None,
     out: Any = None,
 ) -> Any:
     """Scale gradients so that the norm of each unit is at most a fraction of the norm of its parameters.
@@ -102,6 +231,11 @@ def adaptive_clip(
         If structures or shapes differ, a tensor has more than five dimensions and `axes` is None, or
         `clipping` or `eps` is negative.
 
+    Notes
+    -----
+    If a gradient, a parameter, `clipping` or `eps` is a tensor of torch that requires grad, the results have
+    a graph, as for :func:`clip_by_global_norm`; call the function under ``torch.no_grad()`` to have none.
+
     References
     ----------
     .. [1] A. Brock, S. De, S. L. Smith, K. Simonyan, "High-performance large-scale image recognition
@@ -122,4 +256,11 @@ def adaptive_clip(
         from fastclip._autodiff import differentiation_rules as rules
 
         return rules.adaptive_clip(params, grads, clipping, eps, axes, out)
-    return compiled.adaptive_clip(params, grads, clipping, eps, axes, out)
+    if out is not None or not is_tensor_with_grad(clipping, eps):
+        try:
+            return compiled.adaptive_clip(params, grads, clipping, eps, axes, out)
+        except _core.RecordedByTorch:
+            pass
+    from fastclip._autodiff import torch_rules
+
+    return torch_rules.adaptive_clip(params, grads, clipping, eps, axes, out)

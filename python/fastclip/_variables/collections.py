@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastclip._variables.registry import live_trainable
 from fastclip._variables.variable import Variable
 
@@ -32,7 +30,7 @@ class GraphKeys:
     TRAINABLE_VARIABLES = "trainable_variables"
 
 
-def get_collection(key: str) -> list[Any]:
+def get_collection(key: str) -> list[Variable]:
     """Return the members of a collection, as ``tf.compat.v1.get_collection`` [1]_.
 
     Parameters

@@ -5,13 +5,13 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from fastclip._arguments.arrays import as_array, describe
-from fastclip._arguments.foreign import foreign_array, framework
+from fastclip._arguments.foreign import framework
 from fastclip._autodiff.tracing import Trace, current_trace
 from fastclip._variables.registry import add_trainable
 
@@ -105,7 +105,11 @@ class Variable:
     __slots__ = ("__weakref__", "_data", "constraint", "name", "trainable")
 
     #: Makes arrays and scalars of NumPy leave binary operators to the variable.
-    __array_priority__ = 200.0
+    __array_priority__: float = 200.0
+
+    if TYPE_CHECKING:
+        # Without this line, `__getattr__` makes mypy take variables for tensors of other frameworks.
+        __dlpack__: ClassVar[None]
 
     def __init__(
         self,
@@ -128,9 +132,9 @@ class Variable:
         if array.dtype.kind not in "fciub" and array.dtype.name != "bfloat16":
             raise TypeError(f"initial_value is {describe(array)}; it takes numbers")
         self._data: npt.NDArray[Any] = np.array(array, order="C", copy=True)
-        self.trainable = bool(trainable)
-        self.name = "Variable" if name is None else name
-        self.constraint = constraint
+        self.trainable: bool = bool(trainable)
+        self.name: str = "Variable" if name is None else name
+        self.constraint: Callable[[Any], Any] | None = constraint
         if self.trainable:
             add_trainable(self)
 
@@ -288,6 +292,11 @@ class Variable:
         if copy is False and converted is not array:
             raise ValueError(f"an array of dtype {dtype} is a copy of the variable {self.name!r}")
         return converted.copy() if copy and converted is array else converted
+
+    def _held_tensor(self) -> Any:
+        """Returns the tensor that a clip function reads: the array, or the tensor that torch traces."""
+        value = self.value
+        return value if framework(value) == "torch" else np.asarray(self)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         out = kwargs.get("out")
@@ -484,8 +493,6 @@ def _initial(value: Any) -> npt.NDArray[Any]:
     """Returns an initial value as an array; Python's numbers get the data types of TensorFlow."""
     if isinstance(value, Variable):
         return value._data
-    if framework(value) is not None:
-        return foreign_array(value, "initial_value")
     array = as_array(value, "initial_value")
     if not _is_python_numbers(value):
         return array

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from fastclip.cli import interruption, output_file, printing
 from fastclip.cli.errors import CommandError
 
 __all__ = ["main"]
 
 # The module of each command, and a summary of the command in one line.
 _COMMANDS = {
-    "info": ("fastclip.cli.info", "print version, SIMD level, threads and GPU adapters"),
+    "info": ("fastclip.cli.info", "print version, SIMD level and number of threads"),
     "clip": ("fastclip.cli.clip_file", "clip the tensors of an npz or safetensors file"),
     "bench": (
         "fastclip.cli.bench.command",
@@ -32,16 +32,25 @@ _EXIT_CODES = """\
 exit codes:
   0    done
   1    a non-finite gradient was found, or a target was missed
-  2    bad usage, a bad file, or a missing optional package
+  2    bad usage, a bad file, a missing optional package, or too little memory
+  3    the output could not be printed
   130  interrupted
+  141  the reader of the output closed the pipe
 """
 
 
 class _Parser(argparse.ArgumentParser):
-    """Argument parser that reports errors in one line."""
+    """Argument parser that reports errors in one line, and help that cannot be printed."""
+
+    def print_help(self, file: Any = None) -> None:
+        if file is None:  # argparse would ignore errors of stdout
+            printing.print_result(self.format_help().rstrip("\n"))
+        else:
+            super().print_help(file)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see '{self.prog} --help')\n")
+        printing.print_message(f"error: {message} (see '{self.prog} --help')", self.prog)
+        self.exit(2)
 
 
 def _is_negative_number(argument: str) -> bool:
@@ -86,10 +95,10 @@ def _run(arguments: list[str]) -> int:
     if args.version:
         import fastclip
 
-        print(f"fastclip {fastclip.config()['version']}")
+        printing.print_result(f"fastclip {fastclip.config()['version']}")
         return 0
     if args.command is None:
-        parser.print_help(sys.stderr)
+        printing.print_message(f"error: a command is missing\n\n{parser.format_help()}")
         return 2
     code = importlib.import_module(_COMMANDS[args.command][0]).run(args)
     return int(code)
@@ -107,7 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     int
         0 on success; 1 if a non-finite gradient was found or a target was missed; 2 for bad usage, a bad
-        file or a missing optional package; 130 if interrupted; 141 if the reader of stdout went away.
+        file, a missing optional package or too little memory; 3 if the output could not be printed; 130 if
+        interrupted; 141 if the reader of stdout went away.
 
     Examples
     --------
@@ -115,19 +125,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     >>> main(["clip", "nowhere.npz", "out.npz", "--global-norm", "1"])
     2
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _run(arguments)
-        sys.stdout.flush()
-    except CommandError as error:
-        print(f"fastclip: error: {error}", file=sys.stderr)
-        return error.exit_code
+        output_file.forget()
+        with interruption.handled(restore=argv is not None), printing.any_character():
+            printing.open_closed_streams()
+            return _exit_code(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
-        print("fastclip: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader of stdout has closed the pipe, as in `fastclip info | head -1`. With stdout redirected to
-        # the null device, the interpreter can flush it at exit without an error message.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    return code
+        written = output_file.is_written()
+        printing.print_message("interrupted after the file was written" if written else "interrupted")
+        return 3 if written else 130
+    finally:
+        output_file.forget()
+
+
+def _exit_code(arguments: list[str]) -> int:
+    """Run the command, print a message if it fails, and return its exit code."""
+    try:
+        return _run(arguments)
+    except CommandError as error:
+        printing.print_message(f"error: {error}")
+        return error.exit_code
+    except MemoryError as error:
+        printing.print_message(
+            f"error: not enough memory: {error}" if error.args else "error: not enough memory"
+        )
+        return 2
+    except printing.StdoutError as error:
+        if error.reader_left:
+            return 141
+        printing.print_message(f"error: the output cannot be printed: {error}")
+        return 3

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 import fastclip
-from fastclip.cli.array_files import Array, ArrayFile, file_format, read_arrays, write_arrays
+from fastclip.cli.array_files import (
+    Array,
+    ArrayFile,
+    check_can_hold,
+    file_format,
+    read_arrays,
+    write_arrays,
+)
+from fastclip.cli.array_formats.content import dtype_name
 from fastclip.cli.errors import CommandError
 from fastclip.cli.json_output import to_json
 from fastclip.cli.option_checks import check_at_least
+from fastclip.cli.output_file import is_stdout
+from fastclip.cli.printing import print_message, print_result
 from fastclip.cli.progress import bytes_progress
 
 _DESCRIPTION = """\
@@ -22,21 +31,28 @@ Clip the tensors of IN and write them to OUT.
 
 IN and OUT are npz or safetensors files, depending on their suffix. They may be the
 same file. Names, order, dtypes and the metadata of safetensors are kept. OUT is
-written atomically at the end: if the command fails, OUT does not change.
+replaced as a whole at the end, and keeps its owner and mode: if the command fails,
+OUT does not change. If OUT is a pipe or a device, it is written to instead, and may
+have received a part if the command fails.
 """
 
 _EPILOG = """\
 exit codes:
-  0    done
+  0    done; OUT is written
   1    NaN or inf was found under --on-nonfinite raise; OUT is not written
-  2    bad usage, a bad file or a missing package; OUT is not written
+  2    bad usage, a bad file, a missing package or too little memory; OUT is not written
+  3    OUT is written, but the report could not be printed
   130  interrupted; OUT is not written
+  141  OUT is written, but the reader of the report closed the pipe
 
 examples:
   fastclip clip grads.npz clipped.npz --global-norm 1.0
   fastclip clip grads.safetensors grads.safetensors --global-norm 1.0 --on-nonfinite raise
   fastclip clip update.npz update.safetensors --value -0.5 0.5 --skip-integers
 """
+
+_CLIPPABLE = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
+_NAMES_SHOWN = 8  # in an error message
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,27 +98,34 @@ def run(args: argparse.Namespace) -> int:
     with bytes_progress(f"reading {args.input.name}", _size(args.input)) as progress:
         content = read_arrays(args.input, progress)
     gradients = _clippable(args.input, content, args.skip_integers)
+    check_can_hold(args.output, content)  # raises now rather than after the long work
     try:
-        report = _clip(gradients, args)
-    except fastclip.NonFiniteError as error:
-        raise CommandError(f"{args.input}: {error}", exit_code=1) from None
+        outcome = _clip(gradients, args)
+    except fastclip.NonFiniteError:
+        raise CommandError(f"{args.input}: {_where_nonfinite(gradients)}", exit_code=1) from None
     except (TypeError, ValueError) as error:
         raise CommandError(f"{args.input}: {error}") from None
     content.arrays.update(gradients)
     if content.metadata and file_format(args.output) == "npz":
-        print(f"fastclip: note: {args.output}: a npz file has no place for the metadata", file=sys.stderr)
-    total = sum(array.nbytes for array in content.arrays.values())
-    with bytes_progress(f"writing {args.output.name}", total) as progress:
-        write_arrays(args.output, content, progress)
+        print_message(f"note: {args.output}: a npz file has no place for the metadata")
     report = {
         "input": str(args.input),
         "output": str(args.output),
         "tensors": len(gradients),
         "elements": sum(array.size for array in gradients.values()),
         "copied": [name for name in content.arrays if name not in gradients],
-        **report,
+        **outcome,
     }
-    print(to_json(report) if args.json else _report_text(report))
+    # Once OUT is written, nothing is left to do that could fail but printing the text.
+    text = to_json(report) if args.json else _report_text(report)
+    output_is_stdout = is_stdout(args.output)
+    total = sum(array.nbytes for array in content.arrays.values())
+    with bytes_progress(f"writing {args.output.name}", total) as progress:
+        write_arrays(args.output, content, progress)
+    if output_is_stdout:
+        print_message(text)  # the arrays have gone to stdout
+    else:
+        print_result(text)
     return 0
 
 
@@ -133,18 +156,35 @@ def _clippable(path: Path, content: ArrayFile, skip_integers: bool) -> dict[str,
     Raises
     ------
     CommandError
-        If there are integer or bool entries and `skip_integers` is false.
+        If there are integer or bool entries and `skip_integers` is false, or if there are entries of any
+        other type that cannot be clipped.
     """
     gradients = {}
     for name, array in content.arrays.items():
-        if array.dtype.kind not in "biu":
+        if array.dtype.name in _CLIPPABLE:
             gradients[name] = array
+        elif array.dtype.kind not in "biu":
+            raise CommandError(
+                f"{path}: entry {name!r} is of type {dtype_name(array.dtype)}, which fastclip does not clip; "
+                f"it clips {', '.join(_CLIPPABLE)}"
+            )
         elif not skip_integers:
             raise CommandError(
                 f"{path}: entry {name!r} is {array.dtype}, not a gradient; "
                 "--skip-integers copies such entries unchanged"
             )
     return gradients
+
+
+def _where_nonfinite(gradients: dict[str, Array]) -> str:
+    """Return a message that names the entries that hold NaN or infinity, by their names in the file."""
+    names = [repr(name) for name, array in gradients.items() if not np.isfinite(array).all()]
+    if not names:  # finite elements, whose norm is beyond the largest float64
+        return "the global norm is infinite; nothing was written"
+    shown = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
+    if len(names) == 1:
+        return f"NaN or infinity in entry {shown}; nothing was written"
+    return f"NaN or infinity in {len(names):,} entries: {shown}; nothing was written"
 
 
 def _clip(gradients: dict[str, Array], args: argparse.Namespace) -> dict[str, Any]:
@@ -208,20 +248,21 @@ def _clip_by_norm(gradients: dict[str, Array], bound: float, order: float) -> di
 
 
 def _clip_by_value(gradients: dict[str, Array], low: float, high: float) -> dict[str, Any]:
-    clipped = 0
+    clipped = nan = 0
     for name, array in gradients.items():
         if array.dtype.kind == "c":
             raise TypeError(f"entry {name!r} is {array.dtype}, and complex numbers have no order to clip by")
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):  # a bound beyond the dtype compares as infinity
             clipped += int(np.count_nonzero((array < low) | (array > high)))
+        nan += int(np.count_nonzero(np.isnan(array)))
         fastclip.clip_by_value(array, low, high, out=array)
-    return {"rule": "value", "low": low, "high": high, "clipped": clipped}
+    return {"rule": "value", "low": low, "high": high, "clipped": clipped, "nan": nan}
 
 
 def _report_text(report: dict[str, Any]) -> str:
     head = (
         f"{report['input']} -> {report['output']}: "
-        f"{report['tensors']:,} tensors, {report['elements']:,} elements"
+        f"{_count_text(report['tensors'], 'tensor')}, {_count_text(report['elements'], 'element')}"
     )
     if report["copied"]:
         head += f", {len(report['copied']):,} copied unchanged"
@@ -232,11 +273,19 @@ def _report_text(report: dict[str, Any]) -> str:
         return f"{head}\nglobal norm {report['norm']:.9g}, scale {report['scale']:.9g} ({outcome})"
     if report["rule"] == "norm":
         finite = [norm for norm in report["norm"].values() if math.isfinite(norm)]
-        parts = [f"{report['clipped']:,} of {report['tensors']:,} tensors clipped"]
+        parts = [f"{report['clipped']:,} of {_count_text(report['tensors'], 'tensor')} clipped"]
         if finite:
             smallest = _scale(max(finite), report["bound"])
             parts.insert(0, f"largest norm {max(finite):.9g}, smallest scale {smallest:.9g}")
         if len(finite) < report["tensors"]:
-            parts.append(f"NaN or inf was found in {report['tensors'] - len(finite):,}")
+            parts.append(f"NaN or inf was found in {_count_text(report['tensors'] - len(finite), 'tensor')}")
         return f"{head}\n{'; '.join(parts)}"
-    return f"{head}\n{report['clipped']:,} of {report['elements']:,} elements clipped"
+    text = f"{head}\n{report['clipped']:,} of {_count_text(report['elements'], 'element')} clipped"
+    if report["nan"]:
+        text += f"; NaN was found in {_count_text(report['nan'], 'element')}, and stays NaN"
+    return text
+
+
+def _count_text(count: int, noun: str) -> str:
+    """Return a number and a noun, such as "1 tensor" or "2,000 tensors"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -11,6 +11,7 @@ import numpy as np
 import fastclip
 from fastclip.cli.errors import CommandError
 from fastclip.cli.json_output import to_json
+from fastclip.cli.printing import print_result
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the version, the SIMD level, the number of threads and the GPU adapters."""
+    """Print the version, the SIMD level and the number of threads."""
     try:
         facts: dict[str, Any] = dict(fastclip.config())
     except ValueError as error:  # an environment variable has an invalid value
@@ -27,14 +28,12 @@ def run(args: argparse.Namespace) -> int:
     facts["python"] = platform.python_version()
     facts["numpy"] = np.__version__
     if args.json:
-        print(to_json(facts))
+        print_result(to_json(facts))
         return 0
-    adapters = [str(adapter) for adapter in facts["gpu_adapters"]] or ["none"]
-    print(f"fastclip      {facts['version']}")
-    print(f"SIMD level    {facts['isa']} (this CPU has {facts['isa_detected']})")
-    print(f"threads       {facts['threads']}")
-    print(f"GPU adapters  {adapters[0]}")
-    for adapter in adapters[1:]:
-        print(f"              {adapter}")
-    print(f"Python        {facts['python']}, NumPy {facts['numpy']}")
+    print_result(
+        f"fastclip    {facts['version']}\n"
+        f"SIMD level  {facts['isa']} (this CPU has {facts['isa_detected']})\n"
+        f"threads     {facts['threads']}\n"
+        f"Python      {facts['python']}, NumPy {facts['numpy']}"
+    )
     return 0

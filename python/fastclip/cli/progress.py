@@ -23,9 +23,16 @@ def bytes_progress(description: str, total: int) -> Iterator[Advance]:
         return
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(description, total=total)
+    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    task = progress.add_task(description, total=total)
+    # A terminal that has gone away must not make a command fail whose work is done.
+    with contextlib.suppress(OSError):
+        progress.start()
+    try:
         yield lambda size: progress.advance(task, size)
+    finally:
+        with contextlib.suppress(OSError):
+            progress.stop()
 
 
 @contextlib.contextmanager

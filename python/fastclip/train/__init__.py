@@ -7,8 +7,8 @@ Examples
 >>> w, b = np.zeros(3, np.float32), np.zeros((), np.float32)
 >>> optimizer = AdamOptimizer(learning_rate=0.1, global_clipnorm=1.0)
 >>> optimizer.apply_gradients([(np.float32([3.0, 0.0, 4.0]), w), (None, b)])
->>> optimizer.last_norm
-np.float32(5.0)
+>>> optimizer.last_norm, optimizer.last_scale
+(np.float32(5.0), 0.2)
 >>> w.round(4)
 array([-0.1,  0. , -0.1], dtype=float32)
 """

@@ -5,22 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fastclip._arguments.arrays import as_array, as_output
-from fastclip._arguments.foreign import foreign_array, foreign_slices, framework
+from fastclip._arguments.foreign import foreign_slices, framework
 from fastclip._indexed_slices import IndexedSlices
 from fastclip._variables.variable import Variable
 
 __all__ = ["as_gradient", "as_slices", "as_variable"]
 
 
-def as_variable(value: Any, name: str) -> npt.NDArray[Any]:
-    """Return an array that shares the memory of a variable.
+def as_variable(value: Any, name: str) -> Any:
+    """Return an array that shares the memory of a variable, or a tensor that the compiled part reads itself.
 
     Parameters
     ----------
-    value : ndarray, Variable, torch tensor or writable buffer
+    value : ndarray, Variable, tensor or writable buffer
         The variable.
     name : str
         The variable's name in error messages.
@@ -36,19 +35,13 @@ def as_variable(value: Any, name: str) -> npt.NDArray[Any]:
     """
     if isinstance(value, Variable):
         return value._memory()
-    kind = framework(value)
-    if kind == "torch":
-        return foreign_array(value, name, to_write=True)
-    if kind is not None:
-        raise TypeError(
-            f"{name} is a {kind} {type(value).__name__}, which cannot be changed; it takes an array, a "
-            "fastclip.Variable or a torch tensor, which are updated in place"
-        )
+    if framework(value) == "torch":
+        return value
     return as_output(value, name)
 
 
-def as_gradient(value: Any, name: str) -> npt.NDArray[Any]:
-    """Return a gradient as an array, which shares its memory where possible.
+def as_gradient(value: Any, name: str) -> Any:
+    """Return a gradient as an array, which shares its memory where possible, or as a tensor.
 
     Parameters
     ----------
@@ -60,13 +53,13 @@ def as_gradient(value: Any, name: str) -> npt.NDArray[Any]:
     Raises
     ------
     TypeError
-        If the gradient cannot be converted to an array, or is a tensor on another device than the CPU.
+        If the gradient cannot be converted to an array.
     """
     if type(value) is np.ndarray and value.dtype.isnative:
         return value
     if isinstance(value, Variable):
         return value._data
-    return foreign_array(value, name) if framework(value) is not None else as_array(value, name)
+    return value if framework(value) is not None else as_array(value, name)
 
 
 def as_slices(gradient: Any, name: str) -> IndexedSlices | None:

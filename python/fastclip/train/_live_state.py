@@ -32,9 +32,10 @@ class LiveState:
         first step.
     skipped_steps : ndarray of int64, shape ()
         The number of steps that were skipped.
-    report : ndarray of float64, shape (3,)
+    report : ndarray of float64, shape (5,)
         Whether the norm of the gradients was computed in the last step (1 or 0), the norm, and whether it is
-        returned as float64 rather than float32 (1 or 0).
+        returned as float64 rather than float32 (1 or 0); whether gradients were clipped by norm in that step
+        (1 or 0), and the factor that clipped them.
     """
 
     slots: _core.Slots
@@ -56,7 +57,7 @@ class LiveState:
             The names of the counters.
         """
         numbers = {name: np.array(np.nan) for name in counters}
-        return cls(_core.Slots(rule, first_values), numbers, np.array(0, np.int64), np.zeros(3))
+        return cls(_core.Slots(rule, first_values), numbers, np.array(0, np.int64), np.zeros(5))
 
     def current_counters(self) -> dict[str, npt.NDArray[Any]]:
         """Return the counters; an empty dict before the first step."""
@@ -66,13 +67,18 @@ class LiveState:
 
     def last_norm(self) -> np.floating[Any] | None:
         """Return the norm of the gradients in the last step; None if it was not computed."""
-        is_computed, norm, is_float64 = self.report.tolist()
+        is_computed, norm, is_float64, *_ = self.report.tolist()
         return _core.norm_scalar(norm, bool(is_float64)) if is_computed else None
+
+    def last_scale(self) -> float | None:
+        """Return the factor that clipped the gradients in the last step; None if there was none."""
+        *_, is_computed, scale = self.report.tolist()
+        return scale if is_computed else None
 
 
 @raises_memory_error
 def loaded_counters(
-    names: Sequence[str], entries: Mapping[str, npt.NDArray[Any]], has_stepped: bool
+    names: Sequence[str], entries: Mapping[str, npt.NDArray[Any]], has_stepped: bool, prefix: str
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Check the counters of a saved state, and return copies of them.
 
@@ -84,6 +90,8 @@ def loaded_counters(
         The entries of the saved state that describe neither variables nor slots.
     has_stepped : bool
         Whether the state was saved after the first step. Only then does it contain counters.
+    prefix : str
+        What the names of entries begin with in the saved state, and in error messages.
 
     Raises
     ------
@@ -92,11 +100,15 @@ def loaded_counters(
     """
     expected = set(names) if has_stepped else set()
     if set(entries) != expected:
-        raise ValueError(f"state_dict has {sorted(entries)} besides the slots; it takes {sorted(expected)}")
+        found = sorted(prefix + name for name in entries)
+        hint = "" if prefix else " (a state that was saved with a prefix takes other entries beside it)"
+        raise ValueError(
+            f"state_dict has {found} besides the slots; it takes {sorted(prefix + n for n in expected)}{hint}"
+        )
     for name, value in entries.items():
         if value.ndim or value.dtype != np.float64 or not np.isfinite(value):
             raise ValueError(
-                f"state_dict[{name!r}] has dtype {value.dtype} and shape {value.shape}; "
+                f"state_dict[{prefix + name!r}] has dtype {value.dtype} and shape {value.shape}; "
                 "it takes one finite float64"
             )
     return {name: np.array(entries.get(name, np.nan), np.float64) for name in names}

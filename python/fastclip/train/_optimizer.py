@@ -2,26 +2,61 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
+import reprlib
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView, Sequence, Set
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from fastclip import _core
 from fastclip._arguments.arrays import as_output, describe
-from fastclip._arguments.foreign import foreign_array, framework
+from fastclip._arguments.foreign import framework
 from fastclip._autodiff.gradients import compute_gradients
-from fastclip._variables.variable import Variable
+from fastclip._variables.var_list import is_container, named_variables
 from fastclip.train._arrays import as_variable
-from fastclip.train._gradient_options import GradientClipping
-from fastclip.train._hyper_parameter import HyperParameter, current
+from fastclip.train._gradient_options import (
+    CLIP,
+    ClipSetting,
+    check_one_clip,
+    checked_loss_scale,
+    checked_policy,
+    checked_skip_limit,
+    compiled_options,
+    current_loss_scale,
+    row_bound,
+)
+from fastclip.train._hyper_parameter import HyperParameter, HyperParameterSetting, current_values
 from fastclip.train._live_state import LiveState, loaded_counters
 from fastclip.train._pairs import as_pairs
-from fastclip.train._state_dict import ParsedStateDict, build_state_dict
+from fastclip.train._settings import FixedSetting, Setting, settings_of
+from fastclip.train._state_dict import ParsedStateDict, build_state_dict, check_prefix
 from fastclip.train._step_counter import as_step_counter
+
+if TYPE_CHECKING:
+    from fastclip._indexed_slices import IndexedSlices
+    from fastclip._typing import (
+        ArrayBackend,
+        ArrayLike,
+        Backend,
+        Buffer,
+        DTypeT,
+        Gradient,
+        Norm,
+        OneOrMore,
+        ResultT,
+        ShapeT,
+        Tensor,
+        TensorBackend,
+        TorchTensor,
+        Trainable,
+        Trainables,
+        VariableT,
+    )
+    from fastclip._variables.variable import Variable
 
 __all__ = ["Optimizer"]
 
@@ -79,19 +114,36 @@ class Optimizer:
     loss_scale : float, 0-d array or callable, optional
         The factor by which the loss was multiplied (loss scaling). Gradients are divided by it before they
         are clipped.
+    skip_above : float, optional
+        A step is skipped if the global norm of its gradients, after the division by `loss_scale` and before
+        clipping, is finite and larger than this. Such a step changes nothing and is counted, as with
+        ``on_nonfinite="skip"``. The norm is compared in float64. It needs a pass that reads the gradients,
+        unless that is made for clipping anyway.
 
     Attributes
     ----------
     last_norm : np.float32, np.float64 or None
         The global norm of the gradients in the last step, after the division by `loss_scale` and before
         clipping; None if it was not computed.
+    last_scale : float or None
+        The factor that clipped the gradients of the last step, not including the division by `loss_scale`:
+        with `global_clipnorm` that of all gradients, with `clipnorm` the smallest of the factors of single
+        gradients. It is 1.0 if no gradient was clipped, and NaN if a gradient contained NaN or infinity. None
+        if gradients are not clipped by norm (`clipvalue` clips elements, which have no common factor), or if
+        the step was skipped.
     skipped_steps : int
-        The number of steps that ``on_nonfinite="skip"`` has skipped.
+        The number of steps that ``on_nonfinite="skip"`` and `skip_above` have skipped.
 
     Notes
     -----
     A hyper-parameter may be a number, a 0-d array, a 0-d Variable, or a function without parameters that
     returns a number. It is read once in each step.
+
+    Hyper-parameters and the keyword arguments above are attributes that can be set between steps, such as
+    ``optimizer.learning_rate = 0.01``; the values are checked as by the constructor. An assignment during a
+    step, by a function that is a hyper-parameter or by a signal handler, takes effect in the next step. To
+    replace one way to clip by another, set the first to None. Arguments that determine the slots, such as
+    `initial_accumulator_value`, can be read only.
 
     A sparse gradient (:class:`fastclip.IndexedSlices`) may contain a row more than once. Repeated rows are
     summed before the update, but the norm is that of the rows as they were passed, as in
@@ -122,6 +174,22 @@ class Optimizer:
     _slot_names: tuple[str, ...] = ()
     #: The names of the optimizer's counters: numbers, besides the slots, that steps change.
     _counter_names: ClassVar[tuple[str, ...]] = ()
+    #: The hyper-parameters by their names, in the order of the rule.
+    _hyper_parameters: ClassVar[dict[str, HyperParameterSetting]] = {}
+
+    clipvalue = ClipSetting(doc="The bound on the absolute value of each element of a gradient, or None.")
+    clipnorm = ClipSetting(doc="The bound on the norm of each gradient, or None.")
+    global_clipnorm = ClipSetting(doc="The bound on the norm of all gradients together, or None.")
+    on_nonfinite = Setting(checked_policy)
+    loss_scale = Setting(checked_loss_scale)
+    skip_above = Setting(checked_skip_limit)
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        settings = settings_of(cls).items()
+        cls._hyper_parameters = {
+            name: setting for name, setting in settings if isinstance(setting, HyperParameterSetting)
+        }
 
     def __init__(
         self,
@@ -135,19 +203,42 @@ class Optimizer:
         global_clipnorm: float | None = None,
         on_nonfinite: str = "propagate",
         loss_scale: HyperParameter | None = None,
+        skip_above: float | None = None,
     ) -> None:
         if not name:
             raise ValueError("Must specify the optimizer name")
         if not hasattr(self, "_rule"):
             raise TypeError("Optimizer is the base class of optimizers; create one of its subclasses")
         self._name = name
-        #: Hyper-parameters by the names of the constructor's arguments, in the order of the rule.
-        self._hyper_parameters = dict(hyper_parameters)
+        clips = {"clipvalue": clipvalue, "clipnorm": clipnorm, "global_clipnorm": global_clipnorm}
+        check_one_clip(clips)
+        options = {**clips, "on_nonfinite": on_nonfinite, "loss_scale": loss_scale, "skip_above": skip_above}
+        #: The values of the settings by their names; but one entry for the three options that clip.
+        self._settings: dict[str, Any] = {CLIP: None}
+        for argument, value in {**hyper_parameters, **options}.items():
+            setattr(self, argument, value)
         #: The first value of each slot.
         self._first_values = tuple(first_values) or (0.0,) * len(self._slot_names)
-        self._clipping = GradientClipping(clipvalue, clipnorm, global_clipnorm, on_nonfinite, loss_scale)
         self._state = LiveState.initial(self._rule, self._first_values, self._counter_names)
         self._locks: dict[int, threading.RLock] = {}
+
+    if not TYPE_CHECKING:
+        # Hidden from type checkers, which would accept any attribute otherwise.
+        def __setattr__(self, name: str, value: Any) -> None:
+            if not name.startswith("_") and not any(name in vars(each) for each in type(self).__mro__):
+                options = settings_of(Optimizer)
+                own = settings_of(type(self)).items()
+                settable = [
+                    other
+                    for other, setting in own
+                    if other not in options and not isinstance(setting, FixedSetting)
+                ]
+                raise AttributeError(
+                    f"{type(self).__name__} has no attribute {name!r}; these can be set: "
+                    f"{', '.join([*settable, *options, 'skipped_steps'])} (and, of a subclass, the "
+                    "attributes that its class has)"
+                )
+            super().__setattr__(name, value)
 
     @property
     def _lock(self) -> threading.RLock:
@@ -166,13 +257,18 @@ class Optimizer:
         return self._state.slots
 
     @property
-    def last_norm(self) -> np.floating[Any] | None:
+    def last_norm(self) -> Norm | None:
         """The global norm of the gradients in the last step, before clipping; None if it was not computed."""
         return self._state.last_norm()
 
     @property
+    def last_scale(self) -> float | None:
+        """The factor that clipped the gradients in the last step; None if they were not clipped by norm."""
+        return self._state.last_scale()
+
+    @property
     def skipped_steps(self) -> int:
-        """The number of steps that ``on_nonfinite="skip"`` has skipped."""
+        """The number of steps that ``on_nonfinite="skip"`` and `skip_above` have skipped."""
         return int(self._state.skipped_steps)
 
     @skipped_steps.setter
@@ -183,13 +279,6 @@ class Optimizer:
         self._state.skipped_steps[...] = number
 
     # The hyper-parameters of a step ------------------------------------------------------------
-
-    def _current_hyper_parameters(self) -> tuple[float, ...]:
-        """Return the hyper-parameters as numbers, in the order of the rule.
-
-        They are read before the step begins, because hyper-parameters may be functions of the caller.
-        """
-        return tuple([current(value, name) for name, value in self._hyper_parameters.items()])
 
     def _with_counters(self, hyper: tuple[float, ...]) -> tuple[float, ...]:
         """Return all numbers that the rule takes: the hyper-parameters, and the counters of this step."""
@@ -204,6 +293,66 @@ class Optimizer:
 
     # Gradients -----------------------------------------------------------------------------------
 
+    @overload
+    def compute_gradients(
+        self,
+        loss: Callable[..., Any],
+        var_list: OneOrMore[Variable] | None = None,
+        gate_gradients: int = GATE_OP,
+        aggregation_method: Any = None,
+        colocate_gradients_with_ops: bool = False,
+        grad_loss: Tensor | ArrayLike | None = None,
+        *,
+        backend: ArrayBackend = None,
+    ) -> list[tuple[npt.NDArray[Any] | None, Variable]]: ...
+    @overload
+    def compute_gradients(
+        self,
+        loss: Callable[..., Any],
+        var_list: OneOrMore[np.ndarray[ShapeT, DTypeT]],
+        gate_gradients: int = GATE_OP,
+        aggregation_method: Any = None,
+        colocate_gradients_with_ops: bool = False,
+        grad_loss: Tensor | ArrayLike | None = None,
+        *,
+        backend: ArrayBackend = None,
+    ) -> list[tuple[np.ndarray[ShapeT, DTypeT] | None, np.ndarray[ShapeT, DTypeT]]]: ...
+    @overload
+    def compute_gradients(
+        self,
+        loss: Callable[..., Any],
+        var_list: OneOrMore[TorchTensor[ResultT]],
+        gate_gradients: int = GATE_OP,
+        aggregation_method: Any = None,
+        colocate_gradients_with_ops: bool = False,
+        grad_loss: Tensor | ArrayLike | None = None,
+        *,
+        backend: TensorBackend = None,
+    ) -> list[tuple[ResultT | IndexedSlices | None, ResultT]]: ...
+    @overload
+    def compute_gradients(
+        self,
+        loss: Callable[..., Any],
+        var_list: OneOrMore[VariableT],
+        gate_gradients: int = GATE_OP,
+        aggregation_method: Any = None,
+        colocate_gradients_with_ops: bool = False,
+        grad_loss: Tensor | ArrayLike | None = None,
+        *,
+        backend: Backend = None,
+    ) -> list[tuple[npt.NDArray[Any] | IndexedSlices | None, VariableT]]: ...
+    @overload
+    def compute_gradients(
+        self,
+        loss: Callable[..., Any],
+        var_list: Trainables | None = None,
+        gate_gradients: int = GATE_OP,
+        aggregation_method: Any = None,
+        colocate_gradients_with_ops: bool = False,
+        grad_loss: Tensor | ArrayLike | None = None,
+        *,
+        backend: Backend = None,
+    ) -> list[tuple[Any, Any]]: ...
     def compute_gradients(
         self,
         loss: Callable[..., Any],
@@ -244,7 +393,10 @@ class Optimizer:
         )
 
     def apply_gradients(
-        self, grads_and_vars: Iterable[Any], global_step: Any = None, name: str | None = None
+        self,
+        grads_and_vars: Iterable[tuple[Gradient | None, Trainable | Buffer]],
+        global_step: npt.NDArray[np.integer[Any]] | Variable | None = None,
+        name: str | None = None,
     ) -> None:
         """Update variables by their gradients: the second half of :meth:`minimize`.
 
@@ -261,18 +413,21 @@ class Optimizer:
         Raises
         ------
         TypeError
-            If an entry of `grads_and_vars` is not a pair, or a gradient or variable has a type that is not
-            accepted.
+            If an entry of `grads_and_vars` is not a pair, or is a pair (variable, gradient) of a Variable and
+            its gradient; if a gradient or variable has a type that is not accepted; or if `grads_and_vars` is
+            a set, which has no order.
         ValueError
-            If there are no pairs, or no pair has a gradient; if the shapes of a gradient and its variable
-            differ; if a variable is read-only, occurs twice or shares memory with another variable.
+            If there are no pairs, which is also the case for an iterator that was used up before; if no pair
+            has a gradient; if the shapes of a gradient and its variable differ; if a variable is read-only,
+            occurs twice or shares memory with another variable.
         IndexError
             If a sparse gradient has the index of a row that its variable lacks.
         RuntimeError
             If a variable with a constraint has a sparse gradient, or if a signal handler calls this method
             while it interrupts a step of the same optimizer.
         NonFiniteError
-            If a gradient contains NaN or infinity, and the optimizer has ``on_nonfinite="raise"``.
+            If a gradient contains NaN or infinity, and the optimizer has ``on_nonfinite="raise"``. Its
+            attribute `norms` has the norm of each gradient that is not None, divided by `loss_scale`.
 
         Examples
         --------
@@ -286,29 +441,26 @@ class Optimizer:
         >>> optimizer.last_norm
         np.float64(5.0)
         """
-        try:
-            entries = list(grads_and_vars)
-        except TypeError:
-            raise TypeError(
-                f"grads_and_vars is a {type(grads_and_vars).__name__}; it takes (gradient, variable) pairs"
-            ) from None
-        if not entries:
-            raise ValueError("No variables provided.")
+        entries = _pairs_of(grads_and_vars)
         counter = None if global_step is None else as_step_counter(global_step)
-        loss_scale = self._clipping.loss_scale()
-        pairs = as_pairs(entries, self._clipping.row_bound(loss_scale))
+        # One copy for the whole step: an assignment to an attribute takes effect in the next one.
+        settings = self._settings.copy()
+        options = compiled_options(settings)
+        loss_scale = current_loss_scale(settings["loss_scale"])
+        pairs = as_pairs(entries, row_bound(settings, loss_scale))
         if all(gradient is None for gradient, _ in entries):
             names = [_name_of(variable) for _, variable in entries]
             raise ValueError(f"No gradients provided for any variable: {names}.")
         with self._lock:
-            hyper = self._current_hyper_parameters()
+            # Read before the step begins, because hyper-parameters may be functions of the caller.
+            hyper = current_values(self._hyper_parameters, settings)
             slots = self._slots
             request = _core.StepRequest(
                 slots,
                 pairs.arrays,
                 # Called after the step has begun, when signal handlers can no longer step or load a state.
                 lambda: self._numbers(hyper, slots),
-                self._clipping.compiled,
+                options,
                 loss_scale,
                 counter,
             )
@@ -332,15 +484,15 @@ class Optimizer:
     def minimize(
         self,
         loss: Callable[..., Any],
-        global_step: Any = None,
-        var_list: Any = None,
+        global_step: npt.NDArray[np.integer[Any]] | Variable | None = None,
+        var_list: Trainables | None = None,
         gate_gradients: int = GATE_OP,
         aggregation_method: Any = None,
         colocate_gradients_with_ops: bool = False,
         name: str | None = None,
-        grad_loss: Any = None,
+        grad_loss: Tensor | ArrayLike | None = None,
         *,
-        backend: str | Callable[..., Any] | None = None,
+        backend: Backend = None,
     ) -> None:
         """Take one step to reduce a loss: call :meth:`compute_gradients`, then :meth:`apply_gradients`.
 
@@ -384,7 +536,7 @@ class Optimizer:
         """Return the name of the optimizer."""
         return self._name
 
-    def get_slot(self, var: Any, name: str) -> _Array | None:
+    def get_slot(self, var: Trainable | Buffer, name: str) -> _Array | None:
         """Return a slot of a variable: an array that the optimizer keeps for it.
 
         Parameters
@@ -418,7 +570,9 @@ class Optimizer:
             slots = [slot for _, slots in self._slots.entries() for slot in slots]
             return [*self._state.current_counters().values(), *slots]
 
-    def set_low_precision_copy(self, variable: Any, copy: Any) -> None:
+    def set_low_precision_copy(
+        self, variable: Trainable | Buffer, copy: np.ndarray[Any, Any] | TorchTensor[Any] | Buffer | None
+    ) -> None:
         """Keep a low-precision copy of a variable, which then holds the master weights.
 
         The copy is written now, and again in each update of the variable, by the same pass over memory.
@@ -450,25 +604,38 @@ class Optimizer:
         array([0.9, 0.9, 0.9], dtype=float16)
         """
         array = as_variable(variable, "variable")
-        if copy is not None:
-            is_torch = framework(copy) == "torch"
-            copy = foreign_array(copy, "copy", to_write=True) if is_torch else as_output(copy, "copy")
+        if copy is not None and framework(copy) != "torch":
+            copy = as_output(copy, "copy")
         with self._lock:
             self._slots.refuse_while_stepping("set_low_precision_copy")
             self._slots.set_copy(array, copy)
 
     # Saving and loading --------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, _Array]:
+    def state_dict(self, prefix: str = "") -> dict[str, Any]:
         """Return a copy of the optimizer's state.
 
         Training that resumes from it, with the same variables and hyper-parameters, gives the same bits.
+
+        Parameters
+        ----------
+        prefix : str, optional
+            The beginning of every key, such as ``"adam."``. With different prefixes, one file can contain the
+            states of several optimizers, and the weights too. No prefix may begin with another one, which
+            does not happen if each ends with the first dot in it.
 
         Returns
         -------
         dict of str to ndarray
             Copies, which ``np.savez`` and ``safetensors.numpy.save_file`` can store. Variables are numbered
-            in the order in which they were first passed to :meth:`apply_gradients`.
+            in the order in which they were first passed to :meth:`apply_gradients`. (The annotation does not
+            say that the values are arrays, because type checkers would then refuse
+            ``np.savez(file, **state)``: the function has a keyword argument that is a bool.)
+
+        Raises
+        ------
+        TypeError
+            If `prefix` is not a string.
 
         Notes
         -----
@@ -488,7 +655,16 @@ class Optimizer:
         >>> second.apply_gradients([(g, weights)])
         >>> w.tobytes() == weights.tobytes()
         True
+
+        A file with the weights and the state:
+
+        >>> import io
+        >>> file = io.BytesIO()
+        >>> np.savez(file, w=w, **first.state_dict(prefix="adam."))
+        >>> saved = np.load(io.BytesIO(file.getvalue()))
+        >>> second.load_state_dict(saved, [saved["w"]], prefix="adam.")
         """
+        check_prefix(prefix)
         with self._lock:
             while True:
                 live = self._state
@@ -498,12 +674,18 @@ class Optimizer:
                     self._slot_names,
                     live.slots.entries(),
                     {**live.current_counters(), "skipped_steps": live.skipped_steps},
+                    prefix,
                 )
                 # A signal handler may have taken a step, or loaded a state, while slots were copied.
                 if live is self._state and live.slots.steps() == steps:
                     return state
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], var_list: Iterable[Any] | None = None) -> None:
+    def load_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        var_list: Iterable[Trainable | Buffer] | None = None,
+        prefix: str = "",
+    ) -> None:
         """Replace the optimizer's state by one that :meth:`state_dict` returned.
 
         Parameters
@@ -513,26 +695,32 @@ class Optimizer:
         var_list : iterable of variables, optional
             The variables, in the order in which they were first passed to the saved optimizer's
             :meth:`apply_gradients`. By default, the variables of this optimizer, in the order in which they
-            were first passed to it. A state that was saved before the first step fits any variables.
+            were first passed to it. A state that was saved before the first step fits any variables. The
+            variables of a dict are its values, in the order of the dict.
+        prefix : str, optional
+            The prefix that was passed to :meth:`state_dict`. Entries whose keys begin with it are the state,
+            and all others are ignored. Without a prefix, every entry must belong to the state.
 
         Raises
         ------
         TypeError
-            If `state_dict` is not a mapping with strings as keys, or a variable has a type that is not
-            accepted.
+            If `state_dict` is not a mapping with strings as keys, a variable has a type that is not accepted,
+            or `prefix` is not a string.
         ValueError
             If the state is that of another kind of optimizer, of another version, or of other variables; if
-            it is incomplete; or if an entry has a dtype, shape or value that :meth:`state_dict` does not
-            produce. The optimizer then keeps its state.
+            it is incomplete; if an entry has a dtype, shape or value that :meth:`state_dict` does not
+            produce; or if `var_list` is an iterator that is empty or was used up before. The optimizer then
+            keeps its state.
         """
+        check_prefix(prefix)
         with self._lock:
             self._slots.refuse_while_stepping("load_state_dict")
             registered = [array for array, _ in self._slots.entries()]
             arrays = registered if var_list is None else _variables(var_list)
             _core.check_variables(arrays, "var_list")
-            loaded = ParsedStateDict(state_dict, self._rule, self._slot_names, arrays)
+            loaded = ParsedStateDict(state_dict, self._rule, self._slot_names, arrays, prefix)
             has_slots = [values is not None for values in loaded.slots]
-            counters = loaded_counters(self._counter_names, loaded.other, any(has_slots))
+            counters = loaded_counters(self._counter_names, loaded.other, any(has_slots), prefix)
             slots = _core.Slots(self._rule, self._first_values)
             for new_slots, values in zip(slots.load(arrays, has_slots), loaded.slots, strict=True):
                 for slot, value in zip(new_slots, values or (), strict=True):
@@ -549,8 +737,19 @@ class Optimizer:
             "state_dict() by load_state_dict()"
         )
 
+    @reprlib.recursive_repr()
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._name!r}>"
+        options = settings_of(Optimizer)
+        own = [name for name in settings_of(type(self)) if name not in options]
+        shown = {name: getattr(self, name) for name in [*own, *options]}
+        # Options are shown if they differ from their defaults.
+        for name in options:
+            if shown[name] is None or (name == "on_nonfinite" and shown[name] == "propagate"):
+                del shown[name]
+        parameter = inspect.signature(type(self)).parameters.get("name")
+        if parameter is None or self._name != parameter.default:
+            shown["name"] = self._name
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
 def _name_of(variable: Any) -> str:
@@ -559,8 +758,31 @@ def _name_of(variable: Any) -> str:
     return name if isinstance(name, str) else describe(variable)
 
 
+def _pairs_of(grads_and_vars: Any) -> list[Any]:
+    """Return the pairs of a step as a new list."""
+    if isinstance(grads_and_vars, Set) and not isinstance(grads_and_vars, MappingView):
+        raise TypeError(
+            f"grads_and_vars is a {type(grads_and_vars).__name__}, which has no order; it takes a list of "
+            "(gradient, variable) pairs"
+        )
+    try:
+        entries = list(grads_and_vars)
+    except TypeError:
+        raise TypeError(
+            f"grads_and_vars is a {type(grads_and_vars).__name__}; it takes (gradient, variable) pairs"
+        ) from None
+    if not entries:
+        hint = ""
+        if isinstance(grads_and_vars, Iterator):
+            hint = (
+                f" grads_and_vars is a {type(grads_and_vars).__name__} that is empty or was used up before."
+            )
+        raise ValueError(f"No variables provided.{hint}")
+    return entries
+
+
 def _variables(var_list: Any) -> list[_Array]:
     """Return the arrays over the memory of the variables in a list."""
-    if isinstance(var_list, (np.ndarray, Variable)) or not isinstance(var_list, Iterable):
+    if not is_container(var_list):
         raise TypeError(f"var_list is {describe(var_list)}; it takes a list of variables")
-    return [as_variable(variable, f"var_list[{i}]") for i, variable in enumerate(var_list)]
+    return [as_variable(variable, name) for name, variable in named_variables(var_list)]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastclip import _core
-from fastclip._arguments.arrays import describe
+from fastclip._arguments.arrays import as_array, describe
 from fastclip._compiled.clip import clip_by_value
 from fastclip._indexed_slices import IndexedSlices
 from fastclip._numpy_memory import raises_memory_error
@@ -52,7 +52,8 @@ def as_pairs(pairs: list[Any], row_bound: float) -> Pairs:
     Raises
     ------
     TypeError
-        If an entry is not a pair, or a gradient or variable has a type that is not accepted.
+        If an entry is not a pair, or is a pair (variable, gradient); or a gradient or variable has a type
+        that is not accepted.
     ValueError
         If the rows of a sparse gradient do not have the shape of the variable's rows.
     IndexError
@@ -68,6 +69,11 @@ def as_pairs(pairs: list[Any], row_bound: float) -> Pairs:
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise TypeError(f"{name} is {describe(pair)}; it takes a (gradient, variable) pair")
         gradient, variable = pair
+        if isinstance(gradient, Variable) and not isinstance(variable, Variable):
+            second = "None" if variable is None else describe(variable)
+            raise TypeError(
+                f"{name} has a Variable first and {second} second; the order is (gradient, variable)"
+            )
         array = as_variable(variable, f"{name}[1]")
         constraint = variable.constraint if isinstance(variable, Variable) else None
         slices = as_slices(gradient, f"{name}[0]")
@@ -93,7 +99,7 @@ def _row_gradient(slices: IndexedSlices, array: _Array, name: str, bound: float)
 @raises_memory_error
 def _checked_values(slices: IndexedSlices, array: _Array, name: str) -> _Array:
     """Return the rows of a sparse gradient, after checking that they fit the variable."""
-    values = as_gradient(slices.values, f"{name}[0].values")
+    values = as_array(slices.values, f"{name}[0].values")
     indices = np.asarray(slices.indices)
     if array.ndim == 0 or values.ndim != array.ndim or values.shape[1:] != array.shape[1:]:
         raise ValueError(

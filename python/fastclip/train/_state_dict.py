@@ -10,12 +10,20 @@ import numpy.typing as npt
 
 from fastclip._numpy_memory import raises_memory_error
 
-__all__ = ["ParsedStateDict", "build_state_dict"]
+__all__ = ["ParsedStateDict", "build_state_dict", "check_prefix"]
 
 #: The version of the format. It is incremented when entries change their meaning.
 VERSION = 1
 
+_VERSION_KEY = "fastclip.version"
+
 _Array = npt.NDArray[Any]
+
+
+def check_prefix(prefix: Any) -> None:
+    """Raise a TypeError if the prefix of a state's keys is not a string."""
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix is {prefix!r}; it takes a string, such as 'adam.'")
 
 
 @raises_memory_error
@@ -24,6 +32,7 @@ def build_state_dict(
     slot_names: Sequence[str],
     entries: Sequence[tuple[_Array, Sequence[_Array]]],
     other: Mapping[str, _Array],
+    prefix: str,
 ) -> dict[str, _Array]:
     """Return the state of an optimizer as a flat dict of arrays, which are copies.
 
@@ -39,9 +48,11 @@ def build_state_dict(
         Each variable with its slots. There are no slots before the first update of the variable.
     other : mapping of str to ndarray
         Arrays that belong to no variable, by their names: the counters and the number of skipped steps.
+    prefix : str
+        The beginning of every key.
     """
     state: dict[str, _Array] = {
-        "fastclip.version": np.array(VERSION, np.int64),
+        _VERSION_KEY: np.array(VERSION, np.int64),
         "fastclip.optimizer": np.frombuffer(rule.encode(), np.uint8).copy(),
         "variables": np.array(len(entries), np.int64),
         "has_slots": np.array([bool(slots) for _, slots in entries], np.uint8),
@@ -51,7 +62,7 @@ def build_state_dict(
         state[f"shape.{index}"] = np.array(array.shape, np.int64)
         for name, slot in zip(slot_names, slots, strict=False):
             state[f"{name}.{index}"] = np.array(slot, order="C")
-    return state
+    return {prefix + name: array for name, array in state.items()} if prefix else state
 
 
 class ParsedStateDict:
@@ -67,6 +78,8 @@ class ParsedStateDict:
         The names of the optimizer's slots, in the order of the rule.
     arrays : sequence of ndarray
         The variables.
+    prefix : str
+        The beginning of the keys that belong to the state. Entries with other keys are ignored.
 
     Attributes
     ----------
@@ -88,12 +101,25 @@ class ParsedStateDict:
     """
 
     def __init__(
-        self, state: Mapping[str, Any], rule: str, slot_names: Sequence[str], arrays: Sequence[_Array]
+        self,
+        state: Mapping[str, Any],
+        rule: str,
+        slot_names: Sequence[str],
+        arrays: Sequence[_Array],
+        prefix: str,
     ) -> None:
         if not isinstance(state, Mapping):
             raise TypeError(f"state_dict is a {type(state).__name__}; it takes a mapping of names to arrays")
-        self._left = {name: _array(state[name], name) for name in _names(state)}
-        version = self._whole_number("fastclip.version")
+        self._prefix = prefix
+        keys = _names(state)
+        self._left = {key[len(prefix) :]: _array(state[key], key) for key in keys if key.startswith(prefix)}
+        if _VERSION_KEY not in self._left:
+            found = [key[: -len(_VERSION_KEY)] for key in keys if key.endswith(_VERSION_KEY)]
+            hint = f"; it has states with prefix={' and '.join(map(repr, found))}" if found else ""
+            raise ValueError(
+                f"state_dict has no {prefix + _VERSION_KEY!r}: it is not complete, or no optimizer's{hint}"
+            )
+        version = self._whole_number(_VERSION_KEY)
         if version != VERSION:
             raise ValueError(f"state_dict is of version {version}; this fastclip reads version {VERSION}")
         saved_rule = self._text("fastclip.optimizer")
@@ -109,7 +135,7 @@ class ParsedStateDict:
         self.skipped_steps = self._whole_number("skipped_steps")
         has_slots = self._flags("has_slots", count)
         if any(has_slots) and not slot_names:
-            raise ValueError("state_dict['has_slots'] holds 1; the optimizer has no slots")
+            raise ValueError(f"state_dict[{self._key('has_slots')}] holds 1; the optimizer has no slots")
         self.slots: list[list[_Array] | None] = [None] * len(arrays)
         for index, flag in enumerate(has_slots):
             self._check_shape(index, arrays[index])
@@ -117,28 +143,36 @@ class ParsedStateDict:
                 self.slots[index] = self._take_slots(index, arrays[index], slot_names)
         self.other = self._left
 
+    def _key(self, name: str) -> str:
+        """Return the key of an entry as it is shown in messages."""
+        return repr(self._prefix + name)
+
     def _take(self, name: str) -> _Array:
         """Remove an entry from those that are left, and return it."""
         try:
             return self._left.pop(name)
         except KeyError:
-            raise ValueError(f"state_dict has no {name!r}: it is not complete, or no optimizer's") from None
+            raise ValueError(
+                f"state_dict has no {self._key(name)}: it is not complete, or no optimizer's"
+            ) from None
 
     def _whole_number(self, name: str) -> int:
         """Remove an entry, and return it as a number from 0 to the largest int64."""
         value = self._take(name)
         if value.ndim or value.dtype.kind not in "iu":
-            raise _entry_error(name, value, "a whole number, of an integer type and no dimensions")
+            raise _entry_error(self._key(name), value, "a whole number, of an integer type and no dimensions")
         number = int(value)
         if not 0 <= number <= np.iinfo(np.int64).max:
-            raise ValueError(f"state_dict[{name!r}] is {number}; it takes 0 or more, up to {2**63 - 1}")
+            raise ValueError(
+                f"state_dict[{self._key(name)}] is {number}; it takes 0 or more, up to {2**63 - 1}"
+            )
         return number
 
     def _text(self, name: str) -> str:
         """Remove an entry, and return it as text."""
         value = self._take(name)
         if value.ndim != 1 or value.dtype != np.uint8:
-            raise _entry_error(name, value, "text as bytes, of dtype uint8 and one dimension")
+            raise _entry_error(self._key(name), value, "text as bytes, of dtype uint8 and one dimension")
         return value.tobytes().decode(errors="replace")
 
     @raises_memory_error
@@ -146,10 +180,10 @@ class ParsedStateDict:
         """Remove an entry, and return it as `count` booleans."""
         value = self._take(name)
         if value.shape != (count,) or value.dtype != np.uint8:
-            raise _entry_error(name, value, f"uint8 and ({count},)")
+            raise _entry_error(self._key(name), value, f"uint8 and ({count},)")
         if value.size and value.max() > 1:
             at = int(np.argmax(value > 1))
-            raise ValueError(f"state_dict[{name!r}][{at}] is {value[at]}; it takes 0 and 1")
+            raise ValueError(f"state_dict[{self._key(name)}][{at}] is {value[at]}; it takes 0 and 1")
         return [bool(flag) for flag in value]
 
     def _check_shape(self, index: int, array: _Array) -> None:
@@ -157,11 +191,14 @@ class ParsedStateDict:
         name = f"shape.{index}"
         value = self._take(name)
         if value.ndim != 1 or value.dtype.kind not in "iu":
-            raise _entry_error(name, value, "the shape of a variable, of an integer type and one dimension")
+            raise _entry_error(
+                self._key(name), value, "the shape of a variable, of an integer type and one dimension"
+            )
         shape = tuple(value.tolist())
         if shape != array.shape:
             raise ValueError(
-                f"state_dict[{name!r}] is {shape}; the variable that is given has the shape {array.shape}"
+                f"state_dict[{self._key(name)}] is {shape}; the variable that is given has the shape "
+                f"{array.shape}"
             )
 
     def _take_slots(self, index: int, array: _Array, slot_names: Sequence[str]) -> list[_Array]:
@@ -170,7 +207,7 @@ class ParsedStateDict:
         for name, slot in zip(slot_names, slots, strict=True):
             if slot.shape != array.shape or slot.dtype != array.dtype:
                 raise _entry_error(
-                    f"{name}.{index}",
+                    self._key(f"{name}.{index}"),
                     slot,
                     f"dtype {array.dtype} and shape {array.shape}, those of variable {index}",
                 )
@@ -200,8 +237,8 @@ def _array(value: Any, name: str) -> _Array:
         ) from error
 
 
-def _entry_error(name: str, value: _Array, expected: str) -> ValueError:
+def _entry_error(key: str, value: _Array, expected: str) -> ValueError:
     """Return the error of an entry of the wrong dtype or shape."""
     return ValueError(
-        f"state_dict[{name!r}] has dtype {value.dtype} and shape {value.shape}; it takes {expected}"
+        f"state_dict[{key}] has dtype {value.dtype} and shape {value.shape}; it takes {expected}"
     )

@@ -191,6 +191,13 @@ impl Slices {
     }
 }
 
+impl Columns {
+    /// Whether no slice exceeds its bound.
+    pub(super) fn are_kept(&self) -> bool {
+        self.factors.iter().all(Factors::is_one)
+    }
+}
+
 /// Returns each operand's address `column` columns after `at`, along the innermost kept dimension.
 fn at_column(mut at: [*mut u8; OPERANDS], strides: [isize; OPERANDS], column: usize) -> [*mut u8; OPERANDS] {
     for (pointer, stride) in at.iter_mut().zip(strides) {

@@ -29,6 +29,7 @@ use crate::operations::norms;
 use crate::scalar::DType;
 use crate::with_float;
 use columns::Columns;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Index of the operand that receives each slice's norm: float64, one element for each index of the kept axes.
@@ -288,8 +289,9 @@ impl Slices {
         Ok(Strategy::Rows { workspace, segments })
     }
 
-    /// Measures and clips slice after slice.
-    fn finish_rows<T: Float>(&self, workspace: &Workspace, segments: &[Mutex<Segment>]) {
+    /// Measures and clips slice after slice. Returns whether an output was written.
+    fn finish_rows<T: Float>(&self, workspace: &Workspace, segments: &[Mutex<Segment>]) -> bool {
+        let is_written = AtomicBool::new(false);
         let size = self.len() * self.dtype.scalar.size();
         let per_task = (BATCH_BYTES / size.max(1)).clamp(1, 1 << 14);
         let count = self.count();
@@ -308,6 +310,7 @@ impl Slices {
                     // SAFETY: as above.
                     let action = unsafe { self.store_norm(at, magnitude) };
                     if self.has_output() && !(action == Action::Keep && self.is_in_place()) {
+                        is_written.store(true, Ordering::Relaxed);
                         ChunkMut::from_segment(&mut segment).update(streaming, scratch, |run: Run<T>, _| {
                             act(level, action, run);
                             true
@@ -317,6 +320,7 @@ impl Slices {
             });
             crate::kernels::stream::fence();
         });
+        is_written.into_inner()
     }
 }
 
@@ -344,23 +348,27 @@ impl PreparedSlices {
         self.slices.bytes()
     }
 
-    /// Measures the slices that have not been measured, and clips all of them if there is an output. Cannot fail.
-    pub fn finish(&mut self) {
+    /// Measures the slices that have not been measured, and clips all of them if there is an output. Cannot fail. Returns
+    /// whether an output was written: in place, slices within their bounds are not.
+    pub fn finish(&mut self) -> bool {
         let Self { slices, strategy } = self;
         match strategy {
-            Strategy::Nothing => {}
+            Strategy::Nothing => false,
             Strategy::Tensors { workspace, segments, plan, actions } => {
                 if slices.has_output() {
                     apply(workspace, segments, plan, Actions::Each(actions));
                 }
+                slices.has_output()
+                    && !(slices.is_in_place() && actions.iter().all(|action| *action == Action::Keep))
             }
             Strategy::Columns(columns) => {
                 if slices.has_output() {
                     with_float!(slices.dtype.scalar, T => slices.finish_columns::<T>(columns), else {});
                 }
+                slices.has_output() && !(slices.is_in_place() && columns.are_kept())
             }
             Strategy::Rows { workspace, segments } => {
-                with_float!(slices.dtype.scalar, T => slices.finish_rows::<T>(workspace, segments), else {});
+                with_float!(slices.dtype.scalar, T => slices.finish_rows::<T>(workspace, segments), else false)
             }
         }
     }

@@ -4,8 +4,12 @@ use crate::scalar::{DType, Scalar};
 use numpy::npyffi;
 use pyo3::ffi;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use std::os::raw::c_int;
 use std::sync::atomic::{AtomicPtr, Ordering};
+
+/// Stands for the type number of bfloat16 where NumPy has none: `ml_dtypes` is not imported, or was not looked for.
+pub const NO_TYPE_NUMBER: c_int = -1;
 
 /// The dtypes that a function accepts.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -24,7 +28,7 @@ pub enum AcceptedDTypes {
 
 impl AcceptedDTypes {
     /// Whether the dtype is accepted.
-    pub(super) fn contains(self, dtype: DType) -> bool {
+    pub fn contains(self, dtype: DType) -> bool {
         match self {
             Self::Floats => dtype.scalar.is_float(),
             Self::Ordered => !dtype.complex,
@@ -35,7 +39,7 @@ impl AcceptedDTypes {
     }
 
     /// Returns the names of the accepted dtypes, for messages.
-    pub(super) fn names(self) -> &'static str {
+    pub fn names(self) -> &'static str {
         match self {
             Self::Floats => "float16, bfloat16, float32, float64, complex64 and complex128",
             Self::Ordered => "float16, bfloat16, float32, float64 and every int and uint type",
@@ -143,4 +147,16 @@ fn is_bfloat16(py: Python<'_>, class: *mut ffi::PyTypeObject) -> bool {
         BFLOAT16.store(class, Ordering::Relaxed);
     }
     is_bfloat16
+}
+
+/// Returns NumPy's type number of bfloat16; None if `ml_dtypes` is not installed.
+pub fn bfloat16_type_number(py: Python<'_>) -> PyResult<Option<c_int>> {
+    static NUMBER: PyOnceLock<c_int> = PyOnceLock::new();
+    if let Some(number) = NUMBER.get(py) {
+        return Ok(Some(*number));
+    }
+    let Ok(module) = py.import("ml_dtypes") else { return Ok(None) };
+    let dtype = py.import("numpy")?.getattr("dtype")?.call1((module.getattr("bfloat16")?,))?;
+    let number = dtype.getattr("num")?.extract()?;
+    Ok(Some(*NUMBER.get_or_init(py, || number)))
 }

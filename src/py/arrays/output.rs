@@ -1,12 +1,14 @@
 //! New arrays for results, over memory owned by fastclip.
 
-use super::dtypes::{AcceptedDTypes, DTypeCache};
+use super::dtypes::{AcceptedDTypes, DTypeCache, NO_TYPE_NUMBER};
 use super::new_array::array_over;
 use super::view::View;
 use crate::allocation::{OutOfMemory, filled, try_collect, with_capacity};
 use crate::engine::memory::{ALIGNMENT, Block, MAPPED_BYTES};
+use crate::py::tensors::opened::Opened;
 use numpy::npyffi;
 use pyo3::prelude::*;
+use std::sync::Arc;
 
 /// Most bytes of one buffer that several small results of a call share.
 const SHARED_BYTES: usize = 256 << 10;
@@ -14,7 +16,14 @@ const SHARED_BYTES: usize = 256 << 10;
 /// A block of memory that new arrays refer to. It is freed when the last of them is gone.
 #[pyclass(frozen, module = "fastclip._core")]
 pub struct Buffer {
-    block: Block,
+    block: Arc<Block>,
+}
+
+impl Buffer {
+    /// Returns the block, which may outlive the buffer: other libraries own results too.
+    pub fn block(&self) -> Arc<Block> {
+        Arc::clone(&self.block)
+    }
 }
 
 /// Allocates the results of one call. Small results share buffers.
@@ -51,7 +60,7 @@ impl<'py> OutputAllocator<'py> {
 
     fn buffer(&self, bytes: usize) -> PyResult<Bound<'py, Buffer>> {
         let block = Block::new(bytes).ok_or(OutOfMemory { bytes })?;
-        Bound::new(self.py, Buffer { block })
+        Bound::new(self.py, Buffer { block: Arc::new(block) })
     }
 
     /// Returns uninitialised memory of `bytes` bytes for one result, and the buffer that owns it.
@@ -94,17 +103,34 @@ impl<'py> OutputAllocator<'py> {
         };
         Ok(View::new(array, AcceptedDTypes::Any, &mut self.cache, String::new)?)
     }
+
+    /// Allocates uninitialised memory with the dtype, shape and memory order of a view, without an array object.
+    pub fn memory_like(&mut self, view: &View<'py>) -> PyResult<View<'py>> {
+        let (pointer, owner) = self.allocate(view.size * view.dtype.size())?;
+        let strides = dense_strides(view)?;
+        // SAFETY: the memory is as large as shape and strides need, and the owner keeps it alive.
+        Ok(unsafe { View::over(owner.into_any(), pointer, view.numpy_dtype(), view.shape(), &strides)? })
+    }
+
+    /// Allocates a result like an input: an array if the result is an array of a dtype that NumPy has, else memory.
+    pub fn result_like(&mut self, view: &View<'py>, is_array: bool) -> PyResult<View<'py>> {
+        if is_array && view.numpy_dtype().1 != NO_TYPE_NUMBER {
+            self.empty_like(view)
+        } else {
+            self.memory_like(view)
+        }
+    }
 }
 
-/// Creates an uninitialised array like each input that is not None, see [`OutputAllocator::empty_like`].
-pub fn empty_like_each<'py>(
-    py: Python<'py>,
-    inputs: &[Option<View<'py>>],
-) -> PyResult<Vec<Option<View<'py>>>> {
-    let mut allocator = OutputAllocator::new(py, inputs.iter().flatten());
-    let output =
-        |input: &Option<View<'py>>| input.as_ref().map(|input| allocator.empty_like(input)).transpose();
-    try_collect(inputs.len(), inputs.iter().map(output))
+/// Allocates a result for each input that is not None, see [`OutputAllocator::result_like`].
+pub fn results_like<'py>(py: Python<'py>, inputs: &Opened<'py>) -> PyResult<Vec<Option<View<'py>>>> {
+    let mut allocator = OutputAllocator::new(py, inputs.views.iter().flatten());
+    let mut output = |(index, input): (usize, &Option<View<'py>>)| {
+        let result =
+            input.as_ref().map(|input| allocator.result_like(input, inputs.origin(index).is_array()));
+        result.transpose()
+    };
+    try_collect(inputs.views.len(), inputs.views.iter().enumerate().map(&mut output))
 }
 
 /// Returns the byte strides of a dense array whose axes have the memory order of `view`: those of `np.empty_like`.

@@ -1,7 +1,7 @@
 //! The check of output arrays that a caller passes.
 
 use super::argument_name::ArgumentName;
-use super::overlap::{self, Spans};
+use super::overlap;
 use super::view::View;
 use crate::error::Error;
 use pyo3::prelude::*;
@@ -12,8 +12,8 @@ pub fn check_outputs(
     py: Python<'_>,
     inputs: &[Option<View<'_>>],
     outputs: &[Option<View<'_>>],
-    input_name: ArgumentName<'_, '_>,
-    output_name: ArgumentName<'_, '_>,
+    input_name: ArgumentName<'_>,
+    output_name: ArgumentName<'_>,
 ) -> PyResult<()> {
     if inputs.len() != outputs.len() {
         return Err(Error::Value(format!(
@@ -30,20 +30,6 @@ pub fn check_outputs(
         check_properties(input.as_ref(), output.as_ref(), input_name, output_name)?;
     }
     overlap::check(py, inputs, outputs, true, input_name, output_name)
-}
-
-/// Does the checks of [`check_outputs`] for a call that has one input and one output.
-pub fn check_output(
-    py: Python<'_>,
-    input: &View<'_>,
-    output: &View<'_>,
-    input_name: ArgumentName<'_, '_>,
-    output_name: ArgumentName<'_, '_>,
-) -> PyResult<()> {
-    check_properties(Some(input), Some(output), || input_name.entry(0), || output_name.entry(0))?;
-    let mut spans = Spans::with_capacity(2)?;
-    spans.push_pair(Some(input), Some(output), 0, true)?;
-    overlap::check_spans(py, spans, input_name, output_name)
 }
 
 /// Checks dtype, shape and writability of one output.

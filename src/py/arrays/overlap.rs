@@ -120,8 +120,8 @@ pub fn check(
     inputs: &[Option<View<'_>>],
     outputs: &[Option<View<'_>>],
     in_place: bool,
-    input_name: ArgumentName<'_, '_>,
-    output_name: ArgumentName<'_, '_>,
+    input_name: ArgumentName<'_>,
+    output_name: ArgumentName<'_>,
 ) -> PyResult<()> {
     let mut spans = Spans::with_capacity(inputs.len() + outputs.len())?;
     for index in 0..inputs.len().max(outputs.len()) {
@@ -136,8 +136,8 @@ pub fn check(
 pub fn check_spans(
     py: Python<'_>,
     spans: Spans<'_, '_>,
-    input_name: ArgumentName<'_, '_>,
-    output_name: ArgumentName<'_, '_>,
+    input_name: ArgumentName<'_>,
+    output_name: ArgumentName<'_>,
 ) -> PyResult<()> {
     match sweep(py, spans, ControlFlow::Break)? {
         ControlFlow::Continue(()) => Ok(()),

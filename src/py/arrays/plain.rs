@@ -2,20 +2,22 @@
 //! Python.
 
 use super::ndarray_type::is_exactly_array;
-use crate::py::call::entry_that_reads;
-use crate::py::objects;
 use numpy::npyffi::PyArrayObject;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
-use pyo3::{Borrowed, ffi};
 
 /// Whether an object is exactly an `ndarray`, not of a subclass, in native byte order.
+#[inline]
 pub fn is_plain_array(object: &Bound<'_, PyAny>) -> bool {
-    is_exactly_array(object) && {
-        // SAFETY: the object is a live array, and so its descriptor is alive.
-        let order = unsafe { (*(*object.as_ptr().cast::<PyArrayObject>()).fields.descr).fields.byteorder };
-        !matches!(order as u8, b'>' | b'<')
-    }
+    is_exactly_array(object) && is_native(object)
+}
+
+/// Whether an array, or an instance of a subclass, is in native byte order.
+#[inline]
+pub fn is_native(array: &Bound<'_, PyAny>) -> bool {
+    // SAFETY: the object is a live array, as the caller checked, and so its descriptor is alive.
+    let order = unsafe { (*(*array.as_ptr().cast::<PyArrayObject>()).fields.descr).fields.byteorder };
+    !matches!(order as u8, b'>' | b'<')
 }
 
 /// Whether an entry of a list is a plain array or None.
@@ -34,21 +36,4 @@ pub fn is_plain(tensors: &Bound<'_, PyAny>) -> bool {
     } else {
         false
     }
-}
-
-/// Returns a new list of the entries of a list or tuple, if they are plain arrays and None, which need no conversion in
-/// Python; else None. The caller's list is read once, here.
-#[pyfunction]
-#[pyo3(signature = (tensors, /))]
-pub fn plain_list<'py>(py: Python<'py>, tensors: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyList>>> {
-    entry_that_reads(py, || {
-        if !tensors.is_exact_instance_of::<PyList>() && !tensors.is_exact_instance_of::<PyTuple>() {
-            return Ok(None);
-        }
-        let list = objects::copy_to_list(tensors)?;
-        // SAFETY: no other code has a reference to the new list, so its entries stay alive.
-        let entry = |index| unsafe { Borrowed::from_ptr(py, ffi::PyList_GetItem(list.as_ptr(), index)) };
-        let is_plain = (0..list.len().cast_signed()).all(|index| is_plain_entry(&entry(index)));
-        Ok(is_plain.then_some(list))
-    })
 }

@@ -23,7 +23,7 @@
 //! one that the tensor never had. Nothing outside of the arrays is read or written.
 
 use super::axes::Axes;
-use super::dtypes::{AcceptedDTypes, DTypeCache};
+use super::dtypes::{AcceptedDTypes, DTypeCache, NO_TYPE_NUMBER};
 use super::ndarray_type::is_array;
 use super::new_array::array_over;
 use crate::allocation::OutOfMemory;
@@ -33,6 +33,7 @@ use crate::scalar::DType;
 use numpy::npyffi::{self, PyArrayObject};
 use pyo3::prelude::*;
 use std::os::raw::c_int;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// A snapshot of one array. It keeps the array alive.
 pub struct View<'py> {
@@ -156,15 +157,55 @@ impl<'py> View<'py> {
         })
     }
 
+    /// Creates a view of memory that another library owns.
+    ///
+    /// # Safety
+    ///
+    /// As [`View::over`].
+    #[inline]
+    pub unsafe fn foreign(
+        owner: Bound<'py, PyAny>,
+        pointer: *mut u8,
+        dtype: (DType, c_int),
+        shape: &[usize],
+        strides: &[isize],
+        is_writable: bool,
+    ) -> Result<Self, OutOfMemory> {
+        // SAFETY: the caller's contract.
+        let mut view = unsafe { Self::over(owner, pointer, dtype, shape, strides)? };
+        view.has_base = true;
+        if !is_writable {
+            view.flags &= !npyffi::NPY_ARRAY_WRITEABLE;
+        }
+        Ok(view)
+    }
+
+    /// Copies the snapshot to an object that Python code may hold.
+    pub fn stored(&self) -> Result<StoredView, OutOfMemory> {
+        Ok(StoredView {
+            owner: self.owner.clone().unbind(),
+            pointer: AtomicPtr::new(self.pointer),
+            axes: Axes::new(self.shape(), self.strides())?,
+            size: self.size,
+            rank: self.rank,
+            type_number: self.type_number,
+            flags: self.flags,
+            dtype: self.dtype,
+            has_base: self.has_base,
+        })
+    }
+
     /// Creates an array over the memory of the snapshot, with the snapshot's shape and strides. It is exactly an
-    /// `ndarray`, and no other code has a reference to it.
+    /// `ndarray`, and no other code has a reference to it. bfloat16 stands as uint16 where NumPy has no such dtype.
     pub fn array(&self) -> PyResult<Bound<'py, PyAny>> {
+        const UINT16: c_int = 4;
+        let type_number = if self.type_number == NO_TYPE_NUMBER { UINT16 } else { self.type_number };
         // SAFETY: the snapshot describes this memory, and the owner keeps it alive.
         unsafe {
             array_over(
                 self.owner.clone(),
                 self.pointer,
-                self.type_number,
+                type_number,
                 self.shape(),
                 Some(self.strides()),
                 npyffi::NPY_ARRAY_WRITEABLE,
@@ -233,6 +274,42 @@ impl<'py> View<'py> {
     /// Describes dtype and shape, for messages: "an array of dtype int64 and shape (3,)".
     pub fn describe(&self) -> String {
         format!("an array of dtype {} and shape {}", self.dtype.name(), format_shape(self.shape()))
+    }
+}
+
+/// A [`View`] that a Python object holds.
+pub struct StoredView {
+    owner: Py<PyAny>,
+    /// It is atomic because a raw pointer is neither `Send` nor `Sync`. It never changes.
+    pointer: AtomicPtr<u8>,
+    axes: Axes,
+    size: usize,
+    rank: u8,
+    type_number: c_int,
+    flags: c_int,
+    dtype: DType,
+    has_base: bool,
+}
+
+impl StoredView {
+    /// Copies the snapshot to a view.
+    pub fn view<'py>(&self, py: Python<'py>) -> Result<View<'py>, OutOfMemory> {
+        Ok(View {
+            owner: self.owner.bind(py).clone(),
+            pointer: self.pointer.load(Ordering::Relaxed),
+            axes: Axes::new(self.axes.shape(self.rank), self.axes.strides(self.rank))?,
+            size: self.size,
+            rank: self.rank,
+            type_number: self.type_number,
+            flags: self.flags,
+            dtype: self.dtype,
+            has_base: self.has_base,
+        })
+    }
+
+    /// The dtype of the elements.
+    pub fn dtype(&self) -> DType {
+        self.dtype
     }
 }
 

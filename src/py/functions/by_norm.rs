@@ -7,14 +7,12 @@ use crate::error::Error;
 use crate::operations::clip::{self, Action, Actions};
 use crate::operations::magnitude::Order;
 use crate::operations::norms::measure;
-use crate::py::arrays::argument_name::ArgumentNames;
-use crate::py::arrays::call_arrays::{CallArrays, Destination};
+use crate::py::arrays::call_arrays::{CallArrays, Destination, Reads};
 use crate::py::arrays::dtypes::AcceptedDTypes;
 use crate::py::call::{before_writing, detached, entry};
-use crate::py::objects::{extract, to_f64};
 use crate::py::raise::check_memory;
+use crate::py::trees::{Tree, TreeArgument};
 use pyo3::prelude::*;
-use pyo3::types::PyList;
 
 /// The number that a tensor's norm is divided by before it is compared with the bound.
 #[derive(Clone, Copy)]
@@ -32,9 +30,8 @@ impl Divisor {
         match name {
             "one" => Ok(Self::One),
             "count" => Ok(Self::Count),
-            "root" => Ok(Self::Root),
             _ => Err(Error::Value(format!(
-                "fastclip._core: divisor is {name:?}; it takes \"one\", \"count\" or \"root\""
+                "fastclip._core: divisor is {name:?}; it takes \"one\" or \"count\""
             ))),
         }
     }
@@ -50,47 +47,71 @@ impl Divisor {
     }
 }
 
-/// Clips each tensor by its own norm, divided by `divisor`: "one", "count" (the number of elements) or "root" (the square
-/// root of that number). `bounds` has one number for each tensor that is not None. Returns the list of outputs.
+/// Clips a tensor by its norm, divided by `divisor`: "one" or "count" (the number of elements). Returns the output.
 #[pyfunction]
-#[pyo3(signature = (tensors, bounds, divisor, p, out, names, /))]
-pub fn clip_tensors<'py>(
+#[pyo3(signature = (t, bound, divisor, p, out, /))]
+pub fn clip_tensor<'py>(
     py: Python<'py>,
-    tensors: &Bound<'py, PyAny>,
-    bounds: &Bound<'py, PyAny>,
+    t: &Bound<'py, PyAny>,
+    bound: f64,
     divisor: &str,
     p: f64,
     out: Option<Bound<'py, PyAny>>,
-    names: ArgumentNames<'py>,
-) -> PyResult<Bound<'py, PyList>> {
+) -> PyResult<Bound<'py, PyAny>> {
     entry(py, || {
-        let (order, divisor) = (Order::new(p), Divisor::from_name(divisor)?);
-        let bounds = extract(bounds, to_f64)?;
-        let mut arrays =
-            CallArrays::new(py, tensors, &Destination::from(out), AcceptedDTypes::Floats, &names)?;
-        let results = arrays.results(py)?;
-        let (segments, plan) = (&mut arrays.segments, &arrays.plan);
-        if bounds.len() != segments.len() {
-            return Err(Error::Value(format!("{} bounds for {} arrays", bounds.len(), segments.len())).into());
-        }
-        let workspace = Workspace::new(Context::current(), segments, plan)?;
-        check_memory(py)?;
-        detached(py, || {
-            let magnitudes = measure(&workspace, segments, plan, order)?;
-            let tensors = magnitudes.iter().zip(&*segments).zip(&bounds);
-            let mut actions: Vec<Action> = with_capacity(magnitudes.len())?;
-            actions.extend(tensors.map(|((magnitude, segment), bound)| {
-                if magnitude.is_finite() {
-                    let factor = magnitude.factor(order, divisor.value(segment), *bound);
-                    factor.map_or(Action::Keep, Action::Scale)
-                } else {
-                    Action::FillNan
-                }
-            }));
-            before_writing(plan.bytes())?;
-            clip::apply(&workspace, segments, plan, Actions::Each(&actions));
-            Ok(())
-        })?;
-        Ok(results)
+        let tree = TreeArgument::tensor(t, "t")?;
+        let destination = Destination::of_tensor(t, out.as_ref())?;
+        clip_each(py, &tree, &destination, bound, Divisor::from_name(divisor)?, Order::new(p))
     })
+}
+
+/// Clips each tensor of a container by its root mean square. Returns the container of outputs.
+#[pyfunction]
+#[pyo3(signature = (t_list, bound, out, /))]
+pub fn clip_by_block_rms<'py>(
+    py: Python<'py>,
+    t_list: &Bound<'py, PyAny>,
+    bound: f64,
+    out: Option<Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    entry(py, || {
+        let tree = TreeArgument::container(t_list, "t_list")?;
+        let destination = Destination::of_containers(py, t_list, &tree, out.as_ref())?;
+        clip_each(py, &tree, &destination, bound, Divisor::Root, Order::Two)
+    })
+}
+
+/// Clips each tensor by its own norm, divided by `divisor`.
+fn clip_each<'py>(
+    py: Python<'py>,
+    tree: &Tree,
+    destination: &Destination<'py>,
+    bound: f64,
+    divisor: Divisor,
+    order: Order,
+) -> PyResult<Bound<'py, PyAny>> {
+    let mut arrays = CallArrays::new(py, tree, destination, AcceptedDTypes::Floats, Reads::Magnitudes)?;
+    let lent = arrays.lent()?;
+    let (segments, plan) = (&mut arrays.segments, &arrays.plan);
+    let workspace = Workspace::new(Context::current(), segments, plan)?;
+    check_memory(py)?;
+    let is_unchanged = detached(py, || {
+        let magnitudes = measure(&workspace, segments, plan, order)?;
+        let mut actions: Vec<Action> = with_capacity(magnitudes.len())?;
+        actions.extend(magnitudes.iter().zip(&*segments).map(|(magnitude, segment)| {
+            if magnitude.is_finite() {
+                let factor = magnitude.factor(order, divisor.value(segment), bound);
+                factor.map_or(Action::Keep, Action::Scale)
+            } else {
+                Action::FillNan
+            }
+        }));
+        before_writing(plan.bytes(), &lent)?;
+        clip::apply(&workspace, segments, plan, Actions::Each(&actions));
+        Ok(actions.iter().all(|action| *action == Action::Keep))
+    })?;
+    if !is_unchanged || !matches!(destination, Destination::Inputs) {
+        arrays.count_change()?;
+    }
+    arrays.results(py)
 }

@@ -6,49 +6,53 @@ use crate::engine::segment::{INPUT, LOWER, OPERANDS, OUTPUT, Operand, Segment, U
 use crate::engine::workspace::{Context, Workspace};
 use crate::error::Error;
 use crate::operations::clamp::{Bounds, clamp};
-use crate::py::arrays::argument_name::ArgumentName;
+use crate::py::arrays::call_arrays::{CallArrays, Destination, Reads};
 use crate::py::arrays::dtypes::{AcceptedDTypes, DTypeCache};
-use crate::py::arrays::output::OutputAllocator;
-use crate::py::arrays::output_check::check_output;
 use crate::py::arrays::segment::segment;
 use crate::py::arrays::view::View;
 use crate::py::call::{detached, entry};
 use crate::py::raise::check_memory;
+use crate::py::trees::TreeArgument;
+use crate::scalar::Scalar;
 use pyo3::prelude::*;
 
-/// Clips the elements of an array to a range. `lower` and `upper` are arrays of its dtype, each with one element or the
-/// array's shape. Returns the output.
+/// Clips the elements of a tensor to a range. `lower` and `upper` are arrays of its
+/// dtype, each with one element or the tensor's shape; those of a bfloat16 tensor may be uint16, with the bits of
+/// bfloat16. Returns the output.
 #[pyfunction]
 #[pyo3(signature = (tensor, lower, upper, out, /))]
 pub fn clip_by_value<'py>(
     py: Python<'py>,
-    tensor: Bound<'py, PyAny>,
+    tensor: &Bound<'py, PyAny>,
     lower: Bound<'py, PyAny>,
     upper: Bound<'py, PyAny>,
     out: Option<Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     entry(py, || {
         let mut cache = DTypeCache::default();
-        let mut read = |object, accepted, name: &str| View::new(object, accepted, &mut cache, || name.into());
-        let input = read(tensor, AcceptedDTypes::Ordered, "t")?;
-        let lower = read(lower, AcceptedDTypes::Ordered, "clip_value_min")?;
-        let upper = read(upper, AcceptedDTypes::Ordered, "clip_value_max")?;
-        let output = match out {
-            None => OutputAllocator::new(py, std::iter::once(&input)).empty_like(&input)?,
-            Some(out) => {
-                let output = read(out, AcceptedDTypes::Any, "out")?;
-                check_output(py, &input, &output, ArgumentName::Single("t"), ArgumentName::Single("out"))?;
-                output
-            }
+        let mut read =
+            |object, name: &str| View::new(object, AcceptedDTypes::Ordered, &mut cache, || name.into());
+        let [lower, upper] = [read(lower, "clip_value_min")?, read(upper, "clip_value_max")?];
+        let tree = TreeArgument::tensor(tensor, "t")?;
+        let destination = Destination::of_tensor(tensor, out.as_ref())?;
+        let arrays = CallArrays::new(py, &tree, &destination, AcceptedDTypes::Ordered, Reads::Values)?;
+        let (Some([Some(input)]), Some([Some(output)])) =
+            (arrays.inputs().as_array::<1>(), arrays.outputs().as_array::<1>())
+        else {
+            return Err(Error::Type("t is None; it takes an array".into()).into());
         };
-        let fits = |v: &View| v.dtype == input.dtype && (v.size == 1 || v.shape() == input.shape());
+        let has_dtype = |bound: &View| {
+            bound.dtype == input.dtype
+                || input.dtype.scalar == Scalar::BF16 && bound.dtype.scalar == Scalar::U16
+        };
+        let fits = |v: &View| has_dtype(v) && (v.size == 1 || v.shape() == input.shape());
         if !fits(&lower) || !fits(&upper) {
             return Err(Error::Value("the bounds must have the type and the shape of t".into()).into());
         }
         let (segment, bounds) = if lower.size == 1 && upper.size == 1 {
-            (segment(&input, Some(&output))?, Bounds::Same([&lower, &upper].map(element)))
+            (segment(input, Some(output))?, Bounds::Same([&lower, &upper].map(element)))
         } else {
-            (segment_with_bounds(&input, &output, &lower, &upper)?, Bounds::Each)
+            (segment_with_bounds(input, output, &lower, &upper)?, Bounds::Each)
         };
         let mut segments = [segment];
         let plan = Plan::new(&segments)?;
@@ -58,7 +62,8 @@ pub fn clip_by_value<'py>(
             clamp(&workspace, &mut segments, &plan, bounds);
             Ok(())
         })?;
-        Ok(output.owner().clone())
+        arrays.count_change()?;
+        arrays.results(py)
     })
 }
 
@@ -81,7 +86,8 @@ fn segment_with_bounds(
     let zeros = filled(0, input.shape().len())?;
     let [lower, upper] = [lower, upper].map(|bound| {
         let strides = if bound.size == 1 { zeros.as_slice() } else { bound.strides() };
-        Some(Operand { strides, ..bound.operand() })
+        // Bounds of a bfloat16 tensor may be uint16 with the bits of bfloat16.
+        Some(Operand { strides, scalar: input.dtype.scalar, ..bound.operand() })
     });
     let mut operands: [Option<Operand>; OPERANDS] = [None; OPERANDS];
     operands[INPUT] = Some(input.operand());

@@ -6,35 +6,35 @@ use crate::engine::segment::Operand;
 use crate::engine::workspace::Context;
 use crate::operations::axes::elements::{self, Elements};
 use crate::operations::magnitude::Order;
-use crate::py::arrays::argument_name::ArgumentNames;
+use crate::py::arrays::argument_name::ArgumentName;
 use crate::py::arrays::call_arrays::Destination;
 use crate::py::arrays::dtypes::AcceptedDTypes;
 use crate::py::arrays::list::views;
 use crate::py::arrays::view::View;
 use crate::py::call::{before_writing, detached, entry};
 use crate::py::raise::check_memory;
+use crate::py::trees::Tree;
 use pyo3::prelude::*;
-use pyo3::types::PyList;
 
-/// Clips each element of each tensor by its own bound and the norm of its slice. `axes` has one list of bools for each
-/// tensor: whether each axis is reduced. `bounds` has one float64 array for each tensor, with as many axes, each of
-/// length 1 or that of the tensor's axis. Returns the list of outputs.
+/// Clips each element of each tensor of a tree by its own bound and the norm of its slice. `axes` has one list of bools
+/// for each tensor: whether each axis is reduced. `bounds` has one float64 array for each tensor, with as many axes, each
+/// of length 1 or that of the tensor's axis. `out` is a tree of outputs, which may be the same tree. Returns the outputs.
 #[pyfunction]
-#[pyo3(signature = (tensors, axes, bounds, p, out, names, /))]
+#[pyo3(signature = (tensors, axes, bounds, p, out, /))]
 pub fn clip_elements<'py>(
     py: Python<'py>,
-    tensors: &Bound<'py, PyAny>,
+    tensors: &Bound<'py, Tree>,
     axes: &Bound<'py, PyAny>,
     bounds: &Bound<'py, PyAny>,
     p: f64,
     out: Option<Bound<'py, PyAny>>,
-    names: ArgumentNames<'py>,
-) -> PyResult<Bound<'py, PyList>> {
+) -> PyResult<Bound<'py, PyAny>> {
     entry(py, || {
-        let tensors = SlicedTensors::new(py, tensors, axes, &Destination::from(out), &names)?;
-        let bounds = views(bounds, AcceptedDTypes::Floats, names.output())?;
+        let destination = Destination::of_containers(py, tensors.as_any(), tensors.get(), out.as_ref())?;
+        let tensors = SlicedTensors::new(py, tensors.get(), axes, &destination)?;
+        let bounds = views(bounds, AcceptedDTypes::Floats, ArgumentName::List("bounds"))?;
         let mut tensors_with_bounds = with_bounds(&tensors, &bounds, Order::new(p))?;
-        let results = tensors.arrays.results(py)?;
+        let lent = tensors.arrays.lent()?;
         check_memory(py)?;
         detached(py, || {
             let context = Context::current();
@@ -42,11 +42,12 @@ pub fn clip_elements<'py>(
                 tensor.measure(context)?;
             }
             let (plan, workspace) = elements::prepare(context, &tensors_with_bounds)?;
-            before_writing(plan.bytes())?;
+            before_writing(plan.bytes(), &lent)?;
             elements::clip(&workspace, &mut tensors_with_bounds, &plan);
             Ok(())
         })?;
-        Ok(results)
+        tensors.arrays.count_change()?;
+        tensors.arrays.results(py)
     })
 }
 

@@ -9,14 +9,15 @@ use crate::kernels::scale::Factor;
 use crate::operations::clip::{self, Action, Actions};
 use crate::operations::magnitude::{Magnitude, Order, combine};
 use crate::operations::norms::measure;
-use crate::py::arrays::argument_name::{ArgumentName, ArgumentNames};
-use crate::py::arrays::call_arrays::{CallArrays, Destination};
+use crate::py::arrays::argument_name::ArgumentName;
+use crate::py::arrays::call_arrays::{CallArrays, Destination, Reads};
 use crate::py::arrays::dtypes::{AcceptedDTypes, DTypeCache};
 use crate::py::arrays::view::View;
 use crate::py::call::{before_writing, detached, entry};
 use crate::py::norm_scalar::NormScalar;
 use crate::py::objects::{extract, to_f64};
 use crate::py::raise::{check_memory, nonfinite_error};
+use crate::py::trees::TreeArgument;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
@@ -48,8 +49,8 @@ impl KnownNorm<'_> {
     /// Converts the norms of this call's tensors, if there are any.
     fn tensor_norms(
         &self,
-        arrays: &CallArrays,
-        input_name: ArgumentName<'_, '_>,
+        arrays: &CallArrays<'_, '_>,
+        input_name: ArgumentName<'_>,
     ) -> PyResult<Option<Vec<f64>>> {
         let Some(norms) = &self.tensor_norms else { return Ok(None) };
         let norms = extract(norms, to_f64)?;
@@ -70,39 +71,46 @@ impl KnownNorm<'_> {
 /// Returns the tuple of the list of outputs and the norm, a NumPy scalar. `known_norm` is the norm, if it was computed
 /// before. The norm of each tensor is written to the array `norms` if there is one.
 #[pyfunction]
-#[pyo3(signature = (tensors, bound, known_norm, p, out, on_nonfinite, norms, names, /))]
+#[pyo3(signature = (t_list, bound, known_norm, p, out, on_nonfinite, norms, /))]
 pub fn clip_by_global_norm<'py>(
     py: Python<'py>,
-    tensors: &Bound<'py, PyAny>,
+    t_list: &Bound<'py, PyAny>,
     bound: f64,
     known_norm: Option<KnownNorm<'py>>,
     p: f64,
     out: Option<Bound<'py, PyAny>>,
     on_nonfinite: &str,
     norms: Option<Bound<'py, PyAny>>,
-    names: ArgumentNames<'py>,
 ) -> PyResult<Bound<'py, PyTuple>> {
     entry(py, || {
         let on_nonfinite = OnNonFinite::from_name(on_nonfinite)?;
         let order = Order::new(p);
-        let mut arrays =
-            CallArrays::new(py, tensors, &Destination::from(out), AcceptedDTypes::Floats, &names)?;
-        let norms = norms.map(|array| norms_view(py, &arrays, array, names.input())).transpose()?;
+        let tree = TreeArgument::container(t_list, "t_list")?;
+        let destination = Destination::of_containers(py, t_list, &tree, out.as_ref())?;
+        let mut arrays = CallArrays::new(py, &tree, &destination, AcceptedDTypes::Floats, Reads::Magnitudes)?;
+        let name = ArgumentName::Tree(&tree);
+        let norms = norms.map(|array| norms_view(py, &arrays, array, name)).transpose()?;
         let mut tensor_norms = match &known_norm {
-            Some(known_norm) => known_norm.tensor_norms(&arrays, names.input())?,
+            Some(known_norm) => known_norm.tensor_norms(&arrays, name)?,
             None => None,
         };
         let known_magnitude = known_norm.as_ref().map(KnownNorm::magnitude);
         let is_float64 =
             known_norm.as_ref().map_or_else(|| arrays.has_float64(), |known_norm| known_norm.is_float64);
-        // All objects that are returned are created now: after the pass that writes nothing may fail.
-        let answer = NormScalar::new(py, is_float64)?.after(arrays.results(py)?.as_any())?;
+        // The objects that are returned are created now, except for new tensors: after the pass that writes to tensors of
+        // the caller nothing may fail.
+        let mut scalar = Some(NormScalar::new(py, is_float64)?);
+        let mut answer = None;
+        if let Some(written) = arrays.written(py) {
+            answer = scalar.take().map(|scalar| scalar.after(&written)).transpose()?;
+        }
+        let lent = arrays.lent()?;
 
         let (segments, plan) = (&mut arrays.segments, &arrays.plan);
         let workspace = Workspace::new(Context::current(), segments, plan)?;
         check_memory(py)?;
         let needs_tensor_norms = norms.is_some() && tensor_norms.is_none();
-        let (norm, magnitudes, is_refused) = detached(py, || {
+        let (norm, magnitudes, taken) = detached(py, || {
             let (magnitudes, total, total_order) = if let Some(magnitude) = known_magnitude {
                 // A known norm is no sum of powers: it is its own root, as with the order of the maximum.
                 (Vec::new(), magnitude, Order::Max)
@@ -114,26 +122,37 @@ pub fn clip_by_global_norm<'py>(
             if needs_tensor_norms {
                 tensor_norms = Some(collect(magnitudes.iter().map(|magnitude| magnitude.norm(order)))?);
             }
-            before_writing(plan.bytes())?;
+            before_writing(plan.bytes(), &lent)?;
             let norm = total.norm(total_order);
             let Some(action) = action(total, total_order, bound, known_magnitude.is_some(), on_nonfinite)
             else {
-                return Ok((norm, magnitudes, true));
+                return Ok((norm, magnitudes, None));
             };
             clip::apply(&workspace, segments, plan, Actions::All(action));
-            Ok((norm, magnitudes, false))
+            Ok((norm, magnitudes, Some(action)))
         })?;
-        if is_refused {
+        let Some(action) = taken else {
             let nonfinite = match &known_norm {
                 Some(known_norm) => extract(&known_norm.nonfinite, |index| index.extract())?,
                 None => nonfinite_segments(&magnitudes)?,
             };
+            if tensor_norms.is_none() && known_norm.is_none() {
+                tensor_norms = Some(collect(magnitudes.iter().map(|magnitude| magnitude.norm(order)))?);
+            }
             let indices = arrays.indices()?;
             let nonfinite = nonfinite.into_iter().filter_map(|segment: usize| indices.get(segment).copied());
-            return Err(nonfinite_error(nonfinite, names.input(), norm).into());
-        }
+            return Err(nonfinite_error(py, nonfinite, name, norm, tensor_norms.as_deref()));
+        };
+        let answer = match (answer, scalar) {
+            (Some(answer), _) => answer,
+            (None, Some(scalar)) => scalar.after(&arrays.results(py)?)?,
+            (None, None) => return Err(Error::Value("fastclip._core: no result".into()).into()),
+        };
         if let (Some(norms), Some(tensor_norms)) = (norms, tensor_norms) {
             write_norms(&norms, &tensor_norms);
+        }
+        if action != Action::Keep || !matches!(destination, Destination::Inputs) {
+            arrays.count_change()?;
         }
         Ok(answer.finish(norm))
     })
@@ -164,9 +183,9 @@ fn action(
 /// disjoint from inputs and outputs.
 fn norms_view<'py>(
     py: Python<'py>,
-    arrays: &CallArrays<'py>,
+    arrays: &CallArrays<'_, 'py>,
     array: Bound<'py, PyAny>,
-    input_name: ArgumentName<'_, '_>,
+    input_name: ArgumentName<'_>,
 ) -> PyResult<View<'py>> {
     let count = arrays.segments.len();
     let view = View::new(array, AcceptedDTypes::Floats, &mut DTypeCache::default(), || "norms".into())?;
@@ -179,7 +198,7 @@ fn norms_view<'py>(
         ))
         .into());
     }
-    if arrays.inputs.iter().chain(arrays.outputs()).flatten().any(|other| view.range_overlaps(other)) {
+    if arrays.inputs().iter().chain(arrays.outputs()).flatten().any(|other| view.range_overlaps(other)) {
         return Err(Error::Value("norms shares memory with an input or an output".into()).into());
     }
     check_memory(py)?;

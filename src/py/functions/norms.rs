@@ -4,27 +4,22 @@ use crate::allocation::{OutOfMemory, with_capacity};
 use crate::engine::workspace::{Context, Workspace};
 use crate::operations::magnitude::{Magnitude, Order, combine, ranges};
 use crate::operations::norms::measure;
-use crate::py::arrays::argument_name::ArgumentNames;
-use crate::py::arrays::call_arrays::{CallArrays, Destination};
+use crate::py::arrays::call_arrays::{CallArrays, Destination, Reads};
 use crate::py::arrays::dtypes::AcceptedDTypes;
 use crate::py::call::{detached, entry_that_reads};
 use crate::py::norm_scalar::NormScalar;
 use crate::py::objects::{self, extract, to_f64};
+use crate::py::trees::TreeArgument;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
 /// Returns the norm of all tensors together, a NumPy scalar.
 #[pyfunction]
-#[pyo3(signature = (tensors, p, names, /))]
-pub fn global_norm<'py>(
-    py: Python<'py>,
-    tensors: &Bound<'py, PyAny>,
-    p: f64,
-    names: ArgumentNames<'py>,
-) -> PyResult<Bound<'py, PyAny>> {
+#[pyo3(signature = (t_list, p, /))]
+pub fn global_norm<'py>(py: Python<'py>, t_list: &Bound<'py, PyAny>, p: f64) -> PyResult<Bound<'py, PyAny>> {
     entry_that_reads(py, || {
         let order = Order::new(p);
-        let measured = Measured::new(py, tensors, order, &names)?;
+        let measured = Measured::new(py, t_list, order)?;
         Ok(NormScalar::new(py, measured.has_float64)?.finish(measured.total().norm(order)))
     })
 }
@@ -39,15 +34,14 @@ pub fn norm_scalar(py: Python<'_>, norm: f64, is_float64: bool) -> PyResult<Boun
 
 /// Returns the list of each tensor's norm, and whether an input is float64 (and so the norms should be).
 #[pyfunction]
-#[pyo3(signature = (tensors, p, names, /))]
+#[pyo3(signature = (t_list, p, /))]
 pub fn tensor_norms<'py>(
     py: Python<'py>,
-    tensors: &Bound<'py, PyAny>,
+    t_list: &Bound<'py, PyAny>,
     p: f64,
-    names: ArgumentNames<'py>,
 ) -> PyResult<Bound<'py, PyTuple>> {
     entry_that_reads(py, || {
-        let measured = Measured::new(py, tensors, Order::new(p), &names)?;
+        let measured = Measured::new(py, t_list, Order::new(p))?;
         let norms = measured.norms(py)?.into_any();
         objects::tuple(py, [norms, objects::bool(py, measured.has_float64)])
     })
@@ -61,16 +55,15 @@ pub fn tensor_norms<'py>(
 /// second result is the list of each tensor's norm. The third is the list of indices, among the tensors that are not
 /// None, of those that contain NaN or infinity.
 #[pyfunction]
-#[pyo3(signature = (tensors, p, names, /))]
+#[pyo3(signature = (t_list, p, /))]
 pub fn partial_sums<'py>(
     py: Python<'py>,
-    tensors: &Bound<'py, PyAny>,
+    t_list: &Bound<'py, PyAny>,
     p: f64,
-    names: ArgumentNames<'py>,
 ) -> PyResult<Bound<'py, PyTuple>> {
     entry_that_reads(py, || {
         let order = Order::new(p);
-        let measured = Measured::new(py, tensors, order, &names)?;
+        let measured = Measured::new(py, t_list, order)?;
         let nonfinite = nonfinite_segments(&measured.magnitudes)?;
         let mut sums = ranges::split(measured.total(), order);
         sums.push(nonfinite.len() as f64);
@@ -118,13 +111,10 @@ struct Measured {
 
 impl Measured {
     /// Reads and measures tensors.
-    fn new<'py>(
-        py: Python<'py>,
-        tensors: &Bound<'py, PyAny>,
-        order: Order,
-        names: &ArgumentNames<'py>,
-    ) -> PyResult<Self> {
-        let arrays = CallArrays::new(py, tensors, &Destination::Nowhere, AcceptedDTypes::Floats, names)?;
+    fn new<'py>(py: Python<'py>, t_list: &Bound<'py, PyAny>, order: Order) -> PyResult<Self> {
+        let tree = TreeArgument::container(t_list, "t_list")?;
+        let destination = Destination::Nowhere;
+        let arrays = CallArrays::new(py, &tree, &destination, AcceptedDTypes::Floats, Reads::Magnitudes)?;
         let (segments, plan) = (&arrays.segments, &arrays.plan);
         let workspace = Workspace::new(Context::current(), segments, plan)?;
         let magnitudes = detached(py, || Ok(measure(&workspace, segments, plan, order)?))?;

@@ -1,24 +1,22 @@
-//! The overlap check for arrays that `fastclip` reads in Python.
+//! The overlap check for tensors that `fastclip` reads in Python.
 
-use crate::py::arrays::argument_name::ArgumentNames;
+use crate::py::arrays::argument_name::ArgumentName;
 use crate::py::arrays::dtypes::AcceptedDTypes;
-use crate::py::arrays::list::views;
 use crate::py::arrays::overlap;
 use crate::py::call::entry_that_reads;
+use crate::py::tensors::door::{Access, open};
+use crate::py::trees::Tree;
 use pyo3::prelude::*;
 
 /// Raises if an output shares memory with another output or with one of `tensors`.
 #[pyfunction]
-#[pyo3(signature = (tensors, out, names, /))]
-pub fn check_no_overlap<'py>(
-    py: Python<'py>,
-    tensors: &Bound<'py, PyAny>,
-    out: &Bound<'py, PyAny>,
-    names: ArgumentNames<'py>,
-) -> PyResult<()> {
+#[pyo3(signature = (tensors, out, /))]
+pub fn check_no_overlap(py: Python<'_>, tensors: &Bound<'_, Tree>, out: &Bound<'_, Tree>) -> PyResult<()> {
     entry_that_reads(py, || {
-        let inputs = views(tensors, AcceptedDTypes::Any, names.input())?;
-        let outputs = views(out, AcceptedDTypes::Any, names.output())?;
-        overlap::check(py, &inputs, &outputs, false, names.input(), names.output())
+        let [tensors, out] = [tensors.get(), out.get()];
+        let [names, out_names] = [tensors, out].map(ArgumentName::Tree);
+        let inputs = open(tensors.to_open(py), AcceptedDTypes::Any, Access::default(), names)?.views;
+        let outputs = open(out.to_open(py), AcceptedDTypes::Any, Access::default(), out_names)?.views;
+        overlap::check(py, &inputs, &outputs, false, names, out_names)
     })
 }

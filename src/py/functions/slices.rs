@@ -7,92 +7,93 @@ use crate::engine::workspace::Context;
 use crate::error::Error;
 use crate::operations::axes::{BOUNDS, NORMS, PreparedSlices, Slices};
 use crate::operations::magnitude::Order;
-use crate::py::arrays::argument_name::ArgumentNames;
-use crate::py::arrays::call_arrays::{CallArrays, Destination};
+use crate::py::arrays::argument_name::ArgumentName;
+use crate::py::arrays::call_arrays::{CallArrays, Destination, Reads};
 use crate::py::arrays::dtypes::AcceptedDTypes;
 use crate::py::arrays::list::views;
 use crate::py::arrays::view::View;
 use crate::py::call::{before_writing, detached, entry, entry_that_reads};
 use crate::py::objects::extract;
 use crate::py::raise::check_memory;
+use crate::py::tensors::opened::Lent;
+use crate::py::trees::Tree;
 use pyo3::prelude::*;
-use pyo3::types::PyList;
 
-/// Measures the slices of each tensor. The norms are written to `norms`, one float64 array for each tensor, whose reduced
+/// Measures the slices of each tensor of a tree. The norms are written to `norms`, one float64 array for each tensor, whose reduced
 /// axes have length 1. `axes` has one list of bools for each tensor: whether each axis is reduced.
 #[pyfunction]
-#[pyo3(signature = (tensors, axes, p, norms, names, /))]
+#[pyo3(signature = (tensors, axes, p, norms, /))]
 pub fn slice_norms<'py>(
     py: Python<'py>,
-    tensors: &Bound<'py, PyAny>,
+    tensors: &Bound<'py, Tree>,
     axes: &Bound<'py, PyAny>,
     p: f64,
     norms: &Bound<'py, PyAny>,
-    names: ArgumentNames<'py>,
 ) -> PyResult<()> {
     entry_that_reads(py, || {
-        let tensors = SlicedTensors::new(py, tensors, axes, &Destination::Nowhere, &names)?;
-        let norms = views(norms, AcceptedDTypes::Floats, names.output())?;
+        let destination = Destination::Nowhere;
+        let tensors = SlicedTensors::new(py, tensors.get(), axes, &destination)?;
+        let norms = views(norms, AcceptedDTypes::Floats, ArgumentName::List("norms"))?;
         let slices = tensors.slices(&norms, &[], Order::new(p))?;
-        detached(py, || measure_and_clip(slices))
+        detached(py, || measure_and_clip(slices, &Lent::default())).map(drop)
     })
 }
 
-/// Clips each slice of each tensor by its norm. `bounds` has one float64 array for each tensor, whose reduced axes have
-/// length 1. Returns the list of outputs.
+/// Clips each slice of each tensor of a tree by its norm. `bounds` has one float64 array for each tensor, whose reduced
+/// axes have length 1. `out` is a tree of outputs, which may be the same tree. Returns the outputs.
 #[pyfunction]
-#[pyo3(signature = (tensors, axes, bounds, p, out, names, /))]
+#[pyo3(signature = (tensors, axes, bounds, p, out, /))]
 pub fn clip_slices<'py>(
     py: Python<'py>,
-    tensors: &Bound<'py, PyAny>,
+    tensors: &Bound<'py, Tree>,
     axes: &Bound<'py, PyAny>,
     bounds: &Bound<'py, PyAny>,
     p: f64,
     out: Option<Bound<'py, PyAny>>,
-    names: ArgumentNames<'py>,
-) -> PyResult<Bound<'py, PyList>> {
+) -> PyResult<Bound<'py, PyAny>> {
     entry(py, || {
-        let tensors = SlicedTensors::new(py, tensors, axes, &Destination::from(out), &names)?;
-        let bounds = views(bounds, AcceptedDTypes::Floats, names.output())?;
+        let destination = Destination::of_containers(py, tensors.as_any(), tensors.get(), out.as_ref())?;
+        let tensors = SlicedTensors::new(py, tensors.get(), axes, &destination)?;
+        let bounds = views(bounds, AcceptedDTypes::Floats, ArgumentName::List("bounds"))?;
         let slices = tensors.slices(&[], &bounds, Order::new(p))?;
-        let results = tensors.arrays.results(py)?;
+        let lent = tensors.arrays.lent()?;
         check_memory(py)?;
-        detached(py, || measure_and_clip(slices))?;
-        Ok(results)
+        if detached(py, || measure_and_clip(slices, &lent))? {
+            tensors.arrays.count_change()?;
+        }
+        tensors.arrays.results(py)
     })
 }
 
 /// Measures slices, and clips those that have an output. Everything that may fail comes before the first output is
-/// written.
-fn measure_and_clip(slices: Vec<Slices>) -> PyResult<()> {
+/// written. Returns whether any output was written.
+fn measure_and_clip(slices: Vec<Slices>, lent: &Lent) -> PyResult<bool> {
     let mut prepared = with_capacity(slices.len())?;
     for slices in slices {
         prepared.push(slices.prepare(Context::current())?);
     }
-    before_writing(prepared.iter().map(PreparedSlices::bytes).sum())?;
-    prepared.iter_mut().for_each(PreparedSlices::finish);
-    Ok(())
+    before_writing(prepared.iter().map(PreparedSlices::bytes).sum(), lent)?;
+    Ok(prepared.iter_mut().fold(false, |is_written, slices| slices.finish() || is_written))
 }
 
 /// The tensors of a call, with the axes that make up their slices.
-pub(super) struct SlicedTensors<'py> {
-    pub(super) arrays: CallArrays<'py>,
+pub(super) struct SlicedTensors<'a, 'py> {
+    pub(super) arrays: CallArrays<'a, 'py>,
     /// For each input, whether each axis is reduced.
     is_reduced: Vec<Vec<bool>>,
 }
 
-impl<'py> SlicedTensors<'py> {
+impl<'a, 'py> SlicedTensors<'a, 'py> {
     /// Reads and checks the tensors of a call, its outputs, and the axes.
     pub(super) fn new(
         py: Python<'py>,
-        tensors: &Bound<'py, PyAny>,
+        tree: &'a Tree,
         axes: &Bound<'py, PyAny>,
-        destination: &Destination<'py>,
-        names: &ArgumentNames<'py>,
+        destination: &'a Destination<'py>,
     ) -> PyResult<Self> {
         let is_reduced = extract(axes, |axes| extract(axes, |axis| axis.extract()))?;
-        let arrays = CallArrays::new(py, tensors, destination, AcceptedDTypes::Floats, names)?;
-        if is_reduced.len() != arrays.inputs.len() {
+        let arrays = CallArrays::new(py, tree, destination, AcceptedDTypes::Floats, Reads::Magnitudes)?;
+        if is_reduced.len() != arrays.inputs().len() {
             return Err(does_not_fit("axes"));
         }
         Ok(Self { arrays, is_reduced })
@@ -100,7 +101,7 @@ impl<'py> SlicedTensors<'py> {
 
     /// Returns index, view and reduced axes of each input that is not None.
     pub(super) fn inputs(&self) -> impl Iterator<Item = (usize, &View<'py>, &[bool])> {
-        let inputs = self.arrays.inputs.iter().zip(&self.is_reduced).enumerate();
+        let inputs = self.arrays.inputs().iter().zip(&self.is_reduced).enumerate();
         inputs.filter_map(|(index, (input, is_reduced))| Some((index, input.as_ref()?, &is_reduced[..])))
     }
 

@@ -1,4 +1,4 @@
-//! The counters that a step advances, and the report on the norm that it writes.
+//! The counters that a step advances, and the report on norm and clipping that it writes.
 
 use crate::allocation::with_capacity;
 use crate::error::Error;
@@ -15,13 +15,29 @@ pub struct Counters<'py> {
     pub global_step: Option<View<'py>>,
     /// The number of steps that were skipped.
     skipped: View<'py>,
-    /// Whether the norm was measured (1 or 0), the norm, and whether it is returned as float64 (1 or 0).
+    /// The report on the step, see [`Report`].
     report: View<'py>,
 }
 
+/// What a step reports: the norm of its gradients, and how they were clipped. It is written as five float64:
+///
+/// - whether the norm was measured (1 or 0), the norm, and whether it is returned as float64 (1 or 0);
+/// - whether gradients are clipped by norm (1 or 0), and the factor that clipped them.
+pub struct Report {
+    /// The norm of all gradients, if it was measured.
+    pub norm: Option<f64>,
+    /// Whether the norm is returned as float64.
+    pub is_float64: bool,
+    /// The factor that clipped the gradients, if they are clipped by norm.
+    pub scale: Option<f64>,
+}
+
+/// Number of float64 of a report.
+const REPORT_LEN: usize = 5;
+
 impl<'py> Counters<'py> {
     /// Reads and checks the counters. `numbers` are float64 arrays of one element, each with its value after the step;
-    /// `global_step` and `skipped` are arrays of one integer; `report` is an array of three float64.
+    /// `global_step` and `skipped` are arrays of one integer; `report` is an array of five float64, see [`Report`].
     ///
     /// # Errors
     ///
@@ -41,7 +57,7 @@ impl<'py> Counters<'py> {
                     "{name} is {}{}; it takes {}",
                     view.describe(),
                     if view.is_writable() { "" } else { ", read-only" },
-                    if size == 1 { "one writable number" } else { "three writable numbers" }
+                    if size == 1 { "one writable number" } else { "five writable numbers" }
                 )));
             }
             Ok(view)
@@ -51,7 +67,7 @@ impl<'py> Counters<'py> {
             views.push((read(array, "counter", 1)?, value));
         }
         let global_step = global_step.map(|array| read(array, "global_step", 1)).transpose()?;
-        let (skipped, report) = (read(skipped, "skipped_steps", 1)?, read(report, "report", 3)?);
+        let (skipped, report) = (read(skipped, "skipped_steps", 1)?, read(report, "report", REPORT_LEN)?);
         let is_float64 = |view: &View| view.dtype.name() == "float64";
         if !views.iter().all(|(view, _)| is_float64(view))
             || !is_float64(&report)
@@ -74,12 +90,18 @@ impl<'py> Counters<'py> {
         Ok(Self { numbers: views, global_step, skipped, report })
     }
 
-    /// Writes the report: the norm, if it was measured, and whether it is returned as float64. Cannot fail.
-    pub fn report(&self, norm: Option<f64>, is_float64: bool) {
+    /// Writes the report. Cannot fail.
+    pub fn report(&self, report: &Report) {
         let number = |flag: bool| f64::from(u8::from(flag));
-        let values = [number(norm.is_some()), norm.unwrap_or(0.0), number(is_float64)];
+        let values: [f64; REPORT_LEN] = [
+            number(report.norm.is_some()),
+            report.norm.unwrap_or(0.0),
+            number(report.is_float64),
+            number(report.scale.is_some()),
+            report.scale.unwrap_or(0.0),
+        ];
         for (at, value) in values.into_iter().enumerate() {
-            // SAFETY: three writable float64 in a row, kept alive by the view, of any alignment.
+            // SAFETY: five writable float64 in a row, kept alive by the view, of any alignment.
             unsafe { self.report.pointer.cast::<f64>().add(at).write_unaligned(value) };
         }
     }

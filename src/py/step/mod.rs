@@ -15,6 +15,7 @@ use crate::allocation::{OutOfMemory, collect, try_collect};
 use crate::engine::plan::{CHUNK, Plan};
 use crate::engine::segment::Segment;
 use crate::engine::workspace::{Context, Workspace};
+use crate::operations::gradient_clipping::{Decision, Verdict};
 use crate::operations::magnitude::Order;
 use crate::operations::norms::measure;
 use crate::operations::update::{OPERANDS, ParameterUpdate, StepParameters, step};
@@ -22,7 +23,7 @@ use crate::py::arrays::view::View;
 use crate::py::call::{before_writing, detached, entry};
 use crate::py::raise::{check_memory, nonfinite_error};
 use crate::scalar::Scalar;
-use gradient_clipping::{Decision, NonFinitePolicy};
+use counters::Report;
 use overlap::check_overlap;
 use pairs::{GRADIENTS, read_pairs, with_gradients};
 use pyo3::prelude::*;
@@ -46,7 +47,7 @@ pub fn take_step(py: Python<'_>, request: &Bound<'_, StepRequest>) -> PyResult<b
         let registry = slots.map(slots::Slots::registry);
         let registry = registry.as_deref();
         // Reading arrays may run foreign code. The code after that uses only the views.
-        let mut pairs = read_pairs(py, request, registry, &mut hyper)?;
+        let pairs::Pairs { mut pairs, written } = read_pairs(py, request, registry, &mut hyper)?;
         check_overlap(py, &mut pairs, registry, counters.global_step.as_ref())?;
 
         let gradients = with_gradients(&pairs)?;
@@ -66,12 +67,16 @@ pub fn take_step(py: Python<'_>, request: &Bound<'_, StepRequest>) -> PyResult<b
         let registry = registry.map(Arc::new);
         let context = Context::current();
         let workspace = Workspace::new(context, &measured, &plan)?;
+        let lent = &written.lent;
         check_memory(py)?;
-        let (is_taken, total, magnitudes) = detached(py, || {
+        let (outcome, total, magnitudes) = detached(py, || {
             let magnitudes = measure(&workspace, &measured, &plan, Order::Two)?;
-            let Decision { transforms, total } =
-                clipping.decide(loss_scale, &magnitudes, are_clamped.len())?;
-            let Some(mut transforms) = transforms else { return Ok((false, total, magnitudes)) };
+            let Decision { verdict, total } = clipping.decide(loss_scale, &magnitudes, are_clamped.len())?;
+            let (mut transforms, scale) = match verdict {
+                Verdict::Take { transforms, scale } => (transforms, scale),
+                Verdict::Skip => return Ok((Outcome::Skipped, total, magnitudes)),
+                Verdict::Raise => return Ok((Outcome::Refused, total, magnitudes)),
+            };
             for (transform, is_clamped) in transforms.iter_mut().zip(&are_clamped) {
                 if *is_clamped {
                     transform.clamp = None;
@@ -81,15 +86,17 @@ pub fn take_step(py: Python<'_>, request: &Bound<'_, StepRequest>) -> PyResult<b
             let sizes = updates.iter().map(|update| (update.segment.len(), bytes_moved(update)));
             let update_plan = Plan::cut(sizes, CHUNK)?;
             let workspace = Workspace::with_scratch(context, update_plan.bytes(), 0)?;
-            before_writing(plan.bytes())?;
+            before_writing(plan.bytes(), lent)?;
             let parameters = StepParameters { hyper: hyper.used(), transforms: &transforms };
             step(&workspace, kind, parameters, &mut updates, &update_plan)?;
-            Ok((true, total, magnitudes))
+            Ok((Outcome::Taken { scale }, total, magnitudes))
         })?;
         // If the step was taken, nothing may fail from here on.
         let norm = total.map(|total| total.norm_divided(Order::Two, loss_scale));
         drop(owners);
-        if is_taken {
+        let mut report = Report { norm, is_float64, scale: None };
+        if let Outcome::Taken { scale } = outcome {
+            report.scale = scale;
             counters.advance();
             let updated = pairs.iter().filter(|pair| pair.gradient.is_some());
             updated.filter_map(pairs::Pair::step_count).for_each(counters::count_up);
@@ -99,16 +106,32 @@ pub fn take_step(py: Python<'_>, request: &Bound<'_, StepRequest>) -> PyResult<b
                     slots.replace(registry);
                 }
             }
-        } else if clipping.policy() == NonFinitePolicy::Raise {
+        } else if let Outcome::Refused = outcome {
             let bad = gradients.iter().zip(&magnitudes).filter(|(_, m)| !m.is_finite());
             let bad = bad.map(|((index, _), _)| *index);
-            return Err(nonfinite_error(bad, GRADIENTS, norm.unwrap_or(f64::NAN)).into());
+            let norms = magnitudes.iter().map(|magnitude| magnitude.norm_divided(Order::Two, loss_scale));
+            let norms: Vec<f64> = collect(norms)?;
+            return Err(nonfinite_error(py, bad, GRADIENTS, norm.unwrap_or(f64::NAN), Some(&norms)));
         } else {
             counters.skip();
         }
-        counters.report(norm, is_float64);
-        Ok(is_taken)
+        counters.report(&report);
+        if let Outcome::Taken { .. } = outcome {
+            written.count_change()?;
+        }
+        Ok(matches!(outcome, Outcome::Taken { .. }))
     })
+}
+
+/// How a step ended.
+#[derive(Clone, Copy)]
+enum Outcome {
+    /// The variables were updated. `scale` is the factor that clipped the gradients, if they are clipped by norm.
+    Taken { scale: Option<f64> },
+    /// Nothing was updated, and the step is counted as skipped.
+    Skipped,
+    /// Nothing was updated, and the step raises because of NaN or infinity.
+    Refused,
 }
 
 /// Returns the number of bytes that an update moves for each real of its variable, to divide updates into chunks.

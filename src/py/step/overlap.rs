@@ -10,7 +10,6 @@ use crate::error::Error;
 use crate::operations::clip::{Action, Actions, apply};
 use crate::py::arrays::argument_name::ArgumentName;
 use crate::py::arrays::dtypes::AcceptedDTypes;
-use crate::py::arrays::list::views;
 use crate::py::arrays::output::OutputAllocator;
 use crate::py::arrays::overlap::{Clash, Part, Spans, sweep};
 use crate::py::arrays::segment::segment;
@@ -18,6 +17,7 @@ use crate::py::arrays::view::View;
 use crate::py::call::{detached, entry_that_reads};
 use crate::py::objects;
 use crate::py::raise::check_memory;
+use crate::py::tensors::door::{Access, open};
 use pyo3::prelude::*;
 use std::ops::ControlFlow;
 
@@ -154,9 +154,10 @@ fn copy_values<'py>(py: Python<'py>, gradient: &mut Gradient<'py>) -> PyResult<(
 pub fn check_variables(arrays: &Bound<'_, PyAny>, argument: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = arrays.py();
     entry_that_reads(py, || {
-        let names = objects::tuple(py, [argument.clone(), py.None().into_bound(py)])?;
-        let names = ArgumentName::Listed { names: &names, first: 0 };
-        let arrays = views(arrays, AcceptedDTypes::Variables, names)?;
+        let argument: String = argument.extract()?;
+        let names = ArgumentName::List(&argument);
+        let access = Access { writes: true, needs_signs: true, is_recorded: false };
+        let arrays = open(&objects::copy_to_list(arrays)?, AcceptedDTypes::Variables, access, names)?.views;
         let mut spans = Spans::with_capacity(arrays.len())?;
         for (index, view) in arrays.iter().enumerate() {
             let Some(view) = view else {

@@ -14,6 +14,8 @@ use crate::py::arrays::ndarray_type::is_array;
 use crate::py::arrays::plain::is_plain_array;
 use crate::py::arrays::view::View;
 use crate::py::objects;
+use crate::py::tensors::door::{Access, Prepared, open_both, open_written};
+use crate::py::tensors::opened::{Opened, Written};
 use crate::scalar::Scalar;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
@@ -21,9 +23,9 @@ use pyo3::types::{PyList, PyTuple};
 /// The name of the argument that contains the pairs, for messages.
 const ARGUMENT: &str = "grads_and_vars";
 /// The names of the gradients, for messages.
-pub const GRADIENTS: ArgumentName<'static, 'static> = ArgumentName::Paired { argument: ARGUMENT, part: 0 };
+pub const GRADIENTS: ArgumentName<'static> = ArgumentName::Paired { argument: ARGUMENT, part: 0 };
 /// The names of the variables, for messages.
-const VARIABLES: ArgumentName<'static, 'static> = ArgumentName::Paired { argument: ARGUMENT, part: 1 };
+const VARIABLES: ArgumentName<'static> = ArgumentName::Paired { argument: ARGUMENT, part: 1 };
 
 /// One variable of a step, with its gradient and its other arrays.
 pub struct Pair<'py> {
@@ -114,11 +116,21 @@ pub fn step_count_name(index: usize) -> String {
 /// Reads arrays, with a cache of dtypes for each kind of array, because arrays of one kind mostly have the same dtype.
 #[derive(Default)]
 struct Reader<'py> {
+    /// The gradients and variables that are no arrays; None if all are arrays.
+    foreign: Option<(Opened<'py>, Opened<'py>)>,
+    /// The tensors of other libraries that the step writes.
+    written: Written<'py>,
     gradients: DTypeCache<'py>,
     variables: DTypeCache<'py>,
     slots: DTypeCache<'py>,
     copies: DTypeCache<'py>,
     step_counts: DTypeCache<'py>,
+}
+
+/// The pairs of a step, and the tensors of other libraries that it writes.
+pub struct Pairs<'py> {
+    pub pairs: Vec<Pair<'py>>,
+    pub written: Written<'py>,
 }
 
 /// Reads and checks every array of the pairs. `registry` is that of the optimizer; None if the caller owns the slots.
@@ -127,9 +139,13 @@ pub fn read_pairs<'py>(
     request: &StepRequest,
     registry: Option<&Registry>,
     hyper: &mut HyperParameters,
-) -> PyResult<Vec<Pair<'py>>> {
+) -> PyResult<Pairs<'py>> {
     let list = request.pairs(py);
-    let mut reader = Reader::default();
+    let mut reader = Reader { foreign: foreign_pairs(list)?, ..Reader::default() };
+    if let Some((gradients, variables)) = &reader.foreign {
+        reader.written.lent.append(gradients.lent()?)?;
+        reader.written.lent.append(variables.lent()?)?;
+    }
     let mut pairs = with_capacity(list.len())?;
     let accepted = if registry.is_some() { AcceptedDTypes::Variables } else { AcceptedDTypes::Reals };
     for (index, entry) in list.iter().enumerate() {
@@ -145,9 +161,7 @@ pub fn read_pairs<'py>(
         // The pair is built in place, because moving it costs as much as reading it.
         pairs.push(Pair {
             gradient: reader.gradient(&gradient, index)?,
-            variable: View::new(variable.to_owned(), accepted, &mut reader.variables, || {
-                VARIABLES.entry(index)
-            })?,
+            variable: reader.variable(&variable, index, accepted, !gradient.is_none())?,
             copy: None,
             caller_arrays: None,
             hyper: 0,
@@ -175,27 +189,83 @@ pub fn read_pairs<'py>(
             pair.hyper = hyper.at_step(set.extract()?, step)?;
         }
     }
-    Ok(pairs)
+    Ok(Pairs { pairs, written: reader.written })
+}
+
+/// Opens the gradients and variables that are no arrays. Returns None if all are arrays.
+fn foreign_pairs<'py>(pairs: &Bound<'py, PyList>) -> PyResult<Option<(Opened<'py>, Opened<'py>)>> {
+    let is_foreign = |object: &Bound<'_, PyAny>| {
+        !object.is_none() && !is_array(object) && !object.is_exact_instance_of::<RowGradient>()
+    };
+    let part = |pair: &Bound<'py, PyAny>, part: usize| {
+        let item = pair.cast_exact::<PyTuple>().ok().and_then(|pair| pair.get_item(part).ok());
+        item.filter(is_foreign)
+    };
+    if !pairs.iter().any(|pair| part(&pair, 0).is_some() || part(&pair, 1).is_some()) {
+        return Ok(None);
+    }
+    let py = pairs.py();
+    // Other entries are None here: they are read with the pairs.
+    let column = |at: usize| {
+        let items = pairs.iter().map(|pair| Ok(part(&pair, at).unwrap_or_else(|| py.None().into_bound(py))));
+        objects::list(py, pairs.len(), items)
+    };
+    let (gradients, variables) = (column(0)?, column(1)?);
+    let reads = Access { needs_signs: true, ..Access::default() };
+    let writes = Access { writes: true, ..reads };
+    let opened = open_both(
+        Prepared::new(&gradients, AcceptedDTypes::Reals, reads, GRADIENTS)?,
+        Prepared::new(&variables, AcceptedDTypes::Reals, writes, VARIABLES)?,
+    )?;
+    Ok(Some(opened))
 }
 
 impl<'py> Reader<'py> {
     /// Reads a gradient: an array, [`RowGradient`] or None.
     #[inline(always)]
-    fn gradient(
-        &mut self,
-        gradient: &Bound<'py, PyAny>,
-        index: usize,
-    ) -> Result<Option<Gradient<'py>>, Error> {
+    fn gradient(&mut self, gradient: &Bound<'py, PyAny>, index: usize) -> PyResult<Option<Gradient<'py>>> {
         if gradient.is_none() {
             return Ok(None);
         }
         let name = || GRADIENTS.entry(index);
         let rows = if is_array(gradient) { None } else { gradient.cast_exact::<RowGradient>().ok() };
         if let Some(rows) = rows {
-            return self.row_gradient(rows, index).map(Some);
+            return Ok(Some(self.row_gradient(rows, index)?));
+        }
+        if let Some((gradients, _)) = &mut self.foreign
+            && let Some((values, _)) = gradients.take(index)?
+        {
+            return Ok(Some(Gradient { values, rows: None }));
         }
         let values = View::new(gradient.clone(), AcceptedDTypes::Reals, &mut self.gradients, name)?;
         Ok(Some(Gradient { values, rows: None }))
+    }
+
+    /// Reads a variable. `is_written` says whether the step writes it.
+    #[inline(always)]
+    fn variable(
+        &mut self,
+        variable: &Bound<'py, PyAny>,
+        index: usize,
+        accepted: AcceptedDTypes,
+        is_written: bool,
+    ) -> PyResult<View<'py>> {
+        let name = || VARIABLES.entry(index);
+        if let Some((_, variables)) = &mut self.foreign
+            && let Some((view, tensor)) = variables.take(index)?
+        {
+            if !accepted.contains(view.dtype) {
+                let what = view.describe();
+                return Err(
+                    Error::Type(format!("{} is {what}; it takes {}", name(), accepted.names())).into()
+                );
+            }
+            if let Some(tensor) = tensor.filter(|_| is_written) {
+                self.written.push(&tensor)?;
+            }
+            return Ok(view);
+        }
+        Ok(View::new(variable.clone(), accepted, &mut self.variables, name)?)
     }
 
     #[cold]
@@ -249,7 +319,8 @@ impl<'py> Reader<'py> {
         let mut counted = None;
         if !step_count.is_none() {
             let name = || step_count_name(index);
-            let view = View::new(step_count, AcceptedDTypes::Ordered, &mut self.step_counts, name)?;
+            let view =
+                self.written_view(step_count, AcceptedDTypes::Ordered, |s| &mut s.step_counts, name)?;
             check_written(&view, &[], name)?;
             if view.dtype.size() < size_of::<f32>() {
                 // bfloat16 has no number between 256 and 258, so that the count would stay at 256; int8 wraps around.
@@ -266,9 +337,23 @@ impl<'py> Reader<'py> {
         Ok(())
     }
 
-    fn slot(&mut self, slot: Bound<'py, PyAny>, variable: &View, index: usize) -> Result<View<'py>, Error> {
+    /// Reads an array that the step writes beside its variable.
+    fn written_view(
+        &mut self,
+        object: Bound<'py, PyAny>,
+        accepted: AcceptedDTypes,
+        cache: impl Fn(&mut Self) -> &mut DTypeCache<'py>,
+        name: impl Fn() -> String,
+    ) -> PyResult<View<'py>> {
+        if is_array(&object) {
+            return Ok(View::new(object, accepted, cache(self), name)?);
+        }
+        open_written(&object, accepted, ArgumentName::Formatted(&name()), &mut self.written)
+    }
+
+    fn slot(&mut self, slot: Bound<'py, PyAny>, variable: &View, index: usize) -> PyResult<View<'py>> {
         let name = || slot_name(index);
-        let slot = View::new(slot, AcceptedDTypes::Reals, &mut self.slots, name)?;
+        let slot = self.written_view(slot, AcceptedDTypes::Reals, |s| &mut s.slots, name)?;
         check_written(&slot, variable.shape(), name)?;
         if slot.dtype.scalar == Scalar::F64 && variable.dtype.scalar != Scalar::F64 {
             return Err(Error::Type(format!(
@@ -276,14 +361,15 @@ impl<'py> Reader<'py> {
                 name(),
                 slot.describe(),
                 variable.dtype.name()
-            )));
+            ))
+            .into());
         }
         Ok(slot)
     }
 
-    fn copy(&mut self, copy: Bound<'py, PyAny>, variable: &View, index: usize) -> Result<View<'py>, Error> {
+    fn copy(&mut self, copy: Bound<'py, PyAny>, variable: &View, index: usize) -> PyResult<View<'py>> {
         let name = || copy_name(index);
-        let copy = View::new(copy, AcceptedDTypes::Reals, &mut self.copies, name)?;
+        let copy = self.written_view(copy, AcceptedDTypes::Reals, |s| &mut s.copies, name)?;
         check_copy(&copy, variable, name)?;
         Ok(copy)
     }

@@ -11,12 +11,14 @@ use crate::error::Error;
 use crate::operations::rules::RuleKind;
 use crate::operations::update::fill;
 use crate::py::arrays::argument_name::ArgumentName;
-use crate::py::arrays::dtypes::{AcceptedDTypes, DTypeCache};
+use crate::py::arrays::dtypes::AcceptedDTypes;
 use crate::py::arrays::new_array::array_over;
 use crate::py::arrays::output::{Buffer, OutputAllocator, dense_strides};
 use crate::py::arrays::overlap;
 use crate::py::arrays::view::View;
 use crate::py::objects;
+use crate::py::tensors::door::open_written;
+use crate::py::tensors::opened::Written;
 use crate::scalar::DType;
 use numpy::npyffi;
 use pyo3::prelude::*;
@@ -266,7 +268,8 @@ pub fn initialise_slots(context: Context, new: &[NewSlots], initial: &[f64]) -> 
 /// Reads the low-precision copy of a variable, outside of a step, and checks it.
 pub fn copy_view<'py>(copy: Bound<'py, PyAny>, variable: &View<'py>) -> PyResult<View<'py>> {
     let py = copy.py();
-    let copy = View::new(copy, AcceptedDTypes::Reals, &mut DTypeCache::default(), || "copy".into())?;
+    let name = ArgumentName::Single("copy");
+    let copy = open_written(&copy, AcceptedDTypes::Reals, name, &mut Written::default())?;
     check_copy(&copy, variable, || "copy".into())?;
     let (inputs, mut outputs) = ([Some(variable.try_clone()?)], [Some(copy)]);
     let names = (ArgumentName::Single("variable"), ArgumentName::Single("copy"));

@@ -5,6 +5,7 @@ use super::gradient_clipping::GradientClipping;
 use super::hyper_parameters::HyperParameters;
 use super::slots::{CallerSlots, Slots};
 use crate::error::Error;
+use crate::operations::gradient_clipping::GradientOptions;
 use crate::operations::rules::RuleKind;
 use crate::py::call::entry_that_reads;
 use crate::py::objects::{extract, to_f64};
@@ -74,7 +75,7 @@ impl StepRequest {
     /// - the sets of hyper-parameters, a list of sequences of float;
     /// - the counters that the step advances, a list of pairs of a float64 array and its next value;
     /// - the number of skipped steps, an array;
-    /// - the report on the norm, an array. See [`Counters`] for both.
+    /// - the report on norm and clipping, an array. See [`Counters`] for both.
     ///
     /// `global_step` is an array of one integer, which the step increments.
     #[new]
@@ -125,8 +126,8 @@ impl StepRequest {
     }
 
     /// The gradient options.
-    pub fn clipping(&self) -> &GradientClipping {
-        self.clipping.get()
+    pub fn clipping(&self) -> GradientOptions {
+        self.clipping.get().options()
     }
 
     /// The number that gradients are divided by.

@@ -9,11 +9,14 @@ use crate::engine::workspace::Context;
 use crate::error::Error;
 use crate::operations::rules::RuleKind;
 use crate::operations::update::refresh;
-use crate::py::arrays::dtypes::{AcceptedDTypes, DTypeCache};
+use crate::py::arrays::argument_name::ArgumentName;
+use crate::py::arrays::dtypes::AcceptedDTypes;
 use crate::py::arrays::view::View;
 use crate::py::call::{detached, entry, entry_that_reads};
 use crate::py::objects;
 use crate::py::raise::{check_memory, exception};
+use crate::py::tensors::door::open_written;
+use crate::py::tensors::opened::Written;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
@@ -124,8 +127,8 @@ fn reentrance_error(py: Python<'_>, what: &str) -> PyErr {
 
 /// Reads a variable, and checks that it can be updated.
 fn read_variable<'py>(array: &Bound<'py, PyAny>) -> PyResult<View<'py>> {
-    let cache = &mut DTypeCache::default();
-    let view = View::new(array.clone(), AcceptedDTypes::Variables, cache, || "variable".into())?;
+    let name = ArgumentName::Single("variable");
+    let view = open_written(array, AcceptedDTypes::Variables, name, &mut Written::default())?;
     check_variable(&view, || "variable".into())?;
     Ok(view)
 }

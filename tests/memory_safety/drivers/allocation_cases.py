@@ -468,6 +468,7 @@ def _gradient_options() -> Iterator[tuple[str, Case]]:
         yield f"{variant}/norm", step(variant, PAIRS["mixed"], steps=1, clipnorm=0.1)
         for policy in ("skip", "raise"):
             yield f"{variant}/{policy}", step(variant, _with_nan, steps=0, on_nonfinite=policy)
+        yield f"{variant}/skip above", step(variant, PAIRS["mixed"], steps=0, skip_above=1e-3)
         copies = lambda variables: {  # noqa: E731
             0: np.zeros(variables[0].shape, np.float16),
             2: np.zeros(variables[2].shape, np.float32)[::-1],
@@ -569,6 +570,16 @@ def _errors() -> Iterator[tuple[str, Case]]:
         "nonfinite, many",
         lambda: clip([numbers(3) * np.nan for _ in range(300)], on_nonfinite="raise"),
     )
+    yield (
+        "nonfinite, norms",
+        lambda: clip([numbers(3) * np.nan, None, numbers(70_000)], on_nonfinite="raise", norms=np.zeros(2)),
+    )
+
+    def nonfinite_step() -> Prepared:
+        training = Steps("Adam", *_with_nan(), on_nonfinite="raise", clipnorm=1.0)
+        return Prepared(training.apply, training.contents)
+
+    yield "nonfinite, step", nonfinite_step
     yield "bound", lambda: refused(lambda: fastclip.clip_by_norm(numbers(3), float("nan")))
     yield "axes", lambda: refused(lambda: fastclip.clip_by_norm(numbers(3), 1.0, axes=[7]))
     yield "value of complex", lambda: refused(lambda: fastclip.clip_by_value(numbers(3, np.complex64), 0, 1))

@@ -20,6 +20,7 @@ from fastclip.cli.bench.suites.row import BenchmarkRow
 from fastclip.cli.bench.suites.suite import AnySuite
 from fastclip.cli.bench.training.suite import TRAINING
 from fastclip.cli.errors import CommandError
+from fastclip.cli.printing import print_result
 from fastclip.cli.progress import steps_progress
 
 __all__ = ["add_arguments", "run"]
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     suite = TRAINING if args.train else CLIPPING
     rows, process_cases = _select(args, suite)
     if args.list:
-        print("\n".join([*(row.name for row in rows), *process_cases]))
+        print_result("\n".join([*(row.name for row in rows), *process_cases]))
         return 0
     peers = select_peers(args.peers, suite.peers)
     check_usage(args)
@@ -65,7 +66,7 @@ def _measure(
             describe(case)
             _measure_process_case(case, results, args)
             advance(1)
-    outcomes = results.outcomes() if args.check else []
+    outcomes = results.outcomes(quick=args.quick) if args.check else []
     write_results(args, results, peers, outcomes, started)
     return 1 if any(outcome.verdict == "missed" for outcome in outcomes) else 0
 

@@ -18,6 +18,7 @@ from fastclip.cli.durations import seconds_text
 from fastclip.cli.errors import CommandError
 from fastclip.cli.json_output import to_json
 from fastclip.cli.option_checks import check_at_least, check_directory_exists
+from fastclip.cli.printing import console, print_result, to_stdout
 from fastclip.cli.progress import steps_progress
 
 _DESCRIPTION = f"""\
@@ -30,10 +31,11 @@ runs of an optimizer. Prints the results, draws losses and gradient norms, then 
 """
 
 _INTRODUCTION = f"""\
-A small recurrent network reads handwritten digits, 16 time steps each. Its recurrent
-weights start at {training.GAIN:g} times an orthogonal matrix, on purpose so large that gradients
-explode. (From 1.7 times, Adam trains as well without clipping.) All runs start from the
-same weights and see the same batches; those of an optimizer differ in clipping alone.
+A small recurrent network reads handwritten digits, 16 time steps each. Its
+recurrent weights start at {training.GAIN:g} times an orthogonal matrix, on purpose so large
+that gradients explode. (From 1.7 times, Adam trains as well without clipping.)
+All runs start from the same weights and see the same batches; those of an
+optimizer differ in clipping alone.
 """
 
 # The modules that the demo imports, and their distributions.
@@ -71,15 +73,16 @@ def run(args: argparse.Namespace) -> int:
     _check_usage(args)
     _check_packages()
     if not args.json:
-        print(_INTRODUCTION, flush=True)
+        print_result(_INTRODUCTION)
     runs = _train(args)
     _write_plot(runs, args.out)
     if args.json:
         return _print_json(runs, args)
-    _print_table(runs, args)
+    with to_stdout():
+        _print_table(runs, args)
     if args.no_bench:
         return 0
-    print("\nfastclip bench --quick", flush=True)
+    print_result("\nfastclip bench --quick")
     return _bench()
 
 
@@ -102,7 +105,7 @@ def _check_packages() -> None:
             missing.append(distribution)
     if missing:
         names = " and ".join(missing)
-        raise CommandError(f"the demo needs {names}, not installed here: pip install 'fastclip[demo]'")
+        raise CommandError(f"the demo needs {names}, not installed here: pip install 'fastclip-grad[demo]'")
 
 
 def _train(args: argparse.Namespace) -> list[training.Run]:
@@ -127,7 +130,6 @@ def _write_plot(runs: Sequence[training.Run], path: Path) -> None:
 
 def _print_table(runs: Sequence[training.Run], args: argparse.Namespace) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     rates = {run.method.rule: run.method.learning_rate for run in runs}
@@ -139,12 +141,12 @@ def _print_table(runs: Sequence[training.Run], args: argparse.Namespace) -> None
         padding=0,
     )
     columns: dict[str, Callable[[training.Run], str]] = {
-        "final\nloss": lambda run: "NaN" if run.diverged else f"{run.final_loss:.4f}",
-        "test\naccuracy": lambda run: f"{run.test_accuracy:.1%}",
-        "largest\nnorm": lambda run: f"{run.largest_norm:.3g}",
-        "steps\nclipped": lambda run: "-" if run.method.clipping == "none" else f"{run.clipped_share:.0%}",
-        "time for\na step": lambda run: seconds_text(run.step_seconds / run.steps),
-        "of that,\nupdate": lambda run: seconds_text(run.update_seconds / run.steps),
+        "loss": lambda run: "NaN" if run.diverged else f"{run.final_loss:.4f}",
+        "accuracy": lambda run: f"{run.test_accuracy:.1%}",
+        "max norm": lambda run: f"{run.largest_norm:.3g}",
+        "clipped": lambda run: "-" if run.method.clipping == "none" else f"{run.clipped_share:.0%}",
+        "step": lambda run: seconds_text(run.step_seconds / run.steps),
+        "update": lambda run: seconds_text(run.update_seconds / run.steps),
     }
     table.add_column("", no_wrap=True)
     for heading in columns:
@@ -152,18 +154,20 @@ def _print_table(runs: Sequence[training.Run], args: argparse.Namespace) -> None
     for run in runs:
         cells = [cell(run) for cell in columns.values()]
         table.add_row(run.method.name, *cells, style="red" if run.diverged else "")
-    console = Console()
-    console.print(table)
+    output = console()
+    output.print(table)
     lines = [
-        "norm: the global norm of the gradients before clipping; update: apply_gradients, with clipping",
-        f"a guess has a loss of {math.log(training.CLASSES):.4f} and is right {1 / training.CLASSES:.0%} "
-        "of the time",
+        "loss: at the end of the training; accuracy: on the test digits. (A guess has a",
+        f"loss of {math.log(training.CLASSES):.4f} and is right {1 / training.CLASSES:.0%} of the time.) "
+        "max norm: the largest global norm",
+        "of the gradients before clipping; clipped: the share of steps that clipped;",
+        "step: the time of a step, of which update is apply_gradients, with clipping",
     ]
     for run in runs:
         if run.diverged:
             lines.append(f"{run.method.name}: the weights became NaN or infinite at step {run.steps}")
     for line in [*lines, f"picture: {args.out}"]:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        output.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_json(runs: Sequence[training.Run], args: argparse.Namespace) -> int:
@@ -185,7 +189,7 @@ def _print_json(runs: Sequence[training.Run], args: argparse.Namespace) -> int:
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             code = _bench("--json")
         report["bench"] = json.loads(printed.getvalue() or "null")
-    print(to_json(report))
+    print_result(to_json(report))
     return code
 
 

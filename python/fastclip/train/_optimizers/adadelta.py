@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastclip.train._hyper_parameter import HyperParameter
+from fastclip.train._hyper_parameter import HyperParameter, HyperParameterSetting
 from fastclip.train._optimizer import Optimizer
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class AdadeltaOptimizer(Optimizer):
         See :class:`Optimizer`.
     **options
         Keyword arguments that every optimizer has, described in :class:`Optimizer`: ``clipvalue``,
-        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite`` and ``loss_scale``.
+        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale`` and ``skip_above``.
 
     Notes
     -----
@@ -60,6 +60,10 @@ class AdadeltaOptimizer(Optimizer):
 
     _rule = "adadelta"
     _slot_names = ("accum", "accum_update")
+
+    learning_rate = HyperParameterSetting()
+    rho = HyperParameterSetting()
+    epsilon = HyperParameterSetting()
 
     def __init__(
         self,

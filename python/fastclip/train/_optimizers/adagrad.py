@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastclip.train._hyper_parameter import HyperParameter, positive
+from fastclip.train._hyper_parameter import POSITIVE, HyperParameter, HyperParameterSetting, current
 from fastclip.train._optimizer import Optimizer
+from fastclip.train._settings import FixedSetting
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -31,7 +32,7 @@ class AdagradOptimizer(Optimizer):
         See :class:`Optimizer`.
     **options
         Keyword arguments that every optimizer has, described in :class:`Optimizer`: ``clipvalue``,
-        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite`` and ``loss_scale``.
+        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale`` and ``skip_above``.
 
     Raises
     ------
@@ -63,6 +64,9 @@ class AdagradOptimizer(Optimizer):
     _rule = "adagrad"
     _slot_names = ("accumulator",)
 
+    learning_rate = HyperParameterSetting()
+    initial_accumulator_value = FixedSetting()
+
     def __init__(
         self,
         learning_rate: HyperParameter,
@@ -71,5 +75,6 @@ class AdagradOptimizer(Optimizer):
         name: str = "Adagrad",
         **options: Unpack[GradientOptions],
     ) -> None:
-        first_value = positive(initial_accumulator_value, "initial_accumulator_value")
+        first_value = current(initial_accumulator_value, "initial_accumulator_value", POSITIVE)
         super().__init__(use_locking, name, {"learning_rate": learning_rate}, (first_value,), **options)
+        self.initial_accumulator_value = first_value

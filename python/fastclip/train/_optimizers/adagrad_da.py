@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fastclip._variables.variable import Variable
-from fastclip.train._hyper_parameter import HyperParameter, positive
+from fastclip.train._hyper_parameter import POSITIVE, HyperParameter, HyperParameterSetting, current
 from fastclip.train._optimizer import Optimizer
+from fastclip.train._settings import FixedSetting
 from fastclip.train._step_counter import as_step_counter
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class AdagradDAOptimizer(Optimizer):
         See :class:`Optimizer`.
     **options
         Keyword arguments that every optimizer has, described in :class:`Optimizer`: ``clipvalue``,
-        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite`` and ``loss_scale``.
+        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale`` and ``skip_above``.
 
     Raises
     ------
@@ -76,6 +77,12 @@ class AdagradDAOptimizer(Optimizer):
     _rule = "adagrad_da"
     _slot_names = ("gradient_accumulator", "gradient_squared_accumulator")
 
+    learning_rate = HyperParameterSetting()
+    global_step = FixedSetting()
+    initial_gradient_squared_accumulator_value = FixedSetting()
+    l1_regularization_strength = HyperParameterSetting()
+    l2_regularization_strength = HyperParameterSetting()
+
     def __init__(
         self,
         learning_rate: HyperParameter,
@@ -92,11 +99,13 @@ class AdagradDAOptimizer(Optimizer):
             "l1_regularization_strength": l1_regularization_strength,
             "l2_regularization_strength": l2_regularization_strength,
         }
-        first_value = positive(
-            initial_gradient_squared_accumulator_value, "initial_gradient_squared_accumulator_value"
+        first_value = current(
+            initial_gradient_squared_accumulator_value, "initial_gradient_squared_accumulator_value", POSITIVE
         )
         super().__init__(use_locking, name, hyper_parameters, (0.0, first_value), **options)
         self._global_step = as_step_counter(global_step)
+        self.global_step = global_step
+        self.initial_gradient_squared_accumulator_value = first_value
 
     def _with_counters(self, hyper: tuple[float, ...]) -> tuple[float, ...]:
         return (*hyper, float(self._global_step) + 1.0)

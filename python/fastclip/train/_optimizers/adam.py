@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from fastclip.train._hyper_parameter import HyperParameter
+from fastclip.train._hyper_parameter import DECAY_RATE, HyperParameter, HyperParameterSetting
 from fastclip.train._optimizer import Optimizer
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class AdamOptimizer(Optimizer):
     learning_rate : float, 0-d array, Variable or callable
         The learning rate.
     beta1, beta2 : float, 0-d array, Variable or callable
-        The decay rates :math:`\beta_1` and :math:`\beta_2` of the moments.
+        The decay rates :math:`\beta_1` and :math:`\beta_2` of the moments, at least 0 and below 1.
     epsilon : float, 0-d array, Variable or callable
         The constant :math:`\varepsilon`: the "epsilon hat" of the paper, which is added to the square root of
         the second moment without bias correction.
@@ -39,7 +39,12 @@ class AdamOptimizer(Optimizer):
         See :class:`Optimizer`.
     **options
         Keyword arguments that every optimizer has, described in :class:`Optimizer`: ``clipvalue``,
-        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite`` and ``loss_scale``.
+        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale`` and ``skip_above``.
+
+    Raises
+    ------
+    ValueError
+        If `beta1` or `beta2` is not at least 0 and below 1.
 
     Notes
     -----
@@ -71,6 +76,11 @@ class AdamOptimizer(Optimizer):
     _slot_names = ("m", "v")
     #: The powers of beta1 and beta2 for the next step.
     _counter_names = ("beta1_power", "beta2_power")
+
+    learning_rate = HyperParameterSetting()
+    beta1 = HyperParameterSetting(DECAY_RATE)
+    beta2 = HyperParameterSetting(DECAY_RATE)
+    epsilon = HyperParameterSetting()
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastclip.train._hyper_parameter import HyperParameter
+from fastclip.train._hyper_parameter import HyperParameter, HyperParameterSetting
 from fastclip.train._optimizers.adam import AdamOptimizer
 
 if TYPE_CHECKING:
@@ -18,22 +18,22 @@ __all__ = ["AdamWOptimizer"]
 class AdamWOptimizer(AdamOptimizer):
     r"""Adam with decoupled weight decay.
 
-    ``tf.compat.v1.train`` has no such optimizer. The arguments after `weight_decay` are those of
+    ``tf.compat.v1.train`` has no such optimizer. The arguments before `weight_decay` are those of
     :class:`AdamOptimizer`.
 
     Parameters
     ----------
-    weight_decay : float, 0-d array, Variable or callable
-        The weight decay. In each step it is multiplied by the learning rate.
     learning_rate : float, 0-d array, Variable or callable
         The learning rate.
     beta1, beta2, epsilon : float, 0-d array, Variable or callable
         See :class:`AdamOptimizer`.
     use_locking, name
         See :class:`Optimizer`.
+    weight_decay : float, 0-d array, Variable or callable
+        The weight decay, a keyword argument. In each step it is multiplied by the learning rate.
     **options
         Keyword arguments that every optimizer has, described in :class:`Optimizer`: ``clipvalue``,
-        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite`` and ``loss_scale``.
+        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale`` and ``skip_above``.
 
     Notes
     -----
@@ -51,7 +51,7 @@ class AdamWOptimizer(AdamOptimizer):
     >>> import numpy as np
     >>> from fastclip.train import AdamWOptimizer
     >>> w = np.array([1.0, 2.0])
-    >>> optimizer = AdamWOptimizer(weight_decay=0.5, learning_rate=0.1)
+    >>> optimizer = AdamWOptimizer(0.1, weight_decay=0.5)
     >>> optimizer.apply_gradients([(np.array([1.0, -1.0]), w)])
     >>> w.round(6)
     array([0.85, 2.  ])
@@ -59,16 +59,19 @@ class AdamWOptimizer(AdamOptimizer):
 
     _rule = "adamw"
 
+    weight_decay = HyperParameterSetting()
+
     def __init__(
         self,
-        weight_decay: HyperParameter,
         learning_rate: HyperParameter = 0.001,
         beta1: HyperParameter = 0.9,
         beta2: HyperParameter = 0.999,
         epsilon: HyperParameter = 1e-8,
         use_locking: bool = False,
         name: str = "AdamW",
+        *,
+        weight_decay: HyperParameter = 0.01,
         **options: Unpack[GradientOptions],
     ) -> None:
         super().__init__(learning_rate, beta1, beta2, epsilon, use_locking, name, **options)
-        self._hyper_parameters["weight_decay"] = weight_decay
+        self.weight_decay = weight_decay

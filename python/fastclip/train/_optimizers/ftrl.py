@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastclip.train._hyper_parameter import HyperParameter, current
+from fastclip.train._hyper_parameter import (
+    AT_LEAST_ZERO,
+    AT_MOST_ZERO,
+    HyperParameter,
+    HyperParameterSetting,
+    current,
+)
 from fastclip.train._optimizer import Optimizer
+from fastclip.train._settings import FixedSetting
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -42,7 +49,7 @@ class FtrlOptimizer(Optimizer):
         See :class:`Optimizer`.
     **options
         Keyword arguments that every optimizer has, described in :class:`Optimizer`: ``clipvalue``,
-        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite`` and ``loss_scale``.
+        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale`` and ``skip_above``.
 
     Raises
     ------
@@ -77,6 +84,14 @@ class FtrlOptimizer(Optimizer):
     _rule = "ftrl"
     _slot_names = ("accum", "linear")
 
+    learning_rate = HyperParameterSetting()
+    learning_rate_power = HyperParameterSetting(AT_MOST_ZERO)
+    initial_accumulator_value = FixedSetting()
+    l1_regularization_strength = HyperParameterSetting(AT_LEAST_ZERO)
+    l2_regularization_strength = HyperParameterSetting(AT_LEAST_ZERO)
+    l2_shrinkage_regularization_strength = HyperParameterSetting(AT_LEAST_ZERO)
+    beta = HyperParameterSetting(if_none=0.0)
+
     def __init__(
         self,
         learning_rate: HyperParameter,
@@ -92,22 +107,14 @@ class FtrlOptimizer(Optimizer):
         beta: float | None = None,
         **options: Unpack[GradientOptions],
     ) -> None:
-        if current(learning_rate_power, "learning_rate_power") > 0.0:
-            raise ValueError(f"learning_rate_power {learning_rate_power} needs to be negative or zero")
-        at_least_zero = {
-            "initial_accumulator_value": initial_accumulator_value,
-            "l1_regularization_strength": l1_regularization_strength,
-            "l2_regularization_strength": l2_regularization_strength,
-            "l2_shrinkage_regularization_strength": l2_shrinkage_regularization_strength,
-        }
-        for argument, value in at_least_zero.items():
-            if current(value, argument) < 0.0:
-                raise ValueError(f"{argument} {value} needs to be positive or zero")
-        first_value = current(at_least_zero.pop("initial_accumulator_value"), "initial_accumulator_value")
         hyper_parameters = {
             "learning_rate": learning_rate,
             "learning_rate_power": learning_rate_power,
-            **at_least_zero,
-            "beta": 0.0 if beta is None else beta,
+            "l1_regularization_strength": l1_regularization_strength,
+            "l2_regularization_strength": l2_regularization_strength,
+            "l2_shrinkage_regularization_strength": l2_shrinkage_regularization_strength,
+            "beta": beta,
         }
+        first_value = current(initial_accumulator_value, "initial_accumulator_value", AT_LEAST_ZERO)
         super().__init__(use_locking, name, hyper_parameters, (first_value, 0.0), **options)
+        self.initial_accumulator_value = first_value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastclip.train._hyper_parameter import HyperParameter
+from fastclip.train._hyper_parameter import HyperParameter, HyperParameterSetting
 from fastclip.train._optimizer import Optimizer
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class GradientDescentOptimizer(Optimizer):
         See :class:`Optimizer`.
     **options
         Keyword arguments that every optimizer has, described in :class:`Optimizer`: ``clipvalue``,
-        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite`` and ``loss_scale``.
+        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale`` and ``skip_above``.
 
     Notes
     -----
@@ -50,6 +50,8 @@ class GradientDescentOptimizer(Optimizer):
     """
 
     _rule = "gradient_descent"
+
+    learning_rate = HyperParameterSetting()
 
     def __init__(
         self,

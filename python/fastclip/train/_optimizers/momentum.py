@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastclip.train._hyper_parameter import HyperParameter
+from fastclip.train._hyper_parameter import Flag, HyperParameter, HyperParameterSetting
 from fastclip.train._optimizer import Optimizer
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class MomentumOptimizer(Optimizer):
         See :class:`Optimizer`.
     **options
         Keyword arguments that every optimizer has, described in :class:`Optimizer`: ``clipvalue``,
-        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite`` and ``loss_scale``.
+        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale`` and ``skip_above``.
 
     Notes
     -----
@@ -64,6 +64,10 @@ class MomentumOptimizer(Optimizer):
     _rule = "momentum"
     _slot_names = ("momentum",)
 
+    learning_rate = HyperParameterSetting()
+    momentum = HyperParameterSetting()
+    use_nesterov = Flag()
+
     def __init__(
         self,
         learning_rate: HyperParameter,
@@ -76,6 +80,6 @@ class MomentumOptimizer(Optimizer):
         hyper_parameters = {
             "learning_rate": learning_rate,
             "momentum": momentum,
-            "use_nesterov": float(bool(use_nesterov)),
+            "use_nesterov": use_nesterov,
         }
         super().__init__(use_locking, name, hyper_parameters, **options)

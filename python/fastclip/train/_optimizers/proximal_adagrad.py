@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastclip.train._hyper_parameter import HyperParameter, positive
+from fastclip.train._hyper_parameter import POSITIVE, HyperParameter, HyperParameterSetting, current
 from fastclip.train._optimizer import Optimizer
+from fastclip.train._settings import FixedSetting
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -33,7 +34,7 @@ class ProximalAdagradOptimizer(Optimizer):
         See :class:`Optimizer`.
     **options
         Keyword arguments that every optimizer has, described in :class:`Optimizer`: ``clipvalue``,
-        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite`` and ``loss_scale``.
+        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale`` and ``skip_above``.
 
     Raises
     ------
@@ -66,6 +67,11 @@ class ProximalAdagradOptimizer(Optimizer):
     _rule = "proximal_adagrad"
     _slot_names = ("accumulator",)
 
+    learning_rate = HyperParameterSetting()
+    initial_accumulator_value = FixedSetting()
+    l1_regularization_strength = HyperParameterSetting()
+    l2_regularization_strength = HyperParameterSetting()
+
     def __init__(
         self,
         learning_rate: HyperParameter,
@@ -81,5 +87,6 @@ class ProximalAdagradOptimizer(Optimizer):
             "l1_regularization_strength": l1_regularization_strength,
             "l2_regularization_strength": l2_regularization_strength,
         }
-        first_value = positive(initial_accumulator_value, "initial_accumulator_value")
+        first_value = current(initial_accumulator_value, "initial_accumulator_value", POSITIVE)
         super().__init__(use_locking, name, hyper_parameters, (first_value,), **options)
+        self.initial_accumulator_value = first_value

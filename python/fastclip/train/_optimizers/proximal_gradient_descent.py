@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastclip.train._hyper_parameter import HyperParameter
+from fastclip.train._hyper_parameter import HyperParameter, HyperParameterSetting
 from fastclip.train._optimizer import Optimizer
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class ProximalGradientDescentOptimizer(Optimizer):
         See :class:`Optimizer`.
     **options
         Keyword arguments that every optimizer has, described in :class:`Optimizer`: ``clipvalue``,
-        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite`` and ``loss_scale``.
+        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale`` and ``skip_above``.
 
     Notes
     -----
@@ -57,6 +57,10 @@ class ProximalGradientDescentOptimizer(Optimizer):
     """
 
     _rule = "proximal_gradient_descent"
+
+    learning_rate = HyperParameterSetting()
+    l1_regularization_strength = HyperParameterSetting()
+    l2_regularization_strength = HyperParameterSetting()
 
     def __init__(
         self,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastclip.train._hyper_parameter import HyperParameter
+from fastclip.train._hyper_parameter import HyperParameter, HyperParameterSetting
 from fastclip.train._optimizer import Optimizer
+from fastclip.train._settings import FixedSetting
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -38,7 +39,7 @@ class RMSPropOptimizer(Optimizer):
         See :class:`Optimizer`.
     **options
         Keyword arguments that every optimizer has, described in :class:`Optimizer`: ``clipvalue``,
-        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite`` and ``loss_scale``.
+        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale`` and ``skip_above``.
 
     Notes
     -----
@@ -69,6 +70,12 @@ class RMSPropOptimizer(Optimizer):
     _rule = "rms_prop"
     _slot_names: tuple[str, ...] = ("rms", "momentum")
 
+    learning_rate = HyperParameterSetting()
+    decay = HyperParameterSetting()
+    momentum = HyperParameterSetting()
+    epsilon = HyperParameterSetting()
+    centered = FixedSetting()
+
     def __init__(
         self,
         learning_rate: HyperParameter,
@@ -91,3 +98,4 @@ class RMSPropOptimizer(Optimizer):
             self._rule, self._slot_names = "centered_rms_prop", ("rms", "momentum", "mg")
             first_values = (1.0, 0.0, 0.0)
         super().__init__(use_locking, name, hyper_parameters, first_values, **options)
+        self.centered = bool(centered)

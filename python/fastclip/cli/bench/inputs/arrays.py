@@ -25,7 +25,7 @@ def array_dtype(name: str) -> np.dtype[Any]:
     try:
         import ml_dtypes
     except ImportError:
-        raise CommandError("bf16 needs the package ml_dtypes: pip install 'fastclip[cli]'") from None
+        raise CommandError("bf16 needs the package ml_dtypes: pip install 'fastclip-grad[cli]'") from None
     bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
     return bfloat16
 

@@ -28,6 +28,11 @@ class ImportTime:
         """The median time of ``import fastclip``, which imports NumPy too, minus that of ``import numpy``."""
         return statistics.median(self.fastclip) - statistics.median(self.numpy)
 
+    @property
+    def ratio(self) -> float:
+        """`difference` divided by the median time of ``import numpy``."""
+        return self.difference / statistics.median(self.numpy)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the row for the JSON output."""
         return {

@@ -13,6 +13,7 @@ from fastclip.cli.bench.reporting.results import Results
 from fastclip.cli.bench.suites.targets import Outcome
 from fastclip.cli.errors import CommandError
 from fastclip.cli.json_output import to_json
+from fastclip.cli.printing import console, print_result, to_stdout
 
 
 def write_results(
@@ -66,12 +67,13 @@ def write_results(
             report["targets"] = [outcome.to_dict() for outcome in outcomes]
         _write_json(args.json, to_json(report))
     if args.json != "-":
-        _print_tables(results, peers, outcomes, f"{machine['cpu']}, {config['threads']} threads")
+        with to_stdout():
+            _print_tables(results, peers, outcomes, f"{machine['cpu']}, {config['threads']} threads")
 
 
 def _write_json(path: str, text: str) -> None:
     if path == "-":
-        print(text)
+        print_result(text)
         return
     try:
         Path(path).write_text(text + "\n")
@@ -80,19 +82,17 @@ def _write_json(path: str, text: str) -> None:
 
 
 def _print_tables(results: Results, peers: list[str], outcomes: list[Outcome], machine: str) -> None:
-    from rich.console import Console
-
     from fastclip.cli.bench.reporting import table
 
-    console = Console()
-    console.print(machine, highlight=False)
+    output = console()
+    output.print(machine, highlight=False)
     if results.rows:
-        table.print_rows(console, results.rows, peers)
+        table.print_rows(output, results.rows, peers)
     if results.memory is not None:
-        table.print_memory(console, results.memory)
+        table.print_memory(output, results.memory)
     if results.imports is not None:
-        table.print_import(console, results.imports)
+        table.print_import(output, results.imports)
     for name, reason in results.skipped.items():
-        console.print(f"{name}: not measured: {reason}", style="yellow", markup=False)
+        output.print(f"{name}: not measured: {reason}", style="yellow", markup=False)
     if outcomes:
-        table.print_outcomes(console, outcomes)
+        table.print_outcomes(output, outcomes)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fastclip.cli.bench.measuring.import_time import ImportTime
 from fastclip.cli.bench.measuring.peak_memory import MIB, PeakMemory
 from fastclip.cli.bench.reporting.timed_row import TimedRow
-from fastclip.cli.bench.suites.targets import Outcome, Target, compare
+from fastclip.cli.bench.suites.targets import QUICK_ALLOWANCE, Outcome, Target, compare
 
 
 @dataclass
@@ -35,8 +35,15 @@ class Results:
     imports: ImportTime | None = None
     skipped: dict[str, str] = field(default_factory=dict)
 
-    def outcomes(self) -> list[Outcome]:
-        """Compare the results with all targets."""
+    def outcomes(self, quick: bool) -> list[Outcome]:
+        """Compare the results with all targets.
+
+        Parameters
+        ----------
+        quick : bool
+            Whether the rows were timed in few rounds. Then the ratios may exceed their targets by
+            `QUICK_ALLOWANCE`, and miss none while other processes keep the machine busy.
+        """
         measured: dict[tuple[str, str], float] = {}
         for row in self.rows:
             for name in row.timings:
@@ -44,7 +51,10 @@ class Results:
                 if ratio is not None:
                     measured[row.row.name, name] = ratio
         if self.memory is not None:
-            measured["memory/f32/out-of-place", "inputs + outputs"] = self.memory.excess_bytes / MIB
+            measured["memory/f32/out-of-place", "its arrays"] = self.memory.excess_bytes / MIB
         if self.imports is not None:
-            measured["import", "import numpy"] = 1e3 * self.imports.difference
-        return compare(measured, self.targets)
+            measured["import", "import numpy"] = self.imports.ratio
+        if not quick:
+            return compare(measured, self.targets)
+        disturbed = [row.row.name for row in self.rows if row.is_disturbed]
+        return compare(measured, self.targets, QUICK_ALLOWANCE, disturbed)

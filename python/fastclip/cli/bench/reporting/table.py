@@ -12,12 +12,9 @@ from rich.text import Text
 
 from fastclip.cli.bench.measuring.import_time import ImportTime
 from fastclip.cli.bench.measuring.peak_memory import MIB, PeakMemory
-from fastclip.cli.bench.reporting.timed_row import TimedRow
+from fastclip.cli.bench.reporting.timed_row import NOTICEABLE_LOAD, TimedRow
 from fastclip.cli.bench.suites.targets import Outcome
 from fastclip.cli.durations import seconds_range_text, seconds_text
-
-# Number of cores kept busy by other processes above which the times are unreliable.
-NOTICEABLE_LOAD = 0.15
 
 
 def print_rows(console: Console, rows: Sequence[TimedRow], peers: Sequence[str]) -> None:
@@ -57,7 +54,7 @@ def print_rows(console: Console, rows: Sequence[TimedRow], peers: Sequence[str])
 
 def print_other_load(console: Console, rows: Sequence[TimedRow]) -> None:
     """Print a warning if other processes kept the machine busy while rows were timed."""
-    disturbed = [row for row in rows if (row.other_cores or 0.0) > NOTICEABLE_LOAD]
+    disturbed = [row for row in rows if row.is_disturbed]
     if disturbed:
         worst = max(disturbed, key=lambda row: row.other_cores or 0.0)
         console.print(
@@ -113,21 +110,31 @@ def print_import(console: Console, times: ImportTime) -> None:
 
 def print_outcomes(console: Console, outcomes: Sequence[Outcome]) -> None:
     """Print each target and whether it was met."""
-    styles = {"met": "green", "missed": "bold red", "not measured": "dim"}
-    table = Table(title="targets", title_justify="left")
+    styles = {"met": "green", "missed": "bold red", "unclear": "yellow"}
+    # Names are folded where the terminal is too narrow, and never cut.
+    table = Table(title="targets", title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False)
     for heading in ("row", "against"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for heading in ("at most", "measured"):
-        table.add_column(heading, justify="right")
-    table.add_column("")
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for outcome in outcomes:
         target = outcome.target
-        unit = "" if target.unit == "x" else f" {target.unit}"
-        table.add_row(
-            target.row,
-            target.against,
-            f"{target.at_most:g}{unit}",
-            "-" if outcome.measured is None else f"{outcome.measured:.3g}{unit}",
-            Text(outcome.verdict, style=styles[outcome.verdict]),
-        )
-    console.print(table)
+        if outcome.measured is not None:
+            unit = "" if target.unit == "x" else f" {target.unit}"
+            table.add_row(
+                target.row,
+                target.against,
+                f"{target.at_most:g}{unit}",
+                f"{outcome.measured:.3g}{unit}",
+                Text(outcome.verdict, style=styles[outcome.verdict]),
+            )
+    if table.row_count:
+        console.print(table)
+    missing: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        if outcome.measured is None:
+            missing.setdefault(outcome.target.row, []).append(outcome.target.against)
+    if missing:
+        names = ", ".join(f"{row} ({', '.join(against)})" for row, against in missing.items())
+        console.print(f"not measured: {names}", style="dim", highlight=False, markup=False)

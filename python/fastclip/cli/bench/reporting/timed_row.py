@@ -8,6 +8,9 @@ from typing import Any
 from fastclip.cli.bench.measuring.timing import Timing
 from fastclip.cli.bench.suites.row import BenchmarkRow
 
+# Number of cores kept busy by other processes above which the times are unreliable.
+NOTICEABLE_LOAD = 0.15
+
 
 @dataclass(frozen=True)
 class TimedRow:
@@ -32,6 +35,11 @@ class TimedRow:
     labels: dict[str, str]
     absent: dict[str, str] = field(default_factory=dict)
     other_cores: float | None = None
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether other processes kept so many cores busy that the times are unreliable."""
+        return (self.other_cores or 0.0) > NOTICEABLE_LOAD
 
     def ratio(self, other: str) -> float | None:
         """Return fastclip's median time divided by that of `other`, or None if `other` was not timed."""

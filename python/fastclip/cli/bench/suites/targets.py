@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -16,12 +16,13 @@ class Target:
     row : str
         The name of the row.
     against : str
-        What fastclip is compared with: a contender, the size of inputs and outputs, or the import of NumPy.
+        What fastclip is compared with: a contender, the size of its inputs and outputs ("its arrays"), or the
+        import of NumPy.
     at_most : float
         The upper bound.
     unit : str
-        "x" if the number is fastclip's median time divided by that of `against`; "MiB" or "ms" if it is
-        the difference to `against`.
+        "x" if the number is a time divided by that of `against`: fastclip's median time, or what its import
+        adds to the import of NumPy. "MiB" if it is the difference to `against`.
     """
 
     row: str
@@ -29,6 +30,10 @@ class Target:
     at_most: float
     unit: str = "x"
 
+
+# Factor by which a run with --quick may exceed the targets that are ratios. Such a run has few rounds, and
+# serves to find what has become much slower.
+QUICK_ALLOWANCE = 2.0
 
 TARGETS = (
     Target("gpt2/f32/in-place/clipped", "torch", 1.0),
@@ -48,8 +53,8 @@ TARGETS = (
     Target("clip-by-norm/f32/out-of-place/clipped", "numpy", 0.35),
     Target("clip-by-value/f32/out-of-place/clipped", "numpy", 0.5),
     Target("clip-by-value/f32/in-place/clipped", "numpy", 1.05),
-    Target("memory/f32/out-of-place", "inputs + outputs", 16.0, "MiB"),
-    Target("import", "import numpy", 15.0, "ms"),
+    Target("memory/f32/out-of-place", "its arrays", 16.0, "MiB"),
+    Target("import", "import numpy", 0.3),
 )
 
 # Targets of --train. In rows without clipping, the limit reads the gradients only once.
@@ -81,17 +86,30 @@ TRAINING_TARGETS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """A target and the measured number, which is None if the run did not measure it."""
+    """A target and the measured number.
+
+    Attributes
+    ----------
+    target : Target
+        The target, whose upper bound includes the allowance of the run.
+    measured : float or None
+        The measured number; None if the run did not measure it.
+    disturbed : bool
+        Whether other processes kept the machine so busy that a missed target means nothing.
+    """
 
     target: Target
     measured: float | None
+    disturbed: bool = False
 
     @property
     def verdict(self) -> str:
-        """One of "met", "missed" and "not measured"."""
+        """One of "met", "missed", "unclear" and "not measured"."""
         if self.measured is None:
             return "not measured"
-        return "met" if self.measured <= self.target.at_most else "missed"
+        if self.measured <= self.target.at_most:
+            return "met"
+        return "unclear" if self.disturbed else "missed"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entry for the JSON output."""
@@ -106,7 +124,10 @@ class Outcome:
 
 
 def compare(
-    measured: Mapping[tuple[str, str], float], targets: Sequence[Target] | None = None
+    measured: Mapping[tuple[str, str], float],
+    targets: Sequence[Target] | None = None,
+    allowance: float = 1.0,
+    disturbed: Collection[str] = (),
 ) -> list[Outcome]:
     """Compare measurements with targets.
 
@@ -116,6 +137,10 @@ def compare(
         The measured numbers, by the `row` and `against` of their targets.
     targets : sequence of Target, optional
         Defaults to `TARGETS`.
+    allowance : float
+        Factor by which the measured ratios may exceed their targets.
+    disturbed : collection of str
+        The names of the rows in which a missed target means nothing.
 
     Returns
     -------
@@ -124,4 +149,11 @@ def compare(
     """
     if targets is None:
         targets = TARGETS
-    return [Outcome(target, measured.get((target.row, target.against))) for target in targets]
+    return [
+        Outcome(
+            replace(target, at_most=target.at_most * allowance) if target.unit == "x" else target,
+            measured.get((target.row, target.against)),
+            target.row in disturbed,
+        )
+        for target in targets
+    ]

@@ -126,7 +126,7 @@ _RATE = LEARNING_RATE
 ADAMW = Rule(
     "adamw",
     ("m", "v"),
-    lambda step, clip: train.AdamWOptimizer(WEIGHT_DECAY, _RATE, BETA1, BETA2, EPSILON, **clip),
+    lambda step, clip: train.AdamWOptimizer(_RATE, BETA1, BETA2, EPSILON, weight_decay=WEIGHT_DECAY, **clip),
     _adamw,
 )
 MOMENTUM_RULE = Rule(

@@ -1,0 +1,301 @@
+//! The C interface of `DLPack`, and snapshots of the tensors that it describes.
+//!
+//! The structures are those of `dlpack.h` [1]. A tensor is described by a `DLTensor`; shape and strides are memory of its
+//! exporter, and are copied at once.
+//!
+//! [1]: https://dmlc.github.io/dlpack/latest/c_api.html
+
+use crate::allocation::{OutOfMemory, with_capacity};
+use crate::error::Error;
+use crate::py::arrays::dtypes::NO_TYPE_NUMBER;
+use crate::py::arrays::view::View;
+use crate::scalar::{DType, Scalar};
+use pyo3::prelude::*;
+use std::ffi::{c_int, c_void};
+
+/// The major version of the interface. Structures of another major version have another layout.
+pub const MAJOR_VERSION: u32 = 1;
+
+/// Flag of a managed tensor: its memory must not be written.
+const READ_ONLY: u64 = 1;
+/// Flag of a managed tensor: its memory is a copy that the exporter made.
+const IS_COPIED: u64 = 2;
+
+/// Most axes that an array may have: NumPy's limit.
+const MOST_AXES: usize = 64;
+
+/// Version of the interface.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Version {
+    pub major: u32,
+    pub minor: u32,
+}
+
+/// The device that holds the memory.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Device {
+    pub kind: i32,
+    pub id: i32,
+}
+
+impl Device {
+    /// The CPU.
+    pub const CPU: Self = Self { kind: 1, id: 0 };
+
+    /// Whether the CPU can access the memory: it is that of the CPU, or pinned for CUDA or ROCm.
+    pub fn is_host(self) -> bool {
+        matches!(self.kind, 1 | 3 | 11)
+    }
+
+    /// Returns the name of the device, for messages.
+    fn name(self) -> String {
+        let kind = match self.kind {
+            2 => "CUDA",
+            4 => "OpenCL",
+            7 => "Vulkan",
+            8 => "Metal",
+            10 => "ROCm",
+            13 => "CUDA (managed)",
+            14 => "oneAPI",
+            15 => "WebGPU",
+            _ => return format!("a device of DLPack's type {}", self.kind),
+        };
+        format!("the device {kind}:{}", self.id)
+    }
+}
+
+/// The type of the elements.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ElementType {
+    code: u8,
+    bits: u8,
+    lanes: u16,
+}
+
+/// Codes of element types, without those that fastclip does not support.
+const INT: u8 = 0;
+const UINT: u8 = 1;
+const FLOAT: u8 = 2;
+const BFLOAT: u8 = 4;
+const COMPLEX: u8 = 5;
+
+/// NumPy's type numbers of integers, by sign and the logarithm of their size.
+const INT_NUMBERS: [c_int; 4] = [1, 3, 5, if size_of::<std::ffi::c_long>() == 8 { 7 } else { 9 }];
+
+impl ElementType {
+    /// Returns the dtype and NumPy's type number; None for a type that fastclip does not support.
+    fn dtype(self) -> Option<(DType, c_int)> {
+        const INTS: [Scalar; 4] = [Scalar::I8, Scalar::I16, Scalar::I32, Scalar::I64];
+        const UINTS: [Scalar; 4] = [Scalar::U8, Scalar::U16, Scalar::U32, Scalar::U64];
+        let real = |scalar, number| Some((DType { scalar, complex: false }, number));
+        let complex = |scalar, number| Some((DType { scalar, complex: true }, number));
+        if self.lanes != 1 {
+            return None;
+        }
+        match (self.code, self.bits) {
+            (INT, 8 | 16 | 32 | 64) => {
+                let size = (self.bits / 8).trailing_zeros() as usize;
+                real(INTS[size], INT_NUMBERS[size])
+            }
+            (UINT, 8 | 16 | 32 | 64) => {
+                let size = (self.bits / 8).trailing_zeros() as usize;
+                real(UINTS[size], INT_NUMBERS[size] + 1)
+            }
+            (FLOAT, 16) => real(Scalar::F16, 23),
+            (FLOAT, 32) => real(Scalar::F32, 11),
+            (FLOAT, 64) => real(Scalar::F64, 12),
+            (BFLOAT, 16) => real(Scalar::BF16, NO_TYPE_NUMBER),
+            (COMPLEX, 64) => complex(Scalar::F32, 14),
+            (COMPLEX, 128) => complex(Scalar::F64, 15),
+            _ => None,
+        }
+    }
+
+    /// Returns the type of a dtype's elements.
+    pub fn of(dtype: DType) -> Self {
+        let code = match dtype.scalar {
+            _ if dtype.complex => COMPLEX,
+            Scalar::BF16 => BFLOAT,
+            Scalar::F16 | Scalar::F32 | Scalar::F64 => FLOAT,
+            Scalar::I8 | Scalar::I16 | Scalar::I32 | Scalar::I64 => INT,
+            Scalar::U8 | Scalar::U16 | Scalar::U32 | Scalar::U64 => UINT,
+        };
+        Self { code, bits: (dtype.size() * 8) as u8, lanes: 1 }
+    }
+
+    /// Returns the name of the type, for messages.
+    fn name(self) -> String {
+        let code = match self.code {
+            INT => "int",
+            UINT => "uint",
+            FLOAT => "float",
+            BFLOAT => "bfloat",
+            COMPLEX => "complex",
+            6 => "bool",
+            7..=14 => "float8 of",
+            code => return format!("of DLPack's code {code} and {} bits", self.bits),
+        };
+        let lanes = if self.lanes == 1 { String::new() } else { format!(" of {} lanes", self.lanes) };
+        format!("{code}{}{lanes}", self.bits)
+    }
+}
+
+/// A tensor.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Tensor {
+    pub data: *mut c_void,
+    pub device: Device,
+    pub axes: i32,
+    pub element_type: ElementType,
+    /// Lengths, one for each axis.
+    pub shape: *mut i64,
+    /// Strides in elements, one for each axis; null for a tensor in C order.
+    pub strides: *mut i64,
+    pub byte_offset: u64,
+}
+
+/// A tensor that the importer owns, in the layout before version 1.
+#[repr(C)]
+pub struct ManagedTensor {
+    pub tensor: Tensor,
+    pub context: *mut c_void,
+    pub deleter: Option<unsafe extern "C" fn(*mut Self)>,
+}
+
+/// A tensor that the importer owns, in the layout of version 1.
+#[repr(C)]
+pub struct VersionedTensor {
+    pub version: Version,
+    pub context: *mut c_void,
+    pub deleter: Option<unsafe extern "C" fn(*mut Self)>,
+    pub flags: u64,
+    pub tensor: Tensor,
+}
+
+impl VersionedTensor {
+    /// Whether the memory is that of the exporter, and may be written.
+    pub fn is_writable(&self) -> bool {
+        self.flags & (READ_ONLY | IS_COPIED) == 0
+    }
+}
+
+/// Returns a view of a tensor. `owner` is the object that keeps the memory alive. `name` returns the tensor's name, for
+/// messages.
+///
+/// # Errors
+///
+/// A `TypeError` for memory of another device, elements of a type that fastclip does not support, and a tensor without
+/// memory; a `ValueError` for a shape or strides that no memory can have.
+///
+/// # Safety
+///
+/// Pointers of `tensor` must be valid: `shape`, and `strides` unless it is null, have an entry for each axis. The memory
+/// that it describes must live as long as `owner`.
+#[inline]
+pub unsafe fn view<'py>(
+    owner: Bound<'py, PyAny>,
+    tensor: &Tensor,
+    is_writable: bool,
+    name: impl Fn() -> String,
+) -> Result<View<'py>, Error> {
+    if !tensor.device.is_host() {
+        return Err(Error::Type(format!(
+            "{} is in the memory of {}; it takes a tensor on the CPU",
+            name(),
+            tensor.device.name()
+        )));
+    }
+    let Some((dtype, type_number)) = tensor.element_type.dtype() else {
+        return Err(Error::Type(format!(
+            "{} has elements of the type {}; it takes floats, complex numbers and integers",
+            name(),
+            tensor.element_type.name()
+        )));
+    };
+    let rank = usize::try_from(tensor.axes).unwrap_or(usize::MAX);
+    if rank > MOST_AXES || (rank > 0 && tensor.shape.is_null()) {
+        return Err(Error::Value(format!("{} has {} axes; it takes up to {MOST_AXES}", name(), tensor.axes)));
+    }
+    let (mut shape, mut strides) = ([0_usize; MOST_AXES], [0_isize; MOST_AXES]);
+    let (shape, strides) = (&mut shape[..rank], &mut strides[..rank]);
+    // SAFETY: the caller's contract.
+    let is_possible = unsafe { read_axes(tensor, dtype.size(), shape, strides) };
+    let is_empty = shape.contains(&0);
+    if !is_possible {
+        return Err(Error::Value(format!("{} has a shape or strides that no memory can have", name())));
+    }
+    if tensor.data.is_null() && !is_empty {
+        return Err(Error::Type(format!("{} has no memory; it takes a tensor with elements", name())));
+    }
+    let pointer = tensor.data.cast::<u8>().wrapping_add(tensor.byte_offset as usize);
+    // SAFETY: the tensor describes this memory, and the owner keeps it alive.
+    Ok(unsafe { View::foreign(owner, pointer, (dtype, type_number), shape, strides, is_writable)? })
+}
+
+/// Reads shape and byte strides. Returns false if a length is negative, or an offset in bytes is out of range.
+///
+/// # Safety
+///
+/// As [`view`].
+#[inline]
+unsafe fn read_axes(tensor: &Tensor, size: usize, shape: &mut [usize], strides: &mut [isize]) -> bool {
+    let mut extent = size;
+    for (axis, length) in shape.iter_mut().enumerate() {
+        // SAFETY: the caller's contract.
+        match usize::try_from(unsafe { *tensor.shape.add(axis) }) {
+            Ok(read) => *length = read,
+            Err(_) => return false,
+        }
+    }
+    if tensor.strides.is_null() {
+        for (length, stride) in shape.iter().zip(strides).rev() {
+            *stride = extent as isize;
+            match extent.checked_mul((*length).max(1)) {
+                Some(product) if isize::try_from(product).is_ok() => extent = product,
+                _ => return false,
+            }
+        }
+        return true;
+    }
+    let is_empty = shape.contains(&0);
+    // The distance between the first and the last byte, and the number of elements, must be in range.
+    let (mut reach, mut count) = (0_isize, 1_usize);
+    for (axis, (length, stride)) in shape.iter().zip(strides).enumerate() {
+        // SAFETY: the caller's contract.
+        let elements = unsafe { *tensor.strides.add(axis) };
+        let bytes = isize::try_from(elements).ok().and_then(|n| n.checked_mul(size as isize));
+        // The stride of an axis with one element is never used, and need not be in range.
+        *stride = match bytes {
+            Some(bytes) => bytes,
+            None if *length <= 1 || is_empty => 0,
+            None => return false,
+        };
+        if is_empty || *length <= 1 {
+            continue;
+        }
+        let steps =
+            isize::try_from(*length - 1).ok().and_then(|steps| steps.checked_mul(stride.checked_abs()?));
+        let Some(sum) = steps.and_then(|steps| reach.checked_add(steps)) else { return false };
+        reach = sum;
+        match count.checked_mul(*length) {
+            Some(product) if product.checked_mul(size).is_some_and(|n| isize::try_from(n).is_ok()) => {
+                count = product;
+            }
+            _ => return false,
+        }
+    }
+    reach.checked_add(size as isize).is_some()
+}
+
+/// Returns lengths and strides as `DLPack` has them: 64-bit integers, strides in elements.
+pub fn axes_of(view: &View) -> Result<(Vec<i64>, Vec<i64>), OutOfMemory> {
+    let (mut shape, mut strides) = (with_capacity(view.shape().len())?, with_capacity(view.shape().len())?);
+    shape.extend(view.shape().iter().map(|length| *length as i64));
+    let size = view.dtype.size() as isize;
+    strides.extend(view.strides().iter().map(|stride| (*stride / size) as i64));
+    Ok((shape, strides))
+}
