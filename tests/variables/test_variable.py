@@ -244,13 +244,66 @@ def test_variable_is_equal_only_to_itself_and_hashable() -> None:
     assert {a: 1, b: 2}[a] == 1
 
 
-@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))])
+COPIES: list[Callable[[Any], Any]] = [
+    copy.copy,
+    copy.deepcopy,
+    *(lambda v, p=p: pickle.loads(pickle.dumps(v, p)) for p in range(pickle.HIGHEST_PROTOCOL + 1)),
+]
+
+
+@pytest.mark.parametrize("copied", COPIES)
 def test_copies_share_no_memory(copied: Callable[[Variable], Variable]) -> None:
-    w = Variable(np.array([1.0, 2.0]), name="w", trainable=False)
+    w = Variable(np.array([1.0, 2.0]), name="w", trainable=False, constraint=np.abs)
     other = copied(w)
-    assert (other.name, other.trainable, other.dtype) == ("w", False, np.float64)
+    assert (other.name, other.trainable, other.dtype, other.constraint) == ("w", False, np.float64, np.abs)
     other.assign([5.0, 6.0])
     assert w.value.tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("copied", COPIES)
+def test_copies_are_in_no_collection(copied: Callable[[Variable], Variable]) -> None:
+    w = Variable([1.0])
+    other = copied(w)
+    assert other.trainable
+    assert is_in(w, fastclip.trainable_variables())
+    assert not is_in(other, fastclip.trainable_variables())
+
+
+class Labelled(Variable):
+    """A subclass with an attribute in a slot, one in a dict, and another constructor."""
+
+    __slots__ = ("__dict__", "label")
+
+    def __init__(self, label: str, *, notes: list[str]) -> None:
+        super().__init__([1.0, 2.0], name="labelled")
+        self.label, self.notes = label, notes
+
+
+@pytest.mark.parametrize("copied", COPIES)
+def test_copies_of_subclasses_keep_class_and_attributes(copied: Callable[[Variable], Any]) -> None:
+    w = Labelled("a", notes=["b"])
+    other = copied(w)
+    assert type(other) is Labelled
+    assert (other.label, other.notes, other.name) == ("a", ["b"], "labelled")
+    assert (other.notes is w.notes) == (copied is copy.copy)
+    assert other.value.tolist() == [1.0, 2.0]
+    assert other.value is not w.value
+
+
+def test_copy_of_a_subclass_that_selects_its_state() -> None:
+    class Selective(Variable):
+        def __getstate__(self) -> Any:
+            return None, {"name": f"copy of {self.name}", "trainable": False, "constraint": None}
+
+    other = copy.deepcopy(Selective([1.0], name="w"))
+    assert (other.name, other.trainable, other.numpy()) == ("copy of w", False, 1.0)
+
+
+@pytest.mark.parametrize("copied", COPIES)
+def test_copies_of_arrays_that_cannot_be_written_can(copied: Callable[[Variable], Variable]) -> None:
+    w = Variable([1.0])
+    w.value.flags.writeable = False
+    assert copied(w).assign([2.0]).numpy() == 2.0
 
 
 def test_clip_functions_accept_variables() -> None:

@@ -71,7 +71,7 @@ def trainable_variables() -> list[Variable]:
     """Return the living variables that were created with ``trainable=True``.
 
     This is ``tf.compat.v1.trainable_variables`` [1]_. ``compute_gradients`` uses them if it is called without
-    `var_list`.
+    `var_list`. Copies of variables and unpickled variables are not among them.
 
     Returns
     -------

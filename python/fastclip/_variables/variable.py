@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import operator
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from fastclip._arguments.arrays import as_array, describe
 from fastclip._arguments.foreign import framework
 from fastclip._autodiff.tracing import Trace, current_trace
-from fastclip._variables.registry import add_trainable
+from fastclip._variables.registry import add_memory, add_trainable
 
 __all__ = ["Variable"]
 
@@ -85,6 +86,10 @@ class Variable:
     a value that the engine traces. Functions that would treat it as a constant, such as NumPy's own, raise
     TypeError; :meth:`numpy` returns the numbers as a constant.
 
+    Copies (``copy.copy``, ``copy.deepcopy``) and unpickled variables have an array of their own and the
+    attributes of the original, but are in no collection: only the constructor adds variables to
+    ``GraphKeys.TRAINABLE_VARIABLES``.
+
     References
     ----------
     .. [1] https://www.tensorflow.org/api_docs/python/tf/Variable
@@ -131,7 +136,7 @@ class Variable:
             array = array.astype(dtype, order="C", copy=True)
         if array.dtype.kind not in "fciub" and array.dtype.name != "bfloat16":
             raise TypeError(f"initial_value is {describe(array)}; it takes numbers")
-        self._data: npt.NDArray[Any] = np.array(array, order="C", copy=True)
+        self._hold(array)
         self.trainable: bool = bool(trainable)
         self.name: str = "Variable" if name is None else name
         self.constraint: Callable[[Any], Any] | None = constraint
@@ -139,6 +144,11 @@ class Variable:
             add_trainable(self)
 
     # The array ---------------------------------------------------------------------------------
+
+    def _hold(self, value: npt.NDArray[Any]) -> None:
+        """Sets the array that holds the value to a copy of another. Called once, when a variable is made."""
+        self._data: npt.NDArray[Any] = np.array(value, order="C", copy=True)
+        add_memory(self, self._data)
 
     @property
     def value(self) -> Any:
@@ -180,8 +190,36 @@ class Variable:
     def __repr__(self) -> str:
         return f"<Variable {self.name!r} shape={self.shape} dtype={self.dtype}, value={self._data!r}>"
 
+    # Copies and pickles ------------------------------------------------------------------------
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Variable, (self._data, self.trainable, self.name, self.constraint))
+        # The array is an argument rather than part of the state, so that a copy has it from the start: an
+        # optimizer that is copied too, and that the constraint refers to, needs it before the state is set.
+        return type(self)._restored, (self._data,), self._state()
+
+    @classmethod
+    def _restored(cls, value: Any) -> Variable:
+        """Returns a variable with a copy of an array, whose other attributes are still to be set.
+
+        It is in no collection: only the constructor adds variables to them.
+        """
+        variable = object.__new__(cls)
+        variable._hold(as_array(value, "value"))
+        return variable
+
+    def _state(self) -> Any:
+        """Returns all attributes but the array, in the form that ``object.__reduce_ex__`` has."""
+        custom = getattr(type(self), "__getstate__", None)
+        if custom is not None and custom is not getattr(object, "__getstate__", None):
+            return custom(self)
+        slots = {}
+        for name in copyreg._slotnames(type(self)):  # type: ignore[attr-defined]
+            try:
+                slots[name] = object.__getattribute__(self, name)
+            except AttributeError:
+                continue
+        del slots["_data"]
+        return (vars(self) if hasattr(self, "__dict__") else None), slots
 
     # Assignment --------------------------------------------------------------------------------
 

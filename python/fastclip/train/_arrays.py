@@ -10,6 +10,7 @@ from fastclip._arguments.arrays import as_array, as_output
 from fastclip._arguments.foreign import foreign_slices, framework
 from fastclip._indexed_slices import IndexedSlices
 from fastclip._variables.variable import Variable
+from fastclip.train._memory_owner import note_storage
 
 __all__ = ["as_gradient", "as_slices", "as_variable"]
 
@@ -36,6 +37,7 @@ def as_variable(value: Any, name: str) -> Any:
     if isinstance(value, Variable):
         return value._memory()
     if framework(value) == "torch":
+        note_storage(value)
         return value
     return as_output(value, name)
 

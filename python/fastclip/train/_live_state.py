@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,10 @@ import numpy.typing as npt
 
 from fastclip import _core
 from fastclip._numpy_memory import raises_memory_error
+from fastclip._variables.variable import Variable
+from fastclip.train._memory_owner import memory_owner
 
-__all__ = ["LiveState", "loaded_counters"]
+__all__ = ["LiveState", "loaded_counters", "new_slots"]
 
 
 @dataclass(slots=True)
@@ -36,12 +38,16 @@ class LiveState:
         Whether the norm of the gradients was computed in the last step (1 or 0), the norm, and whether it is
         returned as float64 rather than float32 (1 or 0); whether gradients were clipped by norm in that step
         (1 or 0), and the factor that clipped them.
+    copied_variables : list of Variable
+        The Variables that were copied or unpickled together with the optimizer. The optimizer keeps these
+        alive, because nothing else may refer to them.
     """
 
     slots: _core.Slots
     counters: dict[str, npt.NDArray[np.float64]]
     skipped_steps: npt.NDArray[np.int64]
     report: npt.NDArray[np.float64]
+    copied_variables: list[Variable] = field(default_factory=list)
 
     @classmethod
     def initial(cls, rule: str, first_values: Sequence[float], counters: Sequence[str]) -> LiveState:
@@ -57,7 +63,7 @@ class LiveState:
             The names of the counters.
         """
         numbers = {name: np.array(np.nan) for name in counters}
-        return cls(_core.Slots(rule, first_values), numbers, np.array(0, np.int64), np.zeros(5))
+        return cls(new_slots(rule, first_values), numbers, np.array(0, np.int64), np.zeros(5))
 
     def current_counters(self) -> dict[str, npt.NDArray[Any]]:
         """Return the counters; an empty dict before the first step."""
@@ -76,9 +82,14 @@ class LiveState:
         return scale if is_computed else None
 
 
+def new_slots(rule: str, first_values: Sequence[float]) -> _core.Slots:
+    """Return an object without variables, for the slots of an update rule with these first values."""
+    return _core.Slots(rule, first_values, memory_owner)
+
+
 @raises_memory_error
 def loaded_counters(
-    names: Sequence[str], entries: Mapping[str, npt.NDArray[Any]], has_stepped: bool, prefix: str
+    names: Sequence[str], entries: Mapping[str, npt.NDArray[Any]], has_slots: bool, prefix: str
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Check the counters of a saved state, and return copies of them.
 
@@ -88,8 +99,9 @@ def loaded_counters(
         The names of the optimizer's counters.
     entries : mapping of str to ndarray
         The entries of the saved state that describe neither variables nor slots.
-    has_stepped : bool
-        Whether the state was saved after the first step. Only then does it contain counters.
+    has_slots : bool
+        Whether any variable has slots. Then the state contains counters. A state without slots contains them
+        only if it was saved after a step on variables that no longer existed then.
     prefix : str
         What the names of entries begin with in the saved state, and in error messages.
 
@@ -98,7 +110,7 @@ def loaded_counters(
     ValueError
         If a counter is missing or is not a finite 0-d float64, or an entry is not a counter of the optimizer.
     """
-    expected = set(names) if has_stepped else set()
+    expected = set(names) if has_slots or set(entries) == set(names) else set()
     if set(entries) != expected:
         found = sorted(prefix + name for name in entries)
         hint = "" if prefix else " (a state that was saved with a prefix takes other entries beside it)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import inspect
 import operator
 import reprlib
@@ -30,11 +31,13 @@ from fastclip.train._gradient_options import (
     row_bound,
 )
 from fastclip.train._hyper_parameter import HyperParameter, HyperParameterSetting, current_values
-from fastclip.train._live_state import LiveState, loaded_counters
+from fastclip.train._live_state import LiveState, loaded_counters, new_slots
+from fastclip.train._lost_variables import MANY, warn_of_lost_variables
 from fastclip.train._pairs import as_pairs
 from fastclip.train._settings import FixedSetting, Setting, settings_of
 from fastclip.train._state_dict import ParsedStateDict, build_state_dict, check_prefix
 from fastclip.train._step_counter import as_step_counter
+from fastclip.train._variables_of_arrays import check_copies_with_optimizer, variables_of_arrays
 
 if TYPE_CHECKING:
     from fastclip._indexed_slices import IndexedSlices
@@ -79,9 +82,9 @@ class Optimizer:
 
     A variable is float32 or float64, and is updated in place: an array, a :class:`fastclip.Variable`, a torch
     tensor on the CPU or any writable buffer. The optimizer identifies a variable by the address and layout of
-    its memory, so that a new view of the same memory has the same slots. A gradient is an array of float16,
-    bfloat16, float32 or float64, anything that ``np.asarray`` converts to such an array, a tensor of torch,
-    JAX or TensorFlow on the CPU, :class:`fastclip.IndexedSlices`, or None.
+    its memory, so that a new view of the same memory has the same slots (see Notes). A gradient is an array
+    of float16, bfloat16, float32 or float64, anything that ``np.asarray`` converts to such an array, a tensor
+    of torch, JAX or TensorFlow on the CPU, :class:`fastclip.IndexedSlices`, or None.
 
     Clipping is part of the update: one pass reads the gradients to compute their norm, and the pass that
     updates the variables scales them. Clipped gradients are not stored, and the gradients that are passed in
@@ -152,6 +155,19 @@ class Optimizer:
 
     `on_nonfinite` checks the gradients only: the update by a finite gradient may still overflow.
 
+    The slots of a variable are kept as long as its memory: as long as the array lives that owns the memory,
+    which is the last ``base`` of a view, or a torch tensor over it. The optimizer does not keep it alive. A
+    name that is bound to a new array in each step (``w = w * 0.9``) is another variable each time, and the
+    slots of the previous one are dropped; a RuntimeWarning says so, once, after ten variables.
+    Memory of other objects than arrays and torch tensors, such as a ``bytearray``, a memory-mapped file or a
+    tensor that was passed through DLPack, is kept alive together with the slots. :meth:`forget` drops the
+    slots of one variable.
+
+    An optimizer whose variables are Variables can be copied by ``copy.deepcopy`` and pickled, together with
+    them: ``copy.deepcopy((model, optimizer))``. The slots of the copy belong to the copied Variables, which
+    the copy keeps alive, and both continue with the same bits. No other thread may take a step meanwhile. An
+    optimizer whose variables are arrays or tensors raises TypeError.
+
     A call that raises has changed nothing: neither variables nor slots nor counters. There are two
     exceptions: the `constraint` of a Variable is called after the update, and a signal such as Ctrl-C that
     arrives during the update is raised after it. In both cases, variables, slots and counters are all
@@ -221,6 +237,8 @@ class Optimizer:
         self._first_values = tuple(first_values) or (0.0,) * len(self._slot_names)
         self._state = LiveState.initial(self._rule, self._first_values, self._counter_names)
         self._locks: dict[int, threading.RLock] = {}
+        #: Whether the warning about lost variables has been given, which comes once.
+        self._has_warned = False
 
     if not TYPE_CHECKING:
         # Hidden from type checkers, which would accept any attribute otherwise.
@@ -452,6 +470,7 @@ class Optimizer:
             names = [_name_of(variable) for _, variable in entries]
             raise ValueError(f"No gradients provided for any variable: {names}.")
         with self._lock:
+            self._warn_of_lost_variables()
             # Read before the step begins, because hyper-parameters may be functions of the caller.
             hyper = current_values(self._hyper_parameters, settings)
             slots = self._slots
@@ -467,6 +486,16 @@ class Optimizer:
             is_taken = _core.take_step(request)
             for variable in pairs.constrained if is_taken else ():
                 self._constrain(variable)
+
+    def _warn_of_lost_variables(self) -> None:
+        """Warn, once, if many variables no longer exist.
+
+        A step calls this before it begins, because the warning may be an error.
+        """
+        count = self._slots.lost()
+        if count >= MANY and not self._has_warned:
+            self._has_warned = True
+            warn_of_lost_variables(self._name, count, stacklevel=3)
 
     def _numbers(self, hyper: tuple[float, ...], slots: _core.Slots) -> _Numbers:
         """Return the numbers that a step reads, and the arrays of those that it changes."""
@@ -610,6 +639,50 @@ class Optimizer:
             self._slots.refuse_while_stepping("set_low_precision_copy")
             self._slots.set_copy(array, copy)
 
+    def forget(self, variable: Any) -> None:
+        """Drop what the optimizer keeps for a variable: its slots and its low-precision copy.
+
+        A step on the variable after that begins with new slots. The optimizer's counters, such as the powers
+        of Adam's betas, belong to all variables, and stay.
+
+        Parameters
+        ----------
+        variable : ndarray, Variable or torch tensor
+            A variable that was passed to :meth:`apply_gradients`, :meth:`load_state_dict` or
+            :meth:`set_low_precision_copy`.
+
+        Raises
+        ------
+        TypeError
+            If the type of `variable` is not accepted.
+        ValueError
+            If the optimizer keeps nothing for this variable.
+        RuntimeError
+            If a signal handler calls this method while it interrupts a step of the same optimizer.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from fastclip.train import MomentumOptimizer
+        >>> w = np.ones(3)
+        >>> optimizer = MomentumOptimizer(0.1, 0.9)
+        >>> optimizer.apply_gradients([(np.ones(3), w)])
+        >>> optimizer.forget(w)
+        >>> print(optimizer.get_slot(w, "momentum"))
+        None
+        """
+        array = as_variable(variable, "variable")
+        with self._lock:
+            self._slots.refuse_while_stepping("forget")
+            live = self._state
+            copied = [kept for kept in live.copied_variables if kept._data is not array]
+            if not live.slots.forget(array):
+                raise ValueError(
+                    f"variable is {describe(array)} that the optimizer {self._name!r} does not know: it has "
+                    "neither slots nor a low-precision copy of it"
+                )
+            live.copied_variables = copied
+
     # Saving and loading --------------------------------------------------------------------------
 
     def state_dict(self, prefix: str = "") -> dict[str, Any]:
@@ -628,8 +701,9 @@ class Optimizer:
         -------
         dict of str to ndarray
             Copies, which ``np.savez`` and ``safetensors.numpy.save_file`` can store. Variables are numbered
-            in the order in which they were first passed to :meth:`apply_gradients`. (The annotation does not
-            say that the values are arrays, because type checkers would then refuse
+            in the order in which they were first passed to :meth:`apply_gradients`. Those that no longer
+            exist, or that :meth:`forget` has dropped, are left out and have no number. (The annotation does
+            not say that the values are arrays, because type checkers would then refuse
             ``np.savez(file, **state)``: the function has a keyword argument that is a bool.)
 
         Raises
@@ -695,8 +769,8 @@ class Optimizer:
         var_list : iterable of variables, optional
             The variables, in the order in which they were first passed to the saved optimizer's
             :meth:`apply_gradients`. By default, the variables of this optimizer, in the order in which they
-            were first passed to it. A state that was saved before the first step fits any variables. The
-            variables of a dict are its values, in the order of the dict.
+            were first passed to it, without those that no longer exist. A state that was saved before the
+            first step fits any variables. The variables of a dict are its values, in the order of the dict.
         prefix : str, optional
             The prefix that was passed to :meth:`state_dict`. Entries whose keys begin with it are the state,
             and all others are ignored. Without a prefix, every entry must belong to the state.
@@ -715,27 +789,81 @@ class Optimizer:
         check_prefix(prefix)
         with self._lock:
             self._slots.refuse_while_stepping("load_state_dict")
-            registered = [array for array, _ in self._slots.entries()]
+            previous = self._state
+            registered = [array for array, _ in previous.slots.entries()]
             arrays = registered if var_list is None else _variables(var_list)
             _core.check_variables(arrays, "var_list")
             loaded = ParsedStateDict(state_dict, self._rule, self._slot_names, arrays, prefix)
             has_slots = [values is not None for values in loaded.slots]
             counters = loaded_counters(self._counter_names, loaded.other, any(has_slots), prefix)
-            slots = _core.Slots(self._rule, self._first_values)
-            for new_slots, values in zip(slots.load(arrays, has_slots), loaded.slots, strict=True):
-                for slot, value in zip(new_slots, values or (), strict=True):
+            slots = new_slots(self._rule, self._first_values)
+            for arrays_of_slots, values in zip(slots.load(arrays, has_slots), loaded.slots, strict=True):
+                for slot, value in zip(arrays_of_slots, values or (), strict=True):
                     np.copyto(slot, value)
-            slots.take_copies(self._slots)
+            slots.take_copies(previous.slots)
             skipped_steps = np.array(loaded.skipped_steps, np.int64)
+            copied = previous.copied_variables if var_list is None else []
             # One assignment, so that an interrupt finds either the previous state or the loaded one.
-            self._state = LiveState(slots, counters, skipped_steps, self._state.report)
+            self._state = LiveState(slots, counters, skipped_steps, previous.report, copied)
+
+    # Copies and pickles --------------------------------------------------------------------------
+
+    def __copy__(self) -> Any:
+        raise TypeError(
+            f"{type(self).__name__} cannot be copied without its variables: use copy.deepcopy, of a tuple of "
+            "the model and the optimizer; or make another optimizer, and give it state_dict() by "
+            "load_state_dict()"
+        )
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # Slots belong to variables. A copy of the optimizer would share the variables, or have others.
-        raise TypeError(
-            f"{type(self).__name__} can be neither copied nor pickled; make another, and give it "
-            "state_dict() by load_state_dict()"
-        )
+        """Return what ``pickle`` and ``copy.deepcopy`` need: a new object of the class, and the state of it.
+
+        Raises
+        ------
+        TypeError
+            If a variable is not a Variable, but an array or a tensor.
+        RuntimeError
+            In the middle of a step.
+        """
+        return copyreg.__newobj__, (type(self),), self._copied_state()  # type: ignore[attr-defined]
+
+    def _copied_state(self) -> dict[str, Any]:
+        """Return all that makes up the optimizer, in terms of Variables and of arrays that are copies."""
+        kind = type(self).__name__
+        others = ("_state", "_locks", "_settings")
+        with self._lock:
+            self._slots.refuse_while_stepping("pickle or copy.deepcopy")
+            while True:
+                live, steps = self._state, self._slots.steps()
+                variables = variables_of_arrays([array for array, _ in live.slots.entries()], kind)
+                copies = live.slots.copies()
+                for _, copy in copies:
+                    check_copies_with_optimizer(copy, kind)
+                with_copies = variables_of_arrays([array for array, _ in copies], kind)
+                state = {
+                    "attributes": {key: value for key, value in vars(self).items() if key not in others},
+                    "settings": dict(self._settings),
+                    "state": Optimizer.state_dict(self),
+                    "report": live.report.copy(),
+                    "variables": variables,
+                    "copies": list(zip(with_copies, [copy for _, copy in copies], strict=True)),
+                }
+                # A signal handler may have taken a step, or loaded a state, in the meantime.
+                if live is self._state and live.slots.steps() == steps:
+                    return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state["attributes"])
+        self._settings = state["settings"]
+        self._locks = {}
+        self._state = LiveState.initial(self._rule, self._first_values, self._counter_names)
+        Optimizer.load_state_dict(self, state["state"], state["variables"])
+        for variable, copy in state["copies"]:
+            self._slots.set_copy(variable._data, copy, write=False)
+        self._state.report[...] = state["report"]
+        copied = {id(variable): variable for variable, _ in state["copies"]}
+        copied.update((id(variable), variable) for variable in state["variables"])
+        self._state.copied_variables = list(copied.values())
 
     @reprlib.recursive_repr()
     def __repr__(self) -> str:

@@ -14,7 +14,7 @@ use std::sync::Arc;
 const SHARED_BYTES: usize = 256 << 10;
 
 /// A block of memory that new arrays refer to. It is freed when the last of them is gone.
-#[pyclass(frozen, module = "fastclip._core")]
+#[pyclass(frozen, weakref, module = "fastclip._core")]
 pub struct Buffer {
     block: Arc<Block>,
 }
@@ -23,6 +23,14 @@ impl Buffer {
     /// Returns the block, which may outlive the buffer: other libraries own results too.
     pub fn block(&self) -> Arc<Block> {
         Arc::clone(&self.block)
+    }
+}
+
+impl Buffer {
+    /// The addresses of the memory.
+    pub fn addresses(&self) -> std::ops::Range<usize> {
+        let start = self.block.pointer().addr();
+        start..start + self.block.size()
     }
 }
 

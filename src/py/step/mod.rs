@@ -5,6 +5,7 @@ mod counters;
 pub mod gradient_clipping;
 mod hyper_parameters;
 pub mod overlap;
+mod owner;
 pub mod pairs;
 mod registry;
 pub mod request;
@@ -44,10 +45,14 @@ pub fn take_step(py: Python<'_>, request: &Bound<'_, StepRequest>) -> PyResult<b
         let _guard = slots.map(|slots| StepGuard::begin(py, slots)).transpose()?;
         let (mut hyper, counters) = request.numbers(py)?;
         // From here on a signal handler may save the state, and gets the state before the step.
-        let registry = slots.map(slots::Slots::registry);
-        let registry = registry.as_deref();
+        let mut registry = slots.map(slots::Slots::registry);
         // Reading arrays may run foreign code. The code after that uses only the views.
-        let pairs::Pairs { mut pairs, written } = read_pairs(py, request, registry, &mut hyper)?;
+        let pairs::Pairs { mut pairs, written } = read_pairs(py, request, registry.as_deref(), &mut hyper)?;
+        if let (Some(slots), Some(registry)) = (slots, &mut registry) {
+            // The views are taken already, so that a variable in the registry is the one that has its address now.
+            slots.drop_lost(py, registry)?;
+        }
+        let registry = registry.as_deref();
         check_overlap(py, &mut pairs, registry, counters.global_step.as_ref())?;
 
         let gradients = with_gradients(&pairs)?;

@@ -1,10 +1,15 @@
 //! The registry of an optimizer: the variables that it has updated, with their slots and low-precision copies.
 //!
+//! A variable is in the registry for as long as its memory exists. There is no code that runs when the memory is freed,
+//! because that may happen at any moment, also in the middle of a step. Instead, steps and the functions that list
+//! variables first drop those whose memory is gone, see [`Registry::without_lost`].
+//!
 //! A slot is memory owned by fastclip, laid out like its variable. Python code gets a new array over that memory each
 //! time it asks for a slot. The array does not own the memory, so that no change to it moves or frees the slot.
 
 use super::checks::check_copy;
-use crate::allocation::{OutOfMemory, copied, reserve, try_collect, with_capacity};
+use super::owner::Owner;
+use crate::allocation::{OutOfMemory, filled, reserve, try_collect, with_capacity};
 use crate::engine::segment::{Run, Segment};
 use crate::engine::workspace::Context;
 use crate::error::Error;
@@ -23,46 +28,69 @@ use crate::scalar::DType;
 use numpy::npyffi;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
+use std::borrow::Borrow;
 use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
 use std::os::raw::c_int;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// The variables of an optimizer, and their low-precision copies.
-#[derive(Default)]
 pub struct Registry {
     /// One entry for each variable, in the order in which the optimizer first updated them.
     pub entries: Vec<Entry>,
     /// Index of each variable's entry.
-    indices: HashMap<Arc<Key>, usize>,
+    indices: HashMap<ByKey, usize>,
     /// The low-precision copies, which may be set before the first update of their variables.
-    pub copies: HashMap<Arc<Key>, LowPrecisionCopy>,
+    copies: HashMap<ByKey, Py<PyAny>>,
+    /// Number of entries that were dropped because their variable's memory was gone.
+    pub lost: u64,
+    /// The function of Python that finds the owners of memory, see [`Owner::of`].
+    memory_owner: Option<Py<PyAny>>,
+}
+
+/// A variable: its memory, and how an array shows it. Steps read thousands of these, so that a variable is one block of
+/// memory, which registries share.
+pub struct Variable {
+    key: Key,
+    /// NumPy's type number of its dtype.
+    type_number: c_int,
+    /// The owner of the memory.
+    owner: Owner,
+}
+
+/// A variable and its low-precision copy.
+type LowPrecisionCopy = (Arc<Variable>, Py<PyAny>);
+
+/// A variable that maps find by its key.
+struct ByKey(Arc<Variable>);
+
+impl Borrow<Key> for ByKey {
+    fn borrow(&self) -> &Key {
+        &self.0.key
+    }
+}
+
+impl PartialEq for ByKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.key == other.0.key
+    }
+}
+
+impl Eq for ByKey {}
+
+impl Hash for ByKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.key.hash(state);
+    }
 }
 
 /// A variable and its slots.
+#[derive(Clone)]
 pub struct Entry {
-    key: Arc<Key>,
-    /// NumPy's type number of the variable's dtype.
-    type_number: c_int,
-    /// An array over the variable's memory. It keeps the memory alive, so that no other array gets its address.
-    array: Py<PyAny>,
+    variable: Arc<Variable>,
     /// The slots; empty before the first update.
     pub slots: Arc<[Slot]>,
-}
-
-/// A low-precision copy, with its variable.
-pub struct LowPrecisionCopy {
-    /// The variable.
-    pub variable: Py<PyAny>,
-    /// The copy.
-    pub copy: Py<PyAny>,
-}
-
-impl LowPrecisionCopy {
-    /// Returns another reference to the same arrays.
-    pub fn clone_ref(&self, py: Python<'_>) -> Self {
-        Self { variable: self.variable.clone_ref(py), copy: self.copy.clone_ref(py) }
-    }
 }
 
 /// The memory of one slot.
@@ -82,35 +110,65 @@ impl Slot {
     }
 }
 
+/// Most axes whose lengths and strides a key stores without an allocation.
+const INLINE: usize = 2;
+
 /// The identity of a variable: the address and layout of its memory. Arrays that have both in common are the same
 /// variable.
 #[derive(PartialEq, Eq, Hash)]
 pub struct Key {
     address: usize,
     dtype: DType,
-    shape: Box<[usize]>,
-    strides: Box<[isize]>,
+    /// Number of axes.
+    rank: u8,
+    /// The length of each axis, followed by its byte strides, see [`effective_strides`]. Zeros if there are more than
+    /// [`INLINE`] axes.
+    few: [usize; 2 * INLINE],
+    /// The same of more axes.
+    many: Option<Box<[usize]>>,
 }
 
 impl Key {
     /// Returns the key of a variable.
-    pub fn from_view(view: &View) -> Result<Self, Error> {
-        let mut strides = with_capacity(view.shape().len())?;
-        strides.extend(effective_strides(view));
-        Ok(Self {
-            address: view.pointer.expose_provenance(),
-            dtype: view.dtype,
-            shape: copied(view.shape())?,
-            strides: strides.into_boxed_slice(),
-        })
+    fn from_view(view: &View) -> Result<Self, Error> {
+        let (shape, rank) = (view.shape(), view.shape().len());
+        let (mut few, mut many) = ([0; 2 * INLINE], Vec::new());
+        let axes = if rank <= INLINE {
+            &mut few[..2 * rank]
+        } else {
+            many = filled(0, 2 * rank)?;
+            &mut many
+        };
+        axes[..rank].copy_from_slice(shape);
+        for (to, stride) in axes[rank..].iter_mut().zip(effective_strides(view)) {
+            *to = stride.cast_unsigned();
+        }
+        let many = (rank > INLINE).then(|| many.into_boxed_slice());
+        Ok(Self { address: view.pointer.expose_provenance(), dtype: view.dtype, rank: rank as u8, few, many })
+    }
+
+    /// Returns the length of each axis, followed by its byte strides.
+    fn axes(&self) -> &[usize] {
+        match &self.many {
+            Some(many) => many,
+            None => &self.few[..2 * usize::from(self.rank)],
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.axes()[..usize::from(self.rank)]
+    }
+
+    fn strides(&self) -> &[isize] {
+        bytemuck::cast_slice(&self.axes()[usize::from(self.rank)..])
     }
 
     /// Whether this is the key of a variable.
     fn matches(&self, view: &View) -> bool {
         self.address == view.pointer.addr()
             && self.dtype == view.dtype
-            && *self.shape == *view.shape()
-            && self.strides.iter().copied().eq(effective_strides(view))
+            && *self.shape() == *view.shape()
+            && self.strides().iter().copied().eq(effective_strides(view))
     }
 }
 
@@ -120,39 +178,48 @@ fn effective_strides(view: &View) -> impl ExactSizeIterator<Item = isize> {
     lens.zip(view.strides()).map(|(len, stride)| if *len > 1 { *stride } else { 0 })
 }
 
-impl Entry {
-    /// Creates the entry of a variable with these slots.
-    pub fn new(variable: &View, slots: Vec<Slot>) -> PyResult<Self> {
-        let (_, type_number) = variable.numpy_dtype();
-        let array = variable.array()?.unbind();
-        Ok(Self { key: Arc::new(Key::from_view(variable)?), type_number, array, slots: slots.into() })
+impl Variable {
+    /// Whether the memory still exists.
+    pub fn is_alive(&self, py: Python<'_>) -> PyResult<bool> {
+        self.owner.is_alive(py)
     }
 
-    fn clone_ref(&self, py: Python<'_>) -> Self {
-        let (key, slots) = (Arc::clone(&self.key), Arc::clone(&self.slots));
-        Self { key, type_number: self.type_number, array: self.array.clone_ref(py), slots }
-    }
-
-    /// Creates an array over the variable's memory.
-    pub fn variable<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+    /// Creates an array over the memory; returns None if it is gone.
+    pub fn array<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let Some(owner) = self.owner.get(py)? else { return Ok(None) };
         let pointer = std::ptr::with_exposed_provenance_mut(self.key.address);
-        self.array_over(self.array.bind(py).clone(), pointer, &self.key.strides)
+        // SAFETY: memory of this dtype and layout, which the owner keeps alive.
+        unsafe { self.array_over(owner, pointer, self.key.strides()).map(Some) }
     }
 
-    /// Creates an array over a slot's memory.
-    fn slot<'py>(&self, py: Python<'py>, slot: &Slot) -> PyResult<Bound<'py, PyAny>> {
-        self.array_over(slot.buffer.bind(py).clone().into_any(), slot.pointer(), &slot.strides)
-    }
-
-    fn array_over<'py>(
+    /// Creates an array of the variable's dtype and shape over memory.
+    ///
+    /// # Safety
+    ///
+    /// `owner` must keep memory alive that holds elements of this dtype and shape at these strides.
+    unsafe fn array_over<'py>(
         &self,
         owner: Bound<'py, PyAny>,
         pointer: *mut u8,
         strides: &[isize],
     ) -> PyResult<Bound<'py, PyAny>> {
-        let (shape, flags) = (&self.key.shape, npyffi::NPY_ARRAY_WRITEABLE);
-        // SAFETY: memory of this dtype and shape at these strides, which the owner keeps alive.
+        let (shape, flags) = (self.key.shape(), npyffi::NPY_ARRAY_WRITEABLE);
+        // SAFETY: the caller's contract.
         unsafe { array_over(owner, pointer, self.type_number, shape, Some(strides), flags) }
+    }
+}
+
+impl Entry {
+    /// The variable.
+    pub fn variable(&self) -> &Variable {
+        &self.variable
+    }
+
+    /// Creates an array over a slot's memory.
+    fn slot<'py>(&self, py: Python<'py>, slot: &Slot) -> PyResult<Bound<'py, PyAny>> {
+        let owner = slot.buffer.bind(py).clone().into_any();
+        // SAFETY: memory of the variable's dtype and shape at these strides, which the buffer keeps alive.
+        unsafe { self.variable.array_over(owner, slot.pointer(), &slot.strides) }
     }
 
     /// Creates a list of arrays over the slots.
@@ -163,48 +230,154 @@ impl Entry {
     /// Returns a view of a slot.
     pub fn view_of_slot<'py>(&self, py: Python<'py>, slot: &Slot) -> Result<View<'py>, Error> {
         let owner = slot.buffer.bind(py).clone().into_any();
-        let dtype = (self.key.dtype, self.type_number);
+        let Variable { key, type_number, .. } = &*self.variable;
+        let dtype = (key.dtype, *type_number);
         // SAFETY: memory of the variable's dtype and shape at these strides, which the buffer keeps alive.
-        Ok(unsafe { View::over(owner, slot.pointer(), dtype, &self.key.shape, &slot.strides)? })
+        Ok(unsafe { View::over(owner, slot.pointer(), dtype, key.shape(), &slot.strides)? })
     }
 }
 
 impl Registry {
+    /// Creates an empty registry.
+    pub fn new(memory_owner: Option<Py<PyAny>>) -> Self {
+        let (entries, indices, copies) = (Vec::new(), HashMap::new(), HashMap::new());
+        Self { entries, indices, copies, lost: 0, memory_owner }
+    }
+
     /// Returns the index of a variable's entry; None if it has none. `hint` is the index to try first: that of the
     /// variable's pair in the step, because most steps pass the variables in the same order.
+    ///
+    /// The memory of the entry's variable must still exist, see [`Registry::without_lost`] and [`Variable::is_alive`]:
+    /// otherwise the view may be that of another array, which has got the same address.
     pub fn position(&self, view: &View, hint: usize) -> Result<Option<usize>, Error> {
-        if self.entries.get(hint).is_some_and(|entry| entry.key.matches(view)) {
+        if self.entries.get(hint).is_some_and(|entry| entry.variable.key.matches(view)) {
             return Ok(Some(hint));
         }
         Ok(if self.indices.is_empty() { None } else { self.indices.get(&Key::from_view(view)?).copied() })
     }
 
+    /// Returns the entry of a variable; None if it has none.
+    pub fn entry(&self, py: Python<'_>, view: &View) -> PyResult<Option<&Entry>> {
+        let entry = self.position(view, 0)?.map(|index| &self.entries[index]);
+        entry.map_or(Ok(None), |entry| Ok(entry.variable.is_alive(py)?.then_some(entry)))
+    }
+
+    /// Describes a variable. May run foreign code.
+    pub fn variable(&self, view: &View) -> PyResult<Arc<Variable>> {
+        let py = view.owner().py();
+        let (_, type_number) = view.numpy_dtype();
+        let owner = Owner::of(view, self.memory_owner.as_ref().map(|function| function.bind(py)))?;
+        Ok(Arc::new(Variable { key: Key::from_view(view)?, type_number, owner }))
+    }
+
     /// Returns a copy that has room for `additional` more entries.
     pub fn copy(&self, py: Python<'_>, additional: usize) -> Result<Self, Error> {
-        let mut copy = Self::default();
-        let count = self.entries.len().saturating_add(additional);
-        copy.entries = with_capacity(count)?;
-        let bytes = count.saturating_mul(size_of::<(Arc<Key>, usize)>());
-        copy.indices.try_reserve(count).map_err(|_| OutOfMemory { bytes })?;
-        copy.reserve_copies(self.copies.len())?;
-        copy.entries.extend(self.entries.iter().map(|entry| entry.clone_ref(py)));
-        copy.indices.extend(self.indices.iter().map(|(key, at)| (Arc::clone(key), *at)));
-        for (key, pair) in &self.copies {
-            copy.copies.insert(Arc::clone(key), pair.clone_ref(py));
-        }
+        let mut copy = self.empty(py, additional)?;
+        copy.entries.extend(self.entries.iter().cloned());
+        copy.indices.extend(self.indices.iter().map(|(key, at)| (ByKey(Arc::clone(&key.0)), *at)));
+        copy.take_copies(py, self);
         Ok(copy)
+    }
+
+    /// Returns an empty registry that has room for the contents of this one and `additional` more entries.
+    fn empty(&self, py: Python<'_>, additional: usize) -> Result<Self, Error> {
+        let mut empty = Self::new(self.memory_owner.as_ref().map(|function| function.clone_ref(py)));
+        empty.lost = self.lost;
+        let count = self.entries.len().saturating_add(additional);
+        empty.entries = with_capacity(count)?;
+        let bytes = count.saturating_mul(size_of::<(ByKey, usize)>());
+        empty.indices.try_reserve(count).map_err(|_| OutOfMemory { bytes })?;
+        empty.reserve_copies(self.copies.len())?;
+        Ok(empty)
+    }
+
+    /// Returns a copy without the variables whose memory is gone; None if there are none.
+    ///
+    /// A view that was read before this call, and has the address and layout of a variable in the result, is of the same
+    /// memory.
+    pub fn without_lost(&self, py: Python<'_>) -> PyResult<Option<Self>> {
+        let mut is_complete = true;
+        for entry in &self.entries {
+            is_complete &= entry.variable.is_alive(py)?;
+        }
+        for variable in self.copies.keys() {
+            is_complete &= variable.0.is_alive(py)?;
+        }
+        if is_complete {
+            return Ok(None);
+        }
+        let mut rest = self.filtered(py, |variable| variable.is_alive(py))?;
+        rest.lost += (self.entries.len() - rest.entries.len()) as u64;
+        Ok(Some(rest))
+    }
+
+    /// Returns a copy without one variable; None if it is not in the registry.
+    pub fn without(&self, py: Python<'_>, view: &View) -> PyResult<Option<Self>> {
+        let key = Key::from_view(view)?;
+        if self.low_precision_copy(py, view)?.is_none() && self.entry(py, view)?.is_none() {
+            return Ok(None);
+        }
+        self.filtered(py, |variable| Ok(variable.key != key)).map(Some)
+    }
+
+    /// Returns a copy with the variables that `keep` returns true for.
+    fn filtered(&self, py: Python<'_>, keep: impl Fn(&Variable) -> PyResult<bool>) -> PyResult<Self> {
+        let mut rest = self.empty(py, 0)?;
+        for entry in &self.entries {
+            if keep(&entry.variable)? {
+                rest.add(entry.clone());
+            }
+        }
+        for (variable, copy) in &self.copies {
+            if keep(&variable.0)? {
+                rest.copies.insert(ByKey(Arc::clone(&variable.0)), copy.clone_ref(py));
+            }
+        }
+        Ok(rest)
     }
 
     /// Allocates room for `additional` more low-precision copies.
     pub fn reserve_copies(&mut self, additional: usize) -> Result<(), Error> {
-        let bytes = additional.saturating_mul(size_of::<(Arc<Key>, LowPrecisionCopy)>());
+        let bytes = additional.saturating_mul(size_of::<(ByKey, Py<PyAny>)>());
         Ok(self.copies.try_reserve(additional).map_err(|_| OutOfMemory { bytes })?)
     }
 
-    /// Adds an entry. There must be room for it, see [`Registry::copy`], so that this cannot fail.
-    pub fn add(&mut self, entry: Entry) {
-        self.indices.insert(Arc::clone(&entry.key), self.entries.len());
+    /// Adds the entry of a variable. There must be room for it, see [`Registry::copy`], so that this cannot fail.
+    pub fn add_variable(&mut self, variable: Arc<Variable>, slots: Vec<Slot>) {
+        self.add(Entry { variable, slots: slots.into() });
+    }
+
+    fn add(&mut self, entry: Entry) {
+        self.indices.insert(ByKey(Arc::clone(&entry.variable)), self.entries.len());
         self.entries.push(entry);
+    }
+
+    /// Returns the pairs of a variable and its low-precision copy.
+    pub fn copies(&self) -> impl ExactSizeIterator<Item = (&Variable, &Py<PyAny>)> {
+        self.copies.iter().map(|(variable, copy)| (&*variable.0, copy))
+    }
+
+    /// Sets the low-precision copy of a variable. There must be room for it, see [`Registry::reserve_copies`], so that
+    /// this cannot fail. Returns the previous pair: dropping its arrays may run foreign code.
+    pub fn set_copy(&mut self, variable: Arc<Variable>, copy: Py<PyAny>) -> Option<LowPrecisionCopy> {
+        // An insertion would keep the previous variable, whose memory may be gone.
+        let previous = self.copies.remove_entry(&variable.key);
+        self.copies.insert(ByKey(variable), copy);
+        previous.map(|(variable, copy)| (variable.0, copy))
+    }
+
+    /// Removes the low-precision copy of a variable. Returns the pair: dropping its arrays may run foreign code.
+    pub fn remove_copy(&mut self, view: &View) -> Result<Option<LowPrecisionCopy>, Error> {
+        let previous = self.copies.remove_entry(&Key::from_view(view)?);
+        Ok(previous.map(|(variable, copy)| (variable.0, copy)))
+    }
+
+    /// Adds the low-precision copies of another registry. There must be room for them, see
+    /// [`Registry::reserve_copies`], so that this cannot fail.
+    pub fn take_copies(&mut self, py: Python<'_>, other: &Self) {
+        for (variable, copy) in &other.copies {
+            self.set_copy(Arc::clone(&variable.0), copy.clone_ref(py));
+        }
     }
 
     /// Returns the low-precision copy of a variable, if it has one.
@@ -212,11 +385,14 @@ impl Registry {
         &self,
         py: Python<'py>,
         view: &View,
-    ) -> Result<Option<Bound<'py, PyAny>>, Error> {
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
         if self.copies.is_empty() {
             return Ok(None);
         }
-        Ok(self.copies.get(&Key::from_view(view)?).map(|pair| pair.copy.bind(py).clone()))
+        let Some((variable, copy)) = self.copies.get_key_value(&Key::from_view(view)?) else {
+            return Ok(None);
+        };
+        Ok(variable.0.is_alive(py)?.then(|| copy.bind(py).clone()))
     }
 }
 

@@ -2,7 +2,8 @@
 //! for optimizers whose caller owns the slots.
 
 use super::checks::check_variable;
-use super::registry::{Entry, Key, LowPrecisionCopy, Registry, allocate_slots, copy_view};
+use super::registry::{Entry, Registry, allocate_slots, copy_view};
+use crate::allocation::with_capacity;
 use crate::engine::process;
 use crate::engine::segment::Segment;
 use crate::engine::workspace::Context;
@@ -86,6 +87,29 @@ impl Slots {
         let _previous = std::mem::replace(&mut *self.lock(), registry);
     }
 
+    /// Drops the variables whose memory is gone from a registry of this object, and from the current one.
+    pub fn drop_lost(&self, py: Python<'_>, registry: &mut Arc<Registry>) -> PyResult<()> {
+        if let Some(rest) = registry.without_lost(py)? {
+            let rest = Arc::new(rest);
+            check_memory(py)?;
+            let mut current = self.lock();
+            let is_current = Arc::ptr_eq(&current, registry);
+            let previous = is_current.then(|| std::mem::replace(&mut *current, Arc::clone(&rest)));
+            drop(current);
+            // The lost slots are freed here, and not under the lock: that may run foreign code.
+            drop(previous);
+            *registry = rest;
+        }
+        Ok(())
+    }
+
+    /// Returns the current registry, without the variables whose memory is gone.
+    fn living(&self, py: Python<'_>) -> PyResult<Arc<Registry>> {
+        let mut registry = self.registry();
+        self.drop_lost(py, &mut registry)?;
+        Ok(registry)
+    }
+
     /// Counts a step that was taken.
     pub fn count_step(&self) {
         self.steps.fetch_add(1, Ordering::Relaxed);
@@ -135,28 +159,59 @@ fn read_variable<'py>(array: &Bound<'py, PyAny>) -> PyResult<View<'py>> {
 
 #[pymethods]
 impl Slots {
-    /// Takes the name of the rule, and the initial value of each of its slots.
+    /// Takes the name of the rule, the initial value of each of its slots, and a function that finds the owners of
+    /// memory, see [`Owner::of`](super::owner::Owner::of).
     #[new]
-    fn new(py: Python<'_>, rule: &str, initial: &Bound<'_, PyAny>) -> PyResult<Self> {
+    #[pyo3(signature = (rule, initial, memory_owner = None))]
+    fn new(
+        py: Python<'_>,
+        rule: &str,
+        initial: &Bound<'_, PyAny>,
+        memory_owner: Option<Py<PyAny>>,
+    ) -> PyResult<Self> {
         entry_that_reads(py, || {
             let (kind, initial) = (rule_kind(rule)?, objects::extract(initial, objects::to_f64)?);
             if initial.len() != kind.slots() {
                 return Err(Error::Value(format!("this rule takes {} slots", kind.slots())).into());
             }
             let (stepping, steps) = (AtomicU64::new(0), AtomicU64::new(0));
-            Ok(Self { kind, initial, registry: Mutex::default(), stepping, steps })
+            let registry = Mutex::new(Arc::new(Registry::new(memory_owner)));
+            Ok(Self { kind, initial, registry, stepping, steps })
         })
     }
 
-    /// Returns the list of pairs of a variable and the list of its slots, which is empty before its first update.
+    /// Returns the list of pairs of a variable and the list of its slots, which is empty before its first update. The
+    /// variables are those whose memory exists.
     fn entries<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         entry_that_reads(py, || {
-            let registry = self.registry();
-            let pair = |entry: &Entry| {
-                let items = [entry.variable(py)?, entry.slots_as_list(py)?.into_any()];
+            let registry = self.living(py)?;
+            let mut living = with_capacity(registry.entries.len())?;
+            for entry in &registry.entries {
+                // Creating an array may run the garbage collector, which may delete variables.
+                living.extend(entry.variable().array(py)?.map(|variable| (variable, entry)));
+            }
+            let pair = |(variable, entry): &(Bound<'py, PyAny>, &Entry)| {
+                let items = [variable.clone(), entry.slots_as_list(py)?.into_any()];
                 Ok(objects::tuple(py, items)?.into_any())
             };
-            objects::list(py, registry.entries.len(), registry.entries.iter().map(pair))
+            objects::list(py, living.len(), living.iter().map(pair))
+        })
+    }
+
+    /// Returns the number of variables whose slots were dropped because their memory was gone.
+    fn lost(&self) -> u64 {
+        self.registry().lost
+    }
+
+    /// Drops the slots and the low-precision copy of a variable. Returns false if there are none.
+    fn forget(&self, py: Python<'_>, array: &Bound<'_, PyAny>) -> PyResult<bool> {
+        entry(py, || {
+            let view = read_variable(array)?;
+            let Some(rest) = self.registry().without(py, &view)? else { return Ok(false) };
+            let rest = Arc::new(rest);
+            check_memory(py)?;
+            self.replace(rest);
+            Ok(true)
         })
     }
 
@@ -167,8 +222,8 @@ impl Slots {
     }
 
     /// Whether any variable has slots.
-    fn has_slots(&self) -> bool {
-        self.registry().entries.iter().any(|entry| !entry.slots.is_empty())
+    fn has_slots(&self, py: Python<'_>) -> PyResult<bool> {
+        entry_that_reads(py, || Ok(self.living(py)?.entries.iter().any(|entry| !entry.slots.is_empty())))
     }
 
     /// Raises if a step is in progress, which a signal handler may have interrupted. `what` is the name of the method
@@ -181,7 +236,7 @@ impl Slots {
     fn get<'py>(&self, py: Python<'py>, array: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyList>>> {
         entry_that_reads(py, || {
             let (view, registry) = (read_variable(array)?, self.registry());
-            match registry.position(&view, 0)?.map(|index| &registry.entries[index]) {
+            match registry.entry(py, &view)? {
                 Some(entry) if entry.slots.len() == self.kind.slots() => entry.slots_as_list(py).map(Some),
                 _ => Ok(None),
             }
@@ -211,7 +266,7 @@ impl Slots {
                 } else {
                     Vec::new()
                 };
-                registry.add(Entry::new(view, slots)?);
+                registry.add_variable(previous.variable(view)?, slots);
                 check_memory(py)?;
             }
             let lists = registry.entries.iter().map(|entry| Ok(entry.slots_as_list(py)?.into_any()));
@@ -226,12 +281,15 @@ impl Slots {
     /// Returns the list of pairs of a variable and its low-precision copy.
     fn copies<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         entry_that_reads(py, || {
-            let registry = self.registry();
-            let pair = |pair: &LowPrecisionCopy| {
-                let items = [pair.variable.bind(py).clone(), pair.copy.bind(py).clone()];
-                Ok(objects::tuple(py, items)?.into_any())
+            let registry = self.living(py)?;
+            let mut living = with_capacity(registry.copies().len())?;
+            for (variable, copy) in registry.copies() {
+                living.extend(variable.array(py)?.map(|variable| (variable, copy.bind(py))));
+            }
+            let pair = |(variable, copy): &(Bound<'py, PyAny>, &Bound<'py, PyAny>)| {
+                Ok(objects::tuple(py, [variable.clone(), (*copy).clone()])?.into_any())
             };
-            objects::list(py, registry.copies.len(), registry.copies.values().map(pair))
+            objects::list(py, living.len(), living.iter().map(pair))
         })
     }
 
@@ -246,36 +304,34 @@ impl Slots {
         })
     }
 
-    /// Sets the low-precision copy of a variable and writes it; None removes it.
+    /// Sets the low-precision copy of a variable and, with `write`, writes it; None removes it.
+    #[pyo3(signature = (array, copy, write = true))]
     fn set_copy<'py>(
         &self,
         py: Python<'py>,
         array: &Bound<'py, PyAny>,
         copy: Option<Bound<'py, PyAny>>,
+        write: bool,
     ) -> PyResult<()> {
         entry(py, || {
             let view = read_variable(array)?;
-            let key = Arc::new(Key::from_view(&view)?);
             // Reading the copy may run foreign code, which may change the registry. Therefore it is read first.
             let copy = copy.map(|copy| copy_view(copy, &view)).transpose()?;
             let pair = match &copy {
-                Some(copy) => {
-                    let variable = view.array()?.unbind();
-                    Some(LowPrecisionCopy { variable, copy: copy.owner().clone().unbind() })
-                }
+                Some(copy) => Some((self.registry().variable(&view)?, copy.owner().clone().unbind())),
                 None => None,
             };
             self.change(py, |registry| registry.reserve_copies(1))?;
             check_memory(py)?;
-            if let Some(copy) = &copy {
+            if let Some(copy) = copy.as_ref().filter(|_| write) {
                 write_copy(py, &view, copy)?;
             }
             let previous = self.change(py, |registry| {
                 registry.reserve_copies(1)?;
-                Ok(match pair {
-                    Some(pair) => registry.copies.insert(key, pair),
-                    None => registry.copies.remove(&key),
-                })
+                match pair {
+                    Some((variable, copy)) => Ok(registry.set_copy(variable, copy)),
+                    None => registry.remove_copy(&view),
+                }
             })?;
             drop(previous);
             Ok(())
@@ -287,10 +343,8 @@ impl Slots {
         entry(py, || {
             let other = other.get().registry();
             self.change(py, |registry| {
-                registry.reserve_copies(other.copies.len())?;
-                for (key, pair) in &other.copies {
-                    registry.copies.insert(Arc::clone(key), pair.clone_ref(py));
-                }
+                registry.reserve_copies(other.copies().len())?;
+                registry.take_copies(py, &other);
                 Ok(())
             })
         })

@@ -1,7 +1,7 @@
 //! Description of a step's pairs as parameter updates, which the driver in `operations::update` performs.
 
 use super::pairs::{Pair, is_run};
-use super::registry::{Entry, NewSlots, Registry, Slot, allocate_slots};
+use super::registry::{NewSlots, Registry, Slot, allocate_slots};
 use crate::allocation::{OutOfMemory, copied, reserve, with_capacity};
 use crate::engine::segment::{Operand, Run, Segment, element_count};
 use crate::error::Error;
@@ -116,7 +116,7 @@ fn register(
             }
             at
         } else {
-            after.add(Entry::new(&pair.variable, slots)?);
+            after.add_variable(registry.variable(&pair.variable)?, slots);
             after.entries.len() - 1
         };
         if is_new {

@@ -21,6 +21,9 @@ const READ_ONLY: u64 = 1;
 /// Flag of a managed tensor: its memory is a copy that the exporter made.
 const IS_COPIED: u64 = 2;
 
+/// Most axes of a tensor that is read without clearing room for [`MOST_AXES`], which takes longer than reading it.
+const FEW_AXES: usize = 4;
+
 /// Most axes that an array may have: NumPy's limit.
 const MOST_AXES: usize = 64;
 
@@ -220,20 +223,43 @@ pub unsafe fn view<'py>(
     if rank > MOST_AXES || (rank > 0 && tensor.shape.is_null()) {
         return Err(Error::Value(format!("{} has {} axes; it takes up to {MOST_AXES}", name(), tensor.axes)));
     }
-    let (mut shape, mut strides) = ([0_usize; MOST_AXES], [0_isize; MOST_AXES]);
+    let dtype = (dtype, type_number);
+    // SAFETY: the caller's contract.
+    unsafe {
+        if rank <= FEW_AXES {
+            view_of_rank::<FEW_AXES>(owner, tensor, rank, dtype, is_writable, name)
+        } else {
+            view_of_rank::<MOST_AXES>(owner, tensor, rank, dtype, is_writable, name)
+        }
+    }
+}
+
+/// [`view`] of a tensor with at most `N` axes.
+///
+/// # Safety
+///
+/// As [`view`].
+#[inline]
+unsafe fn view_of_rank<'py, const N: usize>(
+    owner: Bound<'py, PyAny>,
+    tensor: &Tensor,
+    rank: usize,
+    dtype: (DType, c_int),
+    is_writable: bool,
+    name: impl Fn() -> String,
+) -> Result<View<'py>, Error> {
+    let (mut shape, mut strides) = ([0_usize; N], [0_isize; N]);
     let (shape, strides) = (&mut shape[..rank], &mut strides[..rank]);
     // SAFETY: the caller's contract.
-    let is_possible = unsafe { read_axes(tensor, dtype.size(), shape, strides) };
-    let is_empty = shape.contains(&0);
-    if !is_possible {
+    if !unsafe { read_axes(tensor, dtype.0.size(), shape, strides) } {
         return Err(Error::Value(format!("{} has a shape or strides that no memory can have", name())));
     }
-    if tensor.data.is_null() && !is_empty {
+    if tensor.data.is_null() && !shape.contains(&0) {
         return Err(Error::Type(format!("{} has no memory; it takes a tensor with elements", name())));
     }
     let pointer = tensor.data.cast::<u8>().wrapping_add(tensor.byte_offset as usize);
     // SAFETY: the tensor describes this memory, and the owner keeps it alive.
-    Ok(unsafe { View::foreign(owner, pointer, (dtype, type_number), shape, strides, is_writable)? })
+    Ok(unsafe { View::foreign(owner, pointer, dtype, shape, strides, is_writable)? })
 }
 
 /// Reads shape and byte strides. Returns false if a length is negative, or an offset in bytes is out of range.

@@ -165,6 +165,14 @@ impl<'a, 'py> Prepared<'a, 'py> {
             if object.is_none() || is_plain_array(&object) {
                 continue;
             }
+            if let Way::Exchange { exchange, is_torch: true } = prepared.way(&object)? {
+                // Most objects that are no arrays: nothing is converted.
+                prepared.set(index, Origin::Exchange(exchange), Some(exchange))?;
+                append(&mut tensors, &object)?;
+                reserve(&mut indices, 1)?;
+                indices.push(index);
+                continue;
+            }
             let object = object.to_owned();
             let (ready, way) = prepared.enter(object.clone(), index, true)?;
             if let Some(Way::Exchange { is_torch: true, .. } | Way::Torch) = way {

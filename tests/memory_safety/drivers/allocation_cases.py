@@ -359,6 +359,7 @@ class Steps:
         *,
         copies: dict[int, Any] | None = None,
         steps: int = 0,
+        lost: int = 0,
         **options: Any,
     ) -> None:
         self.step = np.zeros((), np.int64)
@@ -370,6 +371,9 @@ class Steps:
         self.pairs = list(zip(gradients, variables, strict=True))
         for _ in range(steps):
             self.apply()
+        if lost:
+            # The step that is tried drops these variables.
+            self.optimizer.apply_gradients([(numbers(7), numbers(7)) for _ in range(lost)], self.step)
 
     def apply(self) -> None:
         self.optimizer.apply_gradients(self.pairs, self.step)
@@ -466,6 +470,8 @@ def _gradient_options() -> Iterator[tuple[str, Case]]:
                 yield label, step(variant, PAIRS[kind], steps=steps, global_clipnorm=0.5, loss_scale=4.0)
         yield f"{variant}/value", step(variant, PAIRS["rows_of_strided"], clipvalue=0.1)
         yield f"{variant}/norm", step(variant, PAIRS["mixed"], steps=1, clipnorm=0.1)
+        for kind in ("small", "several", "large"):
+            yield f"{variant}/{kind}/lost variables", step(variant, PAIRS[kind], steps=1, lost=5)
         for policy in ("skip", "raise"):
             yield f"{variant}/{policy}", step(variant, _with_nan, steps=0, on_nonfinite=policy)
         yield f"{variant}/skip above", step(variant, PAIRS["mixed"], steps=0, skip_above=1e-3)
@@ -486,6 +492,18 @@ def _with_nan() -> tuple[list[Any], list[Any]]:
     return gradients, variables
 
 
+def _rebuilt(value: Any) -> Any:
+    """Returns a new optimizer with the state of another and the same Variables, as unpickling makes it.
+
+    The arrays are not pickled: NumPy raises SystemError if that runs out of memory.
+    """
+    optimizer = value[1] if isinstance(value, tuple) else value
+    function, arguments, state = optimizer.__reduce_ex__(4)
+    rebuilt = function(*arguments)
+    rebuilt.__setstate__(state)
+    return rebuilt
+
+
 def _state() -> Iterator[tuple[str, Case]]:
     def call_method(variant: str, method: str, kind: str) -> Case:
         def make() -> Prepared:
@@ -504,11 +522,30 @@ def _state() -> Iterator[tuple[str, Case]]:
                 "load_state_dict": lambda: optimizer.load_state_dict(state),
                 "load_state_dict, variables": lambda: optimizer.load_state_dict(state, training.variables),
                 "set_low_precision_copy": lambda: optimizer.set_low_precision_copy(variable, narrow),
+                "forget": lambda: optimizer.forget(training.variables[-1]),
+                "variables, lost": optimizer.variables,
             }
+            if method.endswith("lost"):
+                optimizer.apply_gradients([(numbers(7), numbers(7))], training.step)
             return Prepared(calls[method], lambda: [*training.contents(), *memory(narrow, state)])
 
         return make
 
+    def copied(duplicate: Callable[[Any], Any], kind: str) -> Case:
+        def make() -> Prepared:
+            gradients, arrays = PAIRS[kind]()
+            training = Steps("Adam", gradients, [fastclip.Variable(array) for array in arrays], steps=1)
+            duplicate(training.optimizer)
+            # The result is not compared: it is other objects in each run.
+            call = lambda: bool(duplicate((training.variables, training.optimizer)))  # noqa: E731
+            values = [variable.value for variable in training.variables]
+            return Prepared(call, lambda: [*training.contents(), *memory(values)])
+
+        return make
+
+    for kind in ("small", "several"):
+        yield f"{kind}/deepcopy", copied(copy.deepcopy, kind)
+        yield f"{kind}/reduce", copied(_rebuilt, kind)
     for variant in ("Adam", "Nesterov", "RMSProp-centered", "AdagradDA"):
         for kind in ("small", "large", "several"):
             for method in (
@@ -518,6 +555,8 @@ def _state() -> Iterator[tuple[str, Case]]:
                 "load_state_dict",
                 "load_state_dict, variables",
                 "set_low_precision_copy",
+                "forget",
+                "variables, lost",
             ):
                 yield f"{variant}/{kind}/{method}", call_method(variant, method, kind)
 

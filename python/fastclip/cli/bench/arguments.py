@@ -28,6 +28,8 @@ cases of clipping:
   resnet50       ResNet-50: 161 tensors, 25.6 M elements
   many           2000 tensors of 512 elements
   mlp            6 tensors, 0.1 M elements
+  layers         200 layers in a dict, each a dict of two arrays of 64 elements
+  many-torch     2000 tensors of torch of 512 elements (if torch is installed)
   25.6M          one tensor of 25.6 M elements, float16 and bfloat16, in place
   clip-by-norm   a 4096 x 4096 matrix, each row by its norm
   clip-by-value  one tensor of 25.6 M elements
@@ -51,6 +53,8 @@ peers of --train:
   numpy          NumPy, with straightforward expressions, out of place
   torch          clip_grad_norm_, and AdamW or SGD with fused=True
   torch-foreach  the same with foreach=True
+Rows of layers and many-torch are also compared with fastclip-list: fastclip with the
+same arrays in a list.
 Rows of float16 or bfloat16 gradients are also compared with fastclip-f32: fastclip with
 float32 gradients. (torch does not support such gradients for float32 parameters.)
 

@@ -103,9 +103,11 @@ class AdagradDAOptimizer(Optimizer):
             initial_gradient_squared_accumulator_value, "initial_gradient_squared_accumulator_value", POSITIVE
         )
         super().__init__(use_locking, name, hyper_parameters, (0.0, first_value), **options)
-        self._global_step = as_step_counter(global_step)
+        as_step_counter(global_step)
+        # The argument, not its array: if it is a Variable, a copy of the optimizer refers to the copy of it.
         self.global_step = global_step
         self.initial_gradient_squared_accumulator_value = first_value
 
     def _with_counters(self, hyper: tuple[float, ...]) -> tuple[float, ...]:
-        return (*hyper, float(self._global_step) + 1.0)
+        step = self.global_step
+        return (*hyper, float(step._data if isinstance(step, Variable) else step) + 1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,10 @@ DEVIATION = 0.01
 
 # Cases that are clipped by their global norm. The other cases are single tensors.
 MODELS = ("gpt2", "resnet50", "many", "mlp")
-CASES = (*MODELS, "25.6M", "clip-by-norm", "clip-by-value")
+# Cases that show what a container or a kind of tensor costs, besides the same arrays in a list: a dict of
+# layers, each a dict of two arrays, and tensors of torch.
+CONTAINERS = ("layers", "many-torch")
+CASES = (*MODELS, *CONTAINERS, "25.6M", "clip-by-norm", "clip-by-value")
 DTYPES = ("f32", "f16", "bf16")
 _DEFAULT_DTYPES = {"25.6M": ("f16", "bf16")}  # other cases: f32
 
@@ -87,6 +91,8 @@ def rows(size: str, dtypes: Sequence[str] | None = None) -> list[Row]:
     """
     result = []
     for case in CASES:
+        if case == "many-torch" and find_spec("torch") is None:
+            continue
         shapes = SHAPES[size][case]()
         for dtype in dtypes if dtypes is not None else _DEFAULT_DTYPES.get(case, ("f32",)):
             if case in MODELS:
@@ -95,7 +101,7 @@ def rows(size: str, dtypes: Sequence[str] | None = None) -> list[Row]:
                     for in_place in (True, False)
                     for clipped in (True, False)
                 ]
-            elif case == "25.6M":
+            elif case in CONTAINERS or case == "25.6M":
                 result.append(Row(case, "global-norm", dtype, True, True, shapes))
             elif case == "clip-by-norm":
                 result.append(Row(case, "norm-of-rows", dtype, False, True, shapes))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import fastclip
-from fastclip.cli.bench.clipping.benchmark_rows import Workload
+from fastclip.cli.bench.clipping.benchmark_rows import CONTAINERS, Workload
 from fastclip.cli.bench.inputs.arrays import Array
 from fastclip.cli.bench.measuring.timing import Contender
 from fastclip.cli.bench.suites.peer_libraries import Peer, Peers, torch_tensor
@@ -52,8 +52,26 @@ def check_result(contender: Contender, work: Workload) -> None:
         raise AssertionError(f"{work.row.name}: {contender.label} gave {start[:4]}, expected {expected[:4]}")
 
 
-def _fastclip_global_norm(work: Workload) -> LabelledCall:
+def _container(work: Workload) -> Any:
+    """Return the gradients as the row's case has them, over the same memory."""
+    if work.row.case == "layers":
+        pairs = zip(work.gradients[::2], work.gradients[1::2], strict=True)
+        return {f"layer{i}": {"w": w, "b": b} for i, (w, b) in enumerate(pairs)}
+    if work.row.case == "many-torch":
+        return [torch_tensor(gradient) for gradient in work.gradients]
+    return work.gradients
+
+
+def _fastclip_list(work: Workload) -> LabelledCall:
+    """Clip the arrays in a list, for rows whose gradients are something else."""
+    if work.row.case not in CONTAINERS:
+        return None
     gradients, bound = work.gradients, work.bound
+    return "the same arrays in a list", lambda: fastclip.clip_by_global_norm(gradients, bound, out=gradients)
+
+
+def _fastclip_global_norm(work: Workload) -> LabelledCall:
+    gradients, bound = _container(work), work.bound
     if work.row.in_place:
         return (
             "clip_by_global_norm(out=)",
@@ -255,6 +273,9 @@ _CONTENDERS: dict[tuple[str, str], Callable[[Workload], LabelledCall]] = {
     ("fastclip", "global-norm"): _fastclip_global_norm,
     ("fastclip", "norm-of-rows"): _fastclip_norm_of_rows,
     ("fastclip", "value"): _fastclip_value,
+    ("fastclip-list", "global-norm"): _fastclip_list,
+    ("fastclip-list", "norm-of-rows"): lambda work: None,
+    ("fastclip-list", "value"): lambda work: None,
     ("numpy", "global-norm"): _numpy_global_norm,
     ("numpy", "norm-of-rows"): _numpy_norm_of_rows,
     ("numpy", "value"): _numpy_value,

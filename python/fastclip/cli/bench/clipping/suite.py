@@ -13,10 +13,12 @@ CLIPPING = Suite(
     quick=(
         "resnet50/f32/*/clipped",
         "many/f32/in-place/clipped",
+        "layers/*",
+        "many-torch/*",
         "mlp/f32/in-place/*",
         "clip-by-value/f32/in-place/*",
     ),
-    fastclip_contenders=("fastclip",),
+    fastclip_contenders=("fastclip", "fastclip-list"),
     peers=peers.PEERS,
     rows=benchmark_rows.rows,
     check_memory=lambda row, contenders: None,

@@ -20,6 +20,7 @@ _MARKERS = {
     "tf": ("v", "C2"),
     "jax": ("P", "C4"),
     "fastclip-f32": ("*", "C5"),
+    "fastclip-list": ("*", "C5"),
 }
 
 
