@@ -18,7 +18,7 @@ ASAN_TARGET := x86_64-unknown-linux-gnu
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-rust test-python test-aarch64 lint lint-rust lint-python format asan asan-module bench wheel fresh-wheel-check clean FORCE
+.PHONY: help demo test test-rust test-python test-aarch64 lint lint-rust lint-python format asan asan-module asan-fuzz bench wheel fresh-wheel-check clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -97,25 +97,39 @@ asan: ## run the Rust tests under AddressSanitizer, if a nightly toolchain is in
 	@lacks=$$($(ASAN_LACKS)); if [ -n "$$lacks" ]; then echo "asan: skipped, $$lacks"; exit; fi; \
 	set -x; ASAN_OPTIONS=allocator_may_return_null=1 $(ASAN_CARGO) test --no-default-features --lib --tests $(ASAN_FLAGS)
 
-# The interpreter is built without the sanitizer, so GCC's runtime is preloaded, together with the C++ library, whose
-# exceptions the runtime intercepts. First, a call that reads past the end of an array checks that the sanitizer works.
+# Shell code that builds the module with AddressSanitizer, and sets the environment in which it is used. The interpreter
+# is built without the sanitizer, so GCC's runtime is preloaded, together with the C++ library, whose exceptions the
+# runtime intercepts. A call that reads past the end of an array checks that the sanitizer works.
+define ASAN_MODULE
+set -e; echo "$@: building"; \
+PYO3_BUILD_EXTENSION_MODULE=1 PYO3_PYTHON=$(CURDIR)/$(BIN)/python CARGO_PROFILE_RELEASE_LTO=off \
+    CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 $(ASAN_CARGO) build --release --lib $(ASAN_FLAGS); \
+rm -rf target/asan/package; mkdir target/asan/package; \
+cp -R python/fastclip target/asan/package; rm -f target/asan/package/fastclip/_core*.so; \
+cp target/asan/$(ASAN_TARGET)/release/libfastclip.so target/asan/package/fastclip/_core.abi3.so; \
+export LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libstdc++.so)" \
+    ASAN_OPTIONS=detect_leaks=0:handle_segv=0:allocator_may_return_null=1 PYTHONPATH=$(CURDIR)/target/asan/package; \
+if ! $(BIN)/python -c $(ASAN_CONTROL) 2>&1 | grep -m 1 heap-buffer-overflow; then \
+    echo "$@: a read past the end was not caught"; exit 1; fi; \
+echo "$@: a read past the end is caught, as it should be"; \
+rm -f target/asan/report.*; export ASAN_OPTIONS=$$ASAN_OPTIONS:log_path=$(CURDIR)/target/asan/report
+endef
+
 # Not run are the tests of other frameworks, of the memory usage (which a sanitizer changes) and of the command line.
 asan-module: $(STAMPS)/test ## run the Python tests with an extension module built with AddressSanitizer
 	@lacks=$$($(ASAN_LACKS)); if [ -n "$$lacks" ]; then echo "asan-module: skipped, $$lacks"; exit; fi; \
-	set -e; echo "asan-module: building"; \
-	PYO3_BUILD_EXTENSION_MODULE=1 PYO3_PYTHON=$(CURDIR)/$(BIN)/python CARGO_PROFILE_RELEASE_LTO=off \
-	    CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 $(ASAN_CARGO) build --release --lib $(ASAN_FLAGS); \
-	rm -rf target/asan/package; mkdir target/asan/package; \
-	cp -R python/fastclip target/asan/package; rm -f target/asan/package/fastclip/_core*.so; \
-	cp target/asan/$(ASAN_TARGET)/release/libfastclip.so target/asan/package/fastclip/_core.abi3.so; \
-	export LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0:handle_segv=0:allocator_may_return_null=1 \
-	    PYTHONPATH=$(CURDIR)/target/asan/package; \
-	if ! $(BIN)/python -c $(ASAN_CONTROL) 2>&1 | grep -m 1 heap-buffer-overflow; then \
-	    echo "asan-module: a read past the end was not caught"; exit 1; fi; \
-	echo "asan-module: a read past the end is caught, as it should be; now the tests"; \
-	rm -f target/asan/report.*; export ASAN_OPTIONS=$$ASAN_OPTIONS:log_path=$(CURDIR)/target/asan/report; \
+	$(ASAN_MODULE); \
 	$(BIN)/python -m pytest tests -m 'not interop' -p no:cacheprovider $(ASAN_LEAVES_OUT:%=--ignore tests/%) || \
 	    { cat target/asan/report.* 2>/dev/null; exit 1; }
+
+# How many calls asan-fuzz makes.
+FUZZ_RUNS ?= 1000000
+asan-fuzz: $(STAMPS)/test ## fuzz the tensor arguments of the functions under AddressSanitizer (minutes)
+	@lacks=$$($(ASAN_LACKS)); if [ -n "$$lacks" ]; then echo "asan-fuzz: skipped, $$lacks"; exit; fi; \
+	$(ASAN_MODULE); \
+	cd tests && ../$(BIN)/python -m fuzz.tensors --runs $(FUZZ_RUNS) --last-case ../target/asan/last_case || \
+	    { cat ../target/asan/report.* ../target/asan/last_case 2>/dev/null; exit 1; }
+
 ASAN_CONTROL := 'import fastclip, numpy; \
     fastclip.global_norm([numpy.lib.stride_tricks.as_strided(numpy.ones(4096), shape=(4200,))])'
 ASAN_LEAVES_OUT := engine/test_memory.py cli autodiff train/test_tensorflow_training.py

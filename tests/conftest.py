@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Generator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -31,6 +32,15 @@ LIBRARIES = ("torch", "tensorflow", "jax", "optax", "mpi4py")
 NOT_IMPORTED = re.compile(r"could not import '([\w.]+)'")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--tensors",
+        choices=["numpy", "torch"],
+        default="numpy",
+        help="what the tests of tests/functions pass to the functions; see tests/functions/conftest.py",
+    )
+
+
 def pytest_report_header() -> list[str]:
     distributions = importlib.metadata.packages_distributions()
     installed = [
@@ -44,7 +54,10 @@ def pytest_report_header() -> list[str]:
     ]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    functions = Path(__file__).parent / "functions"
+    if config.getoption("--tensors") != "numpy" and not any(functions in item.path.parents for item in items):
+        raise pytest.UsageError("--tensors is for the tests of tests/functions, none of which is selected")
     for item in items:
         if item.get_closest_marker("interop") and not _marked_libraries(item):
             raise pytest.UsageError(f'{item.nodeid}: interop names its libraries, as in interop("torch")')

@@ -1,0 +1,109 @@
+"""Runs the tests of this folder over torch tensors, if pytest is called with ``--tensors=torch``.
+
+The tests are the same: where they pass an array to a function, the function gets a torch tensor over the
+array's memory (`support/torch_calls.py`). A test that passes no array to any function fails, so that tests
+over tensors cannot run without tensors. Those that have none to pass are listed here with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent
+
+NO_ARRAY = "calls no function with an array"
+OTHER_PROCESS = "calls the functions in another process"
+NO_READ_ONLY = "torch has no read-only tensors"
+OPTIMIZERS = "is about the optimizers, whose arrays are not converted"
+
+#: Tests that run over arrays alone, as ``file::function`` or ``file::function[id]``, with the reason.
+ARRAYS_ALONE: dict[str, str] = {
+    "test_block_rms_and_adaptive.py::test_signatures": NO_ARRAY,
+    "test_clip_by_average_norm.py::test_signature": NO_ARRAY,
+    "test_clip_by_global_norm.py::test_signature": NO_ARRAY,
+    "test_clip_by_norm.py::test_signature": NO_ARRAY,
+    "test_clip_by_value.py::test_argument_that_is_no_array_is_a_type_error": NO_ARRAY,
+    "test_clip_by_value.py::test_signature": NO_ARRAY,
+    "test_nan_bits.py::test_nans_have_the_same_bits": OTHER_PROCESS,
+    "test_nonfinite.py::test_error_is_an_arithmetic_error": NO_ARRAY,
+    "test_norm_overflow.py::test_error_of_a_step_does_not_name_finite_gradients": OPTIMIZERS,
+    "test_norm_overflow.py::test_norm_that_is_in_float32_range_after_division_by_the_loss_scale_is_correct": (
+        OPTIMIZERS
+    ),
+    "test_norm_overflow.py::"
+    "test_norm_that_is_in_range_after_division_by_the_loss_scale_does_not_overflow": OPTIMIZERS,
+    "test_norms.py::test_nothing_has_norm_zero_in_float32": NO_ARRAY,
+    "test_norms.py::test_signatures": NO_ARRAY,
+    "test_out.py::test_container_that_cannot_be_rebuilt_is_refused_before_anything_is_written": (
+        "passes its arrays in a container that is not converted"
+    ),
+    "test_out.py::test_in_place_and_not_clipped_does_not_write": OTHER_PROCESS,
+    "test_out.py::test_memmap_in_place": "passes a subclass of ndarray, which is not converted",
+    "test_out.py::test_read_only_output_is_refused_even_if_nothing_would_be_written": NO_READ_ONLY,
+    "test_tensorflow_agreement.py::test_agrees_with_tensorflow[clip_by_global_norm-empty-list]": NO_ARRAY,
+    "test_tensorflow_agreement.py::test_agrees_with_tensorflow[clip_by_global_norm-only-none]": NO_ARRAY,
+    "test_tensorflow_agreement.py::test_agrees_with_tensorflow[global_norm-empty-list]": NO_ARRAY,
+    "test_tensorflow_agreement.py::test_agrees_with_tensorflow[global_norm-only-none]": NO_ARRAY,
+    "test_tensorflow_agreement.py::test_every_recorded_difference_is_tested": NO_ARRAY,
+    "test_tensorflow_agreement.py::test_recorded_clipping_cases_are_those_of_the_recorder": NO_ARRAY,
+    **{
+        f"test_tensorflow_agreement.py::test_refuses_what_tensorflow_refuses[{case}]": NO_ARRAY
+        for case in (
+            "clip_by_global_norm-none",
+            "clip_by_global_norm-number",
+            "clip_by_global_norm-string",
+            "global_norm-none",
+            "global_norm-number",
+            "global_norm-string",
+        )
+    },
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--tensors") == "torch":
+        from support import torch_calls
+
+        # Before the test modules are imported, which hold on to the functions.
+        torch_calls.install()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--tensors") != "torch":
+        return
+    own = [item for item in items if FOLDER in item.path.parents]
+    selected = [item for item in own if not _names(item) & ARRAYS_ALONE.keys()]
+    names = {name for item in own for name in _names(item)}
+    files = {item.path.name for item in own}
+    unknown = {name for name in ARRAYS_ALONE if name.partition("::")[0] in files} - names
+    # Where tests were named one by one, the others are missing.
+    if unknown and not any("::" in argument for argument in config.args):
+        raise pytest.UsageError(f"ARRAYS_ALONE in {__file__} lists tests that are not there: {unknown}")
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(selected)])
+    items[:] = selected
+    if not items:
+        raise pytest.UsageError("--tensors=torch: there is no test to run over torch tensors")
+    for item in items:
+        item.add_marker(pytest.mark.interop("torch"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    if item.config.getoption("--tensors") != "torch":
+        return (yield)
+    from support import torch_calls
+
+    with torch_calls.recording() as record:
+        result = yield
+    if not record.tensors and record.refused != {torch_calls.NO_NEGATIVE_STRIDES}:
+        reasons = f" ({', '.join(sorted(record.refused))})" if record.refused else ""
+        pytest.fail(f"no array was passed as a torch tensor{reasons}: see ARRAYS_ALONE in {__file__}")
+    return result
+
+
+def _names(item: pytest.Item) -> set[str]:
+    """Returns the names by which ARRAYS_ALONE may list a test: with the id of its parameters and without."""
+    return {f"{item.path.name}::{name}" for name in (item.name, getattr(item, "originalname", item.name))}

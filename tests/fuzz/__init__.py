@@ -1,0 +1,1 @@
+"""Fuzzers, which are run as modules: `tests/fuzz/README.md` says how."""
