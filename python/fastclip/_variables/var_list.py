@@ -47,7 +47,7 @@ def named_variables(var_list: Any) -> list[tuple[str, Any]]:
     return entries
 
 
-# Not a function inside of the other, which would refer to itself and keep variables until garbage is collected.
+# Not a function inside of the other: such a function would keep variables until garbage is collected.
 def _collect(value: Any, path: str, entries: list[tuple[str, Any]]) -> None:
     """Append the variables of a container to `entries`, each with its name."""
     if isinstance(value, Mapping):
