@@ -338,7 +338,8 @@ def clip_by_norm(
     Raises
     ------
     TypeError
-        If `t` is not a tensor of the types above or not on the CPU, `out` is immutable, or `clip_norm` is not a real number or array.
+        If `t` is not a tensor of the types above or not on the CPU, `out` is immutable, or `clip_norm` is not
+        a real number or array.
     ValueError
         If `clip_norm` holds NaN or does not broadcast to the shape of `t`, an axis is out of range or
         repeated, or `out` has another shape or data type, is read-only, or overlaps an input.
@@ -526,13 +527,14 @@ def clip_by_value(
     -------
     ndarray, tensor or IndexedSlices
         Clipped tensor with the shape and data type of `t`: `out`, or a new one of the kind and in the memory
-        order of `t`. NaN stays NaN, and a NaN bound gives NaN, as in ``np.clip``. Where the lower bound is above the
-        upper, the result is the lower bound.
+        order of `t`. NaN stays NaN, and a NaN bound gives NaN, as in ``np.clip``. Where the lower bound is
+        above the upper, the result is the lower bound.
 
     Raises
     ------
     TypeError
-        If `t` is not a tensor of the types above or not on the CPU, `out` is immutable, or holds integers and a bound does not.
+        If `t` is not a tensor of the types above or not on the CPU, `out` is immutable, or `t` holds integers
+        and a bound does not.
     ValueError
         If a bound does not broadcast to the shape of `t`, or `out` has another shape or data type, is
         read-only, or overlaps an input.
