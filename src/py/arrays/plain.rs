@@ -17,7 +17,8 @@ pub fn is_plain_array(object: &Bound<'_, PyAny>) -> bool {
 pub fn is_native(array: &Bound<'_, PyAny>) -> bool {
     // SAFETY: the object is a live array, as the caller checked, and so its descriptor is alive.
     let order = unsafe { (*(*array.as_ptr().cast::<PyArrayObject>()).fields.descr).fields.byteorder };
-    !matches!(order as u8, b'>' | b'<')
+    // Arrays over ctypes have the order of this machine by its own sign, and not as `=`.
+    order as u8 != if cfg!(target_endian = "little") { b'>' } else { b'<' }
 }
 
 /// Whether an entry of a list is a plain array or None.
