@@ -69,7 +69,7 @@ class IndexedSlices:
         indices: npt.ArrayLike,
         dense_shape: Sequence[int] | npt.NDArray[np.integer[Any]] | None = None,
     ) -> None:
-        self.values = values if hasattr(type(values), "__dlpack__") else np.asarray(values)
+        self.values = _rows(values)
         self.indices = indices if isinstance(indices, np.ndarray) else np.asarray(indices)
         if self.indices.size == 0 and self.indices.dtype.kind == "f":
             self.indices = self.indices.astype(np.intp)
@@ -176,3 +176,15 @@ class IndexedSlices:
         sums = np.zeros((rows, *values.shape[1:]), np.float32 if is_16_bit else dtype)
         np.add.at(sums, position, values.astype(np.float32) if is_16_bit else values)
         return sums.astype(dtype) if is_16_bit else sums
+
+
+def _rows(values: Any) -> Any:
+    """Returns the rows as a tensor: as they are, or as an array if they do not tell their shape."""
+    if not hasattr(type(values), "__dlpack__"):
+        return np.asarray(values)
+    if hasattr(values, "shape") and hasattr(values, "ndim"):
+        return values
+    try:
+        return np.from_dlpack(values)
+    except (TypeError, ValueError, RuntimeError, BufferError) as error:
+        raise TypeError(f"values is a {type(values).__name__}, which cannot be read: {error}") from error

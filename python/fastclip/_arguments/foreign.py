@@ -76,11 +76,16 @@ def held_tensor(
     if kind == "torch" and _layout(value) == "torch.sparse_coo" and value.device.type == "cpu":
         return _torch_sparse(value)
     if kind == "tensorflow":
-        if all(hasattr(value, part) for part in ("values", "indices", "dense_shape")):
+        if _is_indexed_slices(value):
             return value.values, lambda values: type(value)(values, value.indices, value.dense_shape)
         if hasattr(value, "read_value") and error is None:
             return value.read_value(), None
     raise _refusal(value, kind, name, error)
+
+
+def _is_indexed_slices(value: Any) -> bool:
+    """Whether a value is TensorFlow's IndexedSlices; its SparseTensor has attributes of the same names."""
+    return isinstance(value, getattr(sys.modules.get("tensorflow"), "IndexedSlices", ()))
 
 
 def _layout(value: Any) -> str:
@@ -172,7 +177,11 @@ def torch_tensor(exported: Any) -> Any:
 
 def jax_array(exported: Any) -> Any:
     """Returns an array of JAX over the memory of a result."""
-    return sys.modules["jax"].dlpack.from_dlpack(exported)
+    jax = sys.modules["jax"]
+    # JAX narrows elements of 64 bits where the mode for them is off. The input has them all the same.
+    modes = jax if hasattr(jax, "enable_x64") else jax.experimental
+    with modes.enable_x64(True):
+        return jax.dlpack.from_dlpack(exported)
 
 
 def tensorflow_tensor(exported: Any) -> Any:
@@ -187,7 +196,7 @@ def foreign_slices(value: Any, name: str) -> IndexedSlices | None:
     such as those of ``torch.nn.Embedding(sparse=True)``.
     """
     kind = framework(value)
-    if kind == "tensorflow" and all(hasattr(value, part) for part in ("values", "indices", "dense_shape")):
+    if kind == "tensorflow" and _is_indexed_slices(value):
         shape = None if value.dense_shape is None else np.asarray(value.dense_shape)
         return IndexedSlices(value.values, np.asarray(value.indices), shape)
     if kind == "torch" and getattr(value, "is_sparse", False):

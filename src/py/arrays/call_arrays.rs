@@ -195,6 +195,15 @@ impl<'a, 'py> CallArrays<'a, 'py> {
         Ok(results)
     }
 
+    /// Whether tensors are written that are not clipped: not where every output is its own input.
+    pub fn writes_unclipped(&self) -> bool {
+        !matches!(self.destination, Destination::Inputs)
+            && self.inputs().iter().zip(self.outputs()).any(|(input, output)| match (input, output) {
+                (Some(input), Some(output)) => !output.is_same_memory(input),
+                _ => false,
+            })
+    }
+
     /// Tells torch that its tensors have been written.
     pub fn count_change(&self) -> PyResult<()> {
         match self.destination {

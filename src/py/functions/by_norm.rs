@@ -110,7 +110,7 @@ fn clip_each<'py>(
         clip::apply(&workspace, segments, plan, Actions::Each(&actions));
         Ok(actions.iter().all(|action| *action == Action::Keep))
     })?;
-    if !is_unchanged || !matches!(destination, Destination::Inputs) {
+    if !is_unchanged || arrays.writes_unclipped() {
         arrays.count_change()?;
     }
     arrays.results(py)

@@ -151,7 +151,7 @@ pub fn clip_by_global_norm<'py>(
         if let (Some(norms), Some(tensor_norms)) = (norms, tensor_norms) {
             write_norms(&norms, &tensor_norms);
         }
-        if action != Action::Keep || !matches!(destination, Destination::Inputs) {
+        if action != Action::Keep || arrays.writes_unclipped() {
             arrays.count_change()?;
         }
         Ok(answer.finish(norm))

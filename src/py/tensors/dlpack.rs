@@ -53,7 +53,7 @@ impl Device {
     }
 
     /// Returns the name of the device, for messages.
-    fn name(self) -> String {
+    pub fn name(self) -> String {
         let kind = match self.kind {
             2 => "CUDA",
             4 => "OpenCL",
@@ -250,46 +250,52 @@ unsafe fn view_of_rank<'py, const N: usize>(
 ) -> Result<View<'py>, Error> {
     let (mut shape, mut strides) = ([0_usize; N], [0_isize; N]);
     let (shape, strides) = (&mut shape[..rank], &mut strides[..rank]);
+    let impossible = || Error::Value(format!("{} has a shape or strides that no memory can have", name()));
     // SAFETY: the caller's contract.
-    if !unsafe { read_axes(tensor, dtype.0.size(), shape, strides) } {
-        return Err(Error::Value(format!("{} has a shape or strides that no memory can have", name())));
-    }
+    let (before, after) =
+        unsafe { read_axes(tensor, dtype.0.size(), shape, strides) }.ok_or_else(impossible)?;
     if tensor.data.is_null() && !shape.contains(&0) {
         return Err(Error::Type(format!("{} has no memory; it takes a tensor with elements", name())));
     }
     let pointer = tensor.data.cast::<u8>().wrapping_add(tensor.byte_offset as usize);
+    if pointer.addr() < tensor.data.addr()
+        || pointer.addr() < before
+        || pointer.addr().checked_add(after).is_none()
+    {
+        return Err(impossible());
+    }
     // SAFETY: the tensor describes this memory, and the owner keeps it alive.
     Ok(unsafe { View::foreign(owner, pointer, dtype, shape, strides, is_writable)? })
 }
 
-/// Reads shape and byte strides. Returns false if a length is negative, or an offset in bytes is out of range.
+/// Reads shape and byte strides. Returns how many bytes of elements lie before the address of the first element, and how
+/// many from that address on; None if a length is negative, or an offset in bytes is out of range.
 ///
 /// # Safety
 ///
 /// As [`view`].
 #[inline]
-unsafe fn read_axes(tensor: &Tensor, size: usize, shape: &mut [usize], strides: &mut [isize]) -> bool {
+unsafe fn read_axes(
+    tensor: &Tensor,
+    size: usize,
+    shape: &mut [usize],
+    strides: &mut [isize],
+) -> Option<(usize, usize)> {
     let mut extent = size;
     for (axis, length) in shape.iter_mut().enumerate() {
         // SAFETY: the caller's contract.
-        match usize::try_from(unsafe { *tensor.shape.add(axis) }) {
-            Ok(read) => *length = read,
-            Err(_) => return false,
-        }
+        *length = usize::try_from(unsafe { *tensor.shape.add(axis) }).ok()?;
     }
+    let is_empty = shape.contains(&0);
     if tensor.strides.is_null() {
         for (length, stride) in shape.iter().zip(strides).rev() {
             *stride = extent as isize;
-            match extent.checked_mul((*length).max(1)) {
-                Some(product) if isize::try_from(product).is_ok() => extent = product,
-                _ => return false,
-            }
+            extent = extent.checked_mul((*length).max(1)).filter(|n| isize::try_from(*n).is_ok())?;
         }
-        return true;
+        return Some((0, if is_empty { 0 } else { extent }));
     }
-    let is_empty = shape.contains(&0);
-    // The distance between the first and the last byte, and the number of elements, must be in range.
-    let (mut reach, mut count) = (0_isize, 1_usize);
+    // The distances of the lowest and the highest element from the first, and the number of elements, must be in range.
+    let (mut below, mut above, mut count) = (0_isize, 0_isize, 1_usize);
     for (axis, (length, stride)) in shape.iter().zip(strides).enumerate() {
         // SAFETY: the caller's contract.
         let elements = unsafe { *tensor.strides.add(axis) };
@@ -298,23 +304,23 @@ unsafe fn read_axes(tensor: &Tensor, size: usize, shape: &mut [usize], strides: 
         *stride = match bytes {
             Some(bytes) => bytes,
             None if *length <= 1 || is_empty => 0,
-            None => return false,
+            None => return None,
         };
         if is_empty || *length <= 1 {
             continue;
         }
-        let steps =
-            isize::try_from(*length - 1).ok().and_then(|steps| steps.checked_mul(stride.checked_abs()?));
-        let Some(sum) = steps.and_then(|steps| reach.checked_add(steps)) else { return false };
-        reach = sum;
-        match count.checked_mul(*length) {
-            Some(product) if product.checked_mul(size).is_some_and(|n| isize::try_from(n).is_ok()) => {
-                count = product;
-            }
-            _ => return false,
-        }
+        let distance = isize::try_from(*length - 1).ok()?.checked_mul(stride.checked_abs()?)?;
+        let side = if *stride < 0 { &mut below } else { &mut above };
+        *side = side.checked_add(distance)?;
+        count = count.checked_mul(*length)?;
+        isize::try_from(count.checked_mul(size)?).ok()?;
     }
-    reach.checked_add(size as isize).is_some()
+    if is_empty {
+        return Some((0, 0));
+    }
+    let after = above.checked_add(size as isize)?;
+    below.checked_add(after)?;
+    Some((below as usize, after as usize))
 }
 
 /// Returns lengths and strides as `DLPack` has them: 64-bit integers, strides in elements.

@@ -15,6 +15,7 @@ use crate::py::arrays::ndarray_type::{is_array, is_exactly_array};
 use crate::py::arrays::plain::{is_native, is_plain_array};
 use crate::py::arrays::view::View;
 use crate::py::objects;
+use pyo3::exceptions::{PyException, PyMemoryError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyList, PyModule, PyType};
@@ -274,15 +275,24 @@ impl<'a, 'py> Prepared<'a, 'py> {
             return Ok(self.convert(object.clone(), index, None)?.0);
         }
         let origin = framework.map_or(Origin::Array, Origin::Framework);
-        match ImportedTensor::import(object, framework == Some(Framework::Torch), &self.name.entry(index)) {
-            Ok(imported) if imported.get().is_on_host() => {
+        let imported = match framework.map_or(Ok(true), |framework| framework.has_capsule(object)) {
+            Ok(true) => {
+                ImportedTensor::import(object, framework == Some(Framework::Torch), &self.name.entry(index))
+            }
+            Ok(false) => Err(Error::Type("its elements are no numbers".into()).into()),
+            Err(error) => Err(error),
+        };
+        match imported {
+            Ok(imported) if imported.get().device().is_host() => {
                 self.set(index, origin, None)?;
                 Ok(imported.into_any())
             }
-            Ok(_) => {
-                let error = Error::Type("it is not in memory of the CPU".into()).into();
+            Ok(imported) => {
+                let device = imported.get().device().name();
+                let error = Error::Type(format!("it is in the memory of {device}, not of the CPU")).into();
                 Ok(self.convert(object.clone(), index, Some(error))?.0)
             }
+            Err(error) if is_passed_on(&error, object.py()) => Err(error),
             Err(error) => Ok(self.convert(object.clone(), index, Some(error))?.0),
         }
     }
@@ -321,7 +331,10 @@ impl<'a, 'py> Prepared<'a, 'py> {
             }
             foreign(py)?.getattr(intern!(py, "check_no_tangents"))?.call1((tensors,))?;
         }
-        if self.access.needs_signs && torch.any_is_lazy(tensors)? {
+        let is_capsule =
+            |index: &usize| matches!(innermost(self.opened.origin(*index)), Origin::Framework(_));
+        // torch gives no capsule of a tensor whose memory has other values.
+        if (self.access.needs_signs || indices.iter().any(is_capsule)) && torch.any_is_lazy(tensors)? {
             let resolved = foreign(py)?.getattr(intern!(py, "resolved"))?;
             for (at, index) in indices.iter().enumerate() {
                 let tensor = tensors.get_item(at)?;
@@ -337,9 +350,15 @@ impl<'a, 'py> Prepared<'a, 'py> {
             if !matches!(innermost(self.opened.origin(*index)), Origin::Framework(_)) {
                 continue;
             }
-            let detached = tensors.get_item(at)?.call_method0(intern!(py, "detach"))?;
-            let imported = ImportedTensor::import(&detached, true, &self.name.entry(*index))?;
-            self.replace(*index, imported.into_any())?;
+            let tensor = tensors.get_item(at)?;
+            let detached = tensor.call_method0(intern!(py, "detach"))?;
+            let object = match ImportedTensor::import(&detached, true, &self.name.entry(*index)) {
+                Ok(imported) => imported.into_any(),
+                Err(error) if is_passed_on(&error, py) => return Err(error),
+                // Python code says why it cannot be read.
+                Err(error) => self.convert(tensor, *index, Some(error))?.0,
+            };
+            self.replace(*index, object)?;
         }
         Ok(())
     }
@@ -396,6 +415,11 @@ impl<'a, 'py> Prepared<'a, 'py> {
     }
 }
 
+/// Whether an exception says nothing of the object that raised it: an interrupt, an exit, or a lack of memory.
+fn is_passed_on(error: &PyErr, py: Python<'_>) -> bool {
+    !error.is_instance_of::<PyException>(py) || error.is_instance_of::<PyMemoryError>(py)
+}
+
 /// Returns the kind of the tensor that an object holds, or is.
 fn innermost(mut origin: &Origin) -> &Origin {
     while let Origin::Holder(holder) = origin {
@@ -411,6 +435,9 @@ impl<'py> Prepared<'_, 'py> {
     fn read(&mut self) -> PyResult<bool> {
         self.opened.views.clear();
         let Some((index, error)) = self.take_snapshots()? else { return Ok(true) };
+        if is_passed_on(&error, self.entries.py()) {
+            return Err(error);
+        }
         // Python code converts the entry, or says why it cannot be read.
         let list = self.ready.as_ref().unwrap_or(self.entries);
         let object = list.get_item(index)?;

@@ -33,6 +33,27 @@ impl Framework {
         self == Self::Torch
     }
 
+    /// Whether a tensor of the library may be asked for a capsule. TensorFlow ends the process where the elements are
+    /// text, handles or variants.
+    pub fn has_capsule(self, tensor: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let py = tensor.py();
+        if self != Self::TensorFlow {
+            return Ok(true);
+        }
+        let dtype = tensor.getattr(intern!(py, "dtype"))?;
+        for kind in [
+            intern!(py, "is_floating"),
+            intern!(py, "is_integer"),
+            intern!(py, "is_complex"),
+            intern!(py, "is_bool"),
+        ] {
+            if dtype.getattr(kind)?.is_truthy()? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// The function in `fastclip._arguments.foreign` that imports a result into the library.
     pub fn importer(self) -> &'static str {
         match self {

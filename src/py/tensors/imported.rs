@@ -1,6 +1,6 @@
 //! Tensors that come in through `__dlpack__`, as capsules.
 
-use super::dlpack::{self, MAJOR_VERSION, ManagedTensor, VersionedTensor};
+use super::dlpack::{self, Device, MAJOR_VERSION, ManagedTensor, VersionedTensor};
 use crate::error::Error;
 use crate::py::arrays::view::View;
 use pyo3::exceptions::PyTypeError;
@@ -100,16 +100,15 @@ impl ImportedTensor {
         Bound::new(py, Self { managed, is_mutable })
     }
 
-    /// Whether the CPU can access the memory.
-    pub fn is_on_host(&self) -> bool {
+    /// Returns the device that holds the memory.
+    pub fn device(&self) -> Device {
         // SAFETY: the managed tensor is owned and so valid.
-        let device = unsafe {
+        unsafe {
             match &self.managed {
                 Managed::Versioned(tensor) => tensor.as_ref().tensor.device,
                 Managed::Unversioned(tensor) => tensor.as_ref().tensor.device,
             }
-        };
-        device.is_host()
+        }
     }
 
     /// Returns a view of the tensor.
