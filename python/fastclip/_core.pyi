@@ -32,6 +32,7 @@ __all__ = [
     "get_num_threads",
     "global_norm",
     "is_plain",
+    "is_same_memory",
     "isa_detected",
     "isa_in_use",
     "isa_levels",
@@ -98,6 +99,7 @@ def clip_by_value(
     tensor: object, lower: npt.NDArray[Any], upper: npt.NDArray[Any], out: object, /
 ) -> Any: ...
 def check_no_overlap(tensors: Tree, out: Tree, /) -> None: ...
+def is_same_memory(array: npt.NDArray[Any], other: npt.NDArray[Any], /) -> bool: ...
 def slice_norms(tensors: Tree, axes: list[list[bool]], p: float, norms: _Arrays, /) -> None: ...
 def clip_slices(
     tensors: Tree, axes: list[list[bool]], bounds: _Arrays, p: float, out: Tree | None, /

@@ -37,7 +37,7 @@ mod _core {
     #[pymodule_export]
     use super::functions::norms::{combine_sums, global_norm, norm_scalar, partial_sums, tensor_norms};
     #[pymodule_export]
-    use super::functions::overlap::check_no_overlap;
+    use super::functions::overlap::{check_no_overlap, is_same_memory};
     #[pymodule_export]
     use super::functions::slices::{clip_slices, slice_norms};
     #[pymodule_export]

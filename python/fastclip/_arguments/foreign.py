@@ -16,7 +16,7 @@ import numpy as np
 from fastclip._arguments.numpy_view import numpy_view
 from fastclip._indexed_slices import IndexedSlices
 
-__all__ = ["check_no_tangents", "foreign_slices", "framework", "held_tensor", "resolved"]
+__all__ = ["find_tangent", "foreign_slices", "framework", "held_tensor", "resolved"]
 
 _ROOTS = {"torch": "torch", "jax": "jax", "jaxlib": "jax", "tensorflow": "tensorflow", "cupy": "cupy"}
 
@@ -154,20 +154,16 @@ def resolved(tensor: Any, name: str, to_write: bool) -> Any:
     return tensor.detach().resolve_conj().resolve_neg()
 
 
-def check_no_tangents(tensors: list[Any]) -> None:
-    """Raises TypeError if a tensor of torch carries a tangent, which results would lose.
+def find_tangent(tensors: list[Any]) -> int | None:
+    """Returns the index of a tensor of torch that carries a tangent, which results would lose.
 
     Tangents belong to torch's forward-mode differentiation, for which the clip functions have no rules.
     """
     forward_ad = sys.modules["torch"].autograd.forward_ad
     if forward_ad._current_level < 0:
-        return
-    for tensor in tensors:
-        if forward_ad.unpack_dual(tensor).tangent is not None:
-            raise TypeError(
-                "a torch tensor has a tangent of forward-mode differentiation, which the clip functions do "
-                "not support; pass the primal of torch.autograd.forward_ad.unpack_dual"
-            )
+        return None
+    with_tangent = (forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+    return next((i for i, found in enumerate(with_tangent) if found), None)
 
 
 def torch_tensor(exported: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastclip import _core
 from fastclip._arguments.arrays import describe
 from fastclip._arguments.foreign import framework
 from fastclip._variables.registry import variable_of
@@ -36,7 +37,7 @@ def variables_of_arrays(arrays: Iterable[_Array], kind: str) -> list[Variable]:
     variables = []
     for array in arrays:
         variable = variable_of(array if array.base is None else array.base)
-        if variable is None or not _is_whole(array, variable._data):
+        if variable is None or not _core.is_same_memory(array, variable._data):
             raise TypeError(
                 f"{kind} can be neither copied nor pickled: it has updated {describe(array)} that is not the "
                 "array of a fastclip.Variable, and slots cannot be given to the copy of such an array. Use "
@@ -45,16 +46,6 @@ def variables_of_arrays(arrays: Iterable[_Array], kind: str) -> list[Variable]:
             )
         variables.append(variable)
     return variables
-
-
-def _is_whole(array: _Array, memory: _Array) -> bool:
-    """Whether an array shows all of the memory of a Variable, which is contiguous, in its layout."""
-    return (
-        array.shape == memory.shape
-        and array.dtype == memory.dtype
-        and array.flags.c_contiguous
-        and array.__array_interface__["data"] == memory.__array_interface__["data"]
-    )
 
 
 def check_copies_with_optimizer(copy: _Array, kind: str) -> None:

@@ -329,7 +329,16 @@ impl<'a, 'py> Prepared<'a, 'py> {
             if torch.any_is_recorded(tensors)? {
                 return Err(RecordedByTorch::new_err(()));
             }
-            foreign(py)?.getattr(intern!(py, "check_no_tangents"))?.call1((tensors,))?;
+            let found = foreign(py)?.getattr(intern!(py, "find_tangent"))?.call1((tensors,))?;
+            if let Some(at) = found.extract::<Option<usize>>()? {
+                let name =
+                    indices.get(at).map_or_else(|| self.name.argument(), |index| self.name.entry(*index));
+                return Err(Error::Type(format!(
+                    "{name} is a torch tensor with a tangent of forward-mode differentiation; it takes tensors \
+                     without, such as the primal of torch.autograd.forward_ad.unpack_dual"
+                ))
+                .into());
+            }
         }
         let is_capsule =
             |index: &usize| matches!(innermost(self.opened.origin(*index)), Origin::Framework(_));
