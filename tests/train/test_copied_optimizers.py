@@ -235,6 +235,8 @@ def test_gradient_options_are_copied(copied: Callable[[Any], Any], options: dict
 class Own(MomentumOptimizer):
     """A subclass with an attribute of its own."""
 
+    notes: list[str] = []  # noqa: RUF012
+
     def __init__(self, rate: float, notes: list[str]) -> None:
         super().__init__(rate, 0.5)
         self.notes = notes
@@ -337,7 +339,7 @@ def test_cycles_of_variables_and_optimizers_are_copied(copied: Callable[[Any], A
     elif part == "w":
         other = copied(original.w).constraint.__self__
     else:
-        other = copied(original.optimizer)._hyper_parameters["learning_rate"].__self__
+        other = copied(original.optimizer).learning_rate.__self__
     assert other is not original
     assert other.w.constraint.__self__ is other
     for trainer in (original, other):
@@ -428,7 +430,7 @@ def test_lock_is_not_copied(copied: Callable[[Any], Any]) -> None:
     assert other._lock is not optimizer._lock
 
 
-@pytest.mark.parametrize("key", ["attributes", "options", "state", "variables", "report", "copies"])
+@pytest.mark.parametrize("key", ["attributes", "settings", "state", "variables", "report", "copies"])
 def test_damaged_state_raises(key: str) -> None:
     w, optimizer = Variable([1.0]), MomentumOptimizer(1.0, 0.5)
     optimizer.apply_gradients([(np.float32([1.0]), w)])

@@ -16,7 +16,7 @@ import numpy as np
 from fastclip._arguments.numpy_view import numpy_view
 from fastclip._indexed_slices import IndexedSlices
 
-__all__ = ["foreign_slices", "framework", "held_tensor", "is_recorded", "resolved"]
+__all__ = ["check_no_tangents", "foreign_slices", "framework", "held_tensor", "resolved"]
 
 _ROOTS = {"torch": "torch", "jax": "jax", "jaxlib": "jax", "tensorflow": "tensorflow", "cupy": "cupy"}
 
@@ -154,18 +154,20 @@ def resolved(tensor: Any, name: str, to_write: bool) -> Any:
     return tensor.detach().resolve_conj().resolve_neg()
 
 
-def is_recorded(*values: Any) -> bool:
-    """Whether torch's autograd records what is done with one of several arguments that are no containers."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return False
-    for value in values:
-        kind = type(value)
-        if kind is float or kind is int or kind is np.ndarray or value is None:
-            continue
-        if getattr(value, "requires_grad", False) is True and isinstance(value, torch.Tensor):
-            return bool(torch.is_grad_enabled())
-    return False
+def check_no_tangents(tensors: list[Any]) -> None:
+    """Raises TypeError if a tensor of torch carries a tangent, which results would lose.
+
+    Tangents belong to torch's forward-mode differentiation, for which the clip functions have no rules.
+    """
+    forward_ad = sys.modules["torch"].autograd.forward_ad
+    if forward_ad._current_level < 0:
+        return
+    for tensor in tensors:
+        if forward_ad.unpack_dual(tensor).tangent is not None:
+            raise TypeError(
+                "a torch tensor has a tangent of forward-mode differentiation, which the clip functions do "
+                "not support; pass the primal of torch.autograd.forward_ad.unpack_dual"
+            )
 
 
 def torch_tensor(exported: Any) -> Any:

@@ -143,8 +143,11 @@ def clip_by_global_norm(
     Parameters
     ----------
     t_list : list, tuple, dict or nested container
-        Arrays of float16, bfloat16, float32, float64, complex64 or complex128, of any shape and layout;
-        :class:`IndexedSlices`, whose values are clipped; or None, which is returned as None.
+        Tensors of float16, bfloat16, float32, float64, complex64 or complex128, of any shape and layout:
+        arrays, tensors of torch, JAX or TensorFlow on the CPU, other objects with ``__dlpack__``, and
+        buffers, none of which is copied; :class:`IndexedSlices` and sparse tensors of torch or TensorFlow,
+        whose values are clipped; or None, which is returned as None. Views of the values of a dict count as
+        a list.
     clip_norm : float
         Largest norm of the results, 0 or more; infinity clips nothing.
     use_norm : float, optional
@@ -155,7 +158,8 @@ def clip_by_global_norm(
     ord : float, optional
         Order of the norm: any number above 0, or ``np.inf``.
     out : container, optional
-        Arrays that the results are written to, with the structure, shapes and data types of `t_list`.
+        Tensors that the results are written to, with the structure, shapes and data types of `t_list`, and
+        of any kind that can be written: arrays of JAX and tensors of TensorFlow are immutable.
         ``out=t_list`` clips in place; then nothing is written if the norm is at most `clip_norm`.
     on_nonfinite : {"propagate", "raise", "zero"}, optional
         Behaviour if an input holds a NaN or an infinity: set every element of every output to NaN, as
@@ -171,8 +175,9 @@ def clip_by_global_norm(
     -------
     clipped : list or container
         A list if `t_list` is a list or tuple of tensors, else a container with the structure of `t_list`, in
-        which subclasses of list, tuple and dict keep their type and attributes. The arrays are new ones in
-        the memory order of the inputs, or those of `out`.
+        which subclasses of list, tuple and dict keep their type and attributes. The tensors are those of
+        `out`, or new ones in the memory order of the inputs, each of the kind of its input: a tensor of the
+        same library, or an ndarray for an array, a number or a buffer.
     norm : np.float32 or np.float64
         The norm before clipping, see :func:`global_norm`; or `use_norm`.
 
@@ -180,7 +185,8 @@ def clip_by_global_norm(
     ------
     TypeError
         If `t_list` is not a container or contains one that cannot be rebuilt with other entries, an entry is
-        not an array of the types above, or `clip_norm`, `use_norm` or `ord` is not a number.
+        not a tensor of the types above or not on the CPU, an output is immutable, or `clip_norm`, `use_norm`
+        or `ord` is not a number.
     ValueError
         If `clip_norm` is negative or NaN, `use_norm` is negative, `ord` is not above 0, or an output has
         another shape or data type, is read-only, or shares memory with another output or input.
@@ -307,8 +313,9 @@ def clip_by_norm(
 
     Parameters
     ----------
-    t : array_like or IndexedSlices
-        Tensor of float16, bfloat16, float32, float64, complex64 or complex128, of any shape and layout.
+    t : array_like, tensor or IndexedSlices
+        Tensor of float16, bfloat16, float32, float64, complex64 or complex128, of any shape and layout and
+        of any kind that :func:`clip_by_global_norm` takes.
     clip_norm : float or array_like
         Largest norm of the result; negative values count as 0. An array must broadcast to the shape of `t`.
     axes : int or sequence of int, optional
@@ -318,20 +325,21 @@ def clip_by_norm(
         Accepted for compatibility with TensorFlow; not used.
     ord : float, optional
         Order of the norm: any number above 0, or ``np.inf``.
-    out : ndarray, optional
-        Array that the result is written to, with the shape and data type of `t`: `t` itself, or an array
-        that shares no memory with it.
+    out : ndarray or tensor, optional
+        Array or tensor that the result is written to, with the shape and data type of `t`: `t` itself, or
+        one that shares no memory with it.
 
     Returns
     -------
-    ndarray or IndexedSlices
-        Clipped tensor with the shape and data type of `t`: a new one in the memory order of `t`, or `out`. A
-        slice that holds a NaN or an infinity becomes NaN everywhere.
+    ndarray, tensor or IndexedSlices
+        Clipped tensor with the shape and data type of `t`: `out`, or a new one of the kind and in the memory
+        order of `t`. A slice that holds a NaN or an infinity becomes NaN everywhere.
 
     Raises
     ------
     TypeError
-        If `t` is not an array of the types above, or `clip_norm` is not a real number or array.
+        If `t` is not a tensor of the types above or not on the CPU, `out` is immutable, or `clip_norm` is not
+        a real number or array.
     ValueError
         If `clip_norm` holds NaN or does not broadcast to the shape of `t`, an axis is out of range or
         repeated, or `out` has another shape or data type, is read-only, or overlaps an input.
@@ -402,18 +410,18 @@ def clip_by_average_norm(t: Any, clip_norm: Number, name: str | None = None, *, 
 
     Parameters
     ----------
-    t : array_like or IndexedSlices
+    t : array_like, tensor or IndexedSlices
         Tensor, as for :func:`clip_by_norm`.
     clip_norm : float
         Largest average norm of the result; a negative value counts as 0.
     name : str, optional
         Accepted for compatibility with TensorFlow; not used.
-    out : ndarray, optional
-        Array that the result is written to, as for :func:`clip_by_norm`.
+    out : ndarray or tensor, optional
+        Array or tensor that the result is written to, as for :func:`clip_by_norm`.
 
     Returns
     -------
-    ndarray or IndexedSlices
+    ndarray, tensor or IndexedSlices
         Clipped tensor, as for :func:`clip_by_norm`.
 
     Raises
@@ -505,26 +513,28 @@ def clip_by_value(
 
     Parameters
     ----------
-    t : array_like or IndexedSlices
-        Tensor of float16, bfloat16, float32, float64 or any integer type, of any shape and layout.
+    t : array_like, tensor or IndexedSlices
+        Tensor of float16, bfloat16, float32, float64 or any integer type, of any shape and layout and of any
+        kind that :func:`clip_by_global_norm` takes.
     clip_value_min, clip_value_max : array_like
         Bounds, which must broadcast to the shape of `t`. They are converted to its data type.
     name : str, optional
         Accepted for compatibility with TensorFlow; not used.
-    out : ndarray, optional
-        Array that the result is written to, as for :func:`clip_by_norm`.
+    out : ndarray or tensor, optional
+        Array or tensor that the result is written to, as for :func:`clip_by_norm`.
 
     Returns
     -------
-    ndarray or IndexedSlices
-        Clipped tensor with the shape and data type of `t`: a new one in the memory order of `t`, or `out`.
-        NaN stays NaN, and a NaN bound gives NaN, as in ``np.clip``. Where the lower bound is above the
-        upper, the result is the lower bound.
+    ndarray, tensor or IndexedSlices
+        Clipped tensor with the shape and data type of `t`: `out`, or a new one of the kind and in the memory
+        order of `t`. NaN stays NaN, and a NaN bound gives NaN, as in ``np.clip``. Where the lower bound is
+        above the upper, the result is the lower bound.
 
     Raises
     ------
     TypeError
-        If `t` is not an array of the types above, or holds integers and a bound does not.
+        If `t` is not a tensor of the types above or not on the CPU, `out` is immutable, or `t` holds integers
+        and a bound does not.
     ValueError
         If a bound does not broadcast to the shape of `t`, or `out` has another shape or data type, is
         read-only, or overlaps an input.

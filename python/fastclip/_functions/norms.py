@@ -27,8 +27,9 @@ def global_norm(
     Parameters
     ----------
     t_list : list, tuple, dict or nested container
-        Arrays of float16, bfloat16, float32, float64, complex64 or complex128, of any shape and layout;
-        :class:`IndexedSlices`, of which the values count; or None, which is skipped.
+        Tensors of float16, bfloat16, float32, float64, complex64 or complex128, of any kind that
+        :func:`clip_by_global_norm` takes; :class:`IndexedSlices`, of which the values count; or None, which
+        is skipped.
     name : str, optional
         Accepted for compatibility with TensorFlow; not used.
     ord : float, optional
@@ -49,7 +50,7 @@ def global_norm(
     Raises
     ------
     TypeError
-        If `t_list` is not a container, an entry is not an array of the types above, or `ord` is not a
+        If `t_list` is not a container, an entry is not a tensor of the types above, or `ord` is not a
         number.
     ValueError
         If `ord` is not above 0.

@@ -61,7 +61,7 @@ def clip_by_block_rms(t_list: Any, threshold: Number, *, out: Any = None) -> Any
     threshold : float
         Largest root mean square of each result, 0 or more.
     out : container, optional
-        Arrays that the results are written to, as for :func:`clip_by_global_norm`.
+        Tensors that the results are written to, as for :func:`clip_by_global_norm`.
 
     Returns
     -------
@@ -201,7 +201,7 @@ def adaptive_clip(
     Parameters
     ----------
     params : list, tuple, dict or nested container
-        Parameters: arrays, as for :func:`clip_by_global_norm`.
+        Parameters: tensors, as for :func:`clip_by_global_norm`.
     grads : container
         Gradients with the structure of `params`, each of the shape of its parameter; None for a parameter
         without a gradient.
@@ -214,7 +214,7 @@ def adaptive_clip(
         axis 0 of a tensor of two or three dimensions (weights of shape (input, output)), and all axes but
         the last of a tensor of four or five (kernels of shape (height, width, input, output)).
     out : container, optional
-        Arrays that the results are written to, as for :func:`clip_by_global_norm`; ``out=grads`` clips in
+        Tensors that the results are written to, as for :func:`clip_by_global_norm`; ``out=grads`` clips in
         place.
 
     Returns

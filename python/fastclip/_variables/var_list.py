@@ -40,31 +40,32 @@ def named_variables(var_list: Any) -> list[tuple[str, Any]]:
         nested too deeply.
     """
     entries: list[tuple[str, Any]] = []
-
-    def visit(value: Any, path: str) -> None:
-        if isinstance(value, Mapping):
-            for key in value:
-                visit(value[key], f"{path}[{key!r}]")
-        elif isinstance(value, (list, tuple)):
-            for i, entry in enumerate(value):
-                visit(entry, f"{path}[{i}]")
-        elif not is_container(value):
-            entries.append((path, value))
-        elif isinstance(value, Set) and not isinstance(value, MappingView):
-            raise TypeError(f"{path} is a {type(value).__name__}, which has no order; it takes a list")
-        else:
-            count = 0
-            for i, entry in enumerate(value):
-                visit(entry, f"{path}[{i}]")
-                count += 1
-            if isinstance(value, Iterator) and not count:
-                raise ValueError(
-                    f"{path} is a {type(value).__name__} that is empty or was used up before; "
-                    "it takes variables"
-                )
-
     try:
-        visit(var_list, "var_list")
+        _collect(var_list, "var_list", entries)
     except RecursionError:
         raise ValueError("var_list is nested too deeply, or contains itself") from None
     return entries
+
+
+# Not a function inside of the other: such a function would keep variables until garbage is collected.
+def _collect(value: Any, path: str, entries: list[tuple[str, Any]]) -> None:
+    """Append the variables of a container to `entries`, each with its name."""
+    if isinstance(value, Mapping):
+        for key in value:
+            _collect(value[key], f"{path}[{key!r}]", entries)
+    elif isinstance(value, (list, tuple)):
+        for i, entry in enumerate(value):
+            _collect(entry, f"{path}[{i}]", entries)
+    elif not is_container(value):
+        entries.append((path, value))
+    elif isinstance(value, Set) and not isinstance(value, MappingView):
+        raise TypeError(f"{path} is a {type(value).__name__}, which has no order; it takes a list")
+    else:
+        count = 0
+        for i, entry in enumerate(value):
+            _collect(entry, f"{path}[{i}]", entries)
+            count += 1
+        if isinstance(value, Iterator) and not count:
+            raise ValueError(
+                f"{path} is a {type(value).__name__} that is empty or was used up before; it takes variables"
+            )

@@ -6,6 +6,10 @@ use numpy::npyffi::PyArrayObject;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
+/// The character of the byte order that is not native. NumPy uses `=` for the native one, and some exporters of buffers the
+/// character of that order itself.
+const SWAPPED: u8 = if cfg!(target_endian = "little") { b'>' } else { b'<' };
+
 /// Whether an object is exactly an `ndarray`, not of a subclass, in native byte order.
 #[inline]
 pub fn is_plain_array(object: &Bound<'_, PyAny>) -> bool {
@@ -17,8 +21,7 @@ pub fn is_plain_array(object: &Bound<'_, PyAny>) -> bool {
 pub fn is_native(array: &Bound<'_, PyAny>) -> bool {
     // SAFETY: the object is a live array, as the caller checked, and so its descriptor is alive.
     let order = unsafe { (*(*array.as_ptr().cast::<PyArrayObject>()).fields.descr).fields.byteorder };
-    // Arrays over ctypes have the order of this machine by its own sign, and not as `=`.
-    order as u8 != if cfg!(target_endian = "little") { b'>' } else { b'<' }
+    order as u8 != SWAPPED
 }
 
 /// Whether an entry of a list is a plain array or None.

@@ -325,8 +325,11 @@ impl<'a, 'py> Prepared<'a, 'py> {
         let py = tensors.py();
         let torch = self.torch.get_or_insert_with(|| Torch::imported(py));
         let Some(torch) = torch else { return Ok(()) };
-        if self.access.is_recorded && torch.any_is_recorded(tensors)? {
-            return Err(RecordedByTorch::new_err(()));
+        if self.access.is_recorded {
+            if torch.any_is_recorded(tensors)? {
+                return Err(RecordedByTorch::new_err(()));
+            }
+            foreign(py)?.getattr(intern!(py, "check_no_tangents"))?.call1((tensors,))?;
         }
         let is_capsule =
             |index: &usize| matches!(innermost(self.opened.origin(*index)), Origin::Framework(_));
