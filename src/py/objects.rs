@@ -30,6 +30,15 @@ pub fn bool(py: Python<'_>, value: bool) -> Bound<'_, PyAny> {
     PyBool::new(py, value).to_owned().into_any()
 }
 
+/// Creates a Python string.
+pub fn string<'py>(py: Python<'py>, text: &str) -> PyResult<Bound<'py, PyAny>> {
+    // SAFETY: pointer and length are those of the text. The call returns a new reference, or null with an error set.
+    unsafe {
+        let string = ffi::PyUnicode_FromStringAndSize(text.as_ptr().cast(), text.len().cast_signed());
+        Bound::from_owned_ptr_or_err(py, string)
+    }
+}
+
 /// Creates a list of `count` items.
 ///
 /// # Errors

@@ -71,8 +71,8 @@ impl Snapshot {
 
     /// The name of the dtype.
     #[getter]
-    fn dtype_name(&self) -> &'static str {
-        self.view.dtype().name()
+    fn dtype_name<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        entry_that_reads(py, || objects::string(py, self.view.dtype().name()))
     }
 
     /// An array over the memory. bfloat16 stands as uint16 where NumPy has no such dtype.

@@ -131,8 +131,8 @@ impl Tree {
 
     /// Returns the name of the leaf at `index`, for messages.
     #[pyo3(name = "name")]
-    fn name_in_python(&self, index: usize) -> String {
-        self.name(index)
+    fn name_in_python<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Bound<'py, PyAny>> {
+        entry_that_reads(py, || objects::string(py, &self.name(index)))
     }
 
     /// Builds the container with other leaves.
