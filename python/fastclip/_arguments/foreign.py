@@ -74,7 +74,8 @@ def held_tensor(
             "written to, such as an ndarray or a torch tensor"
         )
     if kind == "torch" and _layout(value) == "torch.sparse_coo" and value.device.type == "cpu":
-        return _torch_sparse(value)
+        values, make = _torch_sparse(value)
+        return resolved(values, name, to_write), make
     if kind == "tensorflow":
         if _is_indexed_slices(value):
             return value.values, lambda values: type(value)(values, value.indices, value.dense_shape)

@@ -223,7 +223,7 @@ impl<'a, 'py> Prepared<'a, 'py> {
         match way {
             Way::Array if is_native(&object) => {}
             Way::Snapshot => {
-                let snapshot = object.cast::<Snapshot>()?.get();
+                let snapshot = object.cast_exact::<Snapshot>()?.get();
                 self.set(index, snapshot.origin().clone(), snapshot.lender())?;
                 if let Some(tensor) = snapshot.tensor() {
                     append(&mut self.opened.torch, tensor.bind(object.py()))?;
@@ -470,7 +470,7 @@ impl<'py> Prepared<'_, 'py> {
             let lender = opened.lenders.get(index).copied().flatten();
             let view = if is_exactly_array(&object) {
                 View::new(object.to_owned(), *accepted, dtypes, name)?
-            } else if let Ok(snapshot) = object.cast::<Snapshot>() {
+            } else if let Ok(snapshot) = object.cast_exact::<Snapshot>() {
                 let view = snapshot.get().view(list.py())?;
                 if let Some(exchange) = lender {
                     // Python code has run since the snapshot was taken.
@@ -486,7 +486,7 @@ impl<'py> Prepared<'_, 'py> {
                     Ok(view) => view,
                     Err(error) => return Ok(Some((index, error))),
                 }
-            } else if let Ok(imported) = object.cast::<ImportedTensor>() {
+            } else if let Ok(imported) = object.cast_exact::<ImportedTensor>() {
                 ImportedTensor::view(&imported, name)?
             } else {
                 View::new(object.to_owned(), *accepted, dtypes, name)?
