@@ -177,10 +177,12 @@ def _torch_tensor(case: Case, made: Description) -> Entry:
     except (TypeError, ValueError):
         return _array(case, made)
     style = case.choices.below(8)
+    if style >= 6 and made.address % made.dtype.itemsize:
+        style = 0  # torch's own conversion of such tensors needs aligned memory, and ends the process without
     if style == 7 and made.dtype.kind == "c":
-        return _lazy(tensor.conj(), np.conj(twin))
+        return _lazy(tensor.conj(), np.asarray(np.conj(twin)))
     if style == 6 and made.dtype.kind == "f":
-        return _lazy(torch._neg_view(tensor), -twin)
+        return _lazy(torch._neg_view(tensor), np.asarray(-twin))
     if style == 5 and made.dtype.kind in "fc":
         return Entry(tensor.detach().requires_grad_(), twin, result_type=torch.Tensor)
     return Entry(tensor, twin, result_type=torch.Tensor)
