@@ -50,7 +50,7 @@ pub enum Verdict {
         /// The transform of each gradient.
         transforms: Vec<GradientTransform>,
         /// The factor that clips the gradients; the smallest if each has its own. It is 1 if none is clipped, and NaN if
-        /// one is filled with NaN. None if gradients are not clipped by norm.
+        /// one is filled with NaN. None if gradients are clipped by value: their elements have no common factor.
         scale: Option<f64>,
     },
     /// It is skipped and counted.
@@ -88,8 +88,11 @@ impl GradientOptions {
         let unclipped = GradientTransform { factor, clamp: None };
         let clamped = |bound| GradientTransform { clamp: Some(bound), ..unclipped };
         if !self.needs_norms() {
-            let transform = if let Clip::Value(bound) = self.clip { clamped(bound) } else { unclipped };
-            let verdict = Verdict::Take { transforms: filled(transform, count)?, scale: None };
+            let (transform, scale) = match self.clip {
+                Clip::Value(bound) => (clamped(bound), None),
+                _ => (unclipped, Some(1.0)),
+            };
+            let verdict = Verdict::Take { transforms: filled(transform, count)?, scale };
             return Ok(Decision { verdict, total: None });
         }
         let total = combine(magnitudes, Order::Two);
@@ -104,7 +107,7 @@ impl GradientOptions {
             ClipFactor::new(*magnitude, bound, loss_scale).of_divided(loss_scale)
         };
         let (transforms, scale) = match self.clip {
-            Clip::None => (filled(unclipped, count)?, None),
+            Clip::None => (filled(unclipped, count)?, Some(1.0)),
             Clip::Value(bound) => (filled(clamped(bound), count)?, None),
             Clip::Norm(bound) => {
                 let smallest = magnitudes.iter().map(|magnitude| scale(magnitude, bound)).fold(1.0, smaller);
@@ -216,9 +219,8 @@ mod tests {
         assert_eq!(scale_of(Clip::Norm(1.0), 1.0, &norms), Some(1.0 / 4.0));
         assert_eq!(scale_of(Clip::Norm(3.0), 1.0, &norms), Some(3.0 / 4.0));
         assert_eq!(scale_of(Clip::Norm(4.0), 1.0, &norms), Some(1.0));
-        for clip in [Clip::None, Clip::Value(1.0)] {
-            assert_eq!(scale_of(clip, 1.0, &norms), None);
-        }
+        assert_eq!(scale_of(Clip::None, 1.0, &norms), Some(1.0));
+        assert_eq!(scale_of(Clip::Value(1.0), 1.0, &norms), None);
     }
 
     #[test]

@@ -48,11 +48,11 @@ def stepped(gradients: list[Any], **options: Any) -> Any:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, None),
-        ({"on_nonfinite": "raise"}, None),
+        ({}, 1.0),
+        ({"on_nonfinite": "raise"}, 1.0),
         ({"clipvalue": 1.0}, None),
         ({"clipvalue": 1.0, "on_nonfinite": "skip"}, None),
-        ({"skip_above": 100.0}, None),
+        ({"skip_above": 100.0}, 1.0),
         ({"global_clipnorm": 1.0}, 0.2),
         ({"global_clipnorm": 5.0}, 1.0),
         ({"global_clipnorm": math.inf}, 1.0),

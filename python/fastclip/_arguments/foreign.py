@@ -16,7 +16,7 @@ import numpy as np
 from fastclip._arguments.numpy_view import numpy_view
 from fastclip._indexed_slices import IndexedSlices
 
-__all__ = ["find_tangent", "foreign_slices", "framework", "held_tensor", "resolved"]
+__all__ = ["find_tangent", "foreign_slices", "framework", "held_tensor", "is_mutable_tensor", "resolved"]
 
 _ROOTS = {"torch": "torch", "jax": "jax", "jaxlib": "jax", "tensorflow": "tensorflow", "cupy": "cupy"}
 
@@ -36,6 +36,11 @@ def framework(value: object) -> str | None:
     """Returns the library of a tensor: torch, jax, tensorflow or cupy; None for any other object."""
     roots = (str(kind.__module__).partition(".")[0] for kind in type(value).__mro__)
     return next((_ROOTS[root] for root in roots if root in _ROOTS), None)
+
+
+def is_mutable_tensor(value: object) -> bool:
+    """Whether a value is a tensor of a library whose tensors can be written to: torch."""
+    return framework(value) == "torch"
 
 
 def held_tensor(
@@ -100,7 +105,9 @@ def _torch_sparse(value: Any) -> tuple[Any, _Make]:
     indices, is_coalesced = tensor._indices(), tensor.is_coalesced()
 
     def make(values: Any) -> Any:
-        return torch.sparse_coo_tensor(indices, values, tensor.shape, is_coalesced=is_coalesced)
+        return torch.sparse_coo_tensor(
+            indices, values, tensor.shape, is_coalesced=is_coalesced, check_invariants=False
+        )
 
     return tensor._values(), make
 
@@ -130,7 +137,7 @@ def _device(value: Any) -> str | None:
     """Returns the name of a tensor's device; None if the tensor does not tell."""
     try:
         device = value.device
-        return None if device is None or callable(device) else str(device)
+        return None if device is None or callable(device) else str(device) or None
     except Exception:
         return None
 

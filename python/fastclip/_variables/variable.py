@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastclip._arguments.arrays import as_array, describe
-from fastclip._arguments.foreign import framework
+from fastclip._arguments.foreign import is_mutable_tensor
 from fastclip._autodiff.tracing import Trace, current_trace
 from fastclip._variables.registry import add_memory, add_trainable
 
@@ -334,7 +334,7 @@ class Variable:
     def _held_tensor(self) -> Any:
         """Returns the tensor that a clip function reads: the array, or the tensor that torch traces."""
         value = self.value
-        return value if framework(value) == "torch" else np.asarray(self)
+        return value if is_mutable_tensor(value) else np.asarray(self)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         out = kwargs.get("out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from types import ModuleType
 
@@ -10,9 +11,17 @@ from fastclip.cli.array_formats.content import Array, ArrayFile, Progress
 from fastclip.cli.errors import CommandError
 from fastclip.cli.output_file import open_output
 
-__all__ = ["Array", "ArrayFile", "check_can_hold", "file_format", "read_arrays", "write_arrays"]
+__all__ = [
+    "Array",
+    "ArrayFile",
+    "check_can_hold",
+    "file_format",
+    "output_format",
+    "read_arrays",
+    "write_arrays",
+]
 
-_FORMATS = {"npz": npz, "safetensors": safetensors}
+_FORMATS: dict[str, ModuleType] = {"npz": npz, "safetensors": safetensors}
 
 
 def file_format(path: Path) -> str:
@@ -29,8 +38,22 @@ def file_format(path: Path) -> str:
     return name
 
 
-def _format(path: Path) -> ModuleType:
-    return _FORMATS[file_format(path)]
+def output_format(path: Path, input_path: Path) -> str:
+    """Return the format of an output: that of its suffix or, for a pipe or a device, that of the input.
+
+    Raises
+    ------
+    CommandError
+        If the suffix is neither that of npz nor that of safetensors, and `path` is no pipe or device.
+    """
+    if path.suffix.lower().removeprefix(".") not in _FORMATS:
+        try:
+            mode = path.stat().st_mode
+        except OSError:
+            mode = stat.S_IFREG
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            return file_format(input_path)
+    return file_format(path)
 
 
 def read_arrays(path: Path, progress: Progress = lambda size: None) -> ArrayFile:
@@ -44,7 +67,7 @@ def read_arrays(path: Path, progress: Progress = lambda size: None) -> ArrayFile
     MemoryError
         If there is too little memory for an entry.
     """
-    read = _format(path).read
+    read = _FORMATS[file_format(path)].read
     if path.is_dir():
         raise CommandError(f"{path}: this is a directory, not a file")
     try:
@@ -54,13 +77,13 @@ def read_arrays(path: Path, progress: Progress = lambda size: None) -> ArrayFile
     return content
 
 
-def check_can_hold(path: Path, content: ArrayFile) -> None:
-    """Raise CommandError if the format of `path` does not support one of the entries or its name."""
-    _format(path).check_can_hold(path, content)
+def check_can_hold(path: Path, content: ArrayFile, name: str) -> None:
+    """Raise CommandError if a format does not support one of the entries or its name."""
+    _FORMATS[name].check_can_hold(path, content)
 
 
-def write_arrays(path: Path, content: ArrayFile, progress: Progress = lambda size: None) -> None:
-    """Write an npz or safetensors file, which takes the place of `path` as a whole.
+def write_arrays(path: Path, content: ArrayFile, name: str, progress: Progress = lambda size: None) -> None:
+    """Write a file of the format `name`, "npz" or "safetensors", which takes the place of `path` as a whole.
 
     See `output_file.open_output`, also for pipes and devices. An error leaves a file at `path` unchanged.
 
@@ -69,9 +92,9 @@ def write_arrays(path: Path, content: ArrayFile, progress: Progress = lambda siz
     CommandError
         If the format does not support one of the entries, or if the file cannot be written.
     """
-    check_can_hold(path, content)
+    check_can_hold(path, content, name)
     try:
         with open_output(path) as stream:
-            _format(path).write(stream, content, progress)
+            _FORMATS[name].write(stream, content, progress)
     except OSError as error:
         raise CommandError(f"{path}: cannot be written: {error.strerror or error}") from None

@@ -14,7 +14,7 @@ from fastclip.cli.array_files import (
     Array,
     ArrayFile,
     check_can_hold,
-    file_format,
+    output_format,
     read_arrays,
     write_arrays,
 )
@@ -33,7 +33,7 @@ IN and OUT are npz or safetensors files, depending on their suffix. They may be 
 same file. Names, order, dtypes and the metadata of safetensors are kept. OUT is
 replaced as a whole at the end, and keeps its owner and mode: if the command fails,
 OUT does not change. If OUT is a pipe or a device, it is written to instead, and may
-have received a part if the command fails.
+have received a part if the command fails; without a suffix, it gets the format of IN.
 """
 
 _EPILOG = """\
@@ -94,11 +94,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Clip the tensors of the file and print a report."""
     _check_usage(args)
-    file_format(args.output)  # raises for a bad suffix now rather than after the long work
+    format_name = output_format(args.output, args.input)  # raises for a bad suffix now, before the long work
     with bytes_progress(f"reading {args.input.name}", _size(args.input)) as progress:
         content = read_arrays(args.input, progress)
     gradients = _clippable(args.input, content, args.skip_integers)
-    check_can_hold(args.output, content)  # raises now rather than after the long work
+    check_can_hold(args.output, content, format_name)  # raises now rather than after the long work
     try:
         outcome = _clip(gradients, args)
     except fastclip.NonFiniteError:
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     except (TypeError, ValueError) as error:
         raise CommandError(f"{args.input}: {error}") from None
     content.arrays.update(gradients)
-    if content.metadata and file_format(args.output) == "npz":
+    if content.metadata and format_name == "npz":
         print_message(f"note: {args.output}: a npz file has no place for the metadata")
     report = {
         "input": str(args.input),
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     output_is_stdout = is_stdout(args.output)
     total = sum(array.nbytes for array in content.arrays.values())
     with bytes_progress(f"writing {args.output.name}", total) as progress:
-        write_arrays(args.output, content, progress)
+        write_arrays(args.output, content, format_name, progress)
     if output_is_stdout:
         print_message(text)  # the arrays have gone to stdout
     else:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fastclip._arguments.arrays import as_array, as_output
-from fastclip._arguments.foreign import foreign_slices, framework
+from fastclip._arguments.foreign import foreign_slices, framework, is_mutable_tensor
+from fastclip._arguments.numpy_view import numpy_view
 from fastclip._indexed_slices import IndexedSlices
 from fastclip._variables.variable import Variable
 from fastclip.train._memory_owner import note_storage
 
-__all__ = ["as_gradient", "as_slices", "as_variable"]
+__all__ = ["as_gradient", "as_slices", "as_variable", "view_of_variable"]
 
 
 def as_variable(value: Any, name: str) -> Any:
@@ -36,10 +38,18 @@ def as_variable(value: Any, name: str) -> Any:
     """
     if isinstance(value, Variable):
         return value._memory()
-    if framework(value) == "torch":
+    if is_mutable_tensor(value):
         note_storage(value)
         return value
+    if framework(value) is None and not isinstance(value, np.ndarray) and hasattr(type(value), "__dlpack__"):
+        # The compiled part finds out whether it may be written.
+        return value
     return as_output(value, name)
+
+
+def view_of_variable(variable: Any) -> npt.NDArray[Any]:
+    """Return an array over the memory of what :func:`as_variable` has returned."""
+    return variable if isinstance(variable, np.ndarray) else numpy_view(variable, "variable", to_write=True)
 
 
 def as_gradient(value: Any, name: str) -> Any:

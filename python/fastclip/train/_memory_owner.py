@@ -6,7 +6,7 @@ import sys
 import weakref
 from typing import Any
 
-from fastclip._arguments.foreign import framework
+from fastclip._arguments.foreign import is_mutable_tensor
 
 __all__ = ["memory_owner", "note_storage"]
 
@@ -59,7 +59,7 @@ def memory_owner(exporter: Any, first: int, end: int) -> Any:
         as one of them. It is None if the memory is not torch's own, because each call of
         ``torch.from_numpy``, for example, creates another storage.
     """
-    if framework(exporter) != "torch":
+    if not is_mutable_tensor(exporter):
         return None
     kind = getattr(sys.modules.get("torch"), "UntypedStorage", None)
     try:

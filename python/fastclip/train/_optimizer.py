@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from fastclip import _core
 from fastclip._arguments.arrays import as_output, describe
-from fastclip._arguments.foreign import framework
+from fastclip._arguments.foreign import is_mutable_tensor
 from fastclip._autodiff.gradients import compute_gradients
 from fastclip._variables.var_list import is_container, named_variables
-from fastclip.train._arrays import as_variable
+from fastclip.train._arrays import as_variable, view_of_variable
 from fastclip.train._gradient_options import (
     CLIP,
     ClipSetting,
@@ -131,9 +131,8 @@ class Optimizer:
     last_scale : float or None
         The factor that clipped the gradients of the last step, not including the division by `loss_scale`:
         with `global_clipnorm` that of all gradients, with `clipnorm` the smallest of the factors of single
-        gradients. It is 1.0 if no gradient was clipped, and NaN if a gradient contained NaN or infinity. None
-        if gradients are not clipped by norm (`clipvalue` clips elements, which have no common factor), or if
-        the step was skipped.
+        gradients. It is 1.0 if no gradient was clipped, and NaN if they are clipped by norm and one contained
+        NaN or infinity. None with `clipvalue`, which clips elements, and after a step that was skipped.
     skipped_steps : int
         The number of steps that ``on_nonfinite="skip"`` and `skip_above` have skipped.
 
@@ -633,7 +632,7 @@ class Optimizer:
         array([0.9, 0.9, 0.9], dtype=float16)
         """
         array = as_variable(variable, "variable")
-        if copy is not None and framework(copy) != "torch":
+        if copy is not None and not is_mutable_tensor(copy):
             copy = as_output(copy, "copy")
         with self._lock:
             self._slots.refuse_while_stepping("set_low_precision_copy")
@@ -793,7 +792,8 @@ class Optimizer:
             registered = [array for array, _ in previous.slots.entries()]
             arrays = registered if var_list is None else _variables(var_list)
             _core.check_variables(arrays, "var_list")
-            loaded = ParsedStateDict(state_dict, self._rule, self._slot_names, arrays, prefix)
+            views = [view_of_variable(array) for array in arrays]
+            loaded = ParsedStateDict(state_dict, self._rule, self._slot_names, views, prefix)
             has_slots = [values is not None for values in loaded.slots]
             counters = loaded_counters(self._counter_names, loaded.other, any(has_slots), prefix)
             slots = new_slots(self._rule, self._first_values)
