@@ -36,6 +36,10 @@ def numpy_view(value: Any, name: str, to_write: bool = False) -> npt.NDArray[Any
     ValueError
         If the caller writes to it, and it is read-only.
     """
+    # A tensor of torch may be given other memory later; not a detached one, which no other code refers to.
+    detach = getattr(type(value), "detach", None)
+    if detach is not None:
+        value = detach(value)
     snapshot = _core.open_tensor(value, name, writes=to_write).snapshots[0]
     if to_write and not snapshot.is_writable:
         raise ValueError(f"{name} is a {type(value).__name__} that is read-only")

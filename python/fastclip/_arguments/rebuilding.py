@@ -52,13 +52,14 @@ def field_names(value: Any) -> Sequence[str] | None:
     return fields if all(isinstance(name, str) for name in fields) else None
 
 
-def is_plain_named_tuple(value: Any) -> bool:
-    """Whether an object is a named tuple whose class iterates as a tuple does, without attributes."""
-    if field_names(value) is None:
-        return False
-    named_tuple: Any = type(value)
+def is_plain_named_tuple(kind: type) -> bool:
+    """Whether a class is one of named tuples that iterates as a tuple does, without attributes."""
+    named_tuple: Any = kind
+    fields = getattr(named_tuple, "_fields", None)
     return (
-        named_tuple.__bases__ == (tuple,)
+        isinstance(fields, tuple)
+        and all(isinstance(name, str) for name in fields)
+        and named_tuple.__bases__ == (tuple,)
         and named_tuple.__iter__ is tuple.__iter__
         and not named_tuple.__dictoffset__
     )

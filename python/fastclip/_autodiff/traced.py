@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fastclip import _core
+from fastclip._arguments.foreign import find_tangent
 from fastclip._arguments.rebuilding import stored_entries
 from fastclip._indexed_slices import IndexedSlices
 from fastclip._variables.variable import Variable
@@ -70,7 +71,14 @@ def is_tensor_with_grad(*values: Any) -> bool:
     For tensors that are clipped, the compiled functions find out: they raise ``_core.RecordedByTorch``.
     """
     torch = _recording_torch()
-    return torch is not None and _has_tensor_with_grad(values, torch)
+    if torch is None:
+        return False
+    tensors = [value for value in values if issubclass(type(value), torch.Tensor)]
+    if tensors and find_tangent(tensors) is not None:
+        raise TypeError(
+            "a bound is a torch tensor with a tangent of forward-mode differentiation; it takes one without"
+        )
+    return _has_tensor_with_grad(values, torch)
 
 
 def _recording_torch() -> Any:

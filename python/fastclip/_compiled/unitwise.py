@@ -57,7 +57,11 @@ def adaptive_clip(
         if weight is None or weight.shape != grad.shape:
             what = "None" if weight is None else f"of shape {weight.shape}"
             raise ValueError(f"{tree.name(i)} has shape {grad.shape}, its parameter in params is {what}")
-        unit = unit_axes(grad.shape, axes, tree.name(i))
+        try:
+            unit = unit_axes(grad.shape, axes, "grads")
+        except ValueError:
+            # The name of the entry takes time, and is needed for the message alone.
+            unit = unit_axes(grad.shape, axes, tree.name(i))
         units.append(unit)
         norms.append(np.empty([1 if r else n for n, r in zip(grad.shape, unit, strict=True)]))
 

@@ -15,7 +15,7 @@ from fastclip._compiled.clip import clip_by_value
 from fastclip._indexed_slices import IndexedSlices
 from fastclip._numpy_memory import raises_memory_error
 from fastclip._variables.variable import Variable
-from fastclip.train._arrays import as_gradient, as_slices, as_variable
+from fastclip.train._arrays import as_gradient, as_slices, as_variable, view_of_variable
 
 __all__ = ["Pairs", "as_pairs"]
 
@@ -91,6 +91,7 @@ def as_pairs(pairs: list[Any], row_bound: float) -> Pairs:
 
 def _row_gradient(slices: IndexedSlices, array: _Array, name: str, bound: float) -> _core.RowGradient:
     """Return a sparse gradient with its rows in ascending order, and repeated rows summed."""
+    array = view_of_variable(array)
     original = _checked_values(slices, array, name)
     values, indices, is_clamped = _unique_rows(np.asarray(slices.indices), original, array, bound)
     return _core.RowGradient(values, indices, original, is_clamped)

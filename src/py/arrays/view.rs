@@ -180,6 +180,20 @@ impl<'py> View<'py> {
         Ok(view)
     }
 
+    /// Whether an array still has the memory of the snapshot: its address and number of elements. (`ndarray.resize` with
+    /// `refcheck=False` and `ndarray.__setstate__` replace it.) True for an owner that is no array.
+    pub fn is_kept(&self) -> bool {
+        if !is_array(&self.owner) {
+            return true;
+        }
+        // SAFETY: the owner is a live array, with `nd` lengths. They are compared only.
+        unsafe {
+            let fields = &(*self.owner.as_ptr().cast::<PyArrayObject>()).fields;
+            let shape = slice(fields.dimensions.cast::<usize>(), fields.nd);
+            fields.data.cast::<u8>() == self.pointer && element_count(shape) == self.size
+        }
+    }
+
     /// Copies the snapshot to an object that Python code may hold.
     pub fn stored(&self) -> Result<StoredView, OutOfMemory> {
         Ok(StoredView {
@@ -198,12 +212,17 @@ impl<'py> View<'py> {
     /// Creates an array over the memory of the snapshot, with the snapshot's shape and strides. It is exactly an
     /// `ndarray`, and no other code has a reference to it. bfloat16 stands as uint16 where NumPy has no such dtype.
     pub fn array(&self) -> PyResult<Bound<'py, PyAny>> {
+        self.array_owned_by(self.owner.clone())
+    }
+
+    /// As [`View::array`], with another owner, which must keep the memory alive too.
+    pub fn array_owned_by(&self, owner: Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         const UINT16: c_int = 4;
         let type_number = if self.type_number == NO_TYPE_NUMBER { UINT16 } else { self.type_number };
         // SAFETY: the snapshot describes this memory, and the owner keeps it alive.
         unsafe {
             array_over(
-                self.owner.clone(),
+                owner,
                 self.pointer,
                 type_number,
                 self.shape(),

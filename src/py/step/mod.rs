@@ -47,7 +47,8 @@ pub fn take_step(py: Python<'_>, request: &Bound<'_, StepRequest>) -> PyResult<b
         // From here on a signal handler may save the state, and gets the state before the step.
         let mut registry = slots.map(slots::Slots::registry);
         // Reading arrays may run foreign code. The code after that uses only the views.
-        let pairs::Pairs { mut pairs, written } = read_pairs(py, request, registry.as_deref(), &mut hyper)?;
+        let pairs::Pairs { mut pairs, written, has_foreign_copies } =
+            read_pairs(py, request, registry.as_deref(), &mut hyper)?;
         if let (Some(slots), Some(registry)) = (slots, &mut registry) {
             // The views are taken already, so that a variable in the registry is the one that has its address now.
             slots.drop_lost(py, registry)?;
@@ -73,6 +74,11 @@ pub fn take_step(py: Python<'_>, request: &Bound<'_, StepRequest>) -> PyResult<b
         let context = Context::current();
         let workspace = Workspace::new(context, &measured, &plan)?;
         let lent = &written.lent;
+        if has_foreign_copies || !new_slots.is_empty() {
+            // Reading a copy, and finding the owner of a new variable's memory, may run foreign code after the views of
+            // tensors were taken.
+            lent.check(py)?;
+        }
         check_memory(py)?;
         let (outcome, total, magnitudes) = detached(py, || {
             let magnitudes = measure(&workspace, &measured, &plan, Order::Two)?;

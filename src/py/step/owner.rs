@@ -47,7 +47,7 @@ impl Owner {
     /// nor buffers: it takes the object and the address range of the variable, and returns the storage that contains the
     /// range, or None. It may run foreign code.
     pub fn of(view: &View, memory_owner: Option<&Bound<'_, PyAny>>) -> PyResult<Self> {
-        let kept = || Ok(Self::Kept(view.array()?.unbind()));
+        let kept = || Ok(Self::Kept(kept_array(view)?.unbind()));
         let address = view.pointer.addr();
         let (first, end) = view.extent().unwrap_or((address, address));
         // The base of an array is read after the snapshot, and may have changed since. Therefore an object counts as
@@ -133,6 +133,16 @@ impl Owner {
             Self::Kept(_) => true,
         })
     }
+}
+
+/// Returns an array over a variable's memory that keeps the memory alive. A tensor of torch may be given other memory; a
+/// detached one, which no other code refers to, keeps this.
+fn kept_array<'py>(view: &View<'py>) -> PyResult<Bound<'py, PyAny>> {
+    let owner = view.owner();
+    if is_array(owner) || !owner.get_type().hasattr(intern!(owner.py(), "detach"))? {
+        return view.array();
+    }
+    view.array_owned_by(owner.call_method0(intern!(owner.py(), "detach"))?)
 }
 
 /// Returns the address of a storage's memory.

@@ -120,6 +120,7 @@ struct Reader<'py> {
     foreign: Option<(Opened<'py>, Opened<'py>)>,
     /// The tensors of other libraries that the step writes.
     written: Written<'py>,
+    has_foreign_copies: bool,
     gradients: DTypeCache<'py>,
     variables: DTypeCache<'py>,
     slots: DTypeCache<'py>,
@@ -131,6 +132,8 @@ struct Reader<'py> {
 pub struct Pairs<'py> {
     pub pairs: Vec<Pair<'py>>,
     pub written: Written<'py>,
+    /// Whether a low-precision copy, a slot or a step count is no array: reading it may have run foreign code.
+    pub has_foreign_copies: bool,
 }
 
 /// Reads and checks every array of the pairs. `registry` is that of the optimizer; None if the caller owns the slots.
@@ -189,7 +192,8 @@ pub fn read_pairs<'py>(
             pair.hyper = hyper.at_step(set.extract()?, step)?;
         }
     }
-    Ok(Pairs { pairs, written: reader.written })
+    let Reader { written, has_foreign_copies, .. } = reader;
+    Ok(Pairs { pairs, written, has_foreign_copies })
 }
 
 /// Opens the gradients and variables that are no arrays. Returns None if all are arrays.
@@ -348,6 +352,7 @@ impl<'py> Reader<'py> {
         if is_array(&object) {
             return Ok(View::new(object, accepted, cache(self), name)?);
         }
+        self.has_foreign_copies = true;
         open_written(&object, accepted, ArgumentName::Formatted(&name()), &mut self.written)
     }
 

@@ -150,9 +150,9 @@ fn reentrance_error(py: Python<'_>, what: &str) -> PyErr {
 }
 
 /// Reads a variable, and checks that it can be updated.
-fn read_variable<'py>(array: &Bound<'py, PyAny>) -> PyResult<View<'py>> {
+fn read_variable<'py>(array: &Bound<'py, PyAny>, written: &mut Written<'py>) -> PyResult<View<'py>> {
     let name = ArgumentName::Single("variable");
-    let view = open_written(array, AcceptedDTypes::Variables, name, &mut Written::default())?;
+    let view = open_written(array, AcceptedDTypes::Variables, name, written)?;
     check_variable(&view, || "variable".into())?;
     Ok(view)
 }
@@ -206,7 +206,7 @@ impl Slots {
     /// Drops the slots and the low-precision copy of a variable. Returns false if there are none.
     fn forget(&self, py: Python<'_>, array: &Bound<'_, PyAny>) -> PyResult<bool> {
         entry(py, || {
-            let view = read_variable(array)?;
+            let view = read_variable(array, &mut Written::default())?;
             let Some(rest) = self.registry().without(py, &view)? else { return Ok(false) };
             let rest = Arc::new(rest);
             check_memory(py)?;
@@ -235,7 +235,7 @@ impl Slots {
     /// Returns arrays over the memory of a variable's slots; None if it has none yet.
     fn get<'py>(&self, py: Python<'py>, array: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyList>>> {
         entry_that_reads(py, || {
-            let (view, registry) = (read_variable(array)?, self.registry());
+            let (view, registry) = (read_variable(array, &mut Written::default())?, self.registry());
             match registry.entry(py, &view)? {
                 Some(entry) if entry.slots.len() == self.kind.slots() => entry.slots_as_list(py).map(Some),
                 _ => Ok(None),
@@ -253,7 +253,7 @@ impl Slots {
         with_slots: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyList>> {
         entry(py, || {
-            let arrays = objects::extract(arrays, read_variable)?;
+            let arrays = objects::extract(arrays, |array| read_variable(array, &mut Written::default()))?;
             let with_slots = objects::extract(with_slots, |flag| flag.extract::<bool>())?;
             let previous = self.registry();
             if arrays.len() != with_slots.len() || !previous.entries.is_empty() {
@@ -296,11 +296,13 @@ impl Slots {
     /// Writes the variable to its low-precision copy, if it has one.
     fn refresh_copy(&self, py: Python<'_>, array: &Bound<'_, PyAny>) -> PyResult<()> {
         entry(py, || {
-            let view = read_variable(array)?;
-            match self.registry().low_precision_copy(py, &view)? {
-                Some(copy) => write_copy(py, &view, &copy_view(copy, &view)?),
-                None => Ok(()),
-            }
+            let (mut read, mut written) = (Written::default(), Written::default());
+            let view = read_variable(array, &mut read)?;
+            let Some(copy) = self.registry().low_precision_copy(py, &view)? else { return Ok(()) };
+            let copy = copy_view(copy, &view, &mut written)?;
+            read.lent.check(py)?;
+            write_copy(py, &view, &copy)?;
+            written.count_change()
         })
     }
 
@@ -314,15 +316,18 @@ impl Slots {
         write: bool,
     ) -> PyResult<()> {
         entry(py, || {
-            let view = read_variable(array)?;
+            let (mut read, mut written) = (Written::default(), Written::default());
+            let view = read_variable(array, &mut read)?;
             // Reading the copy may run foreign code, which may change the registry. Therefore it is read first.
-            let copy = copy.map(|copy| copy_view(copy, &view)).transpose()?;
+            let copy = copy.map(|copy| copy_view(copy, &view, &mut written)).transpose()?;
             let pair = match &copy {
                 Some(copy) => Some((self.registry().variable(&view)?, copy.owner().clone().unbind())),
                 None => None,
             };
             self.change(py, |registry| registry.reserve_copies(1))?;
             check_memory(py)?;
+            read.lent.check(py)?;
+            written.lent.check(py)?;
             if let Some(copy) = copy.as_ref().filter(|_| write) {
                 write_copy(py, &view, copy)?;
             }
@@ -334,7 +339,7 @@ impl Slots {
                 }
             })?;
             drop(previous);
-            Ok(())
+            if write { written.count_change() } else { Ok(()) }
         })
     }
 

@@ -4,7 +4,7 @@ use super::dlpack;
 use super::exchange::Exchange;
 use super::frameworks::{Framework, Torch};
 use super::imported::ImportedTensor;
-use super::opened::{Opened, Written, append, check_memory_kept};
+use super::opened::{Opened, Written, append, check_memory_kept, memory_taken_away};
 use super::origin::Origin;
 use super::snapshot::Snapshot;
 use crate::allocation::{filled, reserve, with_capacity};
@@ -116,8 +116,13 @@ pub struct Prepared<'a, 'py> {
     /// torch, if it was looked for, and if it is imported.
     torch: Option<Option<Torch<'py>>>,
     dtypes: DTypeCache<'py>,
+    /// How often each entry was converted; empty if none was.
+    conversions: Vec<u8>,
     opened: Opened<'py>,
 }
+
+/// Most conversions of one entry: what an object holds may itself hold a tensor.
+const MOST_CONVERSIONS: u8 = 3;
 
 pyo3::create_exception!(
     fastclip._core,
@@ -155,6 +160,7 @@ impl<'a, 'py> Prepared<'a, 'py> {
             types: Vec::new(),
             torch: None,
             dtypes: DTypeCache::default(),
+            conversions: Vec::new(),
             opened: Opened { views: with_capacity(count)?, ..Opened::default() },
         };
         // The tensors of torch, with their indices.
@@ -306,6 +312,13 @@ impl<'a, 'py> Prepared<'a, 'py> {
         error: Option<PyErr>,
     ) -> PyResult<(Bound<'py, PyAny>, Option<Way>)> {
         let py = object.py();
+        if self.conversions.is_empty() {
+            self.conversions = filled(0, self.entries.len())?;
+        }
+        self.conversions[index] += 1;
+        if self.conversions[index] > MOST_CONVERSIONS {
+            return Err(self.no_tensor(&object, index).into());
+        }
         let arguments = (object, self.name.entry(index), self.access.writes, error);
         let conversions = py.import(intern!(py, "fastclip._arguments.arrays"))?;
         let answer = conversions.getattr(intern!(py, "converted"))?.call1(arguments)?;
@@ -404,6 +417,10 @@ impl<'a, 'py> Prepared<'a, 'py> {
         }
         let torch = self.torch.get_or_insert_with(|| Torch::imported(py)).as_ref();
         let is_torch = torch.is_some_and(|torch| torch.defines(class));
+        if is_torch && torch.is_some_and(|torch| torch.is_dispatched(class)) {
+            // To describe such a tensor runs Python code of its class, and its memory may be that of no tensor.
+            return Way::Converted;
+        }
         if let Some(exchange) = Exchange::of(class) {
             return Way::Exchange { exchange, is_torch };
         }
@@ -472,9 +489,11 @@ impl<'py> Prepared<'_, 'py> {
                 View::new(object.to_owned(), *accepted, dtypes, name)?
             } else if let Ok(snapshot) = object.cast_exact::<Snapshot>() {
                 let view = snapshot.get().view(list.py())?;
+                // Python code has run since the snapshot was taken.
                 if let Some(exchange) = lender {
-                    // Python code has run since the snapshot was taken.
                     check_memory_kept(exchange, view.owner(), view.pointer.addr(), view.size)?;
+                } else if !view.is_kept() {
+                    return Err(memory_taken_away().into());
                 }
                 view
             } else if let Some(exchange) = lender {

@@ -85,6 +85,15 @@ impl<'py> Torch<'py> {
         class.is_subclass(&self.tensor).unwrap_or(false)
     }
 
+    /// Whether operations on tensors of a type, even those that describe it, are passed to Python code of the type.
+    pub fn is_dispatched(&self, class: &Bound<'py, PyType>) -> bool {
+        let dispatch = |class: &Bound<'py, PyType>| class.getattr(intern!(class.py(), "__torch_dispatch__"));
+        match (dispatch(class), dispatch(&self.tensor)) {
+            (Ok(own), Ok(default)) => !own.is(&default),
+            _ => false,
+        }
+    }
+
     /// Whether a method of tensors, called on each tensor of a list, returns true for one of them. The loop runs in C.
     fn any(&self, method: &Bound<'py, PyAny>, tensors: &Bound<'py, PyList>) -> PyResult<bool> {
         let py = tensors.py();

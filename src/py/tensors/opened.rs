@@ -139,7 +139,12 @@ pub(super) fn check_memory_kept(
     if is_kept {
         return Ok(());
     }
-    Err(Error::Value("a tensor was given other memory during the call; nothing was written".into()))
+    Err(memory_taken_away())
+}
+
+/// The error of a tensor that has other memory than when it was read.
+pub(super) fn memory_taken_away() -> Error {
+    Error::Value("a tensor was given other memory during the call; nothing was written".into())
 }
 
 /// The tensors of other libraries that a call writes one by one.

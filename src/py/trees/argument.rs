@@ -1,6 +1,6 @@
 //! An argument that holds tensors, as the functions of the module take it.
 
-use super::walk::Node;
+use super::walk::{Kind, Node};
 use crate::error::Error;
 use crate::py::arrays::argument_name::ArgumentName;
 use crate::py::arrays::dtypes::AcceptedDTypes;
@@ -92,9 +92,12 @@ impl Tree {
         if self.are_flat(model) && len == model_len {
             return Ok(());
         }
-        let names =
-            |tree: &Self, len: usize| -> Vec<String> { (0..len).map(|index| tree.label(index)).collect() };
-        let (names, model_names) = (names(self, len), names(model, model_len));
+        if let (Form::Nested(nodes), Form::Nested(model_nodes)) = (&*self.form, &*model.form)
+            && are_same(py, nodes, model_nodes)
+        {
+            return Ok(());
+        }
+        let (names, model_names) = (self.labels(py), model.labels(py));
         // An entry may be an IndexedSlices in one tree and an array in the other.
         let same = |(a, b): (&String, &String)| {
             a.strip_suffix(".values").unwrap_or(a) == b.strip_suffix(".values").unwrap_or(b)
@@ -252,4 +255,25 @@ impl Tree {
         self.snapshots = Some(snapshots.unbind());
         Ok(self)
     }
+}
+
+/// Whether two trees have the same containers with the very same keys. (Others may still be equal.)
+fn are_same(py: Python<'_>, nodes: &[Node], others: &[Node]) -> bool {
+    let same_keys = |keys: &Py<PyList>, other: &Py<PyList>| {
+        keys.bind(py).iter().zip(other.bind(py)).all(|(key, other)| key.is(&other))
+    };
+    nodes.len() == others.len()
+        && nodes.iter().zip(others).all(|pair| match pair {
+            (Node::Leaf, Node::Leaf) => true,
+            (Node::Container { kind, len }, Node::Container { kind: other, len: other_len }) => {
+                len == other_len
+                    && match (kind, other) {
+                        (Kind::List | Kind::Tuple, Kind::List | Kind::Tuple) => true,
+                        (Kind::NamedTuple(class), Kind::NamedTuple(other)) => class.is(other),
+                        (Kind::Dict(keys), Kind::Dict(other)) => same_keys(keys, other),
+                        _ => false,
+                    }
+            }
+            _ => false,
+        })
 }

@@ -81,6 +81,11 @@ impl<'py> Builder<'_, 'py> {
                 for (key, entry) in keys.bind(py).iter().zip(&entries) {
                     dict.set_item(key, entry)?;
                 }
+                if dict.len() != *len {
+                    return Err(
+                        Error::Value("keys of a dict have become equal since it was made".into()).into()
+                    );
+                }
                 Ok(dict.into_any())
             }
             Kind::Rebuilt(rebuilder) => rebuilder.bind(py).call_method1(intern!(py, "rebuild"), (entries,)),

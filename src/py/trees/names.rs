@@ -49,6 +49,19 @@ impl Tree {
         })
     }
 
+    /// Returns the labels of all leaves, see [`Tree::label`].
+    pub fn labels(&self, py: Python<'_>) -> Vec<String> {
+        let count = self.entries.bind(py).len();
+        match &*self.form {
+            Form::Leaf | Form::Flat => (0..count).map(|index| self.label(index)).collect(),
+            Form::Nested(nodes) => {
+                let mut labels = Vec::new();
+                collect(py, nodes, &mut 0, "", &mut labels);
+                labels
+            }
+        }
+    }
+
     /// Whether the leaf at `index` is an `IndexedSlices`, whose values are the tensor.
     fn holds_slices(&self, py: Python<'_>, index: usize) -> bool {
         self.entries.bind(py).get_item(index).is_ok_and(|entry| {
@@ -79,5 +92,20 @@ fn find(
             let inner = find(py, nodes, position, leaf, wanted)?;
             Some(kind.label(py, index) + &inner)
         }),
+    }
+}
+
+/// Appends the labels of the leaves below the node at `position`, which begin with `prefix`.
+fn collect(py: Python<'_>, nodes: &[Node], position: &mut usize, prefix: &str, labels: &mut Vec<String>) {
+    let Some(node) = nodes.get(*position) else { return };
+    *position += 1;
+    match node {
+        Node::Leaf => labels.push(prefix.to_owned()),
+        Node::Container { kind, len } => {
+            for index in 0..*len {
+                let label = format!("{prefix}{}", kind.label(py, index));
+                collect(py, nodes, position, &label, labels);
+            }
+        }
     }
 }

@@ -11,8 +11,15 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyComplex, PyDict, PyFloat, PyInt, PyList, PyModule, PyString, PyTuple, PyType};
 use pyo3::{ffi, intern};
 
-/// Most containers inside of each other. A container that contains itself has no end.
-const DEEPEST: usize = 400;
+/// Most containers inside of each other. A container that contains itself has no end, and a thread may have a stack of
+/// no more than 64 KiB.
+const DEEPEST: usize = 128;
+
+/// Entries after which a walk lets handlers of signals run: lists that are shared may have very many.
+const ENTRIES_PER_CHECK: usize = 1 << 14;
+
+/// Most dimensions of an array that nested lists of numbers stand for: NumPy's limit.
+const MOST_DIMENSIONS: usize = 64;
 
 /// A leaf or a container, in the order in which a walk comes to them.
 pub enum Node {
@@ -57,7 +64,11 @@ struct Walker<'a, 'py> {
     path: Vec<(usize, usize)>,
     /// Types whose instances are leaves.
     leaf_types: Vec<Bound<'py, PyType>>,
+    /// Classes of named tuples, and whether they are ordinary.
+    named_tuples: Vec<(Bound<'py, PyType>, bool)>,
     has_rebuilders: bool,
+    /// Number of entries that were visited.
+    visited: usize,
 }
 
 impl Tree {
@@ -75,7 +86,9 @@ impl Tree {
             nodes: Vec::new(),
             path: Vec::new(),
             leaf_types: Vec::new(),
+            named_tuples: Vec::new(),
             has_rebuilders: false,
+            visited: 0,
         };
         let is_sequence =
             container.is_exact_instance_of::<PyList>() || container.is_exact_instance_of::<PyTuple>();
@@ -122,6 +135,7 @@ impl<'py> Walker<'_, 'py> {
         reserve(&mut self.nodes, 1)?;
         self.nodes.push(Node::Container { kind, len });
         for (index, entry) in entries.iter().enumerate() {
+            self.visit(entry.py())?;
             reserve(&mut self.path, 1)?;
             self.path.push((node, index));
             match self.read(&entry, false)? {
@@ -153,7 +167,7 @@ impl<'py> Walker<'_, 'py> {
                 if special(&entry, &name, false)?.is_none() {
                     continue;
                 }
-            } else if is_numbers(&entry, 0) {
+            } else if self.is_numbers(&entry, 0)? {
                 continue;
             }
             return Ok(false);
@@ -175,7 +189,7 @@ impl<'py> Walker<'_, 'py> {
             Kind::Tuple
         } else if !is_root && self.is_leaf(value)? {
             return Ok(None);
-        } else if is_plain_named_tuple(value) {
+        } else if self.is_plain_named_tuple(value)? {
             Kind::NamedTuple(value.get_type().unbind())
         } else {
             let path = if is_root { self.argument.to_owned() } else { self.path_name(py) };
@@ -184,7 +198,7 @@ impl<'py> Walker<'_, 'py> {
             let entries = objects::copy_to_list(&entries)?;
             return Ok(Some(Read { kind: Kind::Rebuilt(rebuilder.unbind()), entries }));
         };
-        if is_numbers(value, 0) && !matches!(kind, Kind::NamedTuple(_)) {
+        if !matches!(kind, Kind::NamedTuple(_)) && self.is_numbers(value, 0)? {
             return Ok(None);
         }
         Ok(Some(Read { kind, entries: objects::copy_to_list(value)? }))
@@ -211,6 +225,48 @@ impl<'py> Walker<'_, 'py> {
         Ok(true)
     }
 
+    /// Counts a visited entry, and lets handlers of signals run now and then.
+    fn visit(&mut self, py: Python<'py>) -> PyResult<()> {
+        self.visited += 1;
+        if self.visited.is_multiple_of(ENTRIES_PER_CHECK) { py.check_signals() } else { Ok(()) }
+    }
+
+    /// Whether nested lists hold only numbers, so that they stand for one array.
+    fn is_numbers(&mut self, value: &Bound<'py, PyAny>, depth: usize) -> PyResult<bool> {
+        self.visit(value.py())?;
+        if depth > MOST_DIMENSIONS || !(value.is_instance_of::<PyList>() || value.is_instance_of::<PyTuple>())
+        {
+            return Ok(is_number(value));
+        }
+        let entries = objects::copy_to_list(value)?;
+        for entry in &entries {
+            if !self.is_numbers(&entry, depth + 1)? {
+                return Ok(false);
+            }
+        }
+        Ok(!entries.is_empty())
+    }
+
+    /// Whether an object is an instance of an ordinary class of named tuples: one that iterates as a tuple does, and
+    /// whose instances have no attributes.
+    fn is_plain_named_tuple(&mut self, value: &Bound<'py, PyAny>) -> PyResult<bool> {
+        let py = value.py();
+        let Ok(tuple) = value.cast::<PyTuple>() else { return Ok(false) };
+        let class = value.get_type();
+        let is_plain = match self.named_tuples.iter().find(|(known, _)| known.is(&class)) {
+            Some((_, is_plain)) => *is_plain,
+            None => {
+                let check = rebuilding(py)?.getattr(intern!(py, "is_plain_named_tuple"))?;
+                let is_plain = check.call1((&class,))?.is_truthy()?;
+                reserve(&mut self.named_tuples, 1)?;
+                self.named_tuples.push((class.clone(), is_plain));
+                is_plain
+            }
+        };
+        // An instance may have another number of entries than its class has fields.
+        Ok(is_plain && class.getattr(intern!(py, "_fields"))?.len()? == tuple.len())
+    }
+
     /// Returns the name of the current entry.
     fn path_name(&self, py: Python<'_>) -> String {
         let mut name = self.argument.to_owned();
@@ -232,8 +288,8 @@ fn is_builtin_container(value: &Bound<'_, PyAny>) -> bool {
 
 /// Whether an object is the view of the values of a dict.
 fn is_dict_values(value: &Bound<'_, PyAny>) -> bool {
-    // SAFETY: reads the type of a live object, and a static type of Python.
-    unsafe { ffi::Py_TYPE(value.as_ptr()) == &raw mut ffi::PyDictValues_Type }
+    // SAFETY: a live object, and a static type of Python. The views of an OrderedDict are of a subclass.
+    unsafe { ffi::PyObject_TypeCheck(value.as_ptr(), &raw mut ffi::PyDictValues_Type) != 0 }
 }
 
 /// Whether instances of an object's type are tensors, numbers or text: they implement a protocol of arrays.
@@ -264,31 +320,6 @@ fn is_number(value: &Bound<'_, PyAny>) -> bool {
                 ffi::PyObject_TypeCheck(value.as_ptr(), generic) != 0
             }
         }
-}
-
-/// Whether nested lists hold only numbers, so that they stand for one array.
-fn is_numbers(value: &Bound<'_, PyAny>, depth: usize) -> bool {
-    if depth > DEEPEST || !(value.is_instance_of::<PyList>() || value.is_instance_of::<PyTuple>()) {
-        return is_number(value);
-    }
-    let Ok(entries) = objects::copy_to_list(value) else { return false };
-    !entries.is_empty() && entries.iter().all(|entry| is_numbers(&entry, depth + 1))
-}
-
-/// Whether an object is an instance of an ordinary class of named tuples: one that iterates as a tuple does, and whose
-/// instances have no attributes.
-fn is_plain_named_tuple(value: &Bound<'_, PyAny>) -> bool {
-    let py = value.py();
-    if !value.is_instance_of::<PyTuple>()
-        || !value.get_type().hasattr(intern!(py, "_fields")).unwrap_or(false)
-    {
-        return false;
-    }
-    let is_plain = || {
-        let check = rebuilding(py)?.getattr(intern!(py, "is_plain_named_tuple"))?;
-        check.call1((value,))?.is_truthy()
-    };
-    is_plain().unwrap_or(false)
 }
 
 /// Returns the Python object that rebuilds a container of another type; None for an object that is no container.
