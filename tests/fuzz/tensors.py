@@ -119,6 +119,8 @@ def run(arguments: argparse.Namespace, with_torch: bool) -> int:
                 kept.append(data[: ended.length])
             if number % 500 == 0:
                 gc.collect()
+            if number % 100_000 == 99_999:
+                print(f"{number + 1} cases so far", file=sys.stderr, flush=True)
     seconds = time.monotonic() - started
     count = len(corpus) + arguments.runs
     print(f"{count} cases ({len(corpus)} of the corpus) in {seconds:.0f} s, {len(findings)} findings")
