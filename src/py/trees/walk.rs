@@ -12,7 +12,7 @@ use pyo3::types::{PyBytes, PyComplex, PyDict, PyFloat, PyInt, PyList, PyModule, 
 use pyo3::{ffi, intern};
 
 /// Most containers inside of each other. A container that contains itself has no end, and a thread may have a stack of
-/// no more than 64 KiB.
+/// no more than 128 KiB.
 const DEEPEST: usize = 128;
 
 /// Entries after which a walk lets handlers of signals run: lists that are shared may have very many.
