@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,13 +26,26 @@ class Finding(AssertionError):
     """A call did what it must not do."""
 
 
-def check(data: bytes, with_torch: bool) -> str:
-    """Makes the call that some bytes stand for, and checks it.
+class Ended(NamedTuple):
+    """A call that ended as it must.
 
-    Returns
-    -------
-    str
-        What kind of call it was and how it ended, with which cases of a corpus are told apart.
+    Attributes
+    ----------
+    how : str
+        "returned", or the type of the exception.
+    features : set of str
+        What took part in it, for the choice of cases that are kept.
+    length : int
+        How many bytes were read.
+    """
+
+    how: str
+    features: set[str]
+    length: int
+
+
+def check(data: bytes, with_torch: bool) -> Ended:
+    """Makes the call that some bytes stand for, and checks it.
 
     Raises
     ------
@@ -52,7 +65,7 @@ def check(data: bytes, with_torch: bool) -> str:
             block.free()
 
 
-def _check(case: Case, choices: Choices, unraisable: list[Any]) -> str:
+def _check(case: Case, choices: Choices, unraisable: list[Any]) -> Ended:
     call = Call(case, choices)
     # The same call on copies tells what has to come out.
     expected = call.run_on_copies() if call.outcome is Outcome.READ else None
@@ -68,7 +81,7 @@ def _check(case: Case, choices: Choices, unraisable: list[Any]) -> str:
             raise Finding("bytes around a block were written")
     if unraisable:
         raise Finding(f"an exception was lost: {unraisable[0].exc_value!r}")
-    return f"{call.name} {call.kinds} {ending}"
+    return Ended(ending, {f"{feature} {ending}" for feature in call.features}, choices.position)
 
 
 class Call:
@@ -86,7 +99,10 @@ class Call:
         self.in_place = self.outputs is self.entries
         self.options, self.is_bad_option = self._options(choices)
         self.outcome = self._expected_outcome()
-        self.kinds = ",".join(_kind(entry) for entry in (*self.entries, *(self.outputs or ())))
+        role = "in place" if self.in_place else "output"
+        self.features = {f"{self.name} shape {self.shape}", *(_feature(entry) for entry in self.entries)} | {
+            f"{self.name} {role} {_feature(entry)}" for entry in self.outputs or ()
+        }
 
     # --- arguments ------------------------------------------------------------------------------
 
@@ -308,7 +324,5 @@ def _leaves(value: Any) -> list[Any]:
     return [value]
 
 
-def _kind(entry: Entry | None) -> str:
-    if entry is None:
-        return "None"
-    return f"{type(entry.value).__name__}:{entry.outcome.name}"
+def _feature(entry: Entry | None) -> str:
+    return "None" if entry is None else f"{type(entry.value).__name__} {entry.outcome.name}"

@@ -177,17 +177,23 @@ def _torch_tensor(case: Case, made: Description) -> Entry:
     except (TypeError, ValueError):
         return _array(case, made)
     style = case.choices.below(8)
+    if style >= 6 and made.address % made.dtype.itemsize:
+        style = 0  # torch's own conversion of such tensors needs aligned memory, and ends the process without
     if style == 7 and made.dtype.kind == "c":
-        return _lazy(tensor.conj(), np.conj(twin))
+        return _lazy(tensor.conj(), to_torch(twin).conj())
     if style == 6 and made.dtype.kind == "f":
-        return _lazy(torch._neg_view(tensor), -twin)
+        return _lazy(torch._neg_view(tensor), torch._neg_view(to_torch(twin)))
     if style == 5 and made.dtype.kind in "fc":
         return Entry(tensor.detach().requires_grad_(), twin, result_type=torch.Tensor)
     return Entry(tensor, twin, result_type=torch.Tensor)
 
 
 def _lazy(tensor: Any, twin: Any) -> Entry:
-    return Entry(tensor, twin, outcome_as_output=Outcome.UNKNOWN, result_type=type(tensor), is_lazy=True)
+    from support.tensor_kinds import from_torch
+
+    # torch makes NaNs quiet where it negates.
+    resolved = from_torch(twin)
+    return Entry(tensor, resolved, outcome_as_output=Outcome.UNKNOWN, result_type=type(tensor), is_lazy=True)
 
 
 # --- the table of C functions -------------------------------------------------------------------

@@ -63,7 +63,7 @@ def main() -> int:
     parser.add_argument("--without-torch", action="store_true", help="no torch tensors among the arguments")
     parser.add_argument("--case", help="one case in hexadecimal digits, which is run alone")
     parser.add_argument("--last-case", type=Path, help="file for the case that is being run")
-    parser.add_argument("--write-corpus", action="store_true", help="add a case of each kind that is new")
+    parser.add_argument("--write-corpus", action="store_true", help="keep a case of each kind")
     parser.add_argument("--keep-going", action="store_true", help="go on after a finding")
     parser.add_argument("--coverage", metavar="FOLDER", type=Path, help="let atheris choose the cases")
     arguments = parser.parse_args()
@@ -87,7 +87,8 @@ def run(arguments: argparse.Namespace, with_torch: bool) -> int:
     corpus = read_corpus()
     rng = random.Random(arguments.seed)
     endings: collections.Counter[str] = collections.Counter()
-    kinds: dict[str, bytes] = {}
+    seen: set[str] = set()
+    kept: list[bytes] = []
     findings: dict[str, bytes] = {}
     started = time.monotonic()
     # The collector runs at known places, so that it does not run in the middle of a traceback.
@@ -100,7 +101,7 @@ def run(arguments: argparse.Namespace, with_torch: bool) -> int:
                 last.seek(0)
                 last.write(data.hex().ljust(10 * LENGTH).encode())
             try:
-                kind = calls.check(data, with_torch)
+                ended = calls.check(data, with_torch)
             except Exception as error:
                 place = traceback.extract_tb(error.__traceback__)[-1]
                 summary = f"{type(error).__name__}: {error}"
@@ -112,9 +113,10 @@ def run(arguments: argparse.Namespace, with_torch: bool) -> int:
                 if not arguments.keep_going:
                     return 1
                 continue
-            endings[kind.rpartition(" ")[2]] += 1
-            if arguments.write_corpus:
-                kinds.setdefault(kind, data)
+            endings[ended.how] += 1
+            if not ended.features <= seen:
+                seen |= ended.features
+                kept.append(data[: ended.length])
             if number % 500 == 0:
                 gc.collect()
     seconds = time.monotonic() - started
@@ -122,7 +124,7 @@ def run(arguments: argparse.Namespace, with_torch: bool) -> int:
     print(f"{count} cases ({len(corpus)} of the corpus) in {seconds:.0f} s, {len(findings)} findings")
     print(", ".join(f"{ending}: {times}" for ending, times in endings.most_common()))
     if arguments.write_corpus:
-        write_corpus(list(kinds.values()))
+        write_corpus(kept)
     return 1 if findings else 0
 
 
