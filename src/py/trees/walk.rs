@@ -104,7 +104,7 @@ impl Tree {
         if let Kind::Rebuilt(rebuilder) = &root.kind {
             is_flat = rebuilder.bind(py).getattr(intern!(py, "is_sequence"))?.is_truthy()?;
         }
-        // A list or tuple without containers gives a list, as in TensorFlow: it needs no nodes.
+        // A list or tuple without containers gives a list, which needs no nodes.
         if is_flat && walker.all_are_leaves(&root.entries)? {
             return Self::new(argument, container, root.entries, Form::Flat);
         }
