@@ -9,7 +9,7 @@ __all__ = [
     "CallerSlots",
     "GradientClipping",
     "NonFiniteError",
-    "RecordedByTorch",
+    "Recorded",
     "RowGradient",
     "Slots",
     "StepRequest",
@@ -57,7 +57,7 @@ _Arrays = Sequence[npt.NDArray[Any] | None]
 class NonFiniteError(ArithmeticError):
     norms: npt.NDArray[np.float64] | None
 
-class RecordedByTorch(Exception): ...
+class Recorded(Exception): ...
 
 @final
 class Tree:

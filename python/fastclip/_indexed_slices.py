@@ -123,7 +123,9 @@ class IndexedSlices:
         Returns
         -------
         IndexedSlices
-            Each row once, in ascending order of the indices; data types are kept.
+            Each row once, in ascending order of the indices; data types are kept. The rows are an array, also
+            where `values` is a tensor of another library. (bfloat16 of such a tensor becomes float32 where
+            ml_dtypes is not installed.)
 
         Examples
         --------

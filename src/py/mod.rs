@@ -60,7 +60,7 @@ mod _core {
     #[pymodule_export]
     use super::step::take_step;
     #[pymodule_export]
-    use super::tensors::door::RecordedByTorch;
+    use super::tensors::door::Recorded;
     #[pymodule_export]
     use super::trees::argument::{Tree, open_tensor, open_tensors, walk};
 

@@ -505,3 +505,14 @@ def test_too_little_memory_gives_2_and_out_is_not_written(suffix: str, room: int
     if room < 32:
         assert not written
     assert not [name for name in names(target.parent) if name.startswith(".")]
+
+
+@pytest.mark.skipif(not Path("/dev/null").exists(), reason="this system has no /dev/null")
+def test_device_without_a_suffix_gets_the_format_of_the_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "in.npz", w=np.float32([3.0, 4.0]))
+    assert main(["clip", str(tmp_path / "in.npz"), "/dev/null", "--global-norm", "1"]) == 0
+    assert "1 tensor" in capsys.readouterr().out
+    assert main(["clip", str(tmp_path / "in.npz"), str(tmp_path / "out"), "--global-norm", "1"]) == 2
+    assert "has to end in .npz" in capsys.readouterr().err

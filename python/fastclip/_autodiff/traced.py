@@ -68,7 +68,7 @@ def _holds_box(value: Any, tracer: Any) -> bool:
 def is_tensor_with_grad(*values: Any) -> bool:
     """Whether one of several arguments is a tensor of torch that requires grad, and grad mode is on.
 
-    For tensors that are clipped, the compiled functions find out: they raise ``_core.RecordedByTorch``.
+    For tensors that are clipped, the compiled functions find out: they raise ``_core.Recorded``.
     """
     torch = _recording_torch()
     if torch is None:

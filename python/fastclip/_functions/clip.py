@@ -241,7 +241,7 @@ def clip_by_global_norm(
             return compiled.clip_by_global_norm(
                 t_list, clip_norm, use_norm, ord, out, on_nonfinite, comm, norms
             )
-        except _core.RecordedByTorch:
+        except _core.Recorded:
             pass
     from fastclip._autodiff import torch_rules
 
@@ -370,7 +370,7 @@ def clip_by_norm(
     if out is not None or not is_tensor_with_grad(clip_norm):
         try:
             return compiled.clip_by_norm(t, clip_norm, axes, ord, out)
-        except _core.RecordedByTorch:
+        except _core.Recorded:
             pass
     from fastclip._autodiff import torch_rules
 
@@ -452,7 +452,7 @@ def clip_by_average_norm(t: Any, clip_norm: Number, name: str | None = None, *, 
     if out is not None or not is_tensor_with_grad(clip_norm):
         try:
             return compiled.clip_by_average_norm(t, clip_norm, out)
-        except _core.RecordedByTorch:
+        except _core.Recorded:
             pass
     from fastclip._autodiff import torch_rules
 
@@ -565,7 +565,7 @@ def clip_by_value(
     if out is not None or not is_tensor_with_grad(clip_value_min, clip_value_max):
         try:
             return compiled.clip_by_value(t, clip_value_min, clip_value_max, out)
-        except _core.RecordedByTorch:
+        except _core.Recorded:
             pass
     from fastclip._autodiff import torch_rules
 

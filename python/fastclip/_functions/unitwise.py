@@ -97,7 +97,7 @@ def clip_by_block_rms(t_list: Any, threshold: Number, *, out: Any = None) -> Any
     if out is not None or not is_tensor_with_grad(threshold):
         try:
             return compiled.clip_by_block_rms(t_list, threshold, out)
-        except _core.RecordedByTorch:
+        except _core.Recorded:
             pass
     from fastclip._autodiff import torch_rules
 
@@ -259,7 +259,7 @@ def adaptive_clip(
     if out is not None or not is_tensor_with_grad(clipping, eps):
         try:
             return compiled.adaptive_clip(params, grads, clipping, eps, axes, out)
-        except _core.RecordedByTorch:
+        except _core.Recorded:
             pass
     from fastclip._autodiff import torch_rules
 

@@ -82,8 +82,16 @@ def check_can_hold(path: Path, content: ArrayFile, name: str) -> None:
     _FORMATS[name].check_can_hold(path, content)
 
 
-def write_arrays(path: Path, content: ArrayFile, name: str, progress: Progress = lambda size: None) -> None:
-    """Write a file of the format `name`, "npz" or "safetensors", which takes the place of `path` as a whole.
+def write_arrays(
+    path: Path,
+    content: ArrayFile,
+    progress: Progress = lambda size: None,
+    *,
+    format_name: str | None = None,
+) -> None:
+    """Write an npz or safetensors file, which takes the place of `path` as a whole.
+
+    Without `format_name`, the suffix of `path` selects the format.
 
     See `output_file.open_output`, also for pipes and devices. An error leaves a file at `path` unchanged.
 
@@ -92,6 +100,7 @@ def write_arrays(path: Path, content: ArrayFile, name: str, progress: Progress =
     CommandError
         If the format does not support one of the entries, or if the file cannot be written.
     """
+    name = file_format(path) if format_name is None else format_name
     check_can_hold(path, content, name)
     try:
         with open_output(path) as stream:

@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     output_is_stdout = is_stdout(args.output)
     total = sum(array.nbytes for array in content.arrays.values())
     with bytes_progress(f"writing {args.output.name}", total) as progress:
-        write_arrays(args.output, content, format_name, progress)
+        write_arrays(args.output, content, progress, format_name=format_name)
     if output_is_stdout:
         print_message(text)  # the arrays have gone to stdout
     else:

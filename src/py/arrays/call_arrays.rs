@@ -204,7 +204,7 @@ impl<'a, 'py> CallArrays<'a, 'py> {
             })
     }
 
-    /// Tells torch that its tensors have been written.
+    /// Counts a change of the tensors that were written.
     pub fn count_change(&self) -> PyResult<()> {
         match self.destination {
             Destination::Inputs => self.opened.count_change(),

@@ -135,8 +135,8 @@ impl Owner {
     }
 }
 
-/// Returns an array over a variable's memory that keeps the memory alive. A tensor of torch may be given other memory; a
-/// detached one, which no other code refers to, keeps this.
+/// Returns an array over a variable's memory that keeps the memory alive. A tensor may be given other memory; a detached
+/// one, which no other code refers to, keeps this.
 fn kept_array<'py>(view: &View<'py>) -> PyResult<Bound<'py, PyAny>> {
     let owner = view.owner();
     if is_array(owner) || !owner.get_type().hasattr(intern!(owner.py(), "detach"))? {

@@ -2,7 +2,7 @@
 
 use super::dlpack;
 use super::exchange::Exchange;
-use super::frameworks::{Framework, Torch};
+use super::frameworks::{Autograd, Framework};
 use super::imported::ImportedTensor;
 use super::opened::{Opened, Written, append, check_memory_kept, memory_taken_away};
 use super::origin::Origin;
@@ -28,9 +28,9 @@ pub struct Access {
     /// Writes them.
     pub writes: bool,
     /// Reads or writes the values themselves. A call that only takes norms, or scales in place, gets the same results
-    /// from memory whose values torch negates when they are read.
+    /// from memory whose values a library negates when they are read.
     pub needs_signs: bool,
-    /// Returns tensors that depend on them, which torch's autograd would have to record.
+    /// Returns tensors that depend on them, which autograd would have to record.
     pub is_recorded: bool,
 }
 
@@ -42,9 +42,9 @@ enum Way {
     /// They are snapshots.
     Snapshot,
     /// Their type has exchange functions.
-    Exchange { exchange: Exchange, is_torch: bool },
-    /// They are tensors of torch, whose type has no exchange functions.
-    Torch,
+    Exchange { exchange: Exchange, has_autograd: bool },
+    /// They are tensors of the library with autograd, whose type has no exchange functions.
+    WithoutExchange,
     /// They have `__dlpack__`.
     Capsule(Option<Framework>),
     /// They are converted by Python code.
@@ -63,8 +63,8 @@ pub fn foreign(py: Python<'_>) -> PyResult<&Bound<'_, PyModule>> {
 ///
 /// # Errors
 ///
-/// A `TypeError` if an entry is no tensor on the CPU, or has a dtype that is not accepted; and [`RecordedByTorch`] if the
-/// access is recorded and torch's autograd records what is done with an entry.
+/// A `TypeError` if an entry is no tensor on the CPU, or has a dtype that is not accepted; and [`Recorded`] if the
+/// access is recorded and autograd records what is done with an entry.
 pub fn open<'py>(
     entries: &Bound<'py, PyList>,
     accepted: AcceptedDTypes,
@@ -85,7 +85,7 @@ pub fn open_written<'py>(
     let access = Access { writes: true, needs_signs: true, is_recorded: false };
     let mut opened = open(&list, accepted, access, name)?;
     written.lent.append(opened.lent()?)?;
-    if let Some(tensors) = &opened.torch {
+    if let Some(tensors) = &opened.versioned {
         tensors.iter().try_for_each(|tensor| written.push(&tensor))?;
     }
     match opened.views.pop().flatten() {
@@ -113,8 +113,8 @@ pub struct Prepared<'a, 'py> {
     name: ArgumentName<'a>,
     /// The types that were seen, with their ways in.
     types: Vec<(Bound<'py, PyType>, Way)>,
-    /// torch, if it was looked for, and if it is imported.
-    torch: Option<Option<Torch<'py>>>,
+    /// The library with autograd, if it was looked for, and if it is imported.
+    autograd: Option<Option<Autograd<'py>>>,
     dtypes: DTypeCache<'py>,
     /// How often each entry was converted; empty if none was.
     conversions: Vec<u8>,
@@ -126,9 +126,9 @@ const MOST_CONVERSIONS: u8 = 3;
 
 pyo3::create_exception!(
     fastclip._core,
-    RecordedByTorch,
+    Recorded,
     pyo3::exceptions::PyException,
-    "torch's autograd records an argument of a call; the rules of differentiation compute the result."
+    "Autograd records an argument of a call; the rules of differentiation compute the result."
 );
 
 /// Returns the entry of a list at `index`.
@@ -158,12 +158,12 @@ impl<'a, 'py> Prepared<'a, 'py> {
             access,
             name,
             types: Vec::new(),
-            torch: None,
+            autograd: None,
             dtypes: DTypeCache::default(),
             conversions: Vec::new(),
             opened: Opened { views: with_capacity(count)?, ..Opened::default() },
         };
-        // The tensors of torch, with their indices.
+        // The tensors of the library with autograd, with their indices.
         let mut tensors: Option<Bound<'py, PyList>> = None;
         let mut indices = Vec::new();
         for index in 0..count {
@@ -172,7 +172,7 @@ impl<'a, 'py> Prepared<'a, 'py> {
             if object.is_none() || is_plain_array(&object) {
                 continue;
             }
-            if let Way::Exchange { exchange, is_torch: true } = prepared.way(&object)? {
+            if let Way::Exchange { exchange, has_autograd: true } = prepared.way(&object)? {
                 // Most objects that are no arrays: nothing is converted.
                 prepared.set(index, Origin::Exchange(exchange), Some(exchange))?;
                 append(&mut tensors, &object)?;
@@ -182,7 +182,7 @@ impl<'a, 'py> Prepared<'a, 'py> {
             }
             let object = object.to_owned();
             let (ready, way) = prepared.enter(object.clone(), index, true)?;
-            if let Some(Way::Exchange { is_torch: true, .. } | Way::Torch) = way {
+            if let Some(Way::Exchange { has_autograd: true, .. } | Way::WithoutExchange) = way {
                 append(&mut tensors, &ready)?;
                 reserve(&mut indices, 1)?;
                 indices.push(index);
@@ -192,14 +192,14 @@ impl<'a, 'py> Prepared<'a, 'py> {
             }
         }
         if let Some(tensors) = &tensors {
-            prepared.ask_torch(tensors, &indices)?;
+            prepared.ask_autograd(tensors, &indices)?;
         }
         if let Some(tensors) = tensors
-            && let Some(more) = prepared.opened.torch.replace(tensors)
+            && let Some(more) = prepared.opened.versioned.replace(tensors)
         {
-            more.iter().try_for_each(|tensor| append(&mut prepared.opened.torch, &tensor))?;
+            more.iter().try_for_each(|tensor| append(&mut prepared.opened.versioned, &tensor))?;
         }
-        prepared.opened.torch_indices = indices;
+        prepared.opened.versioned_indices = indices;
         Ok(prepared)
     }
 
@@ -232,17 +232,17 @@ impl<'a, 'py> Prepared<'a, 'py> {
                 let snapshot = object.cast_exact::<Snapshot>()?.get();
                 self.set(index, snapshot.origin().clone(), snapshot.lender())?;
                 if let Some(tensor) = snapshot.tensor() {
-                    append(&mut self.opened.torch, tensor.bind(object.py()))?;
+                    append(&mut self.opened.versioned, tensor.bind(object.py()))?;
                 }
             }
-            Way::Exchange { exchange, is_torch: true } => {
+            Way::Exchange { exchange, has_autograd: true } => {
                 self.set(index, Origin::Exchange(exchange), Some(exchange))?;
             }
             // The exchange functions do not tell whether the memory may be written; a capsule does.
             Way::Exchange { exchange, .. } if !self.access.writes => {
                 self.set(index, Origin::Array, Some(exchange))?;
             }
-            Way::Torch => self.set(index, Origin::Framework(Framework::Torch), None)?,
+            Way::WithoutExchange => self.set(index, Origin::Framework(Framework::WITH_AUTOGRAD), None)?,
             Way::Capsule(framework) => {
                 return self.import(&object, framework, index).map(|object| (object, None));
             }
@@ -282,9 +282,11 @@ impl<'a, 'py> Prepared<'a, 'py> {
         }
         let origin = framework.map_or(Origin::Array, Origin::Framework);
         let imported = match framework.map_or(Ok(true), |framework| framework.has_capsule(object)) {
-            Ok(true) => {
-                ImportedTensor::import(object, framework == Some(Framework::Torch), &self.name.entry(index))
-            }
+            Ok(true) => ImportedTensor::import(
+                object,
+                framework == Some(Framework::WITH_AUTOGRAD),
+                &self.name.entry(index),
+            ),
             Ok(false) => Err(Error::Type("its elements are no numbers".into()).into()),
             Err(error) => Err(error),
         };
@@ -332,31 +334,31 @@ impl<'a, 'py> Prepared<'a, 'py> {
         Ok((object, way))
     }
 
-    /// Asks torch about its tensors: whether autograd records what is done with them, and whether their memory has
+    /// Asks the library with autograd about its tensors: whether it records what is done with them, and whether their memory has
     /// other values.
-    fn ask_torch(&mut self, tensors: &Bound<'py, PyList>, indices: &[usize]) -> PyResult<()> {
+    fn ask_autograd(&mut self, tensors: &Bound<'py, PyList>, indices: &[usize]) -> PyResult<()> {
         let py = tensors.py();
-        let torch = self.torch.get_or_insert_with(|| Torch::imported(py));
-        let Some(torch) = torch else { return Ok(()) };
+        let autograd = self.autograd.get_or_insert_with(|| Autograd::imported(py));
+        let Some(autograd) = autograd else { return Ok(()) };
         if self.access.is_recorded {
-            if torch.any_is_recorded(tensors)? {
-                return Err(RecordedByTorch::new_err(()));
+            if autograd.any_is_recorded(tensors)? {
+                return Err(Recorded::new_err(()));
             }
             let found = foreign(py)?.getattr(intern!(py, "find_tangent"))?.call1((tensors,))?;
             if let Some(at) = found.extract::<Option<usize>>()? {
                 let name =
                     indices.get(at).map_or_else(|| self.name.argument(), |index| self.name.entry(*index));
                 return Err(Error::Type(format!(
-                    "{name} is a torch tensor with a tangent of forward-mode differentiation; it takes tensors \
-                     without, such as the primal of torch.autograd.forward_ad.unpack_dual"
+                    "{name} is a tensor with a tangent of forward-mode differentiation; it takes tensors without \
+                     one, such as the primal of forward_ad.unpack_dual"
                 ))
                 .into());
             }
         }
         let is_capsule =
             |index: &usize| matches!(innermost(self.opened.origin(*index)), Origin::Framework(_));
-        // torch gives no capsule of a tensor whose memory has other values.
-        if (self.access.needs_signs || indices.iter().any(is_capsule)) && torch.any_is_lazy(tensors)? {
+        // There are no capsules of tensors whose memory has other values.
+        if (self.access.needs_signs || indices.iter().any(is_capsule)) && autograd.any_is_lazy(tensors)? {
             let resolved = foreign(py)?.getattr(intern!(py, "resolved"))?;
             for (at, index) in indices.iter().enumerate() {
                 let tensor = tensors.get_item(at)?;
@@ -367,7 +369,7 @@ impl<'a, 'py> Prepared<'a, 'py> {
                 }
             }
         }
-        // Tensors without exchange functions are imported by capsules, which torch gives of detached tensors.
+        // Tensors without exchange functions are imported by capsules, which exist of detached tensors.
         for (at, index) in indices.iter().enumerate() {
             if !matches!(innermost(self.opened.origin(*index)), Origin::Framework(_)) {
                 continue;
@@ -415,17 +417,17 @@ impl<'a, 'py> Prepared<'a, 'py> {
         if class.is(Snapshot::type_object(py)) {
             return Way::Snapshot;
         }
-        let torch = self.torch.get_or_insert_with(|| Torch::imported(py)).as_ref();
-        let is_torch = torch.is_some_and(|torch| torch.defines(class));
-        if is_torch && torch.is_some_and(|torch| torch.is_dispatched(class)) {
+        let autograd = self.autograd.get_or_insert_with(|| Autograd::imported(py)).as_ref();
+        let has_autograd = autograd.is_some_and(|autograd| autograd.defines(class));
+        if has_autograd && autograd.is_some_and(|autograd| autograd.is_dispatched(class)) {
             // To describe such a tensor runs Python code of its class, and its memory may be that of no tensor.
             return Way::Converted;
         }
         if let Some(exchange) = Exchange::of(class) {
-            return Way::Exchange { exchange, is_torch };
+            return Way::Exchange { exchange, has_autograd };
         }
-        if is_torch {
-            return Way::Torch;
+        if has_autograd {
+            return Way::WithoutExchange;
         }
         if class.hasattr(intern!(py, "__dlpack__")).unwrap_or(false) {
             return Way::Capsule(Framework::of(class));

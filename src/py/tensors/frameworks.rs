@@ -28,6 +28,9 @@ impl Framework {
         })
     }
 
+    /// The library with autograd.
+    pub const WITH_AUTOGRAD: Self = Self::Torch;
+
     /// Whether tensors of the library can be changed.
     pub fn is_mutable(self) -> bool {
         self == Self::Torch
@@ -64,13 +67,14 @@ impl Framework {
     }
 }
 
-/// The parts of torch that a call needs.
-pub struct Torch<'py> {
+/// The parts that a call needs of torch: the library whose tensors have a version counter, and whose autograd records
+/// what is done with them.
+pub struct Autograd<'py> {
     module: Bound<'py, PyModule>,
     tensor: Bound<'py, PyType>,
 }
 
-impl<'py> Torch<'py> {
+impl<'py> Autograd<'py> {
     /// Returns torch if the caller has imported it.
     pub fn imported(py: Python<'py>) -> Option<Self> {
         let modules = py.import(intern!(py, "sys")).ok()?.getattr(intern!(py, "modules")).ok()?;

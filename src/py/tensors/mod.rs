@@ -13,10 +13,10 @@
 //! # Memory that other libraries own
 //!
 //! A tensor that came in as a capsule keeps its memory until fastclip drops the capsule. The exchange functions give no
-//! such promise: the tensor object is kept alive, but code may give it other memory (`torch.Tensor.set_`, `.data = …`,
+//! such promise: the tensor object is kept alive, but code may give it other memory (by `set_`, `.data = …`,
 //! `untyped_storage().resize_`). Handlers of signals, which run between the passes of a call, may do so: then the call
 //! raises, and has written nothing ([`opened::Lent`]). Another thread that does so during a pass is a race, as it is with
-//! torch's own functions.
+//! the library's own functions.
 
 pub mod dlpack;
 pub mod door;

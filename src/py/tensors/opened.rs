@@ -2,7 +2,7 @@
 
 use super::dlpack;
 use super::exchange::Exchange;
-use super::frameworks::Torch;
+use super::frameworks::Autograd;
 use super::origin::Origin;
 use super::snapshot::Snapshot;
 use crate::allocation::{reserve, with_capacity};
@@ -22,10 +22,10 @@ pub struct Opened<'py> {
     pub(super) origins: Vec<Origin>,
     /// The exchange functions that lent the memory of each entry; empty if none was lent.
     pub(super) lenders: Vec<Option<Exchange>>,
-    /// The tensors of torch among the entries.
-    pub(super) torch: Option<Bound<'py, PyList>>,
+    /// The tensors among the entries that have a version counter: those of the library with autograd.
+    pub(super) versioned: Option<Bound<'py, PyList>>,
     /// The indices of those that were not read before, in ascending order.
-    pub(super) torch_indices: Vec<usize>,
+    pub(super) versioned_indices: Vec<usize>,
 }
 
 impl<'py> Opened<'py> {
@@ -55,20 +55,20 @@ impl<'py> Opened<'py> {
         Ok(Lent(tensors))
     }
 
-    /// Tells torch that its tensors among the entries have been written.
+    /// Counts a change of the tensors that have a version counter.
     pub fn count_change(&self) -> PyResult<()> {
-        self.torch.as_ref().map_or(Ok(()), count_change)
+        self.versioned.as_ref().map_or(Ok(()), count_change)
     }
 
-    /// Takes the view of the entry at `index`, and its tensor if it is one of torch.
+    /// Takes the view of the entry at `index`, and its tensor if that has a version counter.
     pub fn take(&mut self, index: usize) -> PyResult<Option<(View<'py>, Option<Bound<'py, PyAny>>)>> {
         let tensor = self.tensor(index)?;
         Ok(self.views.get_mut(index).and_then(Option::take).map(|view| (view, tensor)))
     }
 
-    /// Returns the tensor of torch at `index`, if it is one.
+    /// Returns the tensor at `index`, if it has a version counter.
     fn tensor(&self, index: usize) -> PyResult<Option<Bound<'py, PyAny>>> {
-        match (&self.torch, self.torch_indices.binary_search(&index)) {
+        match (&self.versioned, self.versioned_indices.binary_search(&index)) {
             (Some(tensors), Ok(at)) => Ok(Some(tensors.get_item(at)?)),
             _ => Ok(None),
         }
@@ -85,11 +85,11 @@ impl<'py> Opened<'py> {
     }
 }
 
-/// Tells torch that tensors have been written. A failure, such as a lack of memory, is not reported, because everything
+/// Counts a change of tensors that have been written. A failure, such as a lack of memory, is not reported, because everything
 /// has been written; an exception of a signal handler is.
 fn count_change(tensors: &Bound<'_, PyList>) -> PyResult<()> {
     let py = tensors.py();
-    match Torch::imported(py).map_or(Ok(()), |torch| torch.count_change(tensors)) {
+    match Autograd::imported(py).map_or(Ok(()), |autograd| autograd.count_change(tensors)) {
         Err(error) if !error.is_instance_of::<PyException>(py) => Err(error),
         _ => Ok(()),
     }
@@ -150,19 +150,19 @@ pub(super) fn memory_taken_away() -> Error {
 /// The tensors of other libraries that a call writes one by one.
 #[derive(Default)]
 pub struct Written<'py> {
-    /// The tensors of torch, whose change is to be counted.
+    /// The tensors whose change is to be counted.
     tensors: Option<Bound<'py, PyList>>,
     /// The memory that was lent to the call, that of inputs too.
     pub lent: Lent,
 }
 
 impl<'py> Written<'py> {
-    /// Adds a tensor of torch.
+    /// Adds a tensor whose change is to be counted.
     pub fn push(&mut self, tensor: &Bound<'py, PyAny>) -> PyResult<()> {
         append(&mut self.tensors, tensor)
     }
 
-    /// Tells torch that the tensors have been written.
+    /// Counts a change of the tensors.
     pub fn count_change(&self) -> PyResult<()> {
         self.tensors.as_ref().map_or(Ok(()), count_change)
     }

@@ -18,7 +18,7 @@ use std::sync::Arc;
 pub enum Origin {
     /// An array, or an object that NumPy makes an array of. The result is an `ndarray`.
     Array,
-    /// A tensor of torch, whose type has exchange functions.
+    /// A tensor whose type has exchange functions, and whose results are made by them.
     Exchange(Exchange),
     /// A tensor of a library that imports capsules.
     Framework(Framework),

@@ -14,7 +14,7 @@ pub struct Snapshot {
     origin: Origin,
     /// The exchange functions that have lent the memory, see [`super::opened::Lent`].
     lender: Option<Exchange>,
-    /// The tensor, if it is one of torch.
+    /// The tensor, if it has a version counter.
     tensor: Option<Py<PyAny>>,
 }
 
@@ -29,7 +29,7 @@ impl Snapshot {
         Ok(Self { view: view.stored()?, origin, lender, tensor: tensor.map(Bound::unbind) })
     }
 
-    /// Returns the tensor, if it is one of torch.
+    /// Returns the tensor, if it has a version counter.
     pub fn tensor(&self) -> Option<&Py<PyAny>> {
         self.tensor.as_ref()
     }

@@ -219,7 +219,7 @@ pub fn walk(py: Python<'_>, container: &Bound<'_, PyAny>, argument: &str) -> PyR
 }
 
 /// Walks a container of tensors, and takes a snapshot of each. `writes` says whether the caller writes them, `recorded`
-/// whether it returns tensors that depend on them, which torch's autograd may have to record.
+/// whether it returns tensors that depend on them, which autograd may have to record.
 #[pyfunction]
 #[pyo3(signature = (container, argument, /, *, writes = false, recorded = false))]
 pub fn open_tensors(

@@ -12,7 +12,7 @@ use pyo3::types::{PyBytes, PyComplex, PyDict, PyFloat, PyInt, PyList, PyModule, 
 use pyo3::{ffi, intern};
 
 /// Most containers inside of each other. A container that contains itself has no end, and a thread may have a stack of
-/// no more than 64 KiB.
+/// no more than 128 KiB.
 const DEEPEST: usize = 128;
 
 /// Entries after which a walk lets handlers of signals run: lists that are shared may have very many.
@@ -104,7 +104,7 @@ impl Tree {
         if let Kind::Rebuilt(rebuilder) = &root.kind {
             is_flat = rebuilder.bind(py).getattr(intern!(py, "is_sequence"))?.is_truthy()?;
         }
-        // A list or tuple without containers gives a list, as in TensorFlow: it needs no nodes.
+        // A list or tuple without containers gives a list, which needs no nodes.
         if is_flat && walker.all_are_leaves(&root.entries)? {
             return Self::new(argument, container, root.entries, Form::Flat);
         }
