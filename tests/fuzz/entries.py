@@ -193,7 +193,10 @@ def _lazy(tensor: Any, twin: Any) -> Entry:
 
     # torch makes NaNs quiet where it negates.
     resolved = from_torch(twin)
-    return Entry(tensor, resolved, outcome_as_output=Outcome.UNKNOWN, result_type=type(tensor), is_lazy=True)
+    # In another order elements add up to other last bits.
+    has_same_order = [stride * resolved.itemsize for stride in tensor.stride()] == list(resolved.strides)
+    outcome = Outcome.READ if has_same_order else Outcome.UNKNOWN
+    return Entry(tensor, resolved, outcome, Outcome.UNKNOWN, result_type=type(tensor), is_lazy=True)
 
 
 # --- the table of C functions -------------------------------------------------------------------
