@@ -6,9 +6,7 @@ use crate::py::trees::Tree;
 #[derive(Clone, Copy)]
 pub enum ArgumentName<'a> {
     /// An argument that is one array.
-    Single(&'static str),
-    /// An argument that is one array, whose name was formatted before.
-    Formatted(&'a str),
+    Single(&'a str),
     /// An argument that is a list of arrays: its entries are `argument[0]`, `argument[1]`, ….
     List(&'a str),
     /// An argument that is a container of tensors, or one tensor.
@@ -18,7 +16,7 @@ pub enum ArgumentName<'a> {
     /// One part of each pair in a list.
     Paired {
         /// The name of the list.
-        argument: &'static str,
+        argument: &'a str,
         /// Index of the part in its pair: 0 or 1.
         part: usize,
     },
@@ -28,8 +26,7 @@ impl ArgumentName<'_> {
     /// Returns the name of the argument.
     pub fn argument(&self) -> String {
         match self {
-            Self::Single(name) | Self::Paired { argument: name, .. } => (*name).to_owned(),
-            Self::Formatted(name) | Self::List(name) => (*name).to_owned(),
+            Self::Single(name) | Self::Paired { argument: name, .. } | Self::List(name) => (*name).to_owned(),
             Self::Tree(tree) => tree.argument().to_owned(),
             Self::InPlace(_) => "out".into(),
         }
@@ -39,7 +36,6 @@ impl ArgumentName<'_> {
     pub fn entry(&self, index: usize) -> String {
         match self {
             Self::Single(name) => (*name).to_owned(),
-            Self::Formatted(name) => (*name).to_owned(),
             Self::List(name) => format!("{name}[{index}]"),
             Self::Tree(tree) => tree.name(index),
             Self::InPlace(tree) => format!("out{}", tree.label(index)),

@@ -112,7 +112,7 @@ impl<'a, 'py> CallArrays<'a, 'py> {
             Destination::Nowhere => {}
             Destination::New => outputs.views = results_like(py, &opened)?,
             Destination::Inputs => {
-                check_outputs(py, &opened.views, &opened.views, name, ArgumentName::InPlace(tree))?
+                check_outputs(py, &opened.views, &opened.views, name, ArgumentName::InPlace(tree))?;
             }
             Destination::Tensors(out) => {
                 check_outputs(py, &opened.views, &outputs.views, name, ArgumentName::Tree(out))?;

@@ -36,9 +36,7 @@ pub fn clip_by_value<'py>(
         let tree = TreeArgument::tensor(tensor, "t")?;
         let destination = Destination::of_tensor(tensor, out.as_ref())?;
         let arrays = CallArrays::new(py, &tree, &destination, AcceptedDTypes::Ordered, Reads::Values)?;
-        let (Some([Some(input)]), Some([Some(output)])) =
-            (arrays.inputs().as_array::<1>(), arrays.outputs().as_array::<1>())
-        else {
+        let ([Some(input)], [Some(output)]) = (arrays.inputs(), arrays.outputs()) else {
             return Err(Error::Type("t is None; it takes an array".into()).into());
         };
         let has_dtype = |bound: &View| {

@@ -73,7 +73,11 @@ fn measure_and_clip(slices: Vec<Slices>, lent: &Lent) -> PyResult<bool> {
         prepared.push(slices.prepare(Context::current())?);
     }
     before_writing(prepared.iter().map(PreparedSlices::bytes).sum(), lent)?;
-    Ok(prepared.iter_mut().fold(false, |is_written, slices| slices.finish() || is_written))
+    let mut is_written = false;
+    for slices in &mut prepared {
+        is_written |= slices.finish();
+    }
+    Ok(is_written)
 }
 
 /// The tensors of a call, with the axes that make up their slices.

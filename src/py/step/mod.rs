@@ -47,7 +47,7 @@ pub fn take_step(py: Python<'_>, request: &Bound<'_, StepRequest>) -> PyResult<b
         // From here on a signal handler may save the state, and gets the state before the step.
         let mut registry = slots.map(slots::Slots::registry);
         // Reading arrays may run foreign code. The code after that uses only the views.
-        let pairs::Pairs { mut pairs, written, has_foreign_copies } =
+        let pairs::ReadPairs { mut pairs, written, has_foreign_copies } =
             read_pairs(py, request, registry.as_deref(), &mut hyper)?;
         if let (Some(slots), Some(registry)) = (slots, &mut registry) {
             // The views are taken already, so that a variable in the registry is the one that has its address now.

@@ -129,7 +129,7 @@ struct Reader<'py> {
 }
 
 /// The pairs of a step, and the tensors of other libraries that it writes.
-pub struct Pairs<'py> {
+pub struct ReadPairs<'py> {
     pub pairs: Vec<Pair<'py>>,
     pub written: Written<'py>,
     /// Whether a low-precision copy, a slot or a step count is no array: reading it may have run foreign code.
@@ -142,7 +142,7 @@ pub fn read_pairs<'py>(
     request: &StepRequest,
     registry: Option<&Registry>,
     hyper: &mut HyperParameters,
-) -> PyResult<Pairs<'py>> {
+) -> PyResult<ReadPairs<'py>> {
     let list = request.pairs(py);
     let mut reader = Reader { foreign: foreign_pairs(list)?, ..Reader::default() };
     if let Some((gradients, variables)) = &reader.foreign {
@@ -193,7 +193,7 @@ pub fn read_pairs<'py>(
         }
     }
     let Reader { written, has_foreign_copies, .. } = reader;
-    Ok(Pairs { pairs, written, has_foreign_copies })
+    Ok(ReadPairs { pairs, written, has_foreign_copies })
 }
 
 /// Opens the gradients and variables that are no arrays. Returns None if all are arrays.
@@ -353,7 +353,7 @@ impl<'py> Reader<'py> {
             return Ok(View::new(object, accepted, cache(self), name)?);
         }
         self.has_foreign_copies = true;
-        open_written(&object, accepted, ArgumentName::Formatted(&name()), &mut self.written)
+        open_written(&object, accepted, ArgumentName::Single(&name()), &mut self.written)
     }
 
     fn slot(&mut self, slot: Bound<'py, PyAny>, variable: &View, index: usize) -> PyResult<View<'py>> {

@@ -443,13 +443,13 @@ pub fn initialise_slots(context: Context, new: &[NewSlots], initial: &[f64]) -> 
 
 /// Reads the low-precision copy of a variable, outside of a step, and checks it.
 pub fn copy_view<'py>(
-    copy: Bound<'py, PyAny>,
+    copy: &Bound<'py, PyAny>,
     variable: &View<'py>,
     written: &mut Written<'py>,
 ) -> PyResult<View<'py>> {
     let py = copy.py();
     let name = ArgumentName::Single("copy");
-    let copy = open_written(&copy, AcceptedDTypes::Reals, name, written)?;
+    let copy = open_written(copy, AcceptedDTypes::Reals, name, written)?;
     check_copy(&copy, variable, || "copy".into())?;
     let (inputs, mut outputs) = ([Some(variable.try_clone()?)], [Some(copy)]);
     let names = (ArgumentName::Single("variable"), ArgumentName::Single("copy"));

@@ -299,7 +299,7 @@ impl Slots {
             let (mut read, mut written) = (Written::default(), Written::default());
             let view = read_variable(array, &mut read)?;
             let Some(copy) = self.registry().low_precision_copy(py, &view)? else { return Ok(()) };
-            let copy = copy_view(copy, &view, &mut written)?;
+            let copy = copy_view(&copy, &view, &mut written)?;
             read.lent.check(py)?;
             write_copy(py, &view, &copy)?;
             written.count_change()
@@ -319,7 +319,7 @@ impl Slots {
             let (mut read, mut written) = (Written::default(), Written::default());
             let view = read_variable(array, &mut read)?;
             // Reading the copy may run foreign code, which may change the registry. Therefore it is read first.
-            let copy = copy.map(|copy| copy_view(copy, &view, &mut written)).transpose()?;
+            let copy = copy.map(|copy| copy_view(&copy, &view, &mut written)).transpose()?;
             let pair = match &copy {
                 Some(copy) => Some((self.registry().variable(&view)?, copy.owner().clone().unbind())),
                 None => None,

@@ -47,7 +47,7 @@ impl Device {
     /// The CPU.
     pub const CPU: Self = Self { kind: 1, id: 0 };
 
-    /// Whether the CPU can access the memory: it is that of the CPU, or pinned for CUDA or ROCm.
+    /// Whether the CPU can access the memory: it is that of the CPU, or pinned for CUDA or `ROCm`.
     pub fn is_host(self) -> bool {
         matches!(self.kind, 1 | 3 | 11)
     }

@@ -20,6 +20,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyList, PyModule, PyType};
 use pyo3::{Borrowed, PyTypeInfo, ffi, intern};
+use std::cell::OnceCell;
 use std::sync::Arc;
 
 /// What a call does with the tensors of an argument.
@@ -113,8 +114,8 @@ pub struct Prepared<'a, 'py> {
     name: ArgumentName<'a>,
     /// The types that were seen, with their ways in.
     types: Vec<(Bound<'py, PyType>, Way)>,
-    /// The library with autograd, if it was looked for, and if it is imported.
-    autograd: Option<Option<Autograd<'py>>>,
+    /// The library with autograd, if it is imported, once it has been looked for.
+    autograd: OnceCell<Option<Autograd<'py>>>,
     dtypes: DTypeCache<'py>,
     /// How often each entry was converted; empty if none was.
     conversions: Vec<u8>,
@@ -158,7 +159,7 @@ impl<'a, 'py> Prepared<'a, 'py> {
             access,
             name,
             types: Vec::new(),
-            autograd: None,
+            autograd: OnceCell::new(),
             dtypes: DTypeCache::default(),
             conversions: Vec::new(),
             opened: Opened { views: with_capacity(count)?, ..Opened::default() },
@@ -338,7 +339,7 @@ impl<'a, 'py> Prepared<'a, 'py> {
     /// other values.
     fn ask_autograd(&mut self, tensors: &Bound<'py, PyList>, indices: &[usize]) -> PyResult<()> {
         let py = tensors.py();
-        let autograd = self.autograd.get_or_insert_with(|| Autograd::imported(py));
+        let autograd = self.autograd.get_or_init(|| Autograd::imported(py));
         let Some(autograd) = autograd else { return Ok(()) };
         if self.access.is_recorded {
             if autograd.any_is_recorded(tensors)? {
@@ -417,7 +418,7 @@ impl<'a, 'py> Prepared<'a, 'py> {
         if class.is(Snapshot::type_object(py)) {
             return Way::Snapshot;
         }
-        let autograd = self.autograd.get_or_insert_with(|| Autograd::imported(py)).as_ref();
+        let autograd = self.autograd.get_or_init(|| Autograd::imported(py)).as_ref();
         let has_autograd = autograd.is_some_and(|autograd| autograd.defines(class));
         if has_autograd && autograd.is_some_and(|autograd| autograd.is_dispatched(class)) {
             // To describe such a tensor runs Python code of its class, and its memory may be that of no tensor.
@@ -456,7 +457,7 @@ fn innermost(mut origin: &Origin) -> &Origin {
     origin
 }
 
-impl<'py> Prepared<'_, 'py> {
+impl Prepared<'_, '_> {
     /// Takes the snapshots. Runs no foreign code, except to recognise a dtype that is seen for the first time. Returns
     /// false if the exchange functions refused an entry, which has then been converted: the snapshots are to be taken
     /// anew.

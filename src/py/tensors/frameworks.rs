@@ -99,7 +99,7 @@ impl<'py> Autograd<'py> {
     }
 
     /// Whether a method of tensors, called on each tensor of a list, returns true for one of them. The loop runs in C.
-    fn any(&self, method: &Bound<'py, PyAny>, tensors: &Bound<'py, PyList>) -> PyResult<bool> {
+    fn any(method: &Bound<'py, PyAny>, tensors: &Bound<'py, PyList>) -> PyResult<bool> {
         let py = tensors.py();
         let builtins = py.import(intern!(py, "builtins"))?;
         let answers = builtins.getattr(intern!(py, "map"))?.call1((method, tensors))?;
@@ -112,7 +112,7 @@ impl<'py> Autograd<'py> {
         let py = tensors.py();
         let [negative, conjugate] =
             [intern!(py, "is_neg"), intern!(py, "is_conj")].map(|method| self.tensor.getattr(method));
-        Ok(self.any(&negative?, tensors)? || self.any(&conjugate?, tensors)?)
+        Ok(Self::any(&negative?, tensors)? || Self::any(&conjugate?, tensors)?)
     }
 
     /// Whether operations on a tensor of a list are recorded, to be differentiated: one of them requires a gradient, and
@@ -123,7 +123,7 @@ impl<'py> Autograd<'py> {
             return Ok(false);
         }
         let getter = py.import(intern!(py, "operator"))?.getattr(intern!(py, "attrgetter"))?;
-        self.any(&getter.call1((intern!(py, "requires_grad"),))?, tensors)
+        Self::any(&getter.call1((intern!(py, "requires_grad"),))?, tensors)
     }
 
     /// Counts a change of every tensor in a list, so that torch's autograd refuses values that were saved before.

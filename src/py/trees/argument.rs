@@ -43,15 +43,14 @@ impl Tree {
         container: &Bound<'_, PyAny>,
         entries: Bound<'_, PyList>,
         form: Form,
-    ) -> PyResult<Self> {
-        let container = container.clone().unbind();
-        Ok(Self {
+    ) -> Self {
+        Self {
             argument: argument.to_owned(),
-            container,
+            container: container.clone().unbind(),
             entries: entries.unbind(),
             form: Arc::new(form),
             snapshots: None,
-        })
+        }
     }
 
     /// Returns the tree of an argument that is one tensor.
@@ -60,7 +59,7 @@ impl Tree {
             return Err(Error::Type(format!("{argument} is None; it takes an array")).into());
         }
         let entries = objects::list(tensor.py(), 1, std::iter::once(Ok(tensor.clone())))?;
-        Self::new(argument, tensor, entries, Form::Leaf)
+        Ok(Self::new(argument, tensor, entries, Form::Leaf))
     }
 
     /// The name of the argument.

@@ -106,11 +106,11 @@ impl Tree {
         }
         // A list or tuple without containers gives a list, which needs no nodes.
         if is_flat && walker.all_are_leaves(&root.entries)? {
-            return Self::new(argument, container, root.entries, Form::Flat);
+            return Ok(Self::new(argument, container, root.entries, Form::Flat));
         }
         walker.enter(root)?;
         let Walker { entries, nodes, has_rebuilders, .. } = walker;
-        let tree = Self::new(argument, container, entries, Form::Nested(nodes))?;
+        let tree = Self::new(argument, container, entries, Form::Nested(nodes));
         if has_rebuilders {
             tree.try_rebuilding(py)?;
         }
@@ -138,13 +138,12 @@ impl<'py> Walker<'_, 'py> {
             self.visit(entry.py())?;
             reserve(&mut self.path, 1)?;
             self.path.push((node, index));
-            match self.read(&entry, false)? {
-                Some(inner) => self.enter(inner)?,
-                None => {
-                    reserve(&mut self.nodes, 1)?;
-                    self.nodes.push(Node::Leaf);
-                    self.entries.append(entry)?;
-                }
+            if let Some(inner) = self.read(&entry, false)? {
+                self.enter(inner)?;
+            } else {
+                reserve(&mut self.nodes, 1)?;
+                self.nodes.push(Node::Leaf);
+                self.entries.append(entry)?;
             }
             self.path.pop();
         }
@@ -253,15 +252,15 @@ impl<'py> Walker<'_, 'py> {
         let py = value.py();
         let Ok(tuple) = value.cast::<PyTuple>() else { return Ok(false) };
         let class = value.get_type();
-        let is_plain = match self.named_tuples.iter().find(|(known, _)| known.is(&class)) {
-            Some((_, is_plain)) => *is_plain,
-            None => {
-                let check = rebuilding(py)?.getattr(intern!(py, "is_plain_named_tuple"))?;
-                let is_plain = check.call1((&class,))?.is_truthy()?;
-                reserve(&mut self.named_tuples, 1)?;
-                self.named_tuples.push((class.clone(), is_plain));
-                is_plain
-            }
+        let known = self.named_tuples.iter().find(|(known, _)| known.is(&class));
+        let is_plain = if let Some((_, is_plain)) = known {
+            *is_plain
+        } else {
+            let check = rebuilding(py)?.getattr(intern!(py, "is_plain_named_tuple"))?;
+            let is_plain = check.call1((&class,))?.is_truthy()?;
+            reserve(&mut self.named_tuples, 1)?;
+            self.named_tuples.push((class.clone(), is_plain));
+            is_plain
         };
         // An instance may have another number of entries than its class has fields.
         Ok(is_plain && class.getattr(intern!(py, "_fields"))?.len()? == tuple.len())
