@@ -62,7 +62,8 @@ for name, take in TAKE.items():
                     norm = None
                 else:
                     assert clipped[1 - place].shape == victim.shape or not in_place, (name, place)
-                    assert np.isfinite(norm), (name, place)
+                    # What torch adds to a tensor that is enlarged has any values.
+                    assert name == "enlarged" or np.isfinite(norm), (name, place)
                 source.close()
 print("done")
 """
