@@ -3,7 +3,7 @@
 use super::argument::{Form, Tree};
 use crate::allocation::reserve;
 use crate::error::Error;
-use crate::py::arrays::ndarray_type::is_array;
+use crate::py::arrays::ndarray_type::{is_array, is_exactly_array};
 use crate::py::objects;
 use numpy::npyffi::{self, NpyTypes};
 use pyo3::prelude::*;
@@ -205,15 +205,18 @@ impl<'py> Walker<'_, 'py> {
 
     /// Whether an object is no container, by its type alone.
     fn is_leaf(&mut self, value: &Bound<'py, PyAny>) -> PyResult<bool> {
-        if value.is_none() || is_array(value) {
+        if value.is_none() || is_exactly_array(value) {
+            return Ok(true);
+        }
+        // SAFETY: reads the type of a live object.
+        let class = unsafe { ffi::Py_TYPE(value.as_ptr()) };
+        if self.leaf_types.iter().any(|known| known.as_type_ptr() == class) {
             return Ok(true);
         }
         if is_builtin_container(value) {
             return Ok(false);
         }
-        // SAFETY: reads the type of a live object.
-        let class = unsafe { ffi::Py_TYPE(value.as_ptr()) };
-        if self.leaf_types.iter().any(|known| known.as_type_ptr() == class) {
+        if is_array(value) {
             return Ok(true);
         }
         if !is_tensor_type(value) {
