@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from typing import Any
 
@@ -184,6 +185,7 @@ def test_keys_that_become_equal_lose_no_entry() -> None:
         fastclip.clip_by_global_norm(gradients, 1.0)
 
 
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer needs more of the stack")
 def test_deep_lists_are_refused_on_a_small_stack() -> None:
     script = """
 import threading, fastclip
