@@ -15,6 +15,7 @@ import pytest
 
 from support import dlpack_capsules
 from support.dtypes import BFLOAT16, FLOAT_DTYPES, INTEGER_DTYPES
+from support.strategies import finite_values
 
 Array = npt.NDArray[Any]
 
@@ -214,3 +215,15 @@ EVERY_IMMUTABLE = pytest.mark.parametrize(
 EVERY_WRITABLE = pytest.mark.parametrize(
     "kind", [_parameter(name) for name, kind in KINDS.items() if not kind.is_immutable]
 )
+
+
+def values(shape: Any = (6, 5), dtype: Any = np.float32, seed: int = 1) -> Any:
+    """Returns an array of random values, finite ones of every size for floats."""
+    if np.dtype(dtype).kind in "iu":
+        return np.random.default_rng(seed).integers(0, 100, shape, dtype)
+    return finite_values(np.random.default_rng(seed), np.empty(shape).shape, dtype)
+
+
+def shape_of(kind: Kind) -> tuple[int, ...]:
+    """Returns a shape that tensors of a kind may have."""
+    return (30,) if kind.name == "array" else (6, 5)

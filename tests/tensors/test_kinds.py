@@ -12,7 +12,6 @@ import pytest
 import fastclip
 from support import oracle
 from support.clip_calls import CLIPS, NORMS, Clip, clips_for
-from support.strategies import finite_values
 from support.tensor_kinds import (
     EVERY_FRAMEWORK,
     EVERY_KIND,
@@ -20,22 +19,14 @@ from support.tensor_kinds import (
     KINDS,
     Kind,
     from_torch,
+    shape_of,
     to_torch,
+    values,
     x64,
 )
 
 EVERY_CLIP = pytest.mark.parametrize("clip", CLIPS.values(), ids=CLIPS.keys())
 EVERY_NORM = pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS.keys())
-
-
-def values(shape: Any = (6, 5), dtype: Any = np.float32, seed: int = 1) -> Any:
-    if np.dtype(dtype).kind in "iu":
-        return np.random.default_rng(seed).integers(0, 100, shape, dtype)
-    return finite_values(np.random.default_rng(seed), np.empty(shape).shape, dtype)
-
-
-def shape_of(kind: Kind) -> tuple[int, ...]:
-    return (30,) if kind.name == "array" else (6, 5)
 
 
 # --- one kind -----------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ from support.dlpack_capsules import (
     UnversionedExporter,
     exporter,
 )
-from support.strategies import finite_values
 from support.tensor_kinds import (
     EVERY_FRAMEWORK,
     EVERY_IMMUTABLE,
@@ -30,21 +29,13 @@ from support.tensor_kinds import (
     KINDS,
     Kind,
     from_torch,
+    shape_of,
     to_torch,
+    values,
 )
 
 EVERY_CLIP = pytest.mark.parametrize("clip", CLIPS.values(), ids=CLIPS.keys())
 EVERY_SCALING = pytest.mark.parametrize("clip", SCALING.values(), ids=SCALING.keys())
-
-
-def values(shape: Any = (6, 5), dtype: Any = np.float32, seed: int = 1) -> Any:
-    if np.dtype(dtype).kind in "iu":
-        return np.random.default_rng(seed).integers(0, 100, shape, dtype)
-    return finite_values(np.random.default_rng(seed), np.empty(shape).shape, dtype)
-
-
-def shape_of(kind: Kind) -> tuple[int, ...]:
-    return (30,) if kind.name == "array" else (6, 5)
 
 
 # --- outputs that are written -------------------------------------------------------------------

@@ -24,6 +24,8 @@ class Tree:
     ----------
     leaves : list
         A converted tensor, or None, for each entry.
+    names : list of str
+        The name of each leaf in error messages.
     entries : list
         The objects that the leaves were converted from, as they were when the container was read.
     structure : fastclip._core.Tree
@@ -31,6 +33,7 @@ class Tree:
     """
 
     leaves: list[Any]
+    names: list[str]
     entries: list[Any]
     structure: _core.Tree
 
@@ -63,12 +66,12 @@ def flatten(container: Any, argument: str, to_array: Callable[[Any, str], Any] =
         If it is nested too deeply, or contains itself.
     """
     structure = _core.walk(container, argument)
-    entries = structure.entries
+    entries, names = structure.entries, structure.names()
     leaves = []
-    for i, entry in enumerate(entries):
+    for entry, name in zip(entries, names, strict=True):
         tensor = entry.values if isinstance(entry, IndexedSlices) else entry
-        leaves.append(None if tensor is None else to_array(tensor, structure.name(i)))
-    return Tree(leaves, entries, structure)
+        leaves.append(None if tensor is None else to_array(tensor, name))
+    return Tree(leaves, names, entries, structure)
 
 
 def check_same_structure(tree: Tree, model: Tree) -> None:

@@ -310,7 +310,7 @@ class _Leaves:
 
     def name(self, i: int) -> str:
         """Returns the name of an entry in error messages."""
-        return self.tree.structure.name(i)
+        return self.tree.names[i]
 
     def operands(self) -> Any:
         """Returns a container of the same structure for the compiled functions, without graphs."""

@@ -75,13 +75,13 @@ def clip_by_norm(t: Any, clip_norm: Any, axes: int | Sequence[int] | None, ord: 
     if target is not None and not is_one_number(clip_norm):
         _check_no_overlap(target, clip_norm, "clip_norm")
     if bound.size == 1 and all(reduced):
-        return _result(_core.clip_tensor(tensor, float(bound.reshape(())), "one", order, target), out)
+        return _core.clip_tensor(tensor, float(bound.reshape(())), "one", order, target)
     lengths: tuple[int, ...] = (1,) * (len(shape) - bound.ndim) + bound.shape
     bound = bound.reshape(lengths)
     if any(n != 1 and is_reduced for n, is_reduced in zip(lengths, reduced, strict=True)):
-        return _result(_core.clip_elements(tensor, [reduced], [bound], order, target), out)
+        return _core.clip_elements(tensor, [reduced], [bound], order, target)
     slices = [1 if is_reduced else n for n, is_reduced in zip(shape, reduced, strict=True)]
-    return _result(_core.clip_slices(tensor, [reduced], [np.broadcast_to(bound, slices)], order, target), out)
+    return _core.clip_slices(tensor, [reduced], [np.broadcast_to(bound, slices)], order, target)
 
 
 def clip_by_average_norm(t: Any, clip_norm: Any, out: Any) -> Any:
@@ -109,7 +109,7 @@ def clip_by_value(t: Any, clip_value_min: Any, clip_value_max: Any, out: Any) ->
     ):
         if target is not None and not isinstance(value, (int, float)):
             _check_no_overlap(target, bound, name)
-    return _result(_core.clip_by_value(tensor, lower, upper, target), out)
+    return _core.clip_by_value(tensor, lower, upper, target)
 
 
 #: The dtypes that have an order.
@@ -127,11 +127,6 @@ def _opened(t: Any, out: Any) -> tuple[Any, Any, tuple[int, ...]]:
     if out is not None:
         target = tensor if out is t else _core.open_tensor(out, "out", writes=True)
     return tensor, target, tensor.snapshots[0].shape
-
-
-def _result(result: Any, out: Any) -> Any:
-    """Returns `out` if there is one, else the result."""
-    return result if out is None else out
 
 
 def _check_no_overlap(target: Any, bound: Any, name: str) -> None:

@@ -280,7 +280,7 @@ class Optimizer:
 
     @property
     def last_scale(self) -> float | None:
-        """The factor that clipped the gradients in the last step; None if they were not clipped by norm."""
+        """The factor that clipped the gradients in the last step, 1 if none was; None with `clipvalue`."""
         return self._state.last_scale()
 
     @property

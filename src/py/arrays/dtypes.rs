@@ -8,6 +8,10 @@ use pyo3::sync::PyOnceLock;
 use std::os::raw::c_int;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
+/// The character of the byte order that is not native. NumPy uses `=` for the native one, and some exporters of buffers the
+/// character of that order itself.
+pub(super) const SWAPPED: u8 = if cfg!(target_endian = "little") { b'>' } else { b'<' };
+
 /// Stands for the type number of bfloat16 where NumPy has none: `ml_dtypes` is not imported, or was not looked for.
 pub const NO_TYPE_NUMBER: c_int = -1;
 
@@ -99,8 +103,7 @@ fn recognise(py: Python<'_>, descr: *mut npyffi::PyArray_Descr) -> Option<(DType
         let fields = &(*descr).fields;
         (fields.type_num, fields.byteorder as u8, fields.typeobj)
     };
-    let swapped = if cfg!(target_endian = "little") { b'>' } else { b'<' };
-    if order == swapped {
+    if order == SWAPPED {
         return None;
     }
     let real = |scalar| Some((DType { scalar, complex: false }, type_number));

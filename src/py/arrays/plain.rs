@@ -1,14 +1,11 @@
 //! Quick checks whether arguments are plain arrays: exactly `ndarray`, in native byte order. These need no conversion in
 //! Python.
 
+use super::dtypes::SWAPPED;
 use super::ndarray_type::is_exactly_array;
 use numpy::npyffi::PyArrayObject;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
-
-/// The character of the byte order that is not native. NumPy uses `=` for the native one, and some exporters of buffers the
-/// character of that order itself.
-const SWAPPED: u8 = if cfg!(target_endian = "little") { b'>' } else { b'<' };
 
 /// Whether an object is exactly an `ndarray`, not of a subclass, in native byte order.
 #[inline]

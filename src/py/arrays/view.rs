@@ -109,17 +109,7 @@ impl<'py> View<'py> {
 
     /// Copies the snapshot. The array is not read again.
     pub fn try_clone(&self) -> Result<Self, OutOfMemory> {
-        Ok(Self {
-            owner: self.owner.clone(),
-            axes: Axes::new(self.shape(), self.strides())?,
-            pointer: self.pointer,
-            size: self.size,
-            rank: self.rank,
-            type_number: self.type_number,
-            flags: self.flags,
-            dtype: self.dtype,
-            has_base: self.has_base,
-        })
+        self.stored()?.view(self.owner.py())
     }
 
     /// Creates a view of memory owned by fastclip, without an array object.

@@ -99,11 +99,11 @@ pub fn clip_by_global_norm<'py>(
             known_norm.as_ref().map_or_else(|| arrays.has_float64(), |known_norm| known_norm.is_float64);
         // The objects that are returned are created now, except for new tensors: after the pass that writes to tensors of
         // the caller nothing may fail.
-        let mut scalar = Some(NormScalar::new(py, is_float64)?);
-        let mut answer = None;
-        if let Some(written) = arrays.written(py) {
-            answer = scalar.take().map(|scalar| scalar.after(&written)).transpose()?;
-        }
+        let scalar = NormScalar::new(py, is_float64)?;
+        let answer = match arrays.written(py) {
+            Some(written) => Ok(scalar.after(&written)?),
+            None => Err(scalar),
+        };
         let lent = arrays.lent()?;
 
         let (segments, plan) = (&mut arrays.segments, &arrays.plan);
@@ -143,10 +143,9 @@ pub fn clip_by_global_norm<'py>(
             let nonfinite = nonfinite.into_iter().filter_map(|segment: usize| indices.get(segment).copied());
             return Err(nonfinite_error(py, nonfinite, name, norm, tensor_norms.as_deref()));
         };
-        let answer = match (answer, scalar) {
-            (Some(answer), _) => answer,
-            (None, Some(scalar)) => scalar.after(&arrays.results(py)?)?,
-            (None, None) => return Err(Error::Value("fastclip._core: no result".into()).into()),
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(scalar) => scalar.after(&arrays.results(py)?)?,
         };
         if let (Some(norms), Some(tensor_norms)) = (norms, tensor_norms) {
             write_norms(&norms, &tensor_norms);

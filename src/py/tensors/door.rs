@@ -283,11 +283,9 @@ impl<'a, 'py> Prepared<'a, 'py> {
         }
         let origin = framework.map_or(Origin::Array, Origin::Framework);
         let imported = match framework.map_or(Ok(true), |framework| framework.has_capsule(object)) {
-            Ok(true) => ImportedTensor::import(
-                object,
-                framework == Some(Framework::WITH_AUTOGRAD),
-                &self.name.entry(index),
-            ),
+            Ok(true) => ImportedTensor::import(object, framework == Some(Framework::WITH_AUTOGRAD), || {
+                self.name.entry(index)
+            }),
             Ok(false) => Err(Error::Type("its elements are no numbers".into()).into()),
             Err(error) => Err(error),
         };
@@ -377,7 +375,7 @@ impl<'a, 'py> Prepared<'a, 'py> {
             }
             let tensor = tensors.get_item(at)?;
             let detached = tensor.call_method0(intern!(py, "detach"))?;
-            let object = match ImportedTensor::import(&detached, true, &self.name.entry(*index)) {
+            let object = match ImportedTensor::import(&detached, true, || self.name.entry(*index)) {
                 Ok(imported) => imported.into_any(),
                 Err(error) if is_passed_on(&error, py) => return Err(error),
                 // Python code says why it cannot be read.

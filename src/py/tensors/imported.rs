@@ -64,7 +64,7 @@ impl ImportedTensor {
     pub fn import<'py>(
         object: &Bound<'py, PyAny>,
         is_mutable: bool,
-        name: &str,
+        name: impl Fn() -> String,
     ) -> PyResult<Bound<'py, Self>> {
         let py = object.py();
         let method = object.getattr(intern!(py, "__dlpack__"))?;
@@ -77,7 +77,8 @@ impl ImportedTensor {
         };
         let Some(managed) = Managed::take(&capsule) else {
             return Err(Error::Type(format!(
-                "{name} is a {}, whose __dlpack__ returned {}; it takes a DLPack capsule that is not used yet",
+                "{} is a {}, whose __dlpack__ returned {}; it takes a DLPack capsule that is not used yet",
+                name(),
                 object.get_type().name()?,
                 capsule.repr().map_or_else(|_| "an object".into(), |text| text.to_string()),
             ))
@@ -89,7 +90,8 @@ impl ImportedTensor {
             let version = unsafe { tensor.as_ref().version };
             if version.major != MAJOR_VERSION {
                 return Err(Error::Type(format!(
-                    "{name} is a {}, whose __dlpack__ returned version {}.{} of DLPack; it takes version 1",
+                    "{} is a {}, whose __dlpack__ returned version {}.{} of DLPack; it takes version 1",
+                    name(),
                     object.get_type().name()?,
                     version.major,
                     version.minor

@@ -137,6 +137,15 @@ impl Tree {
         entry_that_reads(py, || objects::string(py, &self.name(index)))
     }
 
+    /// Returns the list of the names of all leaves. It takes the time of a few single names.
+    fn names<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        entry_that_reads(py, || {
+            let labels = self.labels(py);
+            let names = labels.iter().map(|label| objects::string(py, &format!("{}{label}", self.argument)));
+            objects::list(py, labels.len(), names)
+        })
+    }
+
     /// Builds the container with other leaves.
     fn unflatten<'py>(&self, py: Python<'py>, leaves: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         entry(py, || {

@@ -57,6 +57,11 @@ impl Tree {
             Form::Nested(nodes) => {
                 let mut labels = Vec::new();
                 collect(py, nodes, &mut 0, "", &mut labels);
+                for (index, label) in labels.iter_mut().enumerate() {
+                    if self.holds_slices(py, index) {
+                        *label += ".values";
+                    }
+                }
                 labels
             }
         }
