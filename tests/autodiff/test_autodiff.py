@@ -15,6 +15,7 @@ import fastclip
 from fastclip import IndexedSlices, Variable
 from fastclip._autodiff.gradients import compute_gradients
 from support import fresh_python
+from support.clip_calls import UNIT_BOUND
 from support.recorders import gradients as recorded
 from support.recorders.gradients import Case
 from support.strategies import PROPERTY
@@ -121,22 +122,10 @@ def test_traced_outputs_have_the_bits_of_untraced_ones(
             np.testing.assert_array_equal(value, expected)
 
 
-ZERO: dict[str, Callable[[Any], Any]] = {
-    "clip_by_norm": lambda t: fastclip.clip_by_norm(t, 1.0),
-    "clip_by_norm, bound 0": lambda t: fastclip.clip_by_norm(t, 0.0),
-    "clip_by_norm, axes": lambda t: fastclip.clip_by_norm(t, 1.0, axes=[0]),
-    "clip_by_average_norm": lambda t: fastclip.clip_by_average_norm(t, 1.0),
-    "clip_by_global_norm": lambda t: fastclip.clip_by_global_norm([t], 1.0)[0][0],
-    "clip_by_value": lambda t: fastclip.clip_by_value(t, -1.0, 1.0),
-    "clip_by_block_rms": lambda t: fastclip.clip_by_block_rms([t], 1.0)[0],
-    "adaptive_clip": lambda t: fastclip.adaptive_clip([np.ones((3, 2))], [t])[0],
-}
-
-
-@pytest.mark.parametrize("name", ZERO)
+@pytest.mark.parametrize("name", UNIT_BOUND)
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_gradient_at_a_tensor_of_zeros_is_1(name: str, dtype: Any) -> None:
-    gradient = autograd.grad(lambda t: anp.sum(ZERO[name](t)))(np.zeros((3, 2), dtype))
+    gradient = autograd.grad(lambda t: anp.sum(UNIT_BOUND[name](t)))(np.zeros((3, 2), dtype))
     assert gradient.dtype == dtype
     np.testing.assert_array_equal(gradient, np.ones((3, 2)))
 

@@ -17,6 +17,7 @@ import fastclip
 from fastclip import IndexedSlices, Variable
 from fastclip._autodiff.gradients import compute_gradients
 from support import fresh_python
+from support.clip_calls import UNIT_BOUND
 from support.recorders import gradients as recorded
 from support.recorders.gradients import Case
 
@@ -249,35 +250,23 @@ def test_gradients_of_narrow_types_do_not_overflow() -> None:
     np.testing.assert_allclose(t.grad.numpy(), np.array([0.16, -0.12]) / 5e30, rtol=1e-6)
 
 
-ZERO: dict[str, Callable[[Any], Any]] = {
-    "clip_by_norm": lambda t: fastclip.clip_by_norm(t, 1.0),
-    "clip_by_norm, bound 0": lambda t: fastclip.clip_by_norm(t, 0.0),
-    "clip_by_norm, axes": lambda t: fastclip.clip_by_norm(t, 1.0, axes=[0]),
-    "clip_by_average_norm": lambda t: fastclip.clip_by_average_norm(t, 1.0),
-    "clip_by_global_norm": lambda t: fastclip.clip_by_global_norm([t], 1.0)[0][0],
-    "clip_by_value": lambda t: fastclip.clip_by_value(t, -1.0, 1.0),
-    "clip_by_block_rms": lambda t: fastclip.clip_by_block_rms([t], 1.0)[0],
-    "adaptive_clip": lambda t: fastclip.adaptive_clip([np.ones((3, 2))], [t])[0],
-}
-
-
-@pytest.mark.parametrize("name", ZERO)
+@pytest.mark.parametrize("name", UNIT_BOUND)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_gradient_at_a_tensor_of_zeros_is_1(name: str, dtype: Any) -> None:
     t = tensor(np.zeros((3, 2)), dtype)
-    ZERO[name](t).sum().backward()
+    UNIT_BOUND[name](t).sum().backward()
     assert t.grad.dtype == dtype
     assert torch.equal(t.grad, torch.ones(3, 2, dtype=dtype))
 
 
-@pytest.mark.parametrize("name", ZERO)
+@pytest.mark.parametrize("name", UNIT_BOUND)
 def test_empty_and_0_dimensional_tensors_have_gradients(name: str) -> None:
     if name != "adaptive_clip":
         empty, scalar = tensor(np.zeros((0, 2))), tensor(3.0)
-        ZERO[name](empty).sum().backward()
+        UNIT_BOUND[name](empty).sum().backward()
         assert empty.grad.shape == (0, 2)
         if "axes" not in name:
-            (ZERO[name](scalar) * 2).backward()
+            (UNIT_BOUND[name](scalar) * 2).backward()
             assert scalar.grad == 0
 
 
@@ -704,9 +693,9 @@ def test_autograd_and_torch_do_not_differentiate_one_call() -> None:
     "name", ["clip_by_norm", "clip_by_global_norm", "clip_by_block_rms", "clip_by_value"]
 )
 def test_tensors_that_are_not_clipped_are_not_kept(name: str) -> None:
-    result = ZERO[name](tensor([0.3, 0.4, 0.0]))
+    result = UNIT_BOUND[name](tensor([0.3, 0.4, 0.0]))
     assert result.grad_fn.saved_tensors == ()
-    result = ZERO[name](tensor([3.0, 4.0, 0.0]))
+    result = UNIT_BOUND[name](tensor([3.0, 4.0, 0.0]))
     assert len(result.grad_fn.saved_tensors) > 0
 
 

@@ -20,9 +20,11 @@ from support.dlpack_capsules import (
     IS_COPIED,
     READ_ONLY,
     DLTensor,
+    ExchangeTable,
     Exporter,
     ManagedTensor,
     UnversionedExporter,
+    table_capsule,
 )
 from support.dtypes import BFLOAT16, COMPLEX_DTYPES, INTEGER_DTYPES, REAL_DTYPES
 
@@ -202,19 +204,6 @@ def _lazy(tensor: Any, twin: Any) -> Entry:
 # --- the table of C functions -------------------------------------------------------------------
 
 
-class ExchangeTable(ctypes.Structure):
-    _fields_ = (
-        ("major", ctypes.c_uint32),
-        ("minor", ctypes.c_uint32),
-        ("previous", ctypes.c_void_p),
-        ("allocator", ctypes.c_void_p),
-        ("managed_from_object", ctypes.c_void_p),
-        ("managed_to_object", ctypes.c_void_p),
-        ("tensor_from_object", ctypes.c_void_p),
-        ("current_stream", ctypes.c_void_p),
-    )
-
-
 @ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_void_p)
 def _tensor_from_object(value: Any, out: int) -> int:
     if value.tensor is None:
@@ -242,15 +231,12 @@ _TABLE = ExchangeTable(
     _address(_tensor_from_object),
     _address(_unused),
 )
-_new_capsule = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(
-    ("PyCapsule_New", ctypes.pythonapi)
-)
 
 
 class Tabled(Exporter):
     """An exporter whose type has a table of C functions, and whose ``__dlpack__`` gives the same tensor."""
 
-    __dlpack_c_exchange_api__ = _new_capsule(ctypes.addressof(_TABLE), b"dlpack_exchange_api", None)
+    __dlpack_c_exchange_api__ = table_capsule(_TABLE)
     tensor: DLTensor | None = None
 
 

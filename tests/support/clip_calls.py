@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 
 import fastclip
 
@@ -81,3 +82,20 @@ def clips_for(dtype: np.dtype[Any]) -> Iterator[tuple[str, Clip]]:
             takes = dtype.kind != "c" or name != "clip_by_value"
         if takes:
             yield name, clip
+
+
+#: Clip functions of one array of two axes, which leave arrays of norms below their bounds as they are.
+UNIT_BOUND: dict[str, Callable[[Any], Any]] = {
+    "clip_by_norm": lambda t: fastclip.clip_by_norm(t, 1.0),
+    "clip_by_norm, bound 0": lambda t: fastclip.clip_by_norm(t, 0.0),
+    "clip_by_norm, axes": lambda t: fastclip.clip_by_norm(t, 1.0, axes=[0]),
+    "clip_by_average_norm": lambda t: fastclip.clip_by_average_norm(t, 1.0),
+    "clip_by_global_norm": lambda t: fastclip.clip_by_global_norm([t], 1.0)[0][0],
+    "clip_by_value": lambda t: fastclip.clip_by_value(t, -1.0, 1.0),
+    "clip_by_block_rms": lambda t: fastclip.clip_by_block_rms([t], 1.0)[0],
+    "adaptive_clip": lambda t: fastclip.adaptive_clip([np.ones((3, 2))], [t])[0],
+}
+
+EVERY_CLIP = pytest.mark.parametrize("clip", CLIPS.values(), ids=CLIPS.keys())
+EVERY_SCALING = pytest.mark.parametrize("clip", SCALING.values(), ids=SCALING.keys())
+EVERY_NORM = pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS.keys())

@@ -71,6 +71,21 @@ class Versioned(ctypes.Structure):
     )
 
 
+class ExchangeTable(ctypes.Structure):
+    """The structure ``DLPackExchangeAPI`` of DLPack 1.3."""
+
+    _fields_ = (
+        ("major", ctypes.c_uint32),
+        ("minor", ctypes.c_uint32),
+        ("previous", ctypes.c_void_p),
+        ("allocator", ctypes.c_void_p),
+        ("managed_from_object", ctypes.c_void_p),
+        ("managed_to_object", ctypes.c_void_p),
+        ("tensor_from_object", ctypes.c_void_p),
+        ("current_stream", ctypes.c_void_p),
+    )
+
+
 def _function(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
     # Prototypes of their own, as argument types set on `ctypes.pythonapi` are seen by the whole process.
     prototype = ctypes.PYFUNCTYPE(result, *arguments)
@@ -79,6 +94,12 @@ def _function(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
 
 _new_capsule = _function("PyCapsule_New", ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
 _capsule_name = _function("PyCapsule_GetName", ctypes.c_char_p, ctypes.py_object)
+
+
+def table_capsule(table: ExchangeTable, name: bytes = b"dlpack_exchange_api") -> Any:
+    """Returns a capsule for ``__dlpack_c_exchange_api__``; the table must outlive it."""
+    return _new_capsule(ctypes.addressof(table), name, None)
+
 
 #: Every managed tensor whose deleter may still be called, by the address of its structure.
 _managed: dict[int, ManagedTensor] = {}

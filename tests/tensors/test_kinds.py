@@ -11,7 +11,7 @@ import pytest
 
 import fastclip
 from support import oracle
-from support.clip_calls import CLIPS, NORMS, Clip, clips_for
+from support.clip_calls import CLIPS, EVERY_CLIP, EVERY_NORM, Clip, clips_for
 from support.tensor_kinds import (
     EVERY_FRAMEWORK,
     EVERY_KIND,
@@ -24,10 +24,6 @@ from support.tensor_kinds import (
     values,
     x64,
 )
-
-EVERY_CLIP = pytest.mark.parametrize("clip", CLIPS.values(), ids=CLIPS.keys())
-EVERY_NORM = pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS.keys())
-
 
 # --- one kind -----------------------------------------------------------------------------------
 

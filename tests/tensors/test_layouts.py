@@ -12,7 +12,7 @@ import pytest
 import fastclip
 from support import oracle
 from support.attempts import attempt
-from support.clip_calls import NORMS, clips_for
+from support.clip_calls import EVERY_NORM, NORMS, clips_for
 from support.dtypes import COMPLEX_DTYPES, EVERY_FLOAT, EVERY_INTEGER
 from support.strategies import finite_values
 from support.tensor_kinds import from_torch, to_torch
@@ -55,7 +55,6 @@ OVERLAPPING: dict[str, Callable[[Any], Any]] = {
 }
 LAYOUTS = DENSE | SPARSE_IN_MEMORY | OVERLAPPING
 EVERY_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS)
-EVERY_NORM = pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS.keys())
 
 
 def values(dtype: Any, seed: int = 1, shape: tuple[int, ...] = (4, 3, 6)) -> Any:

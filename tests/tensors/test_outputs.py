@@ -13,7 +13,7 @@ import pytest
 
 import fastclip
 from support import oracle
-from support.clip_calls import CLIPS, SCALING, Clip, clips_for
+from support.clip_calls import CLIPS, EVERY_SCALING, Clip, clips_for
 from support.dlpack_capsules import (
     CPU,
     CUDA,
@@ -33,10 +33,6 @@ from support.tensor_kinds import (
     to_torch,
     values,
 )
-
-EVERY_CLIP = pytest.mark.parametrize("clip", CLIPS.values(), ids=CLIPS.keys())
-EVERY_SCALING = pytest.mark.parametrize("clip", SCALING.values(), ids=SCALING.keys())
-
 
 # --- outputs that are written -------------------------------------------------------------------
 

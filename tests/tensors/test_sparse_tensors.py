@@ -11,7 +11,7 @@ import fastclip
 from fastclip import IndexedSlices
 from support import oracle
 from support.attempts import attempt
-from support.clip_calls import CLIPS, NORMS, clips_for
+from support.clip_calls import CLIPS, EVERY_NORM, NORMS, clips_for
 from support.dtypes import EVERY_FLOAT
 from support.strategies import finite_values
 from support.tensor_kinds import EVERY_FRAMEWORK, KINDS, Kind, from_torch, to_torch
@@ -20,7 +20,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 #: Row 4 twice: repeated rows are not merged.
 ROWS = [4, 0, 4, 2]
-EVERY_NORM = pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS.keys())
 #: Functions whose results for one axis of rows are those for the values alone.
 SHAPELESS = [name for name in CLIPS if name != "adaptive_clip"]
 

@@ -10,15 +10,12 @@ import pytest
 
 import fastclip
 from fastclip import train
-from support.clip_calls import CLIPS, SCALING, Clip
+from support.clip_calls import EVERY_CLIP, EVERY_SCALING, Clip
 from support.tensor_kinds import to_torch
 from support.training_cases import EVERY_OPTIMIZER, build
 
 pytestmark = [pytest.mark.interop("torch"), pytest.mark.filterwarnings("ignore")]
 torch = pytest.importorskip("torch")
-
-EVERY_CLIP = pytest.mark.parametrize("clip", CLIPS.values(), ids=CLIPS.keys())
-EVERY_SCALING = pytest.mark.parametrize("clip", SCALING.values(), ids=SCALING.keys())
 
 
 def tensors() -> list[Any]:
