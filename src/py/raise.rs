@@ -28,14 +28,12 @@ norms : ndarray of float64, or None
 /// Creates an exception at once, by calls that raise a `MemoryError` where memory runs out. (`PyO3` creates exceptions
 /// later, and aborts the process then.)
 pub fn exception<E: PyTypeInfo>(py: Python<'_>, message: &str) -> PyErr {
-    // SAFETY: pointer and length are those of the string. One of the two calls sets the error indicator.
-    unsafe {
-        let text = ffi::PyUnicode_FromStringAndSize(message.as_ptr().cast(), message.len().cast_signed());
-        if !text.is_null() {
-            ffi::PyErr_SetObject(E::type_object_raw(py).cast(), text);
-            ffi::Py_DECREF(text);
-        }
-    }
+    let text = match objects::string(py, message) {
+        Ok(text) => text,
+        Err(error) => return error,
+    };
+    // SAFETY: both objects are alive. The call sets the error indicator.
+    unsafe { ffi::PyErr_SetObject(E::type_object_raw(py).cast(), text.as_ptr()) };
     PyErr::fetch(py)
 }
 
@@ -114,13 +112,10 @@ pub fn nonfinite_error(
 /// Creates a [`NonFiniteError`].
 fn nonfinite_exception(py: Python<'_>, message: &str, norms: Option<&[f64]>) -> PyResult<PyErr> {
     let class = NonFiniteError::type_object_raw(py).cast();
-    // SAFETY: pointer and length are those of the string. Each call returns a new reference, or null with an error set,
-    // and gets objects of the types that it needs.
-    let error = unsafe {
-        let text = ffi::PyUnicode_FromStringAndSize(message.as_ptr().cast(), message.len().cast_signed());
-        let arguments = objects::tuple(py, [Bound::from_owned_ptr_or_err(py, text)?])?;
-        Bound::from_owned_ptr_or_err(py, ffi::PyObject_CallObject(class, arguments.as_ptr()))?
-    };
+    let arguments = objects::tuple(py, [objects::string(py, message)?])?;
+    // SAFETY: the call takes a class and a tuple, and returns a new reference, or null with an error set.
+    let error =
+        unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyObject_CallObject(class, arguments.as_ptr()))? };
     if let Some(norms) = norms {
         let norms = norm_array(py, norms)?;
         // SAFETY: both objects are alive, and the name ends with a zero byte.

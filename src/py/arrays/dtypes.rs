@@ -15,6 +15,9 @@ pub(super) const SWAPPED: u8 = if cfg!(target_endian = "little") { b'>' } else {
 /// Stands for the type number of bfloat16 where NumPy has none: `ml_dtypes` is not imported, or was not looked for.
 pub const NO_TYPE_NUMBER: c_int = -1;
 
+/// NumPy's type number of unsigned 16-bit integers.
+pub const UINT16: c_int = 4;
+
 /// The dtypes that a function accepts.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum AcceptedDTypes {
@@ -90,6 +93,27 @@ impl<'py> DTypeCache<'py> {
         let (dtype, type_number) = recognise(py, descr)?;
         self.last = Some((owned, dtype, type_number));
         Some((dtype, type_number))
+    }
+}
+
+/// Returns NumPy's type number of a dtype; [`NO_TYPE_NUMBER`] for bfloat16, whose number `ml_dtypes` gets at run time.
+pub fn type_number(dtype: DType) -> c_int {
+    let long = if size_of::<std::ffi::c_long>() == 8 { 7 } else { 9 };
+    match (dtype.scalar, dtype.complex) {
+        (Scalar::I8, _) => 1,
+        (Scalar::U8, _) => 2,
+        (Scalar::I16, _) => 3,
+        (Scalar::U16, _) => UINT16,
+        (Scalar::I32, _) => 5,
+        (Scalar::U32, _) => 6,
+        (Scalar::I64, _) => long,
+        (Scalar::U64, _) => long + 1,
+        (Scalar::F16, _) => 23,
+        (Scalar::BF16, _) => NO_TYPE_NUMBER,
+        (Scalar::F32, false) => 11,
+        (Scalar::F64, false) => 12,
+        (Scalar::F32, true) => 14,
+        (Scalar::F64, true) => 15,
     }
 }
 

@@ -24,9 +24,7 @@ impl Buffer {
     pub fn block(&self) -> Arc<Block> {
         Arc::clone(&self.block)
     }
-}
 
-impl Buffer {
     /// The addresses of the memory.
     pub fn addresses(&self) -> std::ops::Range<usize> {
         let start = self.block.pointer().addr();

@@ -23,7 +23,7 @@
 //! one that the tensor never had. Nothing outside of the arrays is read or written.
 
 use super::axes::Axes;
-use super::dtypes::{AcceptedDTypes, DTypeCache, NO_TYPE_NUMBER};
+use super::dtypes::{AcceptedDTypes, DTypeCache, NO_TYPE_NUMBER, UINT16};
 use super::ndarray_type::is_array;
 use super::new_array::array_over;
 use crate::allocation::OutOfMemory;
@@ -207,8 +207,12 @@ impl<'py> View<'py> {
 
     /// As [`View::array`], with another owner, which must keep the memory alive too.
     pub fn array_owned_by(&self, owner: Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-        const UINT16: c_int = 4;
-        let type_number = if self.type_number == NO_TYPE_NUMBER { UINT16 } else { self.type_number };
+        let words = if self.type_number == NO_TYPE_NUMBER { UINT16 } else { self.type_number };
+        self.array_of_type(owner, words)
+    }
+
+    /// As [`View::array_owned_by`], with the type that NumPy has under a number, whose elements have the same size.
+    pub fn array_of_type(&self, owner: Bound<'py, PyAny>, type_number: c_int) -> PyResult<Bound<'py, PyAny>> {
         // SAFETY: the snapshot describes this memory, and the owner keeps it alive.
         unsafe {
             array_over(
@@ -361,7 +365,7 @@ unsafe fn slice<'a, T>(first: *mut T, n: c_int) -> &'a [T] {
 
 /// Returns the error about an object that is not an array.
 #[cold]
-fn not_an_array(object: &Bound<'_, PyAny>, name: &str) -> Error {
+pub fn not_an_array(object: &Bound<'_, PyAny>, name: &str) -> Error {
     let kind = object.get_type().name().map_or_else(|_| "?".into(), |n| n.to_string());
     Error::Type(format!("{name} is a {kind}; it takes an array"))
 }

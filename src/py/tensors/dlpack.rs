@@ -7,14 +7,17 @@
 
 use crate::allocation::{OutOfMemory, with_capacity};
 use crate::error::Error;
-use crate::py::arrays::dtypes::NO_TYPE_NUMBER;
+use crate::py::arrays::dtypes::type_number;
 use crate::py::arrays::view::View;
 use crate::scalar::{DType, Scalar};
 use pyo3::prelude::*;
-use std::ffi::{c_int, c_void};
+use std::ffi::{CStr, c_int, c_void};
 
 /// The major version of the interface. Structures of another major version have another layout.
 pub const MAJOR_VERSION: u32 = 1;
+
+/// Name of a capsule that holds a managed tensor without a version.
+pub const CAPSULE_NAME: &CStr = c"dltensor";
 
 /// Flag of a managed tensor: its memory must not be written.
 const READ_ONLY: u64 = 1;
@@ -85,36 +88,28 @@ const FLOAT: u8 = 2;
 const BFLOAT: u8 = 4;
 const COMPLEX: u8 = 5;
 
-/// NumPy's type numbers of integers, by sign and the logarithm of their size.
-const INT_NUMBERS: [c_int; 4] = [1, 3, 5, if size_of::<std::ffi::c_long>() == 8 { 7 } else { 9 }];
-
 impl ElementType {
-    /// Returns the dtype and NumPy's type number; None for a type that fastclip does not support.
-    fn dtype(self) -> Option<(DType, c_int)> {
-        const INTS: [Scalar; 4] = [Scalar::I8, Scalar::I16, Scalar::I32, Scalar::I64];
-        const UINTS: [Scalar; 4] = [Scalar::U8, Scalar::U16, Scalar::U32, Scalar::U64];
-        let real = |scalar, number| Some((DType { scalar, complex: false }, number));
-        let complex = |scalar, number| Some((DType { scalar, complex: true }, number));
+    /// Returns the dtype; None for a type that fastclip does not support.
+    fn dtype(self) -> Option<DType> {
         if self.lanes != 1 {
             return None;
         }
-        match (self.code, self.bits) {
-            (INT, 8 | 16 | 32 | 64) => {
-                let size = (self.bits / 8).trailing_zeros() as usize;
-                real(INTS[size], INT_NUMBERS[size])
-            }
-            (UINT, 8 | 16 | 32 | 64) => {
-                let size = (self.bits / 8).trailing_zeros() as usize;
-                real(UINTS[size], INT_NUMBERS[size] + 1)
-            }
-            (FLOAT, 16) => real(Scalar::F16, 23),
-            (FLOAT, 32) => real(Scalar::F32, 11),
-            (FLOAT, 64) => real(Scalar::F64, 12),
-            (BFLOAT, 16) => real(Scalar::BF16, NO_TYPE_NUMBER),
-            (COMPLEX, 64) => complex(Scalar::F32, 14),
-            (COMPLEX, 128) => complex(Scalar::F64, 15),
-            _ => None,
-        }
+        let scalar = match (self.code, self.bits) {
+            (INT, 8) => Scalar::I8,
+            (INT, 16) => Scalar::I16,
+            (INT, 32) => Scalar::I32,
+            (INT, 64) => Scalar::I64,
+            (UINT, 8) => Scalar::U8,
+            (UINT, 16) => Scalar::U16,
+            (UINT, 32) => Scalar::U32,
+            (UINT, 64) => Scalar::U64,
+            (FLOAT, 16) => Scalar::F16,
+            (FLOAT, 32) | (COMPLEX, 64) => Scalar::F32,
+            (FLOAT, 64) | (COMPLEX, 128) => Scalar::F64,
+            (BFLOAT, 16) => Scalar::BF16,
+            _ => return None,
+        };
+        Some(DType { scalar, complex: self.code == COMPLEX })
     }
 
     /// Returns the type of a dtype's elements.
@@ -212,7 +207,7 @@ pub unsafe fn view<'py>(
             tensor.device.name()
         )));
     }
-    let Some((dtype, type_number)) = tensor.element_type.dtype() else {
+    let Some(dtype) = tensor.element_type.dtype() else {
         return Err(Error::Type(format!(
             "{} has elements of the type {}; it takes floats, complex numbers and integers",
             name(),
@@ -223,7 +218,7 @@ pub unsafe fn view<'py>(
     if rank > MOST_AXES || (rank > 0 && tensor.shape.is_null()) {
         return Err(Error::Value(format!("{} has {} axes; it takes up to {MOST_AXES}", name(), tensor.axes)));
     }
-    let dtype = (dtype, type_number);
+    let dtype = (dtype, type_number(dtype));
     // SAFETY: the caller's contract.
     unsafe {
         if rank <= FEW_AXES {

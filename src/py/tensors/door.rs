@@ -13,7 +13,7 @@ use crate::py::arrays::argument_name::ArgumentName;
 use crate::py::arrays::dtypes::{AcceptedDTypes, DTypeCache};
 use crate::py::arrays::ndarray_type::{is_array, is_exactly_array};
 use crate::py::arrays::plain::{is_native, is_plain_array};
-use crate::py::arrays::view::View;
+use crate::py::arrays::view::{View, not_an_array};
 use crate::py::objects;
 use pyo3::exceptions::{PyException, PyMemoryError};
 use pyo3::prelude::*;
@@ -252,7 +252,7 @@ impl<'a, 'py> Prepared<'a, 'py> {
                 return self.convert(object, index, None);
             }
             Way::Array | Way::Converted => {
-                return Err(self.no_tensor(&object, index).into());
+                return Err(not_an_array(&object, &self.name.entry(index)).into());
             }
         }
         Ok((object, Some(way)))
@@ -318,7 +318,7 @@ impl<'a, 'py> Prepared<'a, 'py> {
         }
         self.conversions[index] += 1;
         if self.conversions[index] > MOST_CONVERSIONS {
-            return Err(self.no_tensor(&object, index).into());
+            return Err(not_an_array(&object, &self.name.entry(index)).into());
         }
         let arguments = (object, self.name.entry(index), self.access.writes, error);
         let conversions = py.import(intern!(py, "fastclip._arguments.arrays"))?;
@@ -432,13 +432,6 @@ impl<'a, 'py> Prepared<'a, 'py> {
             return Way::Capsule(Framework::of(class));
         }
         Way::Converted
-    }
-
-    /// The error of an object that Python code has converted to something that is no tensor.
-    #[cold]
-    fn no_tensor(&self, object: &Bound<'py, PyAny>, index: usize) -> Error {
-        let kind = object.get_type().name().map_or_else(|_| "?".into(), |n| n.to_string());
-        Error::Type(format!("{} is a {kind}; it takes an array", self.name.entry(index)))
     }
 }
 

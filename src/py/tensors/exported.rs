@@ -1,7 +1,8 @@
 //! Results that go out as tensors of another library, over memory owned by fastclip.
 
 use super::dlpack::{
-    Device, ElementType, MAJOR_VERSION, ManagedTensor, Tensor, Version, VersionedTensor, axes_of,
+    CAPSULE_NAME, Device, ElementType, MAJOR_VERSION, ManagedTensor, Tensor, Version, VersionedTensor,
+    axes_of,
 };
 use crate::allocation::OutOfMemory;
 use crate::engine::memory::Block;
@@ -85,9 +86,9 @@ impl ExportedTensor {
         unsafe extern "C" fn destroy(capsule: *mut ffi::PyObject) {
             // SAFETY: a capsule that nobody has taken the tensor from still has its name, and owns the tensor.
             unsafe {
-                if ffi::PyCapsule_IsValid(capsule, c"dltensor".as_ptr()) != 0 {
+                if ffi::PyCapsule_IsValid(capsule, CAPSULE_NAME.as_ptr()) != 0 {
                     let managed =
-                        ffi::PyCapsule_GetPointer(capsule, c"dltensor".as_ptr()).cast::<ManagedTensor>();
+                        ffi::PyCapsule_GetPointer(capsule, CAPSULE_NAME.as_ptr()).cast::<ManagedTensor>();
                     if let Some(deleter) = managed.as_ref().and_then(|managed| managed.deleter) {
                         deleter(managed);
                     }
@@ -97,7 +98,7 @@ impl ExportedTensor {
         let managed = unversioned(view, block)?;
         // SAFETY: the capsule takes the tensor. If it cannot be created, the tensor is deleted.
         let capsule = unsafe {
-            let capsule = ffi::PyCapsule_New(managed.cast::<c_void>(), c"dltensor".as_ptr(), Some(destroy));
+            let capsule = ffi::PyCapsule_New(managed.cast::<c_void>(), CAPSULE_NAME.as_ptr(), Some(destroy));
             if capsule.is_null()
                 && let Some(deleter) = (*managed).deleter
             {
@@ -127,7 +128,7 @@ impl ExportedTensor {
         let _ = (args, options);
         let capsule = self.capsule.bind(py);
         // SAFETY: the object is a live capsule.
-        if unsafe { ffi::PyCapsule_IsValid(capsule.as_ptr(), c"dltensor".as_ptr()) } == 0 {
+        if unsafe { ffi::PyCapsule_IsValid(capsule.as_ptr(), CAPSULE_NAME.as_ptr()) } == 0 {
             return Err(PyBufferError::new_err("this result has been imported already"));
         }
         Ok(capsule.clone())

@@ -1,6 +1,6 @@
 //! Tensors that come in through `__dlpack__`, as capsules.
 
-use super::dlpack::{self, Device, MAJOR_VERSION, ManagedTensor, VersionedTensor};
+use super::dlpack::{self, CAPSULE_NAME, Device, MAJOR_VERSION, ManagedTensor, VersionedTensor};
 use crate::error::Error;
 use crate::py::arrays::view::View;
 use pyo3::exceptions::PyTypeError;
@@ -13,7 +13,7 @@ use std::ptr::NonNull;
 
 /// Names of capsules, before and after their tensor has been taken.
 const VERSIONED: (&CStr, &CStr) = (c"dltensor_versioned", c"used_dltensor_versioned");
-const UNVERSIONED: (&CStr, &CStr) = (c"dltensor", c"used_dltensor");
+const UNVERSIONED: (&CStr, &CStr) = (CAPSULE_NAME, c"used_dltensor");
 
 /// A managed tensor that fastclip owns. It keeps the memory alive, and calls the deleter when it is dropped.
 #[pyclass(frozen, module = "fastclip._core")]

@@ -6,10 +6,8 @@ use super::exported::{ExportedTensor, versioned};
 use super::frameworks::Framework;
 use crate::error::Error;
 use crate::py::arrays::dtypes::{NO_TYPE_NUMBER, bfloat16_type_number};
-use crate::py::arrays::new_array::array_over;
 use crate::py::arrays::output::Buffer;
 use crate::py::arrays::view::View;
-use numpy::npyffi;
 use pyo3::prelude::*;
 use std::sync::Arc;
 
@@ -65,9 +63,5 @@ fn array<'py>(py: Python<'py>, view: &View<'py>) -> PyResult<Bound<'py, PyAny>> 
             Error::Type("an array of bfloat16 needs ml_dtypes: pip install 'fastclip-grad[bf16]'".into())
         })?;
     }
-    let flags = npyffi::NPY_ARRAY_WRITEABLE;
-    // SAFETY: the memory is that of the view, which its owner keeps alive.
-    unsafe {
-        array_over(view.owner().clone(), view.pointer, number, view.shape(), Some(view.strides()), flags)
-    }
+    view.array_of_type(view.owner().clone(), number)
 }

@@ -4,9 +4,9 @@ use super::argument::{Form, Tree};
 use super::walk::{Kind, Node, rebuilding};
 use crate::error::Error;
 use crate::py::objects;
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyType};
-use pyo3::{ffi, intern};
+use pyo3::types::{PyList, PyTuple, PyType};
 
 impl Tree {
     /// Builds the container with other entries, of which there must be one for each leaf.
@@ -96,7 +96,5 @@ impl<'py> Builder<'_, 'py> {
 /// Creates a named tuple without calling its constructor, which may have other parameters.
 fn named_tuple<'py>(class: &Bound<'py, PyType>, entries: &Bound<'py, PyList>) -> PyResult<Bound<'py, PyAny>> {
     let py = class.py();
-    // SAFETY: a static type of Python.
-    let tuple = unsafe { Bound::from_borrowed_ptr(py, (&raw mut ffi::PyTuple_Type).cast()) };
-    tuple.getattr(intern!(py, "__new__"))?.call1((class, entries))
+    py.get_type::<PyTuple>().getattr(intern!(py, "__new__"))?.call1((class, entries))
 }
