@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -284,3 +284,31 @@ def test_containers_that_optree_registers_itself() -> None:
 def test_each_output_has_the_dtype_of_its_input(dtype: str) -> None:
     got = clip([np.ones(3, dtype), np.ones(3, np.float64), np.ones(2, np.float16)])
     assert [x.dtype for x in got] == [np.dtype(dtype), np.float64, np.float16]
+
+
+def test_dicts_of_collections_keep_their_class_order_and_factory() -> None:
+    ordered = OrderedDict((name, np.full(2, float(i), np.float32)) for i, name in enumerate("abc"))
+    ordered.move_to_end("a")
+    clipped, norm = fastclip.clip_by_global_norm(ordered, 1.0)
+    assert type(clipped) is OrderedDict
+    assert list(clipped) == ["b", "c", "a"]
+    assert list(reversed(clipped)) == ["a", "c", "b"]
+    for name, entry in ordered.items():
+        np.testing.assert_array_equal(clipped[name], entry / norm)
+    clipped.move_to_end("b")
+    assert list(clipped) == ["c", "a", "b"]
+
+    nested: defaultdict[str, Any] = defaultdict(list, {"x": defaultdict(None, y=np.ones(2))})
+    (result, _) = fastclip.clip_by_global_norm([nested], 1.0)
+    assert type(result[0]) is defaultdict
+    assert result[0].default_factory is list
+    assert type(result[0]["x"]) is defaultdict
+    assert result[0]["x"].default_factory is None
+
+
+def test_ordered_dict_with_attributes_keeps_them() -> None:
+    state: Any = OrderedDict(w=np.ones(2))
+    state.version = 7
+    clipped, _ = fastclip.clip_by_global_norm({"layer": state}, 1.0)
+    assert clipped["layer"].version == 7
+    assert "version" not in clipped["layer"]

@@ -117,6 +117,7 @@ impl<'py> View<'py> {
     /// # Safety
     ///
     /// `owner` must keep memory alive that holds elements of this dtype and shape at these strides.
+    #[inline(always)]
     pub unsafe fn over(
         owner: Bound<'py, PyAny>,
         pointer: *mut u8,
@@ -152,7 +153,7 @@ impl<'py> View<'py> {
     /// # Safety
     ///
     /// As [`View::over`].
-    #[inline]
+    #[inline(always)]
     pub unsafe fn foreign(
         owner: Bound<'py, PyAny>,
         pointer: *mut u8,

@@ -193,7 +193,7 @@ impl VersionedTensor {
 ///
 /// Pointers of `tensor` must be valid: `shape`, and `strides` unless it is null, have an entry for each axis. The memory
 /// that it describes must live as long as `owner`.
-#[inline]
+#[inline(always)]
 pub unsafe fn view<'py>(
     owner: Bound<'py, PyAny>,
     tensor: &Tensor,
@@ -221,7 +221,9 @@ pub unsafe fn view<'py>(
     let dtype = (dtype, type_number(dtype));
     // SAFETY: the caller's contract.
     unsafe {
-        if rank <= FEW_AXES {
+        if rank == 1 {
+            view_of_rank::<1>(owner, tensor, 1, dtype, is_writable, name)
+        } else if rank <= FEW_AXES {
             view_of_rank::<FEW_AXES>(owner, tensor, rank, dtype, is_writable, name)
         } else {
             view_of_rank::<MOST_AXES>(owner, tensor, rank, dtype, is_writable, name)
@@ -234,7 +236,7 @@ pub unsafe fn view<'py>(
 /// # Safety
 ///
 /// As [`view`].
-#[inline]
+#[inline(always)]
 unsafe fn view_of_rank<'py, const N: usize>(
     owner: Bound<'py, PyAny>,
     tensor: &Tensor,
@@ -269,7 +271,7 @@ unsafe fn view_of_rank<'py, const N: usize>(
 /// # Safety
 ///
 /// As [`view`].
-#[inline]
+#[inline(always)]
 unsafe fn read_axes(
     tensor: &Tensor,
     size: usize,

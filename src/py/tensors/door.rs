@@ -167,7 +167,16 @@ impl<'a, 'py> Prepared<'a, 'py> {
         // The tensors of the library with autograd, with their indices.
         let mut tensors: Option<Bound<'py, PyList>> = None;
         let mut indices = Vec::new();
-        for index in 0..count {
+        let mut start = 0;
+        if let Some(exchange) = prepared.common_exchange()? {
+            prepared.opened.origins = filled(Origin::Exchange(exchange), count)?;
+            prepared.opened.lenders = filled(Some(exchange), count)?;
+            tensors = Some(objects::copy_to_list(entries.as_any())?);
+            reserve(&mut indices, count)?;
+            indices.extend(0..count);
+            start = count;
+        }
+        for index in start..count {
             // SAFETY: the list has `count` entries and belongs to this call.
             let object = unsafe { entry(entries, index) };
             if object.is_none() || is_plain_array(&object) {
@@ -259,6 +268,7 @@ impl<'a, 'py> Prepared<'a, 'py> {
     }
 
     /// Notes the kind of results of an entry, and who lent its memory.
+    #[inline]
     fn set(&mut self, index: usize, origin: Origin, lender: Option<Exchange>) -> PyResult<()> {
         let opened = &mut self.opened;
         if opened.origins.is_empty() {
@@ -384,6 +394,25 @@ impl<'a, 'py> Prepared<'a, 'py> {
             self.replace(*index, object)?;
         }
         Ok(())
+    }
+
+    /// Returns the exchange functions of the entries if all of them are tensors with autograd of one type. Such lists are
+    /// common, and are prepared as a whole, which takes less time than entry by entry.
+    fn common_exchange(&mut self) -> PyResult<Option<Exchange>> {
+        let count = self.entries.len();
+        if count == 0 {
+            return Ok(None);
+        }
+        // SAFETY: the list has `count` entries and belongs to this call.
+        let first = unsafe { entry(self.entries, 0) };
+        if first.is_none() || is_plain_array(&first) {
+            return Ok(None);
+        }
+        let Way::Exchange { exchange, has_autograd: true } = self.way(&first)? else { return Ok(None) };
+        // SAFETY: as above. Reads the types of live objects.
+        let class_at = |index| unsafe { ffi::Py_TYPE(entry(self.entries, index).as_ptr()) };
+        let class = class_at(0);
+        Ok((1..count).all(|index| class_at(index) == class).then_some(exchange))
     }
 
     /// Returns the way in of an object.

@@ -278,7 +278,7 @@ fn are_same(py: Python<'_>, nodes: &[Node], others: &[Node]) -> bool {
                     && match (kind, other) {
                         (Kind::List | Kind::Tuple, Kind::List | Kind::Tuple) => true,
                         (Kind::NamedTuple(class), Kind::NamedTuple(other)) => class.is(other),
-                        (Kind::Dict(keys), Kind::Dict(other)) => same_keys(keys, other),
+                        (Kind::Dict(_, keys), Kind::Dict(_, other)) => same_keys(keys, other),
                         _ => false,
                     }
             }

@@ -1,7 +1,7 @@
 //! Rebuilding a container with other entries.
 
 use super::argument::{Form, Tree};
-use super::walk::{Kind, Node, rebuilding};
+use super::walk::{DictClass, Kind, Node, default_dict, ordered_dict, rebuilding};
 use crate::error::Error;
 use crate::py::objects;
 use pyo3::intern;
@@ -51,6 +51,17 @@ impl Tree {
     }
 }
 
+impl DictClass {
+    /// Creates an empty dict of the class.
+    fn empty<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        match self {
+            Self::Dict => Ok(objects::dict(py)?.into_any()),
+            Self::Ordered => ordered_dict(py)?.call0(),
+            Self::Default(factory) => default_dict(py)?.call1((factory,)),
+        }
+    }
+}
+
 /// The state of building.
 struct Builder<'a, 'py> {
     nodes: &'a [Node],
@@ -76,17 +87,17 @@ impl<'py> Builder<'_, 'py> {
             Kind::List => Ok(entries.into_any()),
             Kind::Tuple => Ok(objects::list_to_tuple(&entries)?.into_any()),
             Kind::NamedTuple(class) => named_tuple(class.bind(py), &entries),
-            Kind::Dict(keys) => {
-                let dict = objects::dict(py)?;
+            Kind::Dict(class, keys) => {
+                let dict = class.empty(py)?;
                 for (key, entry) in keys.bind(py).iter().zip(&entries) {
                     dict.set_item(key, entry)?;
                 }
-                if dict.len() != *len {
+                if dict.len()? != *len {
                     return Err(
                         Error::Value("keys of a dict have become equal since it was made".into()).into()
                     );
                 }
-                Ok(dict.into_any())
+                Ok(dict)
             }
             Kind::Rebuilt(rebuilder) => rebuilder.bind(py).call_method1(intern!(py, "rebuild"), (entries,)),
         }

@@ -10,7 +10,7 @@ impl Kind {
     pub fn label(&self, py: Python<'_>, index: usize) -> String {
         let label = match self {
             Self::List | Self::Tuple => Ok(format!("[{index}]")),
-            Self::Dict(keys) => {
+            Self::Dict(_, keys) => {
                 let key = keys.bind(py).get_item(index).and_then(|key| key.repr());
                 key.map(|key| format!("[{key}]"))
             }

@@ -35,10 +35,31 @@ pub enum Kind {
     Tuple,
     /// A named tuple, by its class.
     NamedTuple(Py<PyType>),
-    /// A dict, by its keys.
-    Dict(Py<PyList>),
+    /// A dict, by its class and its keys.
+    Dict(DictClass, Py<PyList>),
     /// A container of another type, by the Python object that rebuilds it.
     Rebuilt(Py<PyAny>),
+}
+
+/// The class of a dict that is rebuilt without Python code.
+pub enum DictClass {
+    Dict,
+    /// `collections.OrderedDict`, whose order is not that of the dict below it.
+    Ordered,
+    /// `collections.defaultdict`, by its factory.
+    Default(Py<PyAny>),
+}
+
+/// `collections.OrderedDict`.
+pub(super) fn ordered_dict(py: Python<'_>) -> PyResult<&Bound<'_, PyType>> {
+    static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    CLASS.import(py, "collections", "OrderedDict")
+}
+
+/// `collections.defaultdict`.
+pub(super) fn default_dict(py: Python<'_>) -> PyResult<&Bound<'_, PyType>> {
+    static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    CLASS.import(py, "collections", "defaultdict")
 }
 
 /// Returns the module of Python code that rebuilds containers of other types.
@@ -180,7 +201,10 @@ impl<'py> Walker<'_, 'py> {
         if let Ok(dict) = value.cast_exact::<PyDict>() {
             // Nothing runs between the two calls that could change the dict.
             let (keys, entries) = (objects::dict_keys(dict)?, objects::dict_values(dict)?);
-            return Ok(Some(Read { kind: Kind::Dict(keys.unbind()), entries }));
+            return Ok(Some(Read { kind: Kind::Dict(DictClass::Dict, keys.unbind()), entries }));
+        }
+        if let Some(read) = read_dict_of_collections(value)? {
+            return Ok(Some(read));
         }
         let kind = if value.is_exact_instance_of::<PyList>() {
             Kind::List
@@ -281,11 +305,45 @@ impl<'py> Walker<'_, 'py> {
     }
 }
 
-/// Whether an object is exactly a list, tuple or dict.
+/// Reads an instance of `OrderedDict` or `defaultdict`; returns None for other objects, and for instances with
+/// attributes, which Python code copies.
+fn read_dict_of_collections<'py>(value: &Bound<'py, PyAny>) -> PyResult<Option<Read<'py>>> {
+    let py = value.py();
+    let Ok(dict) = value.cast::<PyDict>() else { return Ok(None) };
+    let class = value.get_type();
+    if class.is(default_dict(py)?) {
+        let factory = value.getattr(intern!(py, "default_factory"))?;
+        // Nothing runs between the two calls that could change the dict.
+        let (keys, entries) = (objects::dict_keys(dict)?, objects::dict_values(dict)?);
+        let kind = Kind::Dict(DictClass::Default(factory.unbind()), keys.unbind());
+        return Ok(Some(Read { kind, entries }));
+    }
+    if !class.is(ordered_dict(py)?) || !value.getattr(intern!(py, "__dict__"))?.cast::<PyDict>()?.is_empty() {
+        return Ok(None);
+    }
+    // Reading items compares keys, which may run code that changes the dict: keys and entries are taken together.
+    let items = objects::sequence_to_list(&value.call_method0(intern!(py, "items"))?)?;
+    let keys = objects::list(py, 0, std::iter::empty())?;
+    let entries = objects::list(py, 0, std::iter::empty())?;
+    for item in items.iter() {
+        let pair = item.cast::<PyTuple>()?;
+        keys.append(pair.get_item(0)?)?;
+        entries.append(pair.get_item(1)?)?;
+    }
+    Ok(Some(Read { kind: Kind::Dict(DictClass::Ordered, keys.unbind()), entries }))
+}
+
+/// Whether an object is exactly a list, a tuple, or a dict of Python's own classes.
 fn is_builtin_container(value: &Bound<'_, PyAny>) -> bool {
+    let is_dict_of_collections = || {
+        let (py, class) = (value.py(), value.get_type());
+        let is = |known: PyResult<&Bound<'_, PyType>>| known.is_ok_and(|known| class.is(known));
+        is(ordered_dict(py)) || is(default_dict(py))
+    };
     value.is_exact_instance_of::<PyList>()
         || value.is_exact_instance_of::<PyTuple>()
         || value.is_exact_instance_of::<PyDict>()
+        || (value.is_instance_of::<PyDict>() && is_dict_of_collections())
 }
 
 /// Whether an object is the view of the values of a dict.
