@@ -69,6 +69,8 @@
 mod allocation;
 mod engine;
 mod error;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 pub mod kernels;
 mod operations;
 pub mod scalar;

@@ -9,6 +9,7 @@ __all__ = [
     "CallerSlots",
     "GradientClipping",
     "NonFiniteError",
+    "OnDevice",
     "Recorded",
     "RowGradient",
     "Slots",
@@ -57,6 +58,7 @@ _Arrays = Sequence[npt.NDArray[Any] | None]
 class NonFiniteError(ArithmeticError):
     norms: npt.NDArray[np.float64] | None
 
+class OnDevice(TypeError): ...
 class Recorded(Exception): ...
 
 @final

@@ -8,6 +8,8 @@ mod arrays;
 mod bandwidth;
 mod call;
 mod functions;
+#[cfg(feature = "gpu")]
+mod gpu;
 mod norm_scalar;
 mod objects;
 mod raise;
@@ -40,6 +42,12 @@ mod _core {
     use super::functions::overlap::{check_no_overlap, is_same_memory};
     #[pymodule_export]
     use super::functions::slices::{clip_slices, slice_norms};
+    #[cfg(feature = "gpu")]
+    #[pymodule_export]
+    use super::gpu::{
+        DeviceArray, DeviceNorms, GpuUnavailableError, gpu_adapters, gpu_clamp, gpu_clip,
+        gpu_clip_by_known_norm, gpu_free_cached_memory, gpu_norms, gpu_run, gpu_statistics,
+    };
     #[pymodule_export]
     use super::raise::NonFiniteError;
     #[pymodule_export]
@@ -60,7 +68,7 @@ mod _core {
     #[pymodule_export]
     use super::step::take_step;
     #[pymodule_export]
-    use super::tensors::door::Recorded;
+    use super::tensors::door::{OnDevice, Recorded};
     #[pymodule_export]
     use super::trees::argument::{Tree, open_tensor, open_tensors, walk};
 

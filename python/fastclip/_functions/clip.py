@@ -243,6 +243,12 @@ def clip_by_global_norm(
             )
         except _core.Recorded:
             pass
+        except _core.OnDevice:
+            from fastclip.gpu import _functions as device_functions
+
+            return device_functions.clip_by_global_norm(
+                t_list, clip_norm, use_norm, ord, out, on_nonfinite, comm, norms
+            )
     from fastclip._autodiff import torch_rules
 
     return torch_rules.clip_by_global_norm(t_list, clip_norm, use_norm, ord, out, on_nonfinite, comm, norms)
@@ -372,6 +378,10 @@ def clip_by_norm(
             return compiled.clip_by_norm(t, clip_norm, axes, ord, out)
         except _core.Recorded:
             pass
+        except _core.OnDevice:
+            from fastclip.gpu import _functions as device_functions
+
+            return device_functions.clip_by_norm(t, clip_norm, axes, ord, out)
     from fastclip._autodiff import torch_rules
 
     return torch_rules.clip_by_norm(t, clip_norm, axes, ord, out)
@@ -454,6 +464,10 @@ def clip_by_average_norm(t: Any, clip_norm: Number, name: str | None = None, *, 
             return compiled.clip_by_average_norm(t, clip_norm, out)
         except _core.Recorded:
             pass
+        except _core.OnDevice:
+            from fastclip.gpu import _functions as device_functions
+
+            return device_functions.clip_by_average_norm(t, clip_norm, out)
     from fastclip._autodiff import torch_rules
 
     return torch_rules.clip_by_average_norm(t, clip_norm, out)
@@ -567,6 +581,10 @@ def clip_by_value(
             return compiled.clip_by_value(t, clip_value_min, clip_value_max, out)
         except _core.Recorded:
             pass
+        except _core.OnDevice:
+            from fastclip.gpu import _functions as device_functions
+
+            return device_functions.clip_by_value(t, clip_value_min, clip_value_max, out)
     from fastclip._autodiff import torch_rules
 
     return torch_rules.clip_by_value(t, clip_value_min, clip_value_max, out)

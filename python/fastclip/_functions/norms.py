@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from fastclip import _core
 from fastclip._autodiff.traced import holds_traced
 from fastclip._compiled import norms as compiled
 
@@ -73,7 +74,12 @@ def global_norm(
 
         traced: np.floating[Any] = rules.global_norm(t_list, ord, comm)
         return traced
-    return compiled.global_norm(t_list, ord, comm)
+    try:
+        return compiled.global_norm(t_list, ord, comm)
+    except _core.OnDevice:
+        from fastclip.gpu import _functions as device_functions
+
+        return device_functions.global_norm(t_list, ord, comm)
 
 
 def tensor_norms(t_list: Tensors, *, ord: float = 2) -> npt.NDArray[np.floating[Any]]:
@@ -109,4 +115,9 @@ def tensor_norms(t_list: Tensors, *, ord: float = 2) -> npt.NDArray[np.floating[
 
         traced: npt.NDArray[np.floating[Any]] = rules.tensor_norms(t_list, ord)
         return traced
-    return compiled.tensor_norms(t_list, ord)
+    try:
+        return compiled.tensor_norms(t_list, ord)
+    except _core.OnDevice:
+        from fastclip.gpu import _functions as device_functions
+
+        return device_functions.tensor_norms(t_list, ord)

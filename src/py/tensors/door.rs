@@ -127,6 +127,13 @@ const MOST_CONVERSIONS: u8 = 3;
 
 pyo3::create_exception!(
     fastclip._core,
+    OnDevice,
+    pyo3::exceptions::PyTypeError,
+    "An argument is an array on a device, which functions for arrays in host memory do not take."
+);
+
+pyo3::create_exception!(
+    fastclip._core,
     Recorded,
     pyo3::exceptions::PyException,
     "Autograd records an argument of a call; the rules of differentiation compute the result."
@@ -429,6 +436,13 @@ impl<'a, 'py> Prepared<'a, 'py> {
     #[cold]
     fn new_way(&mut self, object: &Bound<'py, PyAny>) -> PyResult<Way> {
         let class = object.get_type();
+        #[cfg(feature = "gpu")]
+        if class.is(crate::py::gpu::DeviceArray::type_object(object.py())) {
+            return Err(OnDevice::new_err(format!(
+                "{} holds an array on a device; this function takes tensors in host memory, such as a copy by .numpy()",
+                self.name.argument()
+            )));
+        }
         let way = self.way_of_type(object, &class);
         reserve(&mut self.types, 1)?;
         self.types.push((class, way));

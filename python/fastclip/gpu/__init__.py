@@ -1,0 +1,29 @@
+"""Clipping of arrays that are on a graphics processor already, by wgpu compute shaders.
+
+The clip functions of :mod:`fastclip` take and return :class:`DeviceArray`; nothing is copied to the host but
+a norm, when it is looked at. A round trip of host arrays costs more than clipping them on the CPU. Devices
+are reached through Vulkan, Metal or DX12; CUDA tensors of torch are not taken.
+"""
+
+from fastclip.gpu._arrays import (
+    Device,
+    DeviceArray,
+    GpuUnavailableError,
+    asarray,
+    devices,
+    free_cached_memory,
+    statistics,
+)
+from fastclip.gpu._functions import DeviceNorm, run
+
+__all__ = [
+    "Device",
+    "DeviceArray",
+    "DeviceNorm",
+    "GpuUnavailableError",
+    "asarray",
+    "devices",
+    "free_cached_memory",
+    "run",
+    "statistics",
+]

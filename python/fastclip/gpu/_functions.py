@@ -1,0 +1,261 @@
+"""The clip functions over arrays on a device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastclip._arguments.arrays import as_bound, as_number
+from fastclip._arguments.order import parse_order
+from fastclip.gpu._arrays import DeviceArray, _core
+
+
+class DeviceNorm:
+    """A norm that a call over arrays on a device has computed.
+
+    It is read from the device when it is first looked at: by ``float()``, ``item()`` or ``numpy.asarray``.
+    """
+
+    __slots__ = ("_index", "_norms", "_value")
+
+    def __init__(self, norms: Any, index: int = 0) -> None:
+        self._norms = norms
+        self._index = index
+        self._value: np.floating[Any] | None = None
+
+    def _read(self) -> np.floating[Any]:
+        if self._value is None:
+            norm, _ = self._norms.at(self._index)
+            # As for arrays of the host: float64 where a finite norm would be infinite in float32.
+            self._value = _core.norm_scalar(norm, False)
+        return self._value
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """float32, or float64 if the norm is finite and beyond the range of float32."""
+        return self._read().dtype
+
+    def item(self) -> float:
+        """Return the norm as a Python number."""
+        return float(self._read())
+
+    def __float__(self) -> float:
+        return self.item()
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        return np.array(self._read(), dtype)
+
+    def __repr__(self) -> str:
+        return f"DeviceNorm({self.item()!r})"
+
+
+class _Argument:
+    """The arrays of one argument, in the order of a walk."""
+
+    def __init__(self, value: Any, name: str, is_tensor: bool = False) -> None:
+        self.name = name
+        self.tree = None if is_tensor else _core.walk(value, name)
+        entries = [value] if self.tree is None else self.tree.entries
+        self.positions = [index for index, entry in enumerate(entries) if entry is not None]
+        self.arrays = [entries[index] for index in self.positions]
+        self.count = len(entries)
+
+    def entry_name(self, index: int) -> str:
+        """Returns the name of an array for messages."""
+        return self.name if self.tree is None else self.tree.name(self.positions[index])
+
+    def rebuilt(self, results: list[Any]) -> Any:
+        """Returns the structure of the argument with other arrays."""
+        if self.tree is None:
+            return results[0]
+        entries: list[Any] = [None] * self.count
+        for index, result in zip(self.positions, results, strict=True):
+            entries[index] = result
+        return self.tree.unflatten(entries)
+
+
+def _refuse(**options: Any) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise TypeError(f"{name}= is not taken for arrays on a device")
+
+
+def _is_maximum(ord: float) -> bool:
+    order = parse_order(ord)
+    if order not in (2.0, math.inf):
+        raise TypeError(f"ord is {ord}; for arrays on a device it takes 2 and inf")
+    return order == math.inf
+
+
+def _outputs(argument: _Argument, value: Any, out: Any, is_tensor: bool) -> tuple[Any, Callable[[int], str]]:
+    if not argument.arrays:
+        raise ValueError(f"{argument.name} holds no array")
+    if out is None:
+        return None, argument.entry_name
+    if out is value:
+        return argument.arrays, argument.entry_name
+    target = _Argument(out, "out", is_tensor)
+    if argument.tree is not None:
+        target.tree.check_same_structure(argument.tree)  # type: ignore[union-attr]
+    if target.positions != argument.positions:
+        raise ValueError("out has other entries that are None than t_list")
+    return target.arrays, target.entry_name
+
+
+def clip_by_global_norm(
+    t_list: Any, clip_norm: Any, use_norm: Any, ord: float, out: Any, on_nonfinite: str, comm: Any, norms: Any
+) -> tuple[Any, Any]:
+    """Clips as :func:`fastclip.clip_by_global_norm`."""
+    _refuse(comm=comm, norms=norms)
+    bound = as_bound(clip_norm, "clip_norm")
+    if not bound >= 0.0:
+        raise ValueError(f"clip_norm is {bound}; it takes a number, 0 or more")
+    maximum = _is_maximum(ord)
+    argument = _Argument(t_list, "t_list")
+    targets, target_name = _outputs(argument, t_list, out, False)
+    if use_norm is not None:
+        norm = as_number(use_norm, "use_norm")
+        if norm < 0:
+            raise ValueError(f"use_norm is {norm}; a norm is 0 or more")
+        if on_nonfinite == "raise" and not math.isfinite(norm):
+            raise _core.NonFiniteError(f"use_norm is {norm}")
+        results = _core.gpu_clip_by_known_norm(
+            argument.arrays, targets, (bound, norm), on_nonfinite, (argument.entry_name, target_name)
+        )
+        return _written(argument, results, out), use_norm
+    results, found = _core.gpu_clip(
+        argument.arrays,
+        targets,
+        (False, maximum),
+        [bound],
+        on_nonfinite,
+        (argument.entry_name, target_name),
+    )
+    norm_result = DeviceNorm(found)
+    if on_nonfinite == "raise" and not math.isfinite(norm_result.item()):
+        raise _nonfinite_error(argument)
+    return _written(argument, results, out), norm_result
+
+
+def _written(argument: _Argument, results: list[Any], out: Any) -> Any:
+    return argument.rebuilt(results) if out is None else out
+
+
+def _nonfinite_error(argument: _Argument) -> Exception:
+    found = _core.gpu_norms(argument.arrays, True, False, argument.entry_name)
+    norms = [found.at(index)[0] for index in range(len(argument.arrays))]
+    names = [argument.entry_name(i) for i, norm in enumerate(norms) if not math.isfinite(norm)]
+    error = _core.NonFiniteError(f"NaN or infinity in {', '.join(names)}")
+    error.norms = np.array(norms)
+    return error
+
+
+def global_norm(t_list: Any, ord: float, comm: Any) -> Any:
+    """Returns the norm as :func:`fastclip.global_norm`."""
+    _refuse(comm=comm)
+    maximum = _is_maximum(ord)
+    argument = _Argument(t_list, "t_list")
+    return DeviceNorm(_core.gpu_norms(argument.arrays, False, maximum, argument.entry_name))
+
+
+def tensor_norms(t_list: Any, ord: float) -> list[Any]:
+    """Returns norms as :func:`fastclip.tensor_norms`."""
+    maximum = _is_maximum(ord)
+    argument = _Argument(t_list, "t_list")
+    found = _core.gpu_norms(argument.arrays, True, maximum, argument.entry_name)
+    return [DeviceNorm(found, index) for index in range(len(argument.arrays))]
+
+
+def _clip_one(t: Any, bound: float, maximum: bool, out: Any) -> Any:
+    argument = _Argument(t, "t", is_tensor=True)
+    targets, target_name = _outputs(argument, t, out, True)
+    results, _ = _core.gpu_clip(
+        argument.arrays,
+        targets,
+        (True, maximum),
+        [max(bound, 0.0)],
+        "propagate",
+        (argument.entry_name, target_name),
+    )
+    return _written(argument, results, out)
+
+
+def clip_by_norm(t: Any, clip_norm: Any, axes: Any, ord: float, out: Any) -> Any:
+    """Clips as :func:`fastclip.clip_by_norm`."""
+    if axes is not None:
+        raise TypeError("axes= is not taken for arrays on a device")
+    return _clip_one(t, as_bound(clip_norm, "clip_norm"), _is_maximum(ord), out)
+
+
+def clip_by_average_norm(t: Any, clip_norm: Any, out: Any) -> Any:
+    """Clips as :func:`fastclip.clip_by_average_norm`."""
+    bound = as_bound(clip_norm, "clip_norm")
+    size = t.size if isinstance(t, DeviceArray) else 1
+    return _clip_one(t, bound * max(size, 1), False, out)
+
+
+def clip_by_value(t: Any, clip_value_min: Any, clip_value_max: Any, out: Any) -> Any:
+    """Clips as :func:`fastclip.clip_by_value`."""
+    argument = _Argument(t, "t", is_tensor=True)
+    targets, target_name = _outputs(argument, t, out, True)
+    bounds = [
+        _value_bound(bound, t, name)
+        for bound, name in ((clip_value_min, "clip_value_min"), (clip_value_max, "clip_value_max"))
+    ]
+    results = _core.gpu_clamp(argument.arrays, targets, *bounds, (argument.entry_name, target_name))
+    return _written(argument, results, out)
+
+
+def _value_bound(bound: Any, t: Any, name: str) -> float:
+    """Returns a bound, rounded to the type of the elements."""
+    if isinstance(bound, DeviceArray):
+        raise TypeError(f"{name} is an array on a device; it takes one number")
+    array = np.asarray(bound)
+    if array.ndim or array.dtype.kind not in "iuf":
+        raise TypeError(f"{name} is {bound!r}; for arrays on a device it takes one number")
+    if t.dtype.kind == "i":
+        if array.dtype.kind == "f":
+            raise TypeError(f"{name} is {bound!r}; elements are integers, and so must it be")
+        limits = np.iinfo(np.int32)
+        return float(min(max(int(array), limits.min), limits.max))
+    rounded = float(array.astype(t.dtype))
+    if math.isnan(rounded):
+        raise ValueError(f"{name} is NaN")
+    return rounded
+
+
+def run(wgsl: str, arrays: Any, workgroups: Any, *, entry_point: str = "main") -> None:
+    """Run a compute shader over arrays on a device.
+
+    Parameters
+    ----------
+    wgsl : str
+        The source of the shader. Array ``i`` is bound as
+        ``@group(0) @binding(i) var<storage, read_write>``, and ``arrayLength`` of it is its length. Elements
+        of 16 bits are words of two elements, the first in the lower half.
+    arrays : sequence of DeviceArray
+        The arrays, each once. The shader must use all of them.
+    workgroups : int or tuple of int
+        Number of workgroups, for up to three axes.
+    entry_point : str, optional
+        The name of the function to run.
+
+    Raises
+    ------
+    ValueError
+        If the shader does not compile, with the message of the compiler; an array is given twice, or is too
+        large for one binding; or `workgroups` has more axes or workgroups than devices take.
+    TypeError
+        If an entry of `arrays` is not a DeviceArray.
+    GpuUnavailableError
+        If the device is lost.
+    """
+    counts = (workgroups,) if isinstance(workgroups, int) else tuple(workgroups)
+    if not 1 <= len(counts) <= 3 or any(not 0 < count < 2**32 for count in counts):
+        raise ValueError(f"workgroups is {workgroups}; it takes one to three positive numbers")
+    padded = [*counts, 1, 1][:3]
+    _core.gpu_run(wgsl, list(arrays), padded, entry_point, lambda index: f"arrays[{index}]")

@@ -1,0 +1,190 @@
+//! Norms and clipping. One call is one submission.
+
+use super::array::Array;
+use super::device::{Device, lock};
+use super::error::GpuError;
+use super::norms::{Norms, RESULT_BYTES};
+use super::plan::{Change, Grouping, Order, Part, Plan, plan};
+use crate::kernels::factor::Factor;
+use std::sync::Arc;
+
+/// What is done with tensors whose norm is infinite or NaN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnNonFinite {
+    /// Every element becomes NaN.
+    Propagate,
+    /// Nothing is written. The call waits for the norm.
+    Raise,
+    /// Every element becomes 0.
+    Zero,
+}
+
+/// Kinds of bounds, as `fold.wgsl` reads them.
+const FINITE: u32 = 0;
+const INFINITE: u32 = 1;
+const ZERO: u32 = 2;
+const NO_BOUND: u32 = 3;
+/// Added to the kind of a bound: tensors with a norm that is not finite become 0.
+const ZERO_NON_FINITE: u32 = 256;
+
+/// What is done with the elements of a group, as `scale.wgsl` reads it.
+const UNCHANGED: u32 = 0;
+const MULTIPLIED: u32 = 1;
+const ALL_NAN: u32 = 2;
+const SIGNED_ZEROS: u32 = 3;
+const ZEROS: u32 = 4;
+
+/// Returns mantissa, with its highest bit set, and exponent of a positive finite number: `mantissa / 2^64 · 2^exponent`.
+fn parts(value: f64) -> (u64, i32) {
+    let bits = value.to_bits();
+    let (fraction, exponent) = (bits & ((1 << 52) - 1), (bits >> 52) as i32);
+    let mantissa = if exponent == 0 { fraction } else { fraction | 1 << 52 };
+    let shift = mantissa.leading_zeros();
+    // The mantissa counts units of 2^(exponent - 1075).
+    (mantissa << shift, exponent.max(1) - 1075 + 64 - shift.cast_signed())
+}
+
+fn encoded(bound: f64, on_nonfinite: OnNonFinite) -> [u32; 4] {
+    let flag = if on_nonfinite == OnNonFinite::Zero { ZERO_NON_FINITE } else { 0 };
+    if bound == f64::INFINITY {
+        return [0, 0, 0, INFINITE | flag];
+    }
+    if bound <= 0.0 {
+        return [0, 0, 0, ZERO | flag];
+    }
+    let (mantissa, exponent) = parts(bound);
+    [(mantissa >> 32) as u32, mantissa as u32, exponent.cast_unsigned(), FINITE | flag]
+}
+
+/// Submits commands that `record` writes.
+fn submit(device: &Device, record: impl FnOnce(&mut wgpu::CommandEncoder)) -> Result<(), GpuError> {
+    device.scoped(|| {
+        let mut encoder = device.handle.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        record(&mut encoder);
+        device.submit(encoder.finish());
+    })
+}
+
+/// Copies the results of a plan, which the next call overwrites.
+fn keep(encoder: &mut wgpu::CommandEncoder, plan: &Plan, norms: &Norms) {
+    let range = norms.range();
+    let bytes = plan.groups as u64 * RESULT_BYTES;
+    if bytes > 0 {
+        encoder.copy_buffer_to_buffer(&plan.results, 0, &range.block.buffer, range.offset, Some(bytes));
+    }
+}
+
+/// Returns the norm of all arrays together, or of each.
+///
+/// # Errors
+///
+/// If the device is lost or has too little memory.
+pub fn norms(
+    device: &Arc<Device>,
+    inputs: &[Arc<Array>],
+    grouping: Grouping,
+    order: Order,
+) -> Result<Norms, GpuError> {
+    let _in_order = lock(&device.order);
+    let plan = plan(device, inputs, inputs, grouping, order, Change::Nothing)?;
+    let norms = Norms::new(device, plan.groups)?;
+    let bounds = vec![[0, 0, 0, NO_BOUND]; plan.groups];
+    device.write(&plan.bounds, bytemuck::cast_slice(&bounds));
+    submit(device, |encoder| {
+        plan.record(encoder, Part::Norms);
+        keep(encoder, &plan, &norms);
+    })?;
+    Ok(norms)
+}
+
+/// Clips arrays by their norm, with one bound for each group. Returns the norms. With [`OnNonFinite::Raise`], arrays are
+/// only written if all norms are finite.
+///
+/// # Errors
+///
+/// If the device is lost or has too little memory. Nothing is written then.
+pub fn clip(
+    device: &Arc<Device>,
+    inputs: &[Arc<Array>],
+    outputs: &[Arc<Array>],
+    grouping: Grouping,
+    order: Order,
+    bounds: &[f64],
+    on_nonfinite: OnNonFinite,
+) -> Result<Norms, GpuError> {
+    let _in_order = lock(&device.order);
+    let plan = plan(device, inputs, outputs, grouping, order, Change::Scale)?;
+    let norms = Norms::new(device, plan.groups)?;
+    let bounds: Vec<_> = bounds.iter().map(|bound| encoded(*bound, on_nonfinite)).collect();
+    device.write(&plan.bounds, bytemuck::cast_slice(&bounds));
+    if on_nonfinite == OnNonFinite::Raise {
+        submit(device, |encoder| {
+            plan.record(encoder, Part::Norms);
+            keep(encoder, &plan, &norms);
+        })?;
+        if norms.values()?.iter().all(|result| result.norm.is_finite()) {
+            submit(device, |encoder| plan.record(encoder, Part::Elements))?;
+        }
+        return Ok(norms);
+    }
+    submit(device, |encoder| {
+        plan.record(encoder, Part::Norms);
+        plan.record(encoder, Part::Elements);
+        keep(encoder, &plan, &norms);
+    })?;
+    Ok(norms)
+}
+
+/// Clips arrays by a norm that is known.
+///
+/// # Errors
+///
+/// As [`clip`].
+pub fn clip_by_known_norm(
+    device: &Arc<Device>,
+    inputs: &[Arc<Array>],
+    outputs: &[Arc<Array>],
+    bound: f64,
+    norm: f64,
+    on_nonfinite: OnNonFinite,
+) -> Result<(), GpuError> {
+    let _in_order = lock(&device.order);
+    let plan = plan(device, inputs, outputs, Grouping::Global, Order::Euclidean, Change::Scale)?;
+    let factor = || {
+        let factor = Factor::new(bound, norm, 0).narrow_as_f64();
+        let (mantissa, exponent) = parts(factor);
+        let rounded = ((mantissa >> 39) + 1) >> 1;
+        // Rounding up may carry into another bit.
+        if rounded == 1 << 24 { (1 << 23, exponent + 1) } else { (rounded as u32, exponent) }
+    };
+    let (mode, (mantissa, exponent)) = if !norm.is_finite() {
+        (if on_nonfinite == OnNonFinite::Zero { ZEROS } else { ALL_NAN }, (0, 0))
+    } else if bound == 0.0 {
+        (SIGNED_ZEROS, (0, 0))
+    } else if norm <= bound {
+        (UNCHANGED, (0, 0))
+    } else {
+        (MULTIPLIED, factor())
+    };
+    let results: [u32; 8] = [0, 0, 0, 0, mode, mantissa, exponent.cast_unsigned(), 0];
+    device.write(&plan.results, bytemuck::cast_slice(&results));
+    submit(device, |encoder| plan.record(encoder, Part::Elements))
+}
+
+/// Limits elements to the interval from `low` to `high`, which are bits of float32, or of int32 for integers.
+///
+/// # Errors
+///
+/// As [`clip`].
+pub fn clamp(
+    device: &Arc<Device>,
+    inputs: &[Arc<Array>],
+    outputs: &[Arc<Array>],
+    low: u32,
+    high: u32,
+) -> Result<(), GpuError> {
+    let _in_order = lock(&device.order);
+    let plan = plan(device, inputs, outputs, Grouping::Global, Order::Euclidean, Change::Clamp)?;
+    device.write(&plan.bounds, bytemuck::cast_slice(&[low, high, 0, 0]));
+    submit(device, |encoder| plan.record(encoder, Part::Elements))
+}

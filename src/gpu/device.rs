@@ -1,0 +1,387 @@
+//! Devices: finding and opening them, their state, and the errors that they report.
+
+use super::arena::{Arena, Range};
+use super::error::GpuError;
+use super::kernels::Kernels;
+use super::plan::Plans;
+use crate::engine::process::{PerProcess, generation};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+/// Size of the buffers through which transfers go, in bytes.
+const STAGING_BYTES: u64 = 16 << 20;
+
+/// What the devices of this process have done, since it began.
+#[derive(Default)]
+pub struct Statistics {
+    /// Number of submissions to queues.
+    pub submissions: AtomicU64,
+    /// Bytes that were copied to devices, tables and scalars included.
+    pub uploaded: AtomicU64,
+    /// Bytes that were copied from devices.
+    pub downloaded: AtomicU64,
+}
+
+/// An adapter: a device that can be opened.
+#[derive(Clone)]
+pub struct Adapter {
+    /// The name of the device.
+    pub name: String,
+    /// The interface to it: `vulkan`, `metal` or `dx12`.
+    pub backend: String,
+    /// The driver.
+    pub driver: String,
+    /// Whether the device is a program that runs on the CPU.
+    pub is_software: bool,
+    handle: wgpu::Adapter,
+}
+
+/// Locks a mutex. A panic of another thread leaves no state half-changed here.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The adapters of this process, and the devices that were opened on them.
+struct Opened {
+    adapters: Vec<Adapter>,
+    devices: Mutex<Vec<Option<Arc<Device>>>>,
+    instance: wgpu::Instance,
+}
+
+/// The process that first used a device, by its generation.
+fn opened() -> Result<&'static Opened, GpuError> {
+    static OPENED: PerProcess<Opened> = PerProcess::new();
+    static FIRST: OnceLock<u64> = OnceLock::new();
+    if *FIRST.get_or_init(generation) != generation() {
+        return Err(forked());
+    }
+    Ok(OPENED.get(|| {
+        // Layers that the system adds to every program print messages and are not needed.
+        let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+        descriptor.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
+        descriptor.flags = wgpu::InstanceFlags::empty();
+        let instance = wgpu::Instance::new(descriptor);
+        let found = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+        let mut adapters: Vec<_> = found
+            .into_iter()
+            .map(|adapter| {
+                let info = adapter.get_info();
+                Adapter {
+                    name: info.name,
+                    backend: info.backend.to_str().to_owned(),
+                    driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
+                    is_software: info.device_type == wgpu::DeviceType::Cpu,
+                    handle: adapter,
+                }
+            })
+            .collect();
+        // Hardware first, and among it discrete devices.
+        adapters.sort_by_key(|adapter| match adapter.handle.get_info().device_type {
+            wgpu::DeviceType::DiscreteGpu => 0,
+            wgpu::DeviceType::IntegratedGpu => 1,
+            wgpu::DeviceType::VirtualGpu => 2,
+            wgpu::DeviceType::Other => 3,
+            wgpu::DeviceType::Cpu => 4,
+        });
+        let devices = Mutex::new(adapters.iter().map(|_| None).collect());
+        Opened { adapters, devices, instance }
+    }))
+}
+
+fn forked() -> GpuError {
+    GpuError::Unavailable(
+        "this process was forked from one that uses a GPU, whose devices it cannot use; start processes by spawning \
+         them (multiprocessing.set_start_method('spawn'))"
+            .into(),
+    )
+}
+
+/// Returns the adapters, hardware first.
+///
+/// # Errors
+///
+/// In a process forked from one that has used a device.
+pub fn adapters() -> Result<&'static [Adapter], GpuError> {
+    Ok(&opened()?.adapters)
+}
+
+/// An open device.
+pub struct Device {
+    /// The process that opened the device.
+    generation: u64,
+    /// The adapter.
+    pub adapter: Adapter,
+    pub(super) handle: wgpu::Device,
+    pub(super) queue: wgpu::Queue,
+    pub(super) limits: wgpu::Limits,
+    /// Why the device is lost, once it is.
+    lost: Arc<OnceLock<String>>,
+    arena: Mutex<Arena>,
+    pub(super) kernels: Kernels,
+    pub(super) plans: Mutex<Plans>,
+    /// Held from the first write of a call to its submission, as calls share tables.
+    pub(super) order: Mutex<()>,
+    /// A buffer for uploads and one for downloads.
+    staging: Mutex<Option<[wgpu::Buffer; 2]>>,
+    /// What was done on this device.
+    pub statistics: Statistics,
+}
+
+impl Device {
+    /// Opens the adapter at `index` of [`adapters`], or returns its device if it is open.
+    ///
+    /// # Errors
+    ///
+    /// If the driver refuses it.
+    pub fn open(index: usize) -> Result<Arc<Self>, GpuError> {
+        let opened = opened()?;
+        let mut devices = lock(&opened.devices);
+        if let Some(Some(device)) = devices.get(index) {
+            return Ok(Arc::clone(device));
+        }
+        let adapter = opened
+            .adapters
+            .get(index)
+            .ok_or_else(|| GpuError::Unavailable(format!("there is no adapter {index}")))?;
+        let _ = &opened.instance;
+        let limits = adapter.handle.limits();
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("fastclip"),
+            required_features: wgpu::Features::empty(),
+            required_limits: limits.clone(),
+            ..Default::default()
+        };
+        let (device, queue) = pollster::block_on(adapter.handle.request_device(&descriptor))
+            .map_err(|error| GpuError::Unavailable(format!("{} cannot be opened: {error}", adapter.name)))?;
+        let device = Arc::new(Self::new(adapter.clone(), device, queue));
+        devices[index] = Some(Arc::clone(&device));
+        Ok(device)
+    }
+
+    /// Uses a device and a queue that the caller has opened.
+    fn new(adapter: Adapter, device: wgpu::Device, queue: wgpu::Queue) -> Self {
+        let limits = device.limits();
+        let lost = Arc::new(OnceLock::new());
+        let flag = Arc::clone(&lost);
+        device.set_device_lost_callback(move |_, message| {
+            let _ = flag.set(message);
+        });
+        // What no scope captures is an error of a driver between calls. The default handler panics.
+        let flag = Arc::clone(&lost);
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+            let _ = flag.set(error.to_string());
+        }));
+        let largest = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
+        Self {
+            generation: generation(),
+            adapter,
+            handle: device,
+            queue,
+            limits,
+            lost,
+            arena: Mutex::new(Arena::new(largest)),
+            kernels: Kernels::default(),
+            plans: Mutex::new(Plans::default()),
+            order: Mutex::new(()),
+            staging: Mutex::new(None),
+            statistics: Statistics::default(),
+        }
+    }
+
+    /// Whether the device can be used by this process.
+    ///
+    /// # Errors
+    ///
+    /// If it is lost, or was opened before a fork.
+    pub fn check(&self) -> Result<(), GpuError> {
+        if self.generation != generation() {
+            return Err(forked());
+        }
+        match self.lost.get() {
+            Some(reason) => {
+                Err(GpuError::Unavailable(format!("the device {} is lost: {reason}", self.adapter.name)))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Runs commands that create objects or submit, and returns the error that they cause.
+    pub(super) fn scoped<T>(&self, commands: impl FnOnce() -> T) -> Result<T, GpuError> {
+        self.check()?;
+        let memory = self.handle.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let internal = self.handle.push_error_scope(wgpu::ErrorFilter::Internal);
+        let validation = self.handle.push_error_scope(wgpu::ErrorFilter::Validation);
+        let result = commands();
+        let validation = pollster::block_on(validation.pop());
+        let internal = pollster::block_on(internal.pop());
+        let memory = pollster::block_on(memory.pop());
+        self.check()?;
+        if memory.is_some() {
+            return Err(GpuError::OutOfMemory(format!("the memory of {} is full", self.adapter.name)));
+        }
+        match validation.or(internal) {
+            Some(error) => Err(GpuError::Driver(error.to_string())),
+            None => Ok(result),
+        }
+    }
+
+    /// Creates a buffer.
+    pub(super) fn buffer(&self, size: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer, GpuError> {
+        let descriptor =
+            wgpu::BufferDescriptor { label: None, size: size.max(16), usage, mapped_at_creation: false };
+        self.scoped(|| self.handle.create_buffer(&descriptor)).map_err(|error| match error {
+            GpuError::OutOfMemory(message) => {
+                GpuError::OutOfMemory(format!("{message}: {size} bytes are needed"))
+            }
+            other => other,
+        })
+    }
+
+    /// Allocates memory of the arena.
+    pub(super) fn allocate(&self, bytes: u64) -> Result<Vec<Range>, GpuError> {
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        lock(&self.arena).allocate(bytes, &|size| self.buffer(size, usage))
+    }
+
+    /// Returns memory to the arena. In a forked child nothing is done: the parent's locks may be held.
+    pub(super) fn free(&self, ranges: &[Range]) {
+        if self.generation == generation() {
+            let mut arena = lock(&self.arena);
+            for range in ranges {
+                arena.free(range);
+            }
+        }
+    }
+
+    /// Releases memory that no array uses, and the tables of past calls.
+    pub fn free_cached_memory(&self) {
+        if self.generation == generation() {
+            lock(&self.plans).clear();
+            lock(&self.arena).release_empty();
+            *lock(&self.staging) = None;
+        }
+    }
+
+    /// Returns the bytes of the buffers that arrays lie in.
+    pub fn allocated_bytes(&self) -> u64 {
+        lock(&self.arena).bytes()
+    }
+
+    /// Submits commands.
+    pub(super) fn submit(&self, commands: wgpu::CommandBuffer) {
+        self.statistics.submissions.fetch_add(1, Ordering::Relaxed);
+        self.queue.submit([commands]);
+    }
+
+    /// Writes a small amount of data with the next submission.
+    pub(super) fn write(&self, buffer: &wgpu::Buffer, data: &[u8]) {
+        self.statistics.uploaded.fetch_add(data.len() as u64, Ordering::Relaxed);
+        self.queue.write_buffer(buffer, 0, data);
+    }
+
+    /// Waits until a buffer is mapped.
+    fn map(&self, buffer: &wgpu::Buffer, bytes: u64, mode: wgpu::MapMode) -> Result<(), GpuError> {
+        let answer = Arc::new(OnceLock::new());
+        let set = Arc::clone(&answer);
+        buffer.slice(..bytes).map_async(mode, move |result| {
+            let _ = set.set(result.is_ok());
+        });
+        let polled = self.handle.poll(wgpu::PollType::wait_indefinitely());
+        self.check()?;
+        match (polled, answer.get()) {
+            (Ok(_), Some(true)) => Ok(()),
+            (Err(error), _) => Err(GpuError::Driver(error.to_string())),
+            _ => Err(GpuError::Driver("memory for a transfer cannot be mapped".into())),
+        }
+    }
+
+    /// Calls a function with the buffers for transfers.
+    fn with_staging<T>(
+        &self,
+        function: impl FnOnce(&[wgpu::Buffer; 2]) -> Result<T, GpuError>,
+    ) -> Result<T, GpuError> {
+        self.check()?;
+        let mut staging = lock(&self.staging);
+        if staging.is_none() {
+            use wgpu::BufferUsages as Usage;
+            *staging = Some([
+                self.buffer(STAGING_BYTES, Usage::MAP_WRITE | Usage::COPY_SRC)?,
+                self.buffer(STAGING_BYTES, Usage::MAP_READ | Usage::COPY_DST)?,
+            ]);
+        }
+        let result = match &*staging {
+            Some(buffers) => function(buffers),
+            None => Err(GpuError::Driver("there are no buffers for transfers".into())),
+        };
+        if result.is_err() {
+            // A buffer may still be mapped.
+            *staging = None;
+        }
+        result
+    }
+
+    /// Copies bytes to ranges, whose sizes may exceed that of the data by less than an alignment.
+    pub(super) fn upload(&self, ranges: &[Range], data: &[u8]) -> Result<(), GpuError> {
+        self.with_staging(|[staging, _]| {
+            let mut rest = data;
+            for range in ranges {
+                let mut offset = range.offset;
+                let (mut part, after) = rest.split_at(rest.len().min(range.bytes as usize));
+                rest = after;
+                while !part.is_empty() {
+                    let (piece, next) = part.split_at(part.len().min(STAGING_BYTES as usize));
+                    let bytes = (piece.len() as u64).next_multiple_of(4);
+                    self.map(staging, bytes, wgpu::MapMode::Write)?;
+                    let mut view = staging
+                        .slice(..bytes)
+                        .get_mapped_range_mut()
+                        .map_err(|error| GpuError::Driver(error.to_string()))?;
+                    view.slice(..piece.len()).copy_from_slice(piece);
+                    drop(view);
+                    staging.unmap();
+                    self.scoped(|| self.copy(staging, 0, &range.block.buffer, offset, bytes))?;
+                    self.statistics.uploaded.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                    offset += bytes;
+                    part = next;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Copies the memory of ranges to `data`.
+    pub(super) fn download(&self, ranges: &[Range], data: &mut [u8]) -> Result<(), GpuError> {
+        self.with_staging(|[_, staging]| {
+            let mut rest = data;
+            for range in ranges {
+                let mut offset = range.offset;
+                let (mut part, after) = rest.split_at_mut(rest.len().min(range.bytes as usize));
+                rest = after;
+                while !part.is_empty() {
+                    let (piece, next) = part.split_at_mut(part.len().min(STAGING_BYTES as usize));
+                    let bytes = (piece.len() as u64).next_multiple_of(4);
+                    self.scoped(|| self.copy(&range.block.buffer, offset, staging, 0, bytes))?;
+                    self.map(staging, bytes, wgpu::MapMode::Read)?;
+                    let view = staging
+                        .slice(..bytes)
+                        .get_mapped_range()
+                        .map_err(|error| GpuError::Driver(error.to_string()))?;
+                    piece.copy_from_slice(&view[..piece.len()]);
+                    drop(view);
+                    staging.unmap();
+                    self.statistics.downloaded.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                    offset += bytes;
+                    part = next;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Submits a copy between buffers.
+    fn copy(&self, from: &wgpu::Buffer, from_offset: u64, to: &wgpu::Buffer, to_offset: u64, bytes: u64) {
+        let mut encoder = self.handle.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        encoder.copy_buffer_to_buffer(from, from_offset, to, to_offset, Some(bytes));
+        self.submit(encoder.finish());
+    }
+}

@@ -1,0 +1,22 @@
+//! Clipping on graphics processors, over arrays that stay in the memory of the device.
+//!
+//! - [`device`]: finding and opening devices, their state, and the errors that they report.
+//! - [`arena`]: memory. Arrays are ranges of a few large buffers.
+//! - [`array`]: arrays on a device, and transfers.
+//! - [`plan`]: the tables that kernels read, and the dispatches of one call.
+//! - [`clip`]: norms and clipping. One call is one submission.
+//! - [`shader`]: shaders of the caller.
+//! - [`kernels`]: the arithmetic, one WGSL file a kernel.
+//!
+//! Nothing is opened before the first use. Devices are never closed: drivers may crash when they are closed at the end
+//! of a process, and a forked child must not touch the devices of its parent.
+
+pub mod arena;
+pub mod array;
+pub mod clip;
+pub mod device;
+pub mod error;
+pub mod kernels;
+pub mod norms;
+pub mod plan;
+pub mod shader;

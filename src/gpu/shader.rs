@@ -1,0 +1,98 @@
+//! Shaders of the caller.
+
+use super::array::Array;
+use super::device::{Device, lock};
+use super::error::GpuError;
+use std::collections::HashSet;
+use std::sync::Arc;
+
+/// Runs a shader. Array `i` is bound as `@group(0) @binding(i) var<storage, read_write>`, without what follows it in its
+/// buffer.
+///
+/// # Errors
+///
+/// If the shader does not compile or does not fit its bindings, an array has several ranges or is given twice, or the
+/// device is lost.
+pub fn run(
+    device: &Arc<Device>,
+    source: &str,
+    arrays: &[Arc<Array>],
+    workgroups: [u32; 3],
+    entry_point: &str,
+) -> Result<(), GpuError> {
+    let mut blocks = HashSet::new();
+    for (index, array) in arrays.iter().enumerate() {
+        if array.ranges.len() != 1 {
+            return Err(GpuError::Shader(format!(
+                "arrays[{index}] has {} elements; a shader takes arrays with elements that fit one binding",
+                array.len
+            )));
+        }
+        if !blocks.insert(array.id) {
+            return Err(GpuError::Shader(format!("arrays[{index}] is given twice")));
+        }
+    }
+    if let Some(most) =
+        workgroups.iter().find(|count| **count > device.limits.max_compute_workgroups_per_dimension)
+    {
+        return Err(GpuError::Shader(format!(
+            "workgroups has {most}; this device takes up to {}",
+            device.limits.max_compute_workgroups_per_dimension
+        )));
+    }
+    let _in_order = lock(&device.order);
+    let invalid = |error| match error {
+        GpuError::Driver(message) => GpuError::Shader(message),
+        other => other,
+    };
+    let pipeline = device
+        .scoped(|| {
+            let module = device.handle.create_shader_module(wgpu::ShaderModuleDescriptor {
+                label: Some("shader"),
+                source: wgpu::ShaderSource::Wgsl(source.into()),
+            });
+            device.handle.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: Some("shader"),
+                layout: None,
+                module: &module,
+                entry_point: Some(entry_point),
+                compilation_options: wgpu::PipelineCompilationOptions::default(),
+                cache: None,
+            })
+        })
+        .map_err(invalid)?;
+    device
+        .scoped(|| {
+            let entries: Vec<_> = (0_u32..)
+                .zip(arrays)
+                .map(|(binding, array)| {
+                    let range = &array.ranges[0];
+                    // Sizes of bindings are multiples of 4 bytes.
+                    let size = wgpu::BufferSize::new((array.bytes() as u64).next_multiple_of(4));
+                    wgpu::BindGroupEntry {
+                        binding,
+                        resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                            buffer: &range.block.buffer,
+                            offset: range.offset,
+                            size,
+                        }),
+                    }
+                })
+                .collect();
+            let group = device.handle.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: None,
+                layout: &pipeline.get_bind_group_layout(0),
+                entries: &entries,
+            });
+            let mut encoder =
+                device.handle.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            {
+                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+                pass.set_pipeline(&pipeline);
+                pass.set_bind_group(0, &group, &[]);
+                pass.dispatch_workgroups(workgroups[0], workgroups[1], workgroups[2]);
+            }
+            device.submit(encoder.finish());
+        })
+        .map_err(invalid)
+}
