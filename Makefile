@@ -58,6 +58,16 @@ test-aarch64: ## run the Rust tests for AArch64 (NEON) in an emulator, if one is
 	    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=qemu-aarch64-static \
 	    $(CARGO) test --no-default-features --lib --target $(AARCH64_TARGET) --target-dir target/aarch64
 
+# The extension module with the GPU path, beside a copy of the Python code. Whole-program optimisation would take minutes.
+GPU_BUILD := PYO3_BUILD_EXTENSION_MODULE=1 PYO3_PYTHON=$(CURDIR)/$(BIN)/python CARGO_PROFILE_RELEASE_LTO=off \
+    CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 $(CARGO) build --release --lib --features gpu --target-dir target/gpu
+test-gpu: $(STAMPS)/test ## run the tests of the GPU path, on a GPU or Mesa's lavapipe
+	$(GPU_BUILD)
+	rm -rf target/gpu/python && cp -r python target/gpu/python
+	cp target/gpu/release/libfastclip.so target/gpu/python/fastclip/_core.abi3.so
+	PYTHONPATH=target/gpu/python $(BIN)/python -m pytest tests/gpu
+	PYTHONPATH=target/gpu/python FASTCLIP_GPU_TEST_FLUSH=1 $(BIN)/python -m pytest tests/gpu/test_clipping.py
+
 bench: $(STAMPS)/demo ## run the benchmarks of the kernels and of the calls
 	$(CARGO) bench --no-default-features
 	$(BIN)/fastclip bench $(BENCH_ARGS)

@@ -2,7 +2,7 @@
 //!
 //! - [`device`]: finding and opening devices, their state, and the errors that they report.
 //! - [`arena`]: memory. Arrays are ranges of a few large buffers.
-//! - [`array`]: arrays on a device, and transfers.
+//! - [`mod@array`]: arrays on a device, and transfers.
 //! - [`plan`]: the tables that kernels read, and the dispatches of one call.
 //! - [`clip`]: norms and clipping. One call is one submission.
 //! - [`shader`]: shaders of the caller.

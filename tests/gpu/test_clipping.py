@@ -12,7 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastclip
+from support.devices import require_device
 from support.strategies import PROPERTY
+
+require_device()
 
 FLOATS = [np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bfloat16)]
 EVERY_FLOAT = pytest.mark.parametrize("dtype", FLOATS, ids=str)

@@ -11,6 +11,9 @@ import pytest
 
 import fastclip
 from support import fresh_python
+from support.devices import require_device
+
+require_device()
 
 DTYPES = [np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bfloat16, np.int32)]
 

@@ -79,7 +79,8 @@ def global_norm(
     except _core.OnDevice:
         from fastclip.gpu import _functions as device_functions
 
-        return device_functions.global_norm(t_list, ord, comm)
+        norm: Norm = device_functions.global_norm(t_list, ord, comm)
+        return norm
 
 
 def tensor_norms(t_list: Tensors, *, ord: float = 2) -> npt.NDArray[np.floating[Any]]:
@@ -120,4 +121,5 @@ def tensor_norms(t_list: Tensors, *, ord: float = 2) -> npt.NDArray[np.floating[
     except _core.OnDevice:
         from fastclip.gpu import _functions as device_functions
 
-        return device_functions.tensor_norms(t_list, ord)
+        norms: npt.NDArray[np.floating[Any]] = device_functions.tensor_norms(t_list, ord)
+        return norms

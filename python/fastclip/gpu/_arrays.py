@@ -51,7 +51,10 @@ class Device:
 
 
 def _all_devices() -> list[Device]:
-    return [Device(*found, index) for index, found in enumerate(_core.gpu_adapters())]
+    return [
+        Device(name, backend, driver, is_software, index)
+        for index, (name, backend, driver, is_software) in enumerate(_core.gpu_adapters())
+    ]
 
 
 def devices(allow_software: bool = False) -> list[Device]:
@@ -100,8 +103,9 @@ def dtype_of(name: str) -> np.dtype[Any]:
     if name == "bfloat16":
         import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)
+        name = ml_dtypes.bfloat16
+    dtype: np.dtype[Any] = np.dtype(name)
+    return dtype
 
 
 def asarray(x: npt.ArrayLike, device: Device | None = None) -> Any:

@@ -149,8 +149,8 @@ def _nonfinite_error(argument: _Argument) -> Exception:
     found = _core.gpu_norms(argument.arrays, True, False, argument.entry_name)
     norms = [found.at(index)[0] for index in range(len(argument.arrays))]
     names = [argument.entry_name(i) for i, norm in enumerate(norms) if not math.isfinite(norm)]
-    error = _core.NonFiniteError(f"NaN or infinity in {', '.join(names)}")
-    error.norms = np.array(norms)
+    error: Exception = _core.NonFiniteError(f"NaN or infinity in {', '.join(names)}")
+    error.norms = np.array(norms)  # type: ignore[attr-defined]
     return error
 
 
@@ -162,7 +162,7 @@ def global_norm(t_list: Any, ord: float, comm: Any) -> Any:
     return DeviceNorm(_core.gpu_norms(argument.arrays, False, maximum, argument.entry_name))
 
 
-def tensor_norms(t_list: Any, ord: float) -> list[Any]:
+def tensor_norms(t_list: Any, ord: float) -> Any:
     """Returns norms as :func:`fastclip.tensor_norms`."""
     maximum = _is_maximum(ord)
     argument = _Argument(t_list, "t_list")
