@@ -1,10 +1,9 @@
 //! Norms and clipping. One call is one submission.
 
-use super::array::Array;
 use super::device::{Device, lock};
 use super::error::GpuError;
 use super::norms::{Norms, RESULT_BYTES};
-use super::plan::{Change, Grouping, Order, Part, Plan, plan};
+use super::plan::{Part, Plan};
 use crate::kernels::factor::Factor;
 use std::sync::Arc;
 
@@ -74,53 +73,43 @@ fn keep(encoder: &mut wgpu::CommandEncoder, plan: &Plan, norms: &Norms) {
     }
 }
 
-/// Returns the norm of all arrays together, or of each.
+/// Submits the measurement of the arrays of a plan, and returns the norms.
 ///
 /// # Errors
 ///
 /// If the device is lost or has too little memory.
-pub fn norms(
-    device: &Arc<Device>,
-    inputs: &[Arc<Array>],
-    grouping: Grouping,
-    order: Order,
-) -> Result<Norms, GpuError> {
+pub fn norms(device: &Arc<Device>, plan: &Plan) -> Result<Norms, GpuError> {
     let _in_order = lock(&device.order);
-    let plan = plan(device, inputs, inputs, grouping, order, Change::Nothing)?;
     let norms = Norms::new(device, plan.groups)?;
     let bounds = vec![[0, 0, 0, NO_BOUND]; plan.groups];
     device.write(&plan.bounds, bytemuck::cast_slice(&bounds));
     submit(device, |encoder| {
         plan.record(encoder, Part::Norms);
-        keep(encoder, &plan, &norms);
+        keep(encoder, plan, &norms);
     })?;
     Ok(norms)
 }
 
-/// Clips arrays by their norm, with one bound for each group. Returns the norms. With [`OnNonFinite::Raise`], arrays are
-/// only written if all norms are finite.
+/// Clips the arrays of a plan by their norm, with one bound for each group. Returns the norms. With
+/// [`OnNonFinite::Raise`], arrays are only written if all norms are finite.
 ///
 /// # Errors
 ///
 /// If the device is lost or has too little memory. Nothing is written then.
 pub fn clip(
     device: &Arc<Device>,
-    inputs: &[Arc<Array>],
-    outputs: &[Arc<Array>],
-    grouping: Grouping,
-    order: Order,
+    plan: &Plan,
     bounds: &[f64],
     on_nonfinite: OnNonFinite,
 ) -> Result<Norms, GpuError> {
     let _in_order = lock(&device.order);
-    let plan = plan(device, inputs, outputs, grouping, order, Change::Scale)?;
     let norms = Norms::new(device, plan.groups)?;
     let bounds: Vec<_> = bounds.iter().map(|bound| encoded(*bound, on_nonfinite)).collect();
     device.write(&plan.bounds, bytemuck::cast_slice(&bounds));
     if on_nonfinite == OnNonFinite::Raise {
         submit(device, |encoder| {
             plan.record(encoder, Part::Norms);
-            keep(encoder, &plan, &norms);
+            keep(encoder, plan, &norms);
         })?;
         if norms.values()?.iter().all(|result| result.norm.is_finite()) {
             submit(device, |encoder| plan.record(encoder, Part::Elements))?;
@@ -130,26 +119,24 @@ pub fn clip(
     submit(device, |encoder| {
         plan.record(encoder, Part::Norms);
         plan.record(encoder, Part::Elements);
-        keep(encoder, &plan, &norms);
+        keep(encoder, plan, &norms);
     })?;
     Ok(norms)
 }
 
-/// Clips arrays by a norm that is known.
+/// Clips the arrays of a plan by a norm that is known.
 ///
 /// # Errors
 ///
 /// As [`clip`].
 pub fn clip_by_known_norm(
     device: &Arc<Device>,
-    inputs: &[Arc<Array>],
-    outputs: &[Arc<Array>],
+    plan: &Plan,
     bound: f64,
     norm: f64,
     on_nonfinite: OnNonFinite,
 ) -> Result<(), GpuError> {
     let _in_order = lock(&device.order);
-    let plan = plan(device, inputs, outputs, Grouping::Global, Order::Euclidean, Change::Scale)?;
     let factor = || {
         let factor = Factor::new(bound, norm, 0).narrow_as_f64();
         let (mantissa, exponent) = parts(factor);
@@ -171,20 +158,14 @@ pub fn clip_by_known_norm(
     submit(device, |encoder| plan.record(encoder, Part::Elements))
 }
 
-/// Limits elements to the interval from `low` to `high`, which are bits of float32, or of int32 for integers.
+/// Limits the elements of a plan to the interval from `low` to `high`, which are bits of float32, or of int32 for
+/// integers.
 ///
 /// # Errors
 ///
 /// As [`clip`].
-pub fn clamp(
-    device: &Arc<Device>,
-    inputs: &[Arc<Array>],
-    outputs: &[Arc<Array>],
-    low: u32,
-    high: u32,
-) -> Result<(), GpuError> {
+pub fn clamp(device: &Arc<Device>, plan: &Plan, low: u32, high: u32) -> Result<(), GpuError> {
     let _in_order = lock(&device.order);
-    let plan = plan(device, inputs, outputs, Grouping::Global, Order::Euclidean, Change::Clamp)?;
     device.write(&plan.bounds, bytemuck::cast_slice(&[low, high, 0, 0]));
     submit(device, |encoder| plan.record(encoder, Part::Elements))
 }

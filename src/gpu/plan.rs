@@ -49,13 +49,17 @@ pub enum Change {
     Clamp,
 }
 
-/// What a plan depends on. Numbers of arrays are never reused.
+/// What a plan depends on.
 #[derive(PartialEq, Eq, Hash)]
 pub struct Key {
-    arrays: Vec<(u64, u64)>,
-    grouping: Grouping,
-    order: Order,
-    change: Change,
+    /// Numbers of the inputs, followed by those of the outputs unless they are the inputs. Numbers are never reused.
+    pub arrays: Vec<u64>,
+    /// Which tensors share a norm.
+    pub grouping: Grouping,
+    /// The order of the norm.
+    pub order: Order,
+    /// What is done with the elements.
+    pub change: Change,
 }
 
 /// One dispatch.
@@ -115,31 +119,29 @@ struct Chunk {
     blocks: (u64, u64),
 }
 
-/// Returns the plan for arrays. `outputs` are the inputs themselves if the call works in place; they are ignored if
+/// Returns the plan of an earlier call with the same key.
+#[must_use]
+pub fn known(device: &Device, key: &Key) -> Option<Arc<Plan>> {
+    super::device::lock(&device.plans).get(key)
+}
+
+/// Makes the plan for arrays. `outputs` are the inputs themselves if the call works in place; they are ignored if
 /// nothing is changed.
 ///
 /// # Errors
 ///
 /// If the device has too little memory for the tables, or refuses a kernel.
-pub fn plan(
+pub fn make(
     device: &Arc<Device>,
+    key: Key,
     inputs: &[Arc<Array>],
     outputs: &[Arc<Array>],
-    grouping: Grouping,
-    order: Order,
-    change: Change,
 ) -> Result<Arc<Plan>, GpuError> {
     device.check()?;
-    let arrays = inputs.iter().zip(outputs).map(|(input, output)| (input.id, output.id)).collect();
-    let key = Key { arrays, grouping, order, change };
-    let mut plans = super::device::lock(&device.plans);
-    if let Some(plan) = plans.get(&key) {
-        return Ok(plan);
-    }
-    let plan = Arc::new(build(device, inputs, outputs, grouping, order, change)?);
+    let plan = Arc::new(build(device, inputs, outputs, &key)?);
     // Results that are new have new numbers: such a plan would never be found again.
     if inputs.iter().zip(outputs).all(|(input, output)| Arc::ptr_eq(input, output)) {
-        plans.insert(key, &plan);
+        super::device::lock(&device.plans).insert(key, &plan);
     }
     Ok(plan)
 }
@@ -169,10 +171,9 @@ fn build(
     device: &Arc<Device>,
     inputs: &[Arc<Array>],
     outputs: &[Arc<Array>],
-    grouping: Grouping,
-    order: Order,
-    change: Change,
+    key: &Key,
 ) -> Result<Plan, GpuError> {
+    let Key { grouping, order, change, .. } = *key;
     // Tensors of the same buffers follow each other, so that one dispatch takes them all.
     let mut sequence: Vec<usize> = (0..inputs.len()).collect();
     let place = |array: &Array| array.ranges.first().map(|range| range.block.id);

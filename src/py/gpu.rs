@@ -5,7 +5,7 @@ use crate::gpu::clip::{self, OnNonFinite};
 use crate::gpu::device::{Adapter, Device, adapters};
 use crate::gpu::error::GpuError;
 use crate::gpu::norms::Norms;
-use crate::gpu::plan::{Grouping, Order};
+use crate::gpu::plan::{Change, Grouping, Key, Order, Plan, known, make};
 use crate::gpu::shader;
 use crate::py::arrays::dtypes::{AcceptedDTypes, DTypeCache};
 use crate::py::arrays::view::View;
@@ -13,7 +13,9 @@ use crate::py::call::{detached, entry_that_reads};
 use crate::py::raise::exception;
 use crate::scalar::{DType, Scalar};
 use pyo3::exceptions::{PyMemoryError, PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::ffi;
 use pyo3::prelude::*;
+use pyo3::type_object::PyTypeInfo;
 use pyo3::types::{PyDict, PyList, PyTuple};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -83,6 +85,8 @@ pub fn gpu_free_cached_memory(py: Python<'_>, index: usize) -> PyResult<()> {
 #[pyclass(frozen, weakref, module = "fastclip.gpu")]
 pub struct DeviceArray {
     array: Arc<Array>,
+    /// The number of the array, here too because calls in place need nothing else of it.
+    id: u64,
     shape: Vec<usize>,
     /// The index of the device among the adapters.
     index: usize,
@@ -164,7 +168,7 @@ impl DeviceArray {
                 array.upload(unsafe { address.bytes() })?;
                 Ok(array)
             })?;
-            Ok(Self { array, shape: view.shape().to_vec(), index })
+            Ok(Self { id: array.id, array, shape: view.shape().to_vec(), index })
         })
     }
 
@@ -291,114 +295,138 @@ impl DeviceArray {
     }
 }
 
-/// The arrays of one argument, with the device that holds them.
-struct Arrays {
-    list: Vec<Arc<Array>>,
-    shapes: Vec<Vec<usize>>,
-    index: usize,
+/// The name of an argument's entry at an index: a function of Python.
+type Names<'a, 'py> = &'a Bound<'py, PyAny>;
+
+/// The arrays of one argument, in one device.
+struct Arrays<'a, 'py> {
+    tuple: &'a Bound<'py, PyTuple>,
+    entries: Vec<Borrowed<'a, 'py, DeviceArray>>,
+    names: Names<'a, 'py>,
 }
 
-fn arrays(list: &Bound<'_, PyList>, names: &Bound<'_, PyAny>) -> PyResult<Arrays> {
-    let count = list.len();
-    let (mut arrays, mut shapes) = (Vec::new(), Vec::new());
-    arrays.try_reserve_exact(count).map_err(|_| PyMemoryError::new_err("no memory"))?;
-    shapes.try_reserve_exact(count).map_err(|_| PyMemoryError::new_err("no memory"))?;
-    let mut index = None;
-    let name = |at: usize| names.call1((at,)).and_then(|name| name.extract::<String>());
-    for (at, entry) in list.iter().enumerate() {
-        let Ok(array) = entry.cast_exact::<DeviceArray>() else {
-            return Err(PyTypeError::new_err(format!(
-                "{} is a {} in host memory beside arrays on a device; fastclip.gpu.asarray copies it there",
-                name(at)?,
-                entry.get_type().name()?
-            )));
-        };
-        let array = array.get();
-        if *index.get_or_insert(array.index) != array.index {
-            return Err(PyTypeError::new_err(format!(
-                "{} is on another device than the entries before it",
-                name(at)?
-            )));
+impl<'a, 'py> Arrays<'a, 'py> {
+    /// Reads a tuple of arrays.
+    fn new(tuple: &'a Bound<'py, PyTuple>, names: Names<'a, 'py>) -> PyResult<Self> {
+        let mut entries: Vec<Borrowed<'a, 'py, DeviceArray>> = Vec::new();
+        entries.try_reserve_exact(tuple.len()).map_err(|_| PyMemoryError::new_err("no memory"))?;
+        let class = DeviceArray::type_object_raw(tuple.py());
+        for entry in tuple.iter_borrowed() {
+            // SAFETY: reads the type of a live object.
+            if unsafe { ffi::Py_TYPE(entry.as_ptr()) } != class {
+                return Err(PyTypeError::new_err(format!(
+                    "{} is a {} in host memory beside arrays on a device; fastclip.gpu.asarray copies it there",
+                    names.call1((entries.len(),))?,
+                    entry.get_type().name()?
+                )));
+            }
+            // SAFETY: the object has exactly this type.
+            let array = unsafe { entry.cast_unchecked::<DeviceArray>() };
+            if entries.first().is_some_and(|first| first.get().index != array.get().index) {
+                return Err(PyTypeError::new_err(format!(
+                    "{} is on another device than the entries before it",
+                    names.call1((entries.len(),))?
+                )));
+            }
+            entries.push(array);
         }
-        arrays.push(Arc::clone(&array.array));
-        shapes.push(array.shape.clone());
+        if entries.is_empty() {
+            return Err(PyValueError::new_err("there is no array"));
+        }
+        Ok(Self { tuple, entries, names })
     }
-    let index = index.ok_or_else(|| PyValueError::new_err("there is no array"))?;
-    Ok(Arrays { list: arrays, shapes, index })
-}
 
-impl Arrays {
     fn device(&self) -> &Arc<Device> {
-        &self.list[0].device
+        &self.entries[0].get().array.device
+    }
+
+    fn list(&self) -> Vec<Arc<Array>> {
+        self.entries.iter().map(|entry| Arc::clone(&entry.get().array)).collect()
     }
 
     /// Refuses arrays without norms.
-    fn check_floats(&self, names: &Bound<'_, PyAny>) -> PyResult<()> {
-        match self.list.iter().position(|array| array.element == Element::I32) {
+    fn check_floats(&self) -> PyResult<()> {
+        match self.entries.iter().position(|entry| entry.get().array.element == Element::I32) {
             None => Ok(()),
             Some(at) => Err(PyTypeError::new_err(format!(
                 "{} is an array of dtype int32; it takes float32, float16 and bfloat16",
-                names.call1((at,))?
+                self.names.call1((at,))?
             ))),
         }
     }
 
-    /// Returns the outputs: the inputs themselves, those of the caller, or new arrays.
-    fn outputs(&self, out: &Output<'_, '_>) -> PyResult<Vec<Arc<Array>>> {
-        let Some(list) = out.list else {
-            let create = |array: &Arc<Array>| Ok(Array::new(&array.device, array.element, array.len)?);
-            return self.list.iter().map(create).collect();
-        };
-        let (outputs, is_in_place) =
-            if list.is(out.inputs) { (None, true) } else { (Some(arrays(list, out.names)?), false) };
-        // Arrays never overlap in part.
-        let mut places = HashMap::new();
-        if !is_in_place {
-            places.extend(self.list.iter().enumerate().map(|(at, array)| (array.id, at)));
-        }
-        let outputs = outputs.as_ref().unwrap_or(self);
+    /// Checks the outputs that the caller has passed.
+    fn check_outputs(&self, outputs: &Self) -> PyResult<()> {
+        let ids: HashMap<_, _> = self.entries.iter().map(|entry| entry.get().id).zip(0..).collect();
         let mut written = HashSet::new();
-        for (at, (input, output)) in self.list.iter().zip(&outputs.list).enumerate() {
-            if input.element != output.element || self.shapes[at] != outputs.shapes[at] {
+        for (at, (input, output)) in self.entries.iter().zip(&outputs.entries).enumerate() {
+            let (input, output) = (input.get(), output.get());
+            if input.array.element != output.array.element || input.shape != output.shape {
                 return Err(PyValueError::new_err(format!(
                     "{} has another shape or dtype than its input",
-                    out.names.call1((at,))?
+                    outputs.names.call1((at,))?
                 )));
             }
-            let is_other_input = places.get(&output.id).is_some_and(|place| *place != at);
+            // Arrays never overlap in part.
+            let is_other_input = ids.get(&output.id).is_some_and(|place| *place != at);
             if !written.insert(output.id) || is_other_input {
                 return Err(PyValueError::new_err(format!(
                     "{} shares memory with another output or input",
-                    out.names.call1((at,))?
+                    outputs.names.call1((at,))?
                 )));
             }
         }
-        Ok(outputs.list.clone())
+        Ok(())
     }
 
-    /// Returns the list of new results; None if the caller has passed the outputs.
-    fn wrap<'py>(
+    /// Returns the plan of a call, and the new results; None if there are none. `out` is None for new results.
+    fn plan(
         &self,
-        out: &Output<'_, 'py>,
-        outputs: Vec<Arc<Array>>,
-    ) -> PyResult<Option<Bound<'py, PyList>>> {
-        if out.list.is_some() {
-            return Ok(None);
+        out: Option<&Bound<'py, PyTuple>>,
+        out_names: Names<'_, 'py>,
+        (grouping, order, change): (Grouping, Order, Change),
+    ) -> PyResult<(Arc<Plan>, Option<Vec<Arc<Array>>>)> {
+        let is_input = out.is_some_and(|out| out.is(self.tuple));
+        let outputs = out.filter(|_| !is_input).map(|out| Arrays::new(out, out_names)).transpose()?;
+        let py = self.names.py();
+        let mut key = Key { arrays: Vec::new(), grouping, order, change };
+        key.arrays.extend(self.entries.iter().map(|entry| entry.get().id));
+        let is_same = |outputs: &Arrays<'_, '_>| {
+            outputs.entries.iter().map(|entry| entry.get().id).eq(key.arrays.iter().copied())
+        };
+        let is_in_place = change == Change::Nothing || is_input || outputs.as_ref().is_some_and(is_same);
+        if is_in_place && let Some(plan) = known(self.device(), &key) {
+            return Ok((plan, None));
         }
-        let list = PyList::empty(out.inputs.py());
-        for (array, shape) in outputs.into_iter().zip(&self.shapes) {
-            list.append(DeviceArray { array, shape: shape.clone(), index: self.index })?;
+        match &outputs {
+            Some(outputs) => self.check_outputs(outputs)?,
+            None if is_input => self.check_outputs(self)?,
+            None => {}
+        }
+        let inputs = self.list();
+        let given = if is_in_place { Some(inputs.clone()) } else { outputs.map(|outputs| outputs.list()) };
+        detached(py, || {
+            let create = |array: &Arc<Array>| Array::new(&array.device, array.element, array.len);
+            let is_new = given.is_none();
+            let targets = match given {
+                Some(given) => given,
+                None => inputs.iter().map(create).collect::<Result<_, _>>()?,
+            };
+            let plan = make(&inputs[0].device, key, &inputs, &targets)?;
+            Ok((plan, is_new.then_some(targets)))
+        })
+    }
+
+    /// Returns the list of new results.
+    fn wrap(&self, results: Option<Vec<Arc<Array>>>) -> PyResult<Option<Bound<'py, PyList>>> {
+        let Some(results) = results else { return Ok(None) };
+        let list = PyList::empty(self.names.py());
+        for (array, entry) in results.into_iter().zip(&self.entries) {
+            let entry = entry.get();
+            list.append(DeviceArray { id: array.id, array, shape: entry.shape.clone(), index: entry.index })?;
         }
         Ok(Some(list))
     }
-}
-
-/// The outputs that the caller has passed, if any.
-struct Output<'a, 'py> {
-    list: Option<&'a Bound<'py, PyList>>,
-    /// The list of the inputs, which is also that of the outputs of a call in place.
-    inputs: &'a Bound<'py, PyList>,
-    names: &'a Bound<'py, PyAny>,
 }
 
 /// The norms of one call, on the device until they are looked at.
@@ -418,22 +446,35 @@ impl DeviceNorms {
     }
 }
 
+/// Whether every entry of a list or tuple is an array on a device.
+#[pyfunction]
+pub fn gpu_are_arrays(entries: &Bound<'_, PyAny>) -> bool {
+    let is_array = |entry: Bound<'_, PyAny>| entry.is_exact_instance_of::<DeviceArray>();
+    if let Ok(list) = entries.cast_exact::<PyList>() {
+        list.iter().all(is_array)
+    } else if let Ok(tuple) = entries.cast_exact::<PyTuple>() {
+        tuple.iter().all(is_array)
+    } else {
+        false
+    }
+}
+
 /// Returns the norm of all arrays together, or of each.
 #[pyfunction]
-pub fn gpu_norms(
-    py: Python<'_>,
-    list: &Bound<'_, PyList>,
+pub fn gpu_norms<'py>(
+    py: Python<'py>,
+    list: &Bound<'py, PyTuple>,
     each: bool,
     maximum: bool,
-    names: &Bound<'_, PyAny>,
+    names: &Bound<'py, PyAny>,
 ) -> PyResult<DeviceNorms> {
     entry_that_reads(py, || {
-        let arrays = arrays(list, names)?;
-        arrays.check_floats(names)?;
-        let grouping = if each { Grouping::Each } else { Grouping::Global };
-        let norms =
-            detached(py, || Ok(clip::norms(arrays.device(), &arrays.list, grouping, order(maximum))?))?;
-        Ok(DeviceNorms(norms))
+        let arrays = Arrays::new(list, names)?;
+        arrays.check_floats()?;
+        let call = (grouping(each), order(maximum), Change::Nothing);
+        let (plan, _) = arrays.plan(None, names, call)?;
+        let device = arrays.device();
+        Ok(DeviceNorms(detached(py, || Ok(clip::norms(device, &plan)?))?))
     })
 }
 
@@ -443,8 +484,8 @@ pub fn gpu_norms(
 #[pyo3(signature = (list, out, each_and_maximum, bounds, on_nonfinite, names))]
 pub fn gpu_clip<'py>(
     py: Python<'py>,
-    list: &Bound<'py, PyList>,
-    out: Option<&Bound<'py, PyList>>,
+    list: &Bound<'py, PyTuple>,
+    out: Option<&Bound<'py, PyTuple>>,
     each_and_maximum: (bool, bool),
     bounds: &Bound<'py, PyAny>,
     on_nonfinite: &str,
@@ -452,18 +493,16 @@ pub fn gpu_clip<'py>(
 ) -> PyResult<(Option<Bound<'py, PyList>>, DeviceNorms)> {
     entry_that_reads(py, || {
         let [names, out_names] = names;
-        let arrays = arrays(list, &names)?;
-        arrays.check_floats(&names)?;
-        let out = Output { list: out, inputs: list, names: &out_names };
-        let outputs = arrays.outputs(&out)?;
         let (each, maximum) = each_and_maximum;
-        let grouping = if each { Grouping::Each } else { Grouping::Global };
-        let bounds: Vec<f64> = bounds.extract()?;
         let mode = on_nonfinite_mode(on_nonfinite)?;
-        let norms = detached(py, || {
-            Ok(clip::clip(arrays.device(), &arrays.list, &outputs, grouping, order(maximum), &bounds, mode)?)
-        })?;
-        Ok((arrays.wrap(&out, outputs)?, DeviceNorms(norms)))
+        let bounds: Vec<f64> = bounds.extract()?;
+        let arrays = Arrays::new(list, &names)?;
+        arrays.check_floats()?;
+        let (plan, results) =
+            arrays.plan(out, &out_names, (grouping(each), order(maximum), Change::Scale))?;
+        let device = arrays.device();
+        let norms = detached(py, || Ok(clip::clip(device, &plan, &bounds, mode)?))?;
+        Ok((arrays.wrap(results)?, DeviceNorms(norms)))
     })
 }
 
@@ -472,49 +511,48 @@ pub fn gpu_clip<'py>(
 #[pyo3(signature = (list, out, bound_and_norm, on_nonfinite, names))]
 pub fn gpu_clip_by_known_norm<'py>(
     py: Python<'py>,
-    list: &Bound<'py, PyList>,
-    out: Option<&Bound<'py, PyList>>,
+    list: &Bound<'py, PyTuple>,
+    out: Option<&Bound<'py, PyTuple>>,
     bound_and_norm: (f64, f64),
     on_nonfinite: &str,
     names: [Bound<'py, PyAny>; 2],
 ) -> PyResult<Option<Bound<'py, PyList>>> {
     entry_that_reads(py, || {
         let [names, out_names] = names;
-        let arrays = arrays(list, &names)?;
-        arrays.check_floats(&names)?;
-        let out = Output { list: out, inputs: list, names: &out_names };
-        let outputs = arrays.outputs(&out)?;
         let (bound, norm) = bound_and_norm;
         let mode = on_nonfinite_mode(on_nonfinite)?;
-        detached(py, || {
-            Ok(clip::clip_by_known_norm(arrays.device(), &arrays.list, &outputs, bound, norm, mode)?)
-        })?;
-        arrays.wrap(&out, outputs)
+        let arrays = Arrays::new(list, &names)?;
+        arrays.check_floats()?;
+        let call = (Grouping::Global, Order::Euclidean, Change::Scale);
+        let (plan, results) = arrays.plan(out, &out_names, call)?;
+        let device = arrays.device();
+        detached(py, || Ok(clip::clip_by_known_norm(device, &plan, bound, norm, mode)?))?;
+        arrays.wrap(results)
     })
 }
 
-/// Limits elements to an interval, given as float32 or, for integers, as int32. Returns the list of new results, or None.
+/// Limits elements to an interval. Returns the list of new results, or None.
 #[pyfunction]
 #[pyo3(signature = (list, out, low, high, names))]
 pub fn gpu_clamp<'py>(
     py: Python<'py>,
-    list: &Bound<'py, PyList>,
-    out: Option<&Bound<'py, PyList>>,
+    list: &Bound<'py, PyTuple>,
+    out: Option<&Bound<'py, PyTuple>>,
     low: f64,
     high: f64,
     names: [Bound<'py, PyAny>; 2],
 ) -> PyResult<Option<Bound<'py, PyList>>> {
     entry_that_reads(py, || {
         let [names, out_names] = names;
-        let arrays = arrays(list, &names)?;
-        let out = Output { list: out, inputs: list, names: &out_names };
-        let outputs = arrays.outputs(&out)?;
-        let bits = |bound: f64| match arrays.list[0].element {
-            Element::I32 => (bound as i32).cast_unsigned(),
-            _ => (bound as f32).to_bits(),
-        };
-        detached(py, || Ok(clip::clamp(arrays.device(), &arrays.list, &outputs, bits(low), bits(high))?))?;
-        arrays.wrap(&out, outputs)
+        let arrays = Arrays::new(list, &names)?;
+        let is_integer = arrays.entries[0].get().array.element == Element::I32;
+        let bits =
+            |bound: f64| if is_integer { (bound as i32).cast_unsigned() } else { (bound as f32).to_bits() };
+        let call = (Grouping::Global, Order::Euclidean, Change::Clamp);
+        let (plan, results) = arrays.plan(out, &out_names, call)?;
+        let device = arrays.device();
+        detached(py, || Ok(clip::clamp(device, &plan, bits(low), bits(high))?))?;
+        arrays.wrap(results)
     })
 }
 
@@ -523,15 +561,20 @@ pub fn gpu_clamp<'py>(
 pub fn gpu_run(
     py: Python<'_>,
     source: &str,
-    list: &Bound<'_, PyList>,
+    list: &Bound<'_, PyTuple>,
     workgroups: [u32; 3],
     entry_point: &str,
     names: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
     entry_that_reads(py, || {
-        let arrays = arrays(list, names)?;
-        detached(py, || Ok(shader::run(arrays.device(), source, &arrays.list, workgroups, entry_point)?))
+        let arrays = Arrays::new(list, names)?;
+        let (device, list) = (arrays.device(), arrays.list());
+        detached(py, || Ok(shader::run(device, source, &list, workgroups, entry_point)?))
     })
+}
+
+fn grouping(each: bool) -> Grouping {
+    if each { Grouping::Each } else { Grouping::Global }
 }
 
 fn order(maximum: bool) -> Order {

@@ -45,7 +45,7 @@ mod _core {
     #[cfg(feature = "gpu")]
     #[pymodule_export]
     use super::gpu::{
-        DeviceArray, DeviceNorms, GpuUnavailableError, gpu_adapters, gpu_clamp, gpu_clip,
+        DeviceArray, DeviceNorms, GpuUnavailableError, gpu_adapters, gpu_are_arrays, gpu_clamp, gpu_clip,
         gpu_clip_by_known_norm, gpu_free_cached_memory, gpu_norms, gpu_run, gpu_statistics,
     };
     #[pymodule_export]

@@ -58,20 +58,35 @@ class _Argument:
 
     def __init__(self, value: Any, name: str, is_tensor: bool = False) -> None:
         self.name = name
-        self.tree = None if is_tensor else _core.walk(value, name)
-        entries = [value] if self.tree is None else self.tree.entries
-        self.positions = [index for index, entry in enumerate(entries) if entry is not None]
-        self.arrays = [entries[index] for index in self.positions]
-        self.count = len(entries)
+        self.tree: Any = None
+        self.positions: list[int] | None = None
+        if is_tensor:
+            self.arrays = (value,)
+        elif _core.gpu_are_arrays(value):
+            # A list or tuple, which needs no walk.
+            self.arrays = tuple(value)
+        else:
+            self.tree = _core.walk(value, name)
+            entries = self.tree.entries
+            self.positions = [index for index, entry in enumerate(entries) if entry is not None]
+            self.arrays = tuple(entries[index] for index in self.positions)
+            self.count = len(entries)
+        self.is_tensor = is_tensor
 
     def entry_name(self, index: int) -> str:
         """Returns the name of an array for messages."""
-        return self.name if self.tree is None else self.tree.name(self.positions[index])
+        if self.is_tensor:
+            return self.name
+        if self.positions is None:
+            return f"{self.name}[{index}]"
+        return str(self.tree.name(self.positions[index]))
 
     def rebuilt(self, results: list[Any]) -> Any:
         """Returns the structure of the argument with other arrays."""
-        if self.tree is None:
+        if self.is_tensor:
             return results[0]
+        if self.positions is None:
+            return results
         entries: list[Any] = [None] * self.count
         for index, result in zip(self.positions, results, strict=True):
             entries[index] = result
@@ -99,8 +114,10 @@ def _outputs(argument: _Argument, value: Any, out: Any, is_tensor: bool) -> tupl
     if out is value:
         return argument.arrays, argument.entry_name
     target = _Argument(out, "out", is_tensor)
-    if argument.tree is not None:
-        target.tree.check_same_structure(argument.tree)  # type: ignore[union-attr]
+    if argument.tree is not None or target.tree is not None:
+        _core.walk(out, "out").check_same_structure(_core.walk(value, argument.name))
+    elif len(target.arrays) != len(argument.arrays):
+        raise ValueError(f"out has {len(target.arrays)} entries; t_list has {len(argument.arrays)}")
     if target.positions != argument.positions:
         raise ValueError("out has other entries that are None than t_list")
     return target.arrays, target.entry_name
@@ -258,4 +275,4 @@ def run(wgsl: str, arrays: Any, workgroups: Any, *, entry_point: str = "main") -
     if not 1 <= len(counts) <= 3 or any(not 0 < count < 2**32 for count in counts):
         raise ValueError(f"workgroups is {workgroups}; it takes one to three positive numbers")
     padded = [*counts, 1, 1][:3]
-    _core.gpu_run(wgsl, list(arrays), padded, entry_point, lambda index: f"arrays[{index}]")
+    _core.gpu_run(wgsl, tuple(arrays), padded, entry_point, lambda index: f"arrays[{index}]")

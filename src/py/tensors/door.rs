@@ -139,6 +139,22 @@ pyo3::create_exception!(
     "Autograd records an argument of a call; the rules of differentiation compute the result."
 );
 
+/// Refuses an array on a device.
+///
+/// # Errors
+///
+/// [`OnDevice`], which the public functions that take such arrays handle.
+pub fn check_is_on_host(object: &Bound<'_, PyAny>, argument: &str) -> PyResult<()> {
+    #[cfg(feature = "gpu")]
+    if object.is_exact_instance_of::<crate::py::gpu::DeviceArray>() {
+        return Err(OnDevice::new_err(format!(
+            "{argument} holds an array on a device; this function takes tensors in host memory, such as a copy by .numpy()"
+        )));
+    }
+    let _ = (object, argument);
+    Ok(())
+}
+
 /// Returns the entry of a list at `index`.
 ///
 /// # Safety
@@ -436,13 +452,7 @@ impl<'a, 'py> Prepared<'a, 'py> {
     #[cold]
     fn new_way(&mut self, object: &Bound<'py, PyAny>) -> PyResult<Way> {
         let class = object.get_type();
-        #[cfg(feature = "gpu")]
-        if class.is(crate::py::gpu::DeviceArray::type_object(object.py())) {
-            return Err(OnDevice::new_err(format!(
-                "{} holds an array on a device; this function takes tensors in host memory, such as a copy by .numpy()",
-                self.name.argument()
-            )));
-        }
+        check_is_on_host(object, &self.name.argument())?;
         let way = self.way_of_type(object, &class);
         reserve(&mut self.types, 1)?;
         self.types.push((class, way));

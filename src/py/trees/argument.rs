@@ -195,7 +195,7 @@ impl<'py> TreeArgument<'py> {
     pub fn container(object: &Bound<'py, PyAny>, argument: &str) -> PyResult<Self> {
         match object.cast_exact::<Tree>() {
             Ok(tree) => Ok(Self::Held(tree.clone())),
-            Err(_) => Ok(Self::Walked(Tree::of(object, argument)?)),
+            Err(_) => Ok(Self::Walked(Tree::of(object, argument, false)?)),
         }
     }
 
@@ -223,7 +223,7 @@ impl Deref for TreeArgument<'_> {
 #[pyfunction]
 #[pyo3(signature = (container, argument, /))]
 pub fn walk(py: Python<'_>, container: &Bound<'_, PyAny>, argument: &str) -> PyResult<Tree> {
-    entry_that_reads(py, || Tree::of(container, argument))
+    entry_that_reads(py, || Tree::of(container, argument, true))
 }
 
 /// Walks a container of tensors, and takes a snapshot of each. `writes` says whether the caller writes them, `recorded`
@@ -237,7 +237,7 @@ pub fn open_tensors(
     writes: bool,
     recorded: bool,
 ) -> PyResult<Tree> {
-    entry_that_reads(py, || Tree::of(container, argument)?.with_snapshots(py, writes, recorded))
+    entry_that_reads(py, || Tree::of(container, argument, false)?.with_snapshots(py, writes, recorded))
 }
 
 /// Takes a snapshot of one tensor, see [`open_tensors`].

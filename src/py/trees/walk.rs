@@ -5,6 +5,7 @@ use crate::allocation::reserve;
 use crate::error::Error;
 use crate::py::arrays::ndarray_type::{is_array, is_exactly_array};
 use crate::py::objects;
+use crate::py::tensors::door::check_is_on_host;
 use numpy::npyffi::{self, NpyTypes};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -79,6 +80,8 @@ struct Read<'py> {
 /// The state of a walk.
 struct Walker<'a, 'py> {
     argument: &'a str,
+    /// Whether arrays on a device are leaves, or end the walk.
+    takes_devices: bool,
     entries: Bound<'py, PyList>,
     nodes: Vec<Node>,
     /// The containers that the walk is in, from the outermost, as indices of nodes, and the index of the current entry.
@@ -93,16 +96,17 @@ struct Walker<'a, 'py> {
 }
 
 impl Tree {
-    /// Walks a container.
+    /// Walks a container. `takes_devices` says whether its tensors may be arrays on a device.
     ///
     /// # Errors
     ///
-    /// A `TypeError` if the object is no container of tensors, or has one in it that cannot be rebuilt; a `ValueError` if
+    /// `OnDevice` for an array on a device if it is not taken; a `TypeError` if the object is no container of tensors, or has one in it that cannot be rebuilt; a `ValueError` if
     /// it is nested too deeply, or contains itself.
-    pub fn of(container: &Bound<'_, PyAny>, argument: &str) -> PyResult<Self> {
+    pub fn of(container: &Bound<'_, PyAny>, argument: &str, takes_devices: bool) -> PyResult<Self> {
         let py = container.py();
         let mut walker = Walker {
             argument,
+            takes_devices,
             entries: objects::list(py, 0, std::iter::empty())?,
             nodes: Vec::new(),
             path: Vec::new(),
@@ -245,6 +249,9 @@ impl<'py> Walker<'_, 'py> {
         }
         if !is_tensor_type(value) {
             return Ok(false);
+        }
+        if !self.takes_devices {
+            check_is_on_host(value, self.argument)?;
         }
         reserve(&mut self.leaf_types, 1)?;
         self.leaf_types.push(value.get_type());
