@@ -295,6 +295,9 @@ impl DeviceArray {
     }
 }
 
+/// The results that a call has allocated; None if the caller has passed them.
+type NewResults = Option<Vec<Arc<Array>>>;
+
 /// The name of an argument's entry at an index: a function of Python.
 type Names<'a, 'py> = &'a Bound<'py, PyAny>;
 
@@ -385,7 +388,7 @@ impl<'a, 'py> Arrays<'a, 'py> {
         out: Option<&Bound<'py, PyTuple>>,
         out_names: Names<'_, 'py>,
         (grouping, order, change): (Grouping, Order, Change),
-    ) -> PyResult<(Arc<Plan>, Option<Vec<Arc<Array>>>)> {
+    ) -> PyResult<(Arc<Plan>, NewResults)> {
         let is_input = out.is_some_and(|out| out.is(self.tuple));
         let outputs = out.filter(|_| !is_input).map(|out| Arrays::new(out, out_names)).transpose()?;
         let py = self.names.py();
@@ -418,7 +421,7 @@ impl<'a, 'py> Arrays<'a, 'py> {
     }
 
     /// Returns the list of new results.
-    fn wrap(&self, results: Option<Vec<Arc<Array>>>) -> PyResult<Option<Bound<'py, PyList>>> {
+    fn wrap(&self, results: NewResults) -> PyResult<Option<Bound<'py, PyList>>> {
         let Some(results) = results else { return Ok(None) };
         let list = PyList::empty(self.names.py());
         for (array, entry) in results.into_iter().zip(&self.entries) {

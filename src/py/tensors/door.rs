@@ -144,6 +144,7 @@ pyo3::create_exception!(
 /// # Errors
 ///
 /// [`OnDevice`], which the public functions that take such arrays handle.
+#[cfg_attr(not(feature = "gpu"), allow(clippy::unnecessary_wraps, reason = "there are no such arrays"))]
 pub fn check_is_on_host(object: &Bound<'_, PyAny>, argument: &str) -> PyResult<()> {
     #[cfg(feature = "gpu")]
     if object.is_exact_instance_of::<crate::py::gpu::DeviceArray>() {
