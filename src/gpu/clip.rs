@@ -81,7 +81,7 @@ fn keep(encoder: &mut wgpu::CommandEncoder, plan: &Plan, norms: &Norms) {
 pub fn norms(device: &Arc<Device>, plan: &Plan) -> Result<Norms, GpuError> {
     let _in_order = lock(&device.order);
     let norms = Norms::new(device, plan.groups)?;
-    let bounds = vec![[0, 0, 0, NO_BOUND]; plan.groups];
+    let bounds = vec![[0, 0, 0, NO_BOUND]; plan.bound_count];
     device.write(&plan.bounds, bytemuck::cast_slice(&bounds));
     submit(device, |encoder| {
         plan.record(encoder, Part::Norms);

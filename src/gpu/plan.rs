@@ -2,6 +2,7 @@
 //!
 //! A plan is made for a list of arrays, and kept: a call in place that is repeated uploads its scalars alone.
 
+use super::arena::Block;
 use super::array::{Array, Element};
 use super::device::Device;
 use super::error::GpuError;
@@ -21,12 +22,23 @@ const MOST_WORKGROUPS: u32 = 65535;
 const MOST_PLANS: usize = 32;
 
 /// Which tensors share a norm.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Grouping {
     /// All of them.
     Global,
     /// Every tensor has its own.
     Each,
+    /// The slices of one tensor along axes have norms of their own, and a common bound.
+    Slices(Axes),
+}
+
+/// Axes of an array.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Axes {
+    /// The shape of the array.
+    pub shape: Vec<usize>,
+    /// Which axes a slice has.
+    pub is_reduced: Vec<bool>,
 }
 
 /// The order of a norm.
@@ -81,6 +93,8 @@ pub struct Plan {
     pub(super) results: wgpu::Buffer,
     /// Number of groups of tensors.
     pub groups: usize,
+    /// Number of bounds.
+    pub bound_count: usize,
 }
 
 /// The plans of a device that were made last.
@@ -167,56 +181,189 @@ fn chunks_of(input: &Array, output: &Array, group: u32, chunks: &mut Vec<Chunk>)
     }
 }
 
+/// The tables of a plan, and what its dispatches take of them.
+#[derive(Default)]
+struct Layout {
+    chunks: Vec<[u32; 4]>,
+    /// Number of partial results: the first chunks are those that are measured.
+    partials: usize,
+    groups: Vec<[u32; 4]>,
+    /// Number of bounds.
+    bounds: usize,
+    /// The axes of slices.
+    axes: Vec<u32>,
+    steps: Vec<Step>,
+}
+
+/// A dispatch over chunks: the kernel, the first chunk, the number of chunks, and the blocks that arrays lie in.
+struct Step {
+    variant: Variant,
+    first: u32,
+    count: u32,
+    blocks: (u64, u64),
+}
+
 fn build(
     device: &Arc<Device>,
     inputs: &[Arc<Array>],
     outputs: &[Arc<Array>],
     key: &Key,
 ) -> Result<Plan, GpuError> {
-    let Key { grouping, order, change, .. } = *key;
+    let layout = match &key.grouping {
+        Grouping::Slices(axes) => slices(&inputs[0], &outputs[0], axes, key.change)?,
+        grouping => tensors(inputs, outputs, grouping, key.change),
+    };
+    let mut blocks = HashMap::new();
+    for range in inputs.iter().chain(outputs).flat_map(|array| &array.ranges) {
+        blocks.insert(range.block.id, Arc::clone(&range.block));
+    }
+    assemble(device, &layout, &blocks, key)
+}
+
+/// Lays out the chunks of tensors.
+fn tensors(inputs: &[Arc<Array>], outputs: &[Arc<Array>], grouping: &Grouping, change: Change) -> Layout {
     // Tensors of the same buffers follow each other, so that one dispatch takes them all.
     let mut sequence: Vec<usize> = (0..inputs.len()).collect();
     let place = |array: &Array| array.ranges.first().map(|range| range.block.id);
     sequence.sort_by_key(|&index| (inputs[index].element, place(&inputs[index]), place(&outputs[index])));
     let mut chunks = Vec::new();
-    let group_count = if grouping == Grouping::Global { 1 } else { inputs.len() };
-    let mut groups = vec![[0_u32; 4]; group_count];
+    let is_global = *grouping == Grouping::Global;
+    let mut groups = vec![[0_u32; 4]; if is_global { 1 } else { inputs.len() }];
     for &index in &sequence {
-        let group = if grouping == Grouping::Global { 0 } else { index };
+        let group = if is_global { 0 } else { index };
         let first = chunks.len();
         chunks_of(&inputs[index], &outputs[index], group as u32, &mut chunks);
-        if grouping == Grouping::Each {
+        if !is_global {
             groups[group] = [first as u32, (chunks.len() - first) as u32, index as u32, 0];
         }
     }
-    if grouping == Grouping::Global {
+    if is_global {
         groups[0] = [0, chunks.len() as u32, 0, 0];
     }
-    let words: Vec<[u32; 4]> = chunks.iter().map(|chunk| chunk.words).collect();
-    let storage = Usage::STORAGE | Usage::COPY_DST | Usage::COPY_SRC;
-    let chunk_table = table(device, bytemuck::cast_slice(&words), storage)?;
-    let group_table = table(device, bytemuck::cast_slice(&groups), storage)?;
-    let partials = device.buffer(words.len() as u64 * 16, storage)?;
-    let bounds = device.buffer(group_count as u64 * 16, storage)?;
-    let results = device.buffer(group_count as u64 * RESULT_BYTES, storage)?;
-    let mut blocks = HashMap::new();
-    for range in inputs.iter().chain(outputs).flat_map(|array| &array.ranges) {
-        blocks.insert(range.block.id, Arc::clone(&range.block));
-    }
     let in_place = inputs.iter().zip(outputs).all(|(input, output)| Arc::ptr_eq(input, output));
+    let mut layout = Layout { bounds: groups.len(), groups, partials: chunks.len(), ..Layout::default() };
+    for run in chunks.chunk_by(|a, b| (a.element, a.blocks) == (b.element, b.blocks)) {
+        let (first, count) = (layout.chunks.len() as u32, run.len() as u32);
+        layout.chunks.extend(run.iter().map(|chunk| chunk.words));
+        let (element, blocks) = (run[0].element, run[0].blocks);
+        let mut push = |kind, blocks: (u64, u64), in_place| {
+            let variant =
+                Variant { kind, element, is_shared: blocks.0 == blocks.1, in_place, is_sliced: false };
+            layout.steps.push(Step { variant, first, count, blocks });
+        };
+        if change != Change::Clamp {
+            push(Kind::Measure, (blocks.0, blocks.0), true);
+        }
+        match change {
+            Change::Nothing => {}
+            Change::Scale => push(Kind::Scale, blocks, in_place),
+            Change::Clamp => push(Kind::Clamp, blocks, in_place),
+        }
+    }
+    layout
+}
 
+/// Lays out the slices of an array along axes.
+fn slices(input: &Arc<Array>, output: &Arc<Array>, axes: &Axes, change: Change) -> Result<Layout, GpuError> {
+    let ([from], [to]) = (&*input.ranges, &*output.ranges) else {
+        if input.len == 0 {
+            return Ok(Layout::default());
+        }
+        return Err(GpuError::OutOfMemory(format!(
+            "slices of an array of {} elements, which is more than one binding of the device holds",
+            input.len
+        )));
+    };
+    let (mut inside, mut numbers, mut all) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut stride, mut slice_stride, mut slice_len) = (1, 1, 1);
+    for (&len, &is_reduced) in axes.shape.iter().zip(&axes.is_reduced).rev() {
+        let len = len as u32;
+        if is_reduced {
+            inside.extend([len, stride]);
+            all.extend([len, 0]);
+            slice_len *= len;
+        } else {
+            numbers.extend([len, stride]);
+            all.extend([len, slice_stride]);
+            slice_stride *= len;
+        }
+        stride *= len;
+    }
+    let count = slice_stride;
+    let lengths = [inside.len() / 2, numbers.len() / 2, all.len() / 2, 0].map(|len| len as u32);
+    let parts = slice_len.div_ceil(CHUNK as u32);
+    let mut layout = Layout {
+        partials: (count * parts) as usize,
+        groups: (0..count).map(|slice| [slice * parts, parts, 0, 0]).collect(),
+        bounds: 1,
+        axes: [&lengths[..], &inside, &numbers, &all].concat(),
+        ..Layout::default()
+    };
+    let first_words = ((from.offset / 4) as u32, (to.offset / 4) as u32);
+    for slice in 0..count {
+        for part in 0..parts {
+            let start = part * CHUNK as u32;
+            layout.chunks.push([first_words.0, start, (slice_len - start).min(CHUNK as u32), slice]);
+        }
+    }
+    let mut whole = Vec::new();
+    chunks_of(input, output, 0, &mut whole);
+    let first = layout.chunks.len() as u32;
+    for (number, chunk) in (0..).zip(&whole) {
+        layout.chunks.push([chunk.words[0], chunk.words[1], chunk.words[2], number * CHUNK as u32]);
+    }
+    let blocks = (from.block.id, to.block.id);
+    let variant = |kind, blocks: (u64, u64), in_place| Variant {
+        kind,
+        element: input.element,
+        is_shared: blocks.0 == blocks.1,
+        in_place,
+        is_sliced: true,
+    };
+    let measured = (blocks.0, blocks.0);
+    layout.steps.push(Step {
+        variant: variant(Kind::Measure, measured, true),
+        first: 0,
+        count: first,
+        blocks: measured,
+    });
+    if change == Change::Scale {
+        layout.steps.push(Step {
+            variant: variant(Kind::Scale, blocks, Arc::ptr_eq(input, output)),
+            first,
+            count: whole.len() as u32,
+            blocks,
+        });
+    }
+    Ok(layout)
+}
+
+/// Creates the tables and the dispatches of a layout.
+fn assemble(
+    device: &Arc<Device>,
+    layout: &Layout,
+    blocks: &HashMap<u64, Arc<Block>>,
+    key: &Key,
+) -> Result<Plan, GpuError> {
+    let storage = Usage::STORAGE | Usage::COPY_DST | Usage::COPY_SRC;
+    let chunk_table = table(device, bytemuck::cast_slice(&layout.chunks), storage)?;
+    let group_table = table(device, bytemuck::cast_slice(&layout.groups), storage)?;
+    let axes_table = table(device, bytemuck::cast_slice(&layout.axes), storage)?;
+    let partials = device.buffer(layout.partials as u64 * 16, storage)?;
     let mut plan = Plan {
         measure: Vec::new(),
         fold: Vec::new(),
         change: Vec::new(),
-        bounds,
-        results,
-        groups: group_count,
+        bounds: device.buffer(layout.bounds as u64 * 16, storage)?,
+        results: device.buffer(layout.groups.len() as u64 * RESULT_BYTES, storage)?,
+        groups: layout.groups.len(),
+        bound_count: layout.bounds,
     };
     let dispatch = |variant: Variant, job: [u32; 4], buffers: &[&wgpu::Buffer], plan: &Plan| {
         let kernel = device.kernels.get(device, variant)?;
         let job_table = table(device, bytemuck::cast_slice(&job), Usage::UNIFORM | Usage::COPY_DST)?;
-        let all_tables = [&chunk_table, &job_table, &partials, &group_table, &plan.bounds, &plan.results];
+        let all_tables =
+            [&chunk_table, &job_table, &partials, &group_table, &plan.bounds, &plan.results, &axes_table];
         let entries: Vec<_> = kernel
             .tables
             .iter()
@@ -242,31 +389,18 @@ fn build(
             workgroups: items.min(MOST_WORKGROUPS),
         })
     };
-    let mut start = 0;
-    for run in chunks.chunk_by(|a, b| (a.element, a.blocks) == (b.element, b.blocks)) {
-        let job = [start, run.len() as u32, 0, 0];
-        start += run.len() as u32;
-        let (element, (from, to)) = (run[0].element, run[0].blocks);
-        let variant = |kind| Variant { kind, element, is_shared: from == to, in_place };
-        let (input, output) = (&blocks[&from].buffer, &blocks[&to].buffer);
-        if change != Change::Clamp {
-            let variant = Variant { is_shared: true, in_place: true, ..variant(Kind::Measure) };
-            let measure = dispatch(variant, job, &[input], &plan)?;
-            plan.measure.push(measure);
-        }
-        let kind = match change {
-            Change::Nothing => continue,
-            Change::Scale => Kind::Scale,
-            Change::Clamp => Kind::Clamp,
-        };
-        let buffers = if from == to { vec![input] } else { vec![input, output] };
-        let step = dispatch(variant(kind), job, &buffers, &plan)?;
-        plan.change.push(step);
+    for step in &layout.steps {
+        let (input, output) = (&blocks[&step.blocks.0].buffer, &blocks[&step.blocks.1].buffer);
+        let buffers = if step.variant.is_shared { vec![input] } else { vec![input, output] };
+        let dispatched = dispatch(step.variant, [step.first, step.count, 0, 0], &buffers, &plan)?;
+        let list = if step.variant.kind == Kind::Measure { &mut plan.measure } else { &mut plan.change };
+        list.push(dispatched);
     }
-    if change != Change::Clamp && group_count > 0 {
-        let kind = if order == Order::Maximum { Kind::FoldMaximum } else { Kind::Fold };
-        let variant = Variant { kind, element: Element::F32, is_shared: true, in_place: true };
-        let fold = dispatch(variant, [0, 0, 0, group_count as u32], &[], &plan)?;
+    if key.change != Change::Clamp && plan.groups > 0 {
+        let kind = if key.order == Order::Maximum { Kind::FoldMaximum } else { Kind::Fold };
+        let variant =
+            Variant { kind, element: Element::F32, is_shared: true, in_place: true, is_sliced: false };
+        let fold = dispatch(variant, [0, 0, 0, plan.groups as u32], &[], &plan)?;
         plan.fold.push(fold);
     }
     Ok(plan)

@@ -5,7 +5,7 @@ use crate::gpu::clip::{self, OnNonFinite};
 use crate::gpu::device::{Adapter, Device, adapters};
 use crate::gpu::error::GpuError;
 use crate::gpu::norms::Norms;
-use crate::gpu::plan::{Change, Grouping, Key, Order, Plan, known, make};
+use crate::gpu::plan::{Axes, Change, Grouping, Key, Order, Plan, known, make};
 use crate::gpu::shader;
 use crate::py::arrays::dtypes::{AcceptedDTypes, DTypeCache};
 use crate::py::arrays::view::View;
@@ -474,35 +474,41 @@ pub fn gpu_norms<'py>(
     entry_that_reads(py, || {
         let arrays = Arrays::new(list, names)?;
         arrays.check_floats()?;
-        let call = (grouping(each), order(maximum), Change::Nothing);
+        let call = (grouping_of(each), order(maximum), Change::Nothing);
         let (plan, _) = arrays.plan(None, names, call)?;
         let device = arrays.device();
         Ok(DeviceNorms(detached(py, || Ok(clip::norms(device, &plan)?))?))
     })
 }
 
-/// Clips arrays by their norm together, or each by its own. `bounds` has one bound for each norm. Returns the list of
+/// Clips arrays by their norm together (grouping False), each by its own (True), or the slices of one array along axes
+/// (a list that says which axes a slice has). `bounds` has one bound for each norm. Returns the list of
 /// new results, or None, and the norms.
 #[pyfunction]
-#[pyo3(signature = (list, out, each_and_maximum, bounds, on_nonfinite, names))]
+#[pyo3(signature = (list, out, grouping_and_maximum, bounds, on_nonfinite, names))]
 pub fn gpu_clip<'py>(
     py: Python<'py>,
     list: &Bound<'py, PyTuple>,
     out: Option<&Bound<'py, PyTuple>>,
-    each_and_maximum: (bool, bool),
+    grouping_and_maximum: (Bound<'py, PyAny>, bool),
     bounds: &Bound<'py, PyAny>,
     on_nonfinite: &str,
     names: [Bound<'py, PyAny>; 2],
 ) -> PyResult<(Option<Bound<'py, PyList>>, DeviceNorms)> {
     entry_that_reads(py, || {
         let [names, out_names] = names;
-        let (each, maximum) = each_and_maximum;
+        let (grouping, maximum) = grouping_and_maximum;
         let mode = on_nonfinite_mode(on_nonfinite)?;
         let bounds: Vec<f64> = bounds.extract()?;
         let arrays = Arrays::new(list, &names)?;
         arrays.check_floats()?;
-        let (plan, results) =
-            arrays.plan(out, &out_names, (grouping(each), order(maximum), Change::Scale))?;
+        let grouping = if let Ok(each) = grouping.extract::<bool>() {
+            grouping_of(each)
+        } else {
+            let shape = arrays.entries[0].get().shape.clone();
+            Grouping::Slices(Axes { shape, is_reduced: grouping.extract()? })
+        };
+        let (plan, results) = arrays.plan(out, &out_names, (grouping, order(maximum), Change::Scale))?;
         let device = arrays.device();
         let norms = detached(py, || Ok(clip::clip(device, &plan, &bounds, mode)?))?;
         Ok((arrays.wrap(results)?, DeviceNorms(norms)))
@@ -576,7 +582,7 @@ pub fn gpu_run(
     })
 }
 
-fn grouping(each: bool) -> Grouping {
+fn grouping_of(each: bool) -> Grouping {
     if each { Grouping::Each } else { Grouping::Global }
 }
 

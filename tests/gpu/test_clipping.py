@@ -242,3 +242,40 @@ def test_run_a_shader() -> None:
     with pytest.raises(ValueError, match="other"):
         fastclip.gpu.run(source, [device], 2, entry_point="other")
     np.testing.assert_array_equal(device.numpy(), 100 + np.arange(100, dtype=np.float32))
+
+
+@EVERY_FLOAT
+@given(data=st.data())
+@PROPERTY
+def test_slices_along_axes(dtype: Any, data: st.DataObject) -> None:
+    shape = tuple(data.draw(st.lists(st.integers(0, 7), min_size=1, max_size=4)))
+    axes = data.draw(st.lists(st.integers(0, len(shape) - 1), unique=True))
+    array = values(shape, dtype, data.draw(st.integers(0, 99)))
+    order = data.draw(st.sampled_from([2, np.inf]))
+    expected = fastclip.clip_by_norm(array, 0.7, axes=axes, ord=order)
+    device = fastclip.gpu.asarray(array)
+    result = fastclip.clip_by_norm(device, 0.7, axes=axes, ord=order)
+    tolerance = 2 * float(ml_dtypes.finfo(dtype).eps)
+    np.testing.assert_allclose(result.numpy().astype(float), expected.astype(float), rtol=tolerance)
+    same(device, array)
+    assert fastclip.clip_by_norm(device, 0.7, axes=axes, ord=order, out=device) is device
+    same(device, result.numpy())
+
+
+@EVERY_FLOAT
+@pytest.mark.parametrize(("shape", "axes"), [((3, 10_001), 1), ((10_001, 3), 0), ((5, 4097, 2), (0, 1))])
+def test_long_slices(dtype: Any, shape: Any, axes: Any) -> None:
+    array = values(shape, dtype)
+    array[..., 0] *= 0.01
+    expected = fastclip.clip_by_norm(array, 5.0, axes=axes)
+    result = fastclip.clip_by_norm(fastclip.gpu.asarray(array), 5.0, axes=axes)
+    tolerance = 2 * float(ml_dtypes.finfo(dtype).eps)
+    np.testing.assert_allclose(result.numpy().astype(float), expected.astype(float), rtol=tolerance)
+
+
+def test_slices_that_are_not_finite() -> None:
+    array = values((4, 5))
+    array[1, 2], array[3, 0] = np.nan, np.inf
+    expected = fastclip.clip_by_norm(array, 1.0, axes=1)
+    result = fastclip.clip_by_norm(fastclip.gpu.asarray(array), 1.0, axes=1).numpy()
+    np.testing.assert_allclose(result, expected, rtol=3e-7)

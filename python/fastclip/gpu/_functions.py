@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastclip._arguments.arrays import as_bound, as_number
+from fastclip._arguments.axes import reduced_axes
 from fastclip._arguments.order import parse_order
 from fastclip.gpu._arrays import DeviceArray, _core
 
@@ -187,13 +188,13 @@ def tensor_norms(t_list: Any, ord: float) -> Any:
     return [DeviceNorm(found, index) for index in range(len(argument.arrays))]
 
 
-def _clip_one(t: Any, bound: float, maximum: bool, out: Any) -> Any:
+def _clip_one(t: Any, bound: float, maximum: bool, out: Any, grouping: bool | list[bool] = True) -> Any:
     argument = _Argument(t, "t", is_tensor=True)
     targets, target_name = _outputs(argument, t, out, True)
     results, _ = _core.gpu_clip(
         argument.arrays,
         targets,
-        (True, maximum),
+        (grouping, maximum),
         [max(bound, 0.0)],
         "propagate",
         (argument.entry_name, target_name),
@@ -203,9 +204,11 @@ def _clip_one(t: Any, bound: float, maximum: bool, out: Any) -> Any:
 
 def clip_by_norm(t: Any, clip_norm: Any, axes: Any, ord: float, out: Any) -> Any:
     """Clips as :func:`fastclip.clip_by_norm`."""
-    if axes is not None:
-        raise TypeError("axes= is not taken for arrays on a device")
-    return _clip_one(t, as_bound(clip_norm, "clip_norm"), _is_maximum(ord), out)
+    bound, maximum = as_bound(clip_norm, "clip_norm"), _is_maximum(ord)
+    if axes is None or not isinstance(t, DeviceArray):
+        return _clip_one(t, bound, maximum, out)
+    reduced = list(reduced_axes(axes, t.ndim) or [])
+    return _clip_one(t, bound, maximum, out, True if all(reduced) else reduced)
 
 
 def clip_by_average_norm(t: Any, clip_norm: Any, out: Any) -> Any:

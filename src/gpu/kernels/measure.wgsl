@@ -27,10 +27,34 @@ fn magnitude_at(first: u32, count: u32, index: u32) -> u32 {
     return load_input(first + index) & F32_MAGNITUDE;
 }
 
+// The magnitude of element `index` of a part of a slice; 0 behind its end.
+fn magnitude_in_slice(chunk: vec4<u32>, index: u32) -> u32 {
+    if (index >= chunk.z) {
+        return 0u;
+    }
+    let place = place_of(chunk, index);
+    if (HALF_WORDS) {
+        let word = load_input(chunk.x + (place >> 1u));
+        return f32_bits_of_element(half_of(word, place & 1u)) & F32_MAGNITUDE;
+    }
+    return load_input(chunk.x + place) & F32_MAGNITUDE;
+}
+
 // The magnitudes of four elements: for half-word types four consecutive ones
 // (two words), else four that are 256 elements apart, so that threads that are
 // neighbours read words that are neighbours. `run` counts from 0 to 3.
-fn load_four(first: u32, count: u32, lane: u32, run: u32) -> vec4<u32> {
+fn load_four(chunk: vec4<u32>, lane: u32, run: u32) -> vec4<u32> {
+    let first = chunk.x;
+    let count = chunk.z;
+    if (SLICED) {
+        let index = 1024u * run + lane;
+        return vec4<u32>(
+            magnitude_in_slice(chunk, index),
+            magnitude_in_slice(chunk, index + 256u),
+            magnitude_in_slice(chunk, index + 512u),
+            magnitude_in_slice(chunk, index + 768u),
+        );
+    }
     if (HALF_WORDS) {
         let index = 1024u * run + 4u * lane;
         if (index + 4u > count) {
@@ -113,10 +137,10 @@ fn main(
 ) {
     for (var item = workgroup.x; item < job.y; item += workgroups.x) {
         let chunk = chunks[job.x + item];
-        let a = load_four(chunk.x, chunk.z, lane, 0u);
-        let b = load_four(chunk.x, chunk.z, lane, 1u);
-        let c = load_four(chunk.x, chunk.z, lane, 2u);
-        let d = load_four(chunk.x, chunk.z, lane, 3u);
+        let a = load_four(chunk, lane, 0u);
+        let b = load_four(chunk, lane, 1u);
+        let c = load_four(chunk, lane, 2u);
+        let d = load_four(chunk, lane, 3u);
 
         if (lane == 0u) {
             atomicStore(&largest, 0u);

@@ -37,6 +37,8 @@ pub struct Variant {
     pub is_shared: bool,
     /// Whether outputs are the inputs.
     pub in_place: bool,
+    /// Whether norms are those of slices along axes.
+    pub is_sliced: bool,
 }
 
 /// How a kernel uses a table.
@@ -53,6 +55,7 @@ const JOB: (u32, &str, Access) = (1, "job: vec4<u32>", Access::Uniform);
 const PARTIALS: (u32, &str, Access) = (2, "partials: array<vec4<u32>>", Access::Write);
 const GROUPS: (u32, &str, Access) = (3, "groups: array<vec4<u32>>", Access::Read);
 const BOUNDS: (u32, &str, Access) = (4, "bounds: array<vec4<u32>>", Access::Read);
+const AXES: (u32, &str, Access) = (6, "axes: array<u32>", Access::Read);
 const RESULTS: (u32, &str, Access) = (5, "results: array<vec4<u32>>", Access::Write);
 
 impl Kind {
@@ -113,7 +116,7 @@ impl Variant {
             let last = self.buffers() - 1;
             let _ = writeln!(source, "fn store_output(i: u32, word: u32) {{ buffer{last}[i] = word; }}");
         }
-        for (binding, declaration, access) in self.kind.tables() {
+        for (binding, declaration, access) in self.tables() {
             let access = match access {
                 Access::Read => "storage, read",
                 Access::Write => "storage, read_write",
@@ -121,7 +124,19 @@ impl Variant {
             };
             let _ = writeln!(source, "@group(1) @binding({binding}) var<{access}> {declaration};");
         }
-        source + include_str!("arithmetic.wgsl") + self.kind.source()
+        let _ = writeln!(source, "const SLICED: bool = {};", self.is_sliced);
+        let slices = if self.is_sliced {
+            include_str!("slices.wgsl")
+        } else {
+            "fn place_of(chunk: vec4<u32>, index: u32) -> u32 { return index; }\n\
+             fn slice_of(element: u32) -> u32 { return element; }\n"
+        };
+        source + include_str!("arithmetic.wgsl") + slices + self.kind.source()
+    }
+
+    /// The tables that the kernel reads and writes.
+    fn tables(self) -> impl Iterator<Item = (u32, &'static str, Access)> {
+        self.kind.tables().iter().copied().chain(self.is_sliced.then_some(AXES))
     }
 }
 
@@ -181,7 +196,7 @@ fn compile(device: &Device, variant: Variant) -> Kernel {
         device.handle.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries })
     };
     let buffers: Vec<_> = (0..variant.buffers()).map(|binding| entry(binding, Access::Write)).collect();
-    let tables: Vec<_> = variant.kind.tables().iter().map(|table| entry(table.0, table.2)).collect();
+    let tables: Vec<_> = variant.tables().map(|table| entry(table.0, table.2)).collect();
     let layouts = [layout(&buffers), layout(&tables)];
     let label = format!("fastclip {variant:?}");
     let module = device.handle.create_shader_module(wgpu::ShaderModuleDescriptor {
@@ -201,5 +216,5 @@ fn compile(device: &Device, variant: Variant) -> Kernel {
         compilation_options: wgpu::PipelineCompilationOptions::default(),
         cache: None,
     });
-    Kernel { pipeline, layouts, tables: variant.kind.tables().iter().map(|table| table.0).collect() }
+    Kernel { pipeline, layouts, tables: variant.tables().map(|table| table.0).collect() }
 }
