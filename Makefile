@@ -18,7 +18,7 @@ ASAN_TARGET := x86_64-unknown-linux-gnu
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-rust test-python test-aarch64 lint lint-rust lint-python format asan asan-module asan-fuzz bench wheel fresh-wheel-check clean FORCE
+.PHONY: help demo test test-rust test-python test-gpu test-aarch64 lint lint-rust lint-python format asan asan-module asan-fuzz bench wheel fresh-wheel-check clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' Makefile

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from fastclip import _core
 from fastclip._autodiff.traced import holds_traced, is_tensor_with_grad, is_traced
 from fastclip._compiled import clip as compiled
+from fastclip._functions.refused import functions_for
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -241,17 +242,14 @@ def clip_by_global_norm(
             return compiled.clip_by_global_norm(
                 t_list, clip_norm, use_norm, ord, out, on_nonfinite, comm, norms
             )
-        except _core.Recorded:
-            pass
-        except _core.OnDevice:
-            from fastclip.gpu import _functions as device_functions
-
-            return device_functions.clip_by_global_norm(
-                t_list, clip_norm, use_norm, ord, out, on_nonfinite, comm, norms
-            )
-    from fastclip._autodiff import torch_rules
-
-    return torch_rules.clip_by_global_norm(t_list, clip_norm, use_norm, ord, out, on_nonfinite, comm, norms)
+        except (_core.Recorded, _core.OnDevice) as error:
+            functions = functions_for(error)
+    else:
+        functions = functions_for(None)
+    result: tuple[Any, Any] = functions.clip_by_global_norm(
+        t_list, clip_norm, use_norm, ord, out, on_nonfinite, comm, norms
+    )
+    return result
 
 
 @overload
@@ -376,15 +374,11 @@ def clip_by_norm(
     if out is not None or not is_tensor_with_grad(clip_norm):
         try:
             return compiled.clip_by_norm(t, clip_norm, axes, ord, out)
-        except _core.Recorded:
-            pass
-        except _core.OnDevice:
-            from fastclip.gpu import _functions as device_functions
-
-            return device_functions.clip_by_norm(t, clip_norm, axes, ord, out)
-    from fastclip._autodiff import torch_rules
-
-    return torch_rules.clip_by_norm(t, clip_norm, axes, ord, out)
+        except (_core.Recorded, _core.OnDevice) as error:
+            functions = functions_for(error)
+    else:
+        functions = functions_for(None)
+    return functions.clip_by_norm(t, clip_norm, axes, ord, out)
 
 
 @overload
@@ -462,15 +456,11 @@ def clip_by_average_norm(t: Any, clip_norm: Number, name: str | None = None, *, 
     if out is not None or not is_tensor_with_grad(clip_norm):
         try:
             return compiled.clip_by_average_norm(t, clip_norm, out)
-        except _core.Recorded:
-            pass
-        except _core.OnDevice:
-            from fastclip.gpu import _functions as device_functions
-
-            return device_functions.clip_by_average_norm(t, clip_norm, out)
-    from fastclip._autodiff import torch_rules
-
-    return torch_rules.clip_by_average_norm(t, clip_norm, out)
+        except (_core.Recorded, _core.OnDevice) as error:
+            functions = functions_for(error)
+    else:
+        functions = functions_for(None)
+    return functions.clip_by_average_norm(t, clip_norm, out)
 
 
 @overload
@@ -579,12 +569,8 @@ def clip_by_value(
     if out is not None or not is_tensor_with_grad(clip_value_min, clip_value_max):
         try:
             return compiled.clip_by_value(t, clip_value_min, clip_value_max, out)
-        except _core.Recorded:
-            pass
-        except _core.OnDevice:
-            from fastclip.gpu import _functions as device_functions
-
-            return device_functions.clip_by_value(t, clip_value_min, clip_value_max, out)
-    from fastclip._autodiff import torch_rules
-
-    return torch_rules.clip_by_value(t, clip_value_min, clip_value_max, out)
+        except (_core.Recorded, _core.OnDevice) as error:
+            functions = functions_for(error)
+    else:
+        functions = functions_for(None)
+    return functions.clip_by_value(t, clip_value_min, clip_value_max, out)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from fastclip import _core
 from fastclip._autodiff.traced import holds_traced
 from fastclip._compiled import norms as compiled
+from fastclip._functions.refused import functions_for
 
 if TYPE_CHECKING:
     from fastclip._typing import Norm, SupportsAllreduce, Tensors
@@ -76,11 +77,10 @@ def global_norm(
         return traced
     try:
         return compiled.global_norm(t_list, ord, comm)
-    except _core.OnDevice:
-        from fastclip.gpu import _functions as device_functions
-
-        norm: Norm = device_functions.global_norm(t_list, ord, comm)
-        return norm
+    except _core.OnDevice as error:
+        functions = functions_for(error)
+    norm: Norm = functions.global_norm(t_list, ord, comm)
+    return norm
 
 
 def tensor_norms(t_list: Tensors, *, ord: float = 2) -> npt.NDArray[np.floating[Any]]:
@@ -118,8 +118,7 @@ def tensor_norms(t_list: Tensors, *, ord: float = 2) -> npt.NDArray[np.floating[
         return traced
     try:
         return compiled.tensor_norms(t_list, ord)
-    except _core.OnDevice:
-        from fastclip.gpu import _functions as device_functions
-
-        norms: npt.NDArray[np.floating[Any]] = device_functions.tensor_norms(t_list, ord)
-        return norms
+    except _core.OnDevice as error:
+        functions = functions_for(error)
+    norms: npt.NDArray[np.floating[Any]] = functions.tensor_norms(t_list, ord)
+    return norms
