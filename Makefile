@@ -62,6 +62,7 @@ test-aarch64: ## run the Rust tests for AArch64 (NEON) in an emulator, if one is
 GPU_BUILD := PYO3_BUILD_EXTENSION_MODULE=1 PYO3_PYTHON=$(CURDIR)/$(BIN)/python CARGO_PROFILE_RELEASE_LTO=off \
     CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 $(CARGO) build --release --lib --features gpu --target-dir target/gpu
 test-gpu: $(STAMPS)/test ## run the tests of the GPU path, on a GPU or Mesa's lavapipe
+	$(CARGO) test --no-default-features --features gpu --lib gpu::
 	$(GPU_BUILD)
 	rm -rf target/gpu/python && cp -r python target/gpu/python
 	cp target/gpu/release/libfastclip.so target/gpu/python/fastclip/_core.abi3.so

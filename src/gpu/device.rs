@@ -239,6 +239,7 @@ impl Device {
 
     /// Allocates memory of the arena.
     pub(super) fn allocate(&self, bytes: u64) -> Result<Vec<Range>, GpuError> {
+        self.check()?;
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         lock(&self.arena).allocate(bytes, &|size| self.buffer(size, usage))
     }
@@ -383,5 +384,47 @@ impl Device {
         let mut encoder = self.handle.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         encoder.copy_buffer_to_buffer(from, from_offset, to, to_offset, Some(bytes));
         self.submit(encoder.finish());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::array::{Array, Element};
+
+    /// Opens a device of its own; None if there is no adapter.
+    fn open() -> Option<Arc<Device>> {
+        let adapter = adapters().ok()?.first()?.clone();
+        let descriptor =
+            wgpu::DeviceDescriptor { required_limits: adapter.handle.limits(), ..Default::default() };
+        let (handle, queue) = pollster::block_on(adapter.handle.request_device(&descriptor)).ok()?;
+        Some(Arc::new(Device::new(adapter, handle, queue)))
+    }
+
+    #[test]
+    fn a_lost_device_gives_errors_and_leaves_the_data_of_the_host() {
+        let Some(device) = open() else { return };
+        let array = Array::new(&device, Element::F32, 4).unwrap();
+        array.upload(&[1; 16]).unwrap();
+        device.handle.destroy();
+        let _ = device.handle.poll(wgpu::PollType::Poll);
+        let mut data = [7; 16];
+        assert!(matches!(array.download(&mut data), Err(GpuError::Unavailable(_))));
+        assert_eq!(data, [7; 16]);
+        assert!(matches!(array.upload(&[2; 16]), Err(GpuError::Unavailable(_))));
+        assert!(matches!(Array::new(&device, Element::F32, 4).map(drop), Err(GpuError::Unavailable(_))));
+    }
+
+    #[test]
+    fn transfers_of_any_length_return_the_same_bytes() {
+        let Some(device) = open() else { return };
+        for len in [0, 1, 2, 3, 255, 4097] {
+            let array = Array::new(&device, Element::F16, len).unwrap();
+            let data: Vec<u8> = (0..len * 2).map(|n| n as u8).collect();
+            array.upload(&data).unwrap();
+            let mut read = vec![0; data.len()];
+            array.download(&mut read).unwrap();
+            assert_eq!(read, data);
+        }
     }
 }
