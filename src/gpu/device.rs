@@ -241,7 +241,15 @@ impl Device {
     pub(super) fn allocate(&self, bytes: u64) -> Result<Vec<Range>, GpuError> {
         self.check()?;
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
-        lock(&self.arena).allocate(bytes, &|size| self.buffer(size, usage))
+        let allocate = || lock(&self.arena).allocate(bytes, &|size| self.buffer(size, usage));
+        match allocate() {
+            Err(GpuError::OutOfMemory(_)) => {
+                // The tables of past calls keep buffers alive that no array uses any more.
+                self.free_cached_memory();
+                allocate()
+            }
+            other => other,
+        }
     }
 
     /// Returns memory to the arena. In a forked child nothing is done: the parent's locks may be held.
@@ -260,6 +268,8 @@ impl Device {
             lock(&self.plans).clear();
             lock(&self.arena).release_empty();
             *lock(&self.staging) = None;
+            // Buffers are released when the commands that use them are done.
+            let _ = self.handle.poll(wgpu::PollType::wait_indefinitely());
         }
     }
 
