@@ -213,6 +213,16 @@ fn build(
         Grouping::Slices(axes) => slices(&inputs[0], &outputs[0], axes, key.change)?,
         grouping => tensors(inputs, outputs, grouping, key.change),
     };
+    let largest = device.limits.max_storage_buffer_binding_size;
+    if layout.groups.len() as u64 * RESULT_BYTES > largest || layout.chunks.len() as u64 * 16 > largest {
+        return Err(GpuError::Shader(format!(
+            "the call has {} norms of {} parts; this device takes up to {} norms of {} parts in one call",
+            layout.groups.len(),
+            layout.chunks.len(),
+            largest / RESULT_BYTES,
+            largest / 16
+        )));
+    }
     let mut blocks = HashMap::new();
     for range in inputs.iter().chain(outputs).flat_map(|array| &array.ranges) {
         blocks.insert(range.block.id, Arc::clone(&range.block));

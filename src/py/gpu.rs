@@ -188,6 +188,9 @@ impl DeviceArray {
         entry_that_reads(py, || {
             let view = host_view(array, "out")?;
             self.check(&view, "out")?;
+            if !view.is_writable() {
+                return Err(PyValueError::new_err("out is read-only; it takes an array that can be written"));
+            }
             let (address, source) = (Address::of(&view), Arc::clone(&self.array));
             // SAFETY: the view keeps the memory alive, which belongs to the caller alone.
             detached(py, move || Ok(source.download(unsafe { address.bytes_mut() })?))
@@ -260,9 +263,16 @@ impl DeviceArray {
         let this = slf.get();
         let shape = this.shape(slf.py())?.repr()?;
         Ok(format!(
-            "DeviceArray(shape={shape}, dtype={}, device={})",
+            "DeviceArray(shape={shape}, dtype={}, device={:?})",
             this.array.element.name(),
-            this.device(slf.py())?.repr()?
+            this.array.device.adapter.name
+        ))
+    }
+
+    #[allow(clippy::unused_self, reason = "a method of Python")]
+    fn __reduce__(&self) -> PyResult<()> {
+        Err(PyTypeError::new_err(
+            "an array on a device cannot be copied or pickled; .numpy() returns a copy of it in host memory, which can",
         ))
     }
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from typing import Any
 
 import ml_dtypes
@@ -279,3 +281,58 @@ def test_slices_that_are_not_finite() -> None:
     expected = fastclip.clip_by_norm(array, 1.0, axes=1)
     result = fastclip.clip_by_norm(fastclip.gpu.asarray(array), 1.0, axes=1).numpy()
     np.testing.assert_allclose(result, expected, rtol=3e-7)
+
+
+def test_norms_behave_as_numbers() -> None:
+    norm = fastclip.global_norm(on_device([np.ones(4, np.float32)]))
+    assert norm == 2
+    assert norm > 1
+    assert norm * 2 == 4
+    assert 1 / norm == 0.5
+    assert f"{norm:.3f}" == "2.000"
+    assert np.sqrt(norm * 2) == 2
+    assert pickle.loads(pickle.dumps(norm)) == 2
+
+
+def test_bound_zero_with_a_known_norm_keeps_nan() -> None:
+    array = np.float32([np.inf, np.nan, -1, 0])
+    for dtype in FLOATS:
+        expected, _ = fastclip.clip_by_global_norm([array.astype(dtype)], 0.0, use_norm=2.0)
+        results, _ = fastclip.clip_by_global_norm(on_device([array.astype(dtype)]), 0.0, use_norm=2.0)
+        np.testing.assert_array_equal(results[0].numpy().astype(float), expected[0].astype(float))
+
+
+def test_bounds_of_values_are_those_of_the_host() -> None:
+    with pytest.raises(OverflowError, match="clip_value_min"):
+        fastclip.clip_by_value(fastclip.gpu.asarray(np.int32([1])), 2**31, 2**40)
+    half = np.float16([1, -1e4])
+    same(fastclip.clip_by_value(fastclip.gpu.asarray(half), -1e30, 1e30), half)
+    assert np.isnan(fastclip.clip_by_value(fastclip.gpu.asarray(half), np.nan, 1.0).numpy()).all()
+    with pytest.raises(TypeError, match="clip_value_max"):
+        fastclip.clip_by_value(fastclip.gpu.asarray(half), 0, [1, 2])
+
+
+def test_errors_name_the_output_and_the_arguments_of_shaders() -> None:
+    host = values(3)
+    device = fastclip.gpu.asarray(host)
+    with pytest.raises(TypeError, match=r"out\[0\] is a ndarray in host memory"):
+        fastclip.clip_by_global_norm([device], 1.0, out=[host])
+    with pytest.raises(TypeError, match="device"):
+        fastclip.clip_by_global_norm([host], 1.0, out=[device])
+    with pytest.raises(ValueError, match="None"):
+        fastclip.clip_by_global_norm([None, device], 1.0, out=[device, None])
+    for workgroups in (1.5, None, (1.5,), "12", 0, (1, 1, 1, 1)):
+        with pytest.raises(ValueError, match="workgroups is"):
+            fastclip.gpu.run("", [device], workgroups)
+    for arrays in (device, None, []):
+        with pytest.raises(TypeError, match="arrays is"):
+            fastclip.gpu.run("", arrays, 1)
+    with pytest.raises(TypeError, match=r"arrays\[0\]"):
+        fastclip.gpu.run("", [host], 1)
+    with pytest.raises(TypeError, match=r"\.numpy\(\)"):
+        copy.deepcopy(device)
+
+
+def test_more_slices_than_a_device_takes() -> None:
+    with pytest.raises(ValueError, match="norms"):
+        fastclip.clip_by_norm(fastclip.gpu.asarray(np.ones((5_000_000, 1), np.float32)), 1.0, axes=[1])

@@ -136,7 +136,14 @@ def asarray(x: npt.ArrayLike, device: Device | None = None) -> Any:
         if device is not None and device != x.device:
             raise ValueError(f"x is on {x.device}; copy it by asarray(x.numpy(), device)")
         return x
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError("x is a masked array, some elements of which have no value; it takes x.filled(value)")
     array = np.asarray(x)
+    if array.dtype.name not in ("float32", "float16", "bfloat16", "int32") or not array.dtype.isnative:
+        raise TypeError(
+            f"x is an array of dtype {array.dtype} and shape {array.shape}; devices take float32, float16, "
+            "bfloat16 and int32 in native byte order"
+        )
     return DeviceArray._from_host(np.ascontiguousarray(array).reshape(array.shape), _chosen(device)._index)
 
 
@@ -149,6 +156,8 @@ def to_host(array: Any) -> npt.NDArray[Any]:
 
 def copy_from(array: Any, source: npt.ArrayLike) -> None:
     """Copies the elements of a host array to a DeviceArray."""
+    if isinstance(source, DeviceArray):
+        raise TypeError("source is an array on a device; it takes one in host memory")
     elements = np.asarray(source)
     if elements.shape != array.shape or elements.dtype != array.dtype:
         raise ValueError(

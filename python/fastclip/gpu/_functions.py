@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -11,14 +12,16 @@ import numpy.typing as npt
 
 from fastclip._arguments.arrays import as_bound, as_number
 from fastclip._arguments.axes import reduced_axes
+from fastclip._arguments.bounds import value_bound
 from fastclip._arguments.order import parse_order
 from fastclip.gpu._arrays import DeviceArray, _core
 
 
-class DeviceNorm:
+class DeviceNorm(np.lib.mixins.NDArrayOperatorsMixin):
     """A norm that a call over arrays on a device has computed.
 
-    It is read from the device when it is first looked at: by ``float()``, ``item()`` or ``numpy.asarray``.
+    It is read from the device when it is first looked at: by ``float()``, ``item()``, ``numpy.asarray``, a
+    comparison or arithmetic, in which it behaves as the NumPy scalar that other norms are.
     """
 
     __slots__ = ("_index", "_norms", "_value")
@@ -50,6 +53,19 @@ class DeviceNorm:
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         return np.array(self._read(), dtype)
 
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        values = [entry._read() if isinstance(entry, DeviceNorm) else entry for entry in inputs]
+        return getattr(ufunc, method)(*values, **options)
+
+    def __bool__(self) -> bool:
+        return bool(self._read())
+
+    def __format__(self, format_spec: str) -> str:
+        return format(self._read(), format_spec)
+
+    def __reduce__(self) -> Any:
+        return self._read().__reduce__()
+
     def __repr__(self) -> str:
         return f"DeviceNorm({self.item()!r})"
 
@@ -73,6 +89,10 @@ class _Argument:
             self.arrays = tuple(entries[index] for index in self.positions)
             self.count = len(entries)
         self.is_tensor = is_tensor
+
+    def places(self) -> list[int]:
+        """Returns the places of the arrays among the entries."""
+        return list(range(len(self.arrays))) if self.positions is None else self.positions
 
     def entry_name(self, index: int) -> str:
         """Returns the name of an array for messages."""
@@ -115,12 +135,22 @@ def _outputs(argument: _Argument, value: Any, out: Any, is_tensor: bool) -> tupl
     if out is value:
         return argument.arrays, argument.entry_name
     target = _Argument(out, "out", is_tensor)
-    if argument.tree is not None or target.tree is not None:
+    if not is_tensor and (argument.tree is not None or target.tree is not None):
         _core.walk(out, "out").check_same_structure(_core.walk(value, argument.name))
-    elif len(target.arrays) != len(argument.arrays):
-        raise ValueError(f"out has {len(target.arrays)} entries; t_list has {len(argument.arrays)}")
-    if target.positions != argument.positions:
-        raise ValueError("out has other entries that are None than t_list")
+    for checked in (argument, target):
+        for index, array in enumerate(checked.arrays):
+            if not isinstance(array, DeviceArray):
+                raise TypeError(
+                    f"{checked.entry_name(index)} is a {type(array).__name__} in host memory beside arrays "
+                    "on a device; fastclip.gpu.asarray copies it there"
+                )
+    if argument.places() != target.places():
+        for name, one, other in (("t_list", argument, target), ("out", target, argument)):
+            missing = sorted(set(other.places()) - set(one.places()))
+            if missing:
+                raise ValueError(
+                    f"entry {missing[0]} of {name} is None or missing, where the other has an array"
+                )
     return target.arrays, target.entry_name
 
 
@@ -167,7 +197,7 @@ def _nonfinite_error(argument: _Argument) -> Exception:
     found = _core.gpu_norms(argument.arrays, True, False, argument.entry_name)
     norms = [found.at(index)[0] for index in range(len(argument.arrays))]
     names = [argument.entry_name(i) for i, norm in enumerate(norms) if not math.isfinite(norm)]
-    error: Exception = _core.NonFiniteError(f"NaN or infinity in {', '.join(names)}")
+    error: Exception = _core.NonFiniteError(f"NaN or infinity in {', '.join(names)}; nothing was written")
     error.norms = np.array(norms)  # type: ignore[attr-defined]
     return error
 
@@ -226,6 +256,12 @@ def clip_by_value(t: Any, clip_value_min: Any, clip_value_max: Any, out: Any) ->
         _value_bound(bound, t, name)
         for bound, name in ((clip_value_min, "clip_value_min"), (clip_value_max, "clip_value_max"))
     ]
+    if any(math.isnan(bound) for bound in bounds):
+        # As on the host, every element becomes NaN.
+        results = _core.gpu_clip_by_known_norm(
+            argument.arrays, targets, (1.0, math.nan), "propagate", (argument.entry_name, target_name)
+        )
+        return _written(argument, results, out)
     results = _core.gpu_clamp(argument.arrays, targets, *bounds, (argument.entry_name, target_name))
     return _written(argument, results, out)
 
@@ -234,18 +270,10 @@ def _value_bound(bound: Any, t: Any, name: str) -> float:
     """Returns a bound, rounded to the type of the elements."""
     if isinstance(bound, DeviceArray):
         raise TypeError(f"{name} is an array on a device; it takes one number")
-    array = np.asarray(bound)
-    if array.ndim or array.dtype.kind not in "iuf":
-        raise TypeError(f"{name} is {bound!r}; for arrays on a device it takes one number")
-    if t.dtype.kind == "i":
-        if array.dtype.kind == "f":
-            raise TypeError(f"{name} is {bound!r}; elements are integers, and so must it be")
-        limits = np.iinfo(np.int32)
-        return float(min(max(int(array), limits.min), limits.max))
-    rounded = float(array.astype(t.dtype))
-    if math.isnan(rounded):
-        raise ValueError(f"{name} is NaN")
-    return rounded
+    array = value_bound(bound, t.dtype, t.shape, name)
+    if array.size != 1:
+        raise TypeError(f"{name} has the shape {array.shape}; for arrays on a device it takes one number")
+    return float(array.reshape(()))
 
 
 def run(wgsl: str, arrays: Any, workgroups: Any, *, entry_point: str = "main") -> None:
@@ -274,8 +302,19 @@ def run(wgsl: str, arrays: Any, workgroups: Any, *, entry_point: str = "main") -
     GpuUnavailableError
         If the device is lost.
     """
-    counts = (workgroups,) if isinstance(workgroups, int) else tuple(workgroups)
+    for name, text in (("wgsl", wgsl), ("entry_point", entry_point)):
+        if not isinstance(text, str):
+            raise TypeError(f"{name} is a {type(text).__name__}; it takes text")
+    try:
+        counts = [operator.index(count) for count in np.atleast_1d(np.asarray(workgroups, dtype=object))]
+    except TypeError:
+        counts = []
     if not 1 <= len(counts) <= 3 or any(not 0 < count < 2**32 for count in counts):
-        raise ValueError(f"workgroups is {workgroups}; it takes one to three positive numbers")
+        raise ValueError(f"workgroups is {workgroups!r}; it takes one to three positive integers")
+    if not isinstance(arrays, (list, tuple)) or not arrays:
+        raise TypeError(f"arrays is a {type(arrays).__name__}; it takes a list of at least one DeviceArray")
+    for index, array in enumerate(arrays):
+        if isinstance(array, DeviceArray) and not array.size:
+            raise ValueError(f"arrays[{index}] is empty; a shader takes arrays with elements")
     padded = [*counts, 1, 1][:3]
     _core.gpu_run(wgsl, tuple(arrays), padded, entry_point, lambda index: f"arrays[{index}]")

@@ -98,7 +98,8 @@ fn applied(bits: u32, decision: vec4<u32>) -> u32 {
         return INFINITY | QUIET;
     }
     if (decision.x == 3u) {
-        return bits & SIGN;
+        // The product with 0, which for infinity and NaN is NaN.
+        return select(bits & SIGN, INFINITY | QUIET, (bits & ~SIGN) >= INFINITY);
     }
     if (decision.x == 4u) {
         return 0u;
