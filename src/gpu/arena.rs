@@ -136,14 +136,9 @@ impl Arena {
             return Ok(range);
         }
         let preferred = bytes.max(BUFFER_BYTES.min(self.largest));
-        let created = create(preferred).map(|buffer| (buffer, preferred));
-        let (buffer, size) = match created {
-            Err(GpuError::OutOfMemory(_)) => {
-                // Buffers without arrays may be what fills the memory.
-                self.release_empty();
-                (create(bytes)?, bytes)
-            }
-            other => other?,
+        let (buffer, size) = match create(preferred) {
+            Err(GpuError::OutOfMemory(_)) if bytes < preferred => (create(bytes)?, bytes),
+            created => (created?, preferred),
         };
         let block = Arc::new(Block { id: self.next_id, buffer });
         self.next_id += 1;

@@ -4,6 +4,7 @@ use super::device::{Device, lock};
 use super::error::GpuError;
 use super::norms::{Norms, RESULT_BYTES};
 use super::plan::{Part, Plan};
+use crate::kernels::exponent::mantissa_exponent;
 use crate::kernels::factor::Factor;
 use std::sync::Arc;
 
@@ -35,12 +36,8 @@ const ZEROS: u32 = 4;
 
 /// Returns mantissa, with its highest bit set, and exponent of a positive finite number: `mantissa / 2^64 · 2^exponent`.
 fn parts(value: f64) -> (u64, i32) {
-    let bits = value.to_bits();
-    let (fraction, exponent) = (bits & ((1 << 52) - 1), (bits >> 52) as i32);
-    let mantissa = if exponent == 0 { fraction } else { fraction | 1 << 52 };
-    let shift = mantissa.leading_zeros();
-    // The mantissa counts units of 2^(exponent - 1075).
-    (mantissa << shift, exponent.max(1) - 1075 + 64 - shift.cast_signed())
+    let (mantissa, exponent) = mantissa_exponent(value);
+    ((mantissa * f64::powi(2.0, 63)) as u64, exponent + 1)
 }
 
 fn encoded(bound: f64, on_nonfinite: OnNonFinite) -> [u32; 4] {
@@ -73,6 +70,19 @@ fn keep(encoder: &mut wgpu::CommandEncoder, plan: &Plan, norms: &Norms) {
     }
 }
 
+/// Writes the bounds of a call, and submits parts of it. Returns the norms that it computes.
+fn start(device: &Arc<Device>, plan: &Plan, bounds: &[[u32; 4]], parts: &[Part]) -> Result<Norms, GpuError> {
+    let norms = Norms::new(device, plan.groups)?;
+    device.write(&plan.bounds, bytemuck::cast_slice(bounds));
+    submit(device, |encoder| {
+        for part in parts {
+            plan.record(encoder, *part);
+        }
+        keep(encoder, plan, &norms);
+    })?;
+    Ok(norms)
+}
+
 /// Submits the measurement of the arrays of a plan, and returns the norms.
 ///
 /// # Errors
@@ -80,14 +90,7 @@ fn keep(encoder: &mut wgpu::CommandEncoder, plan: &Plan, norms: &Norms) {
 /// If the device is lost or has too little memory.
 pub fn norms(device: &Arc<Device>, plan: &Plan) -> Result<Norms, GpuError> {
     let _in_order = lock(&device.order);
-    let norms = Norms::new(device, plan.groups)?;
-    let bounds = vec![[0, 0, 0, NO_BOUND]; plan.bound_count];
-    device.write(&plan.bounds, bytemuck::cast_slice(&bounds));
-    submit(device, |encoder| {
-        plan.record(encoder, Part::Norms);
-        keep(encoder, plan, &norms);
-    })?;
-    Ok(norms)
+    start(device, plan, &vec![[0, 0, 0, NO_BOUND]; plan.bound_count], &[Part::Norms])
 }
 
 /// Clips the arrays of a plan by their norm, with one bound for each group. Returns the norms. With
@@ -103,24 +106,14 @@ pub fn clip(
     on_nonfinite: OnNonFinite,
 ) -> Result<Norms, GpuError> {
     let _in_order = lock(&device.order);
-    let norms = Norms::new(device, plan.groups)?;
     let bounds: Vec<_> = bounds.iter().map(|bound| encoded(*bound, on_nonfinite)).collect();
-    device.write(&plan.bounds, bytemuck::cast_slice(&bounds));
-    if on_nonfinite == OnNonFinite::Raise {
-        submit(device, |encoder| {
-            plan.record(encoder, Part::Norms);
-            keep(encoder, plan, &norms);
-        })?;
-        if norms.values()?.iter().all(|result| result.norm.is_finite()) {
-            submit(device, |encoder| plan.record(encoder, Part::Elements))?;
-        }
-        return Ok(norms);
+    if on_nonfinite != OnNonFinite::Raise {
+        return start(device, plan, &bounds, &[Part::Norms, Part::Elements]);
     }
-    submit(device, |encoder| {
-        plan.record(encoder, Part::Norms);
-        plan.record(encoder, Part::Elements);
-        keep(encoder, plan, &norms);
-    })?;
+    let norms = start(device, plan, &bounds, &[Part::Norms])?;
+    if norms.values()?.iter().all(|norm| norm.is_finite()) {
+        submit(device, |encoder| plan.record(encoder, Part::Elements))?;
+    }
     Ok(norms)
 }
 

@@ -4,7 +4,7 @@ use super::arena::{Arena, Range};
 use super::error::GpuError;
 use super::kernels::Kernels;
 use super::plan::Plans;
-use crate::engine::process::{PerProcess, generation};
+use crate::engine::process::generation;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -45,18 +45,18 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct Opened {
     adapters: Vec<Adapter>,
     devices: Mutex<Vec<Option<Arc<Device>>>>,
-    instance: wgpu::Instance,
+    /// Kept open with the devices.
+    _instance: wgpu::Instance,
 }
 
-/// The process that first used a device, by its generation.
+/// Finds the adapters, once. A forked child of the process that did so gets an error before any lock is touched.
 fn opened() -> Result<&'static Opened, GpuError> {
-    static OPENED: PerProcess<Opened> = PerProcess::new();
+    static OPENED: OnceLock<Opened> = OnceLock::new();
     static FIRST: OnceLock<u64> = OnceLock::new();
     if *FIRST.get_or_init(generation) != generation() {
         return Err(forked());
     }
-    Ok(OPENED.get(|| {
-        // Layers that the system adds to every program print messages and are not needed.
+    Ok(OPENED.get_or_init(|| {
         let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
         descriptor.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
         descriptor.flags = wgpu::InstanceFlags::empty();
@@ -84,7 +84,7 @@ fn opened() -> Result<&'static Opened, GpuError> {
             wgpu::DeviceType::Cpu => 4,
         });
         let devices = Mutex::new(adapters.iter().map(|_| None).collect());
-        Opened { adapters, devices, instance }
+        Opened { adapters, devices, _instance: instance }
     }))
 }
 
@@ -143,7 +143,6 @@ impl Device {
             .adapters
             .get(index)
             .ok_or_else(|| GpuError::Unavailable(format!("there is no adapter {index}")))?;
-        let _ = &opened.instance;
         let limits = adapter.handle.limits();
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("fastclip"),
@@ -334,27 +333,18 @@ impl Device {
     /// Copies bytes to ranges, whose sizes may exceed that of the data by less than an alignment.
     pub(super) fn upload(&self, ranges: &[Range], data: &[u8]) -> Result<(), GpuError> {
         self.with_staging(|[staging, _]| {
-            let mut rest = data;
-            for range in ranges {
-                let mut offset = range.offset;
-                let (mut part, after) = rest.split_at(rest.len().min(range.bytes as usize));
-                rest = after;
-                while !part.is_empty() {
-                    let (piece, next) = part.split_at(part.len().min(STAGING_BYTES as usize));
-                    let bytes = (piece.len() as u64).next_multiple_of(4);
-                    self.map(staging, bytes, wgpu::MapMode::Write)?;
-                    let mut view = staging
-                        .slice(..bytes)
-                        .get_mapped_range_mut()
-                        .map_err(|error| GpuError::Driver(error.to_string()))?;
-                    view.slice(..piece.len()).copy_from_slice(piece);
-                    drop(view);
-                    staging.unmap();
-                    self.scoped(|| self.copy(staging, 0, &range.block.buffer, offset, bytes))?;
-                    self.statistics.uploaded.fetch_add(piece.len() as u64, Ordering::Relaxed);
-                    offset += bytes;
-                    part = next;
-                }
+            for piece in pieces(ranges, data.len()) {
+                let part = &data[piece.data.clone()];
+                self.map(staging, piece.bytes, wgpu::MapMode::Write)?;
+                let mut view = staging
+                    .slice(..piece.bytes)
+                    .get_mapped_range_mut()
+                    .map_err(|error| GpuError::Driver(error.to_string()))?;
+                view.slice(..part.len()).copy_from_slice(part);
+                drop(view);
+                staging.unmap();
+                self.scoped(|| self.copy(staging, 0, piece.buffer, piece.offset, piece.bytes))?;
+                self.statistics.uploaded.fetch_add(part.len() as u64, Ordering::Relaxed);
             }
             Ok(())
         })
@@ -363,27 +353,18 @@ impl Device {
     /// Copies the memory of ranges to `data`.
     pub(super) fn download(&self, ranges: &[Range], data: &mut [u8]) -> Result<(), GpuError> {
         self.with_staging(|[_, staging]| {
-            let mut rest = data;
-            for range in ranges {
-                let mut offset = range.offset;
-                let (mut part, after) = rest.split_at_mut(rest.len().min(range.bytes as usize));
-                rest = after;
-                while !part.is_empty() {
-                    let (piece, next) = part.split_at_mut(part.len().min(STAGING_BYTES as usize));
-                    let bytes = (piece.len() as u64).next_multiple_of(4);
-                    self.scoped(|| self.copy(&range.block.buffer, offset, staging, 0, bytes))?;
-                    self.map(staging, bytes, wgpu::MapMode::Read)?;
-                    let view = staging
-                        .slice(..bytes)
-                        .get_mapped_range()
-                        .map_err(|error| GpuError::Driver(error.to_string()))?;
-                    piece.copy_from_slice(&view[..piece.len()]);
-                    drop(view);
-                    staging.unmap();
-                    self.statistics.downloaded.fetch_add(piece.len() as u64, Ordering::Relaxed);
-                    offset += bytes;
-                    part = next;
-                }
+            for piece in pieces(ranges, data.len()) {
+                let part = &mut data[piece.data.clone()];
+                self.scoped(|| self.copy(piece.buffer, piece.offset, staging, 0, piece.bytes))?;
+                self.map(staging, piece.bytes, wgpu::MapMode::Read)?;
+                let view = staging
+                    .slice(..piece.bytes)
+                    .get_mapped_range()
+                    .map_err(|error| GpuError::Driver(error.to_string()))?;
+                part.copy_from_slice(&view[..part.len()]);
+                drop(view);
+                staging.unmap();
+                self.statistics.downloaded.fetch_add(part.len() as u64, Ordering::Relaxed);
             }
             Ok(())
         })
@@ -395,6 +376,35 @@ impl Device {
         encoder.copy_buffer_to_buffer(from, from_offset, to, to_offset, Some(bytes));
         self.submit(encoder.finish());
     }
+}
+
+/// A part of a transfer, which the staging buffers hold.
+struct Piece<'a> {
+    buffer: &'a wgpu::Buffer,
+    offset: u64,
+    /// Bytes to copy on the device: those of `data`, rounded up to whole words.
+    bytes: u64,
+    /// The bytes of the host's data.
+    data: std::ops::Range<usize>,
+}
+
+/// Divides a transfer of `len` bytes to or from ranges.
+fn pieces(ranges: &[Range], len: usize) -> impl Iterator<Item = Piece<'_>> {
+    let mut first = 0;
+    ranges.iter().flat_map(move |range| {
+        let start = first;
+        let end = len.min(start + range.bytes as usize);
+        first = end;
+        (start..end).step_by(STAGING_BYTES as usize).map(move |at| {
+            let data = at..end.min(at + STAGING_BYTES as usize);
+            Piece {
+                buffer: &range.block.buffer,
+                offset: range.offset + (at - start) as u64,
+                bytes: (data.len() as u64).next_multiple_of(4),
+                data,
+            }
+        })
+    })
 }
 
 #[cfg(test)]

@@ -8,15 +8,6 @@ use std::sync::{Arc, OnceLock};
 /// Size of the results of one group of tensors, in bytes: two vectors of four words.
 pub const RESULT_BYTES: u64 = 32;
 
-/// One norm and what was done with the tensors that it is of.
-#[derive(Clone, Copy, Debug)]
-pub struct NormResult {
-    /// The norm: float64 has its range.
-    pub norm: f64,
-    /// The factor that the tensors were multiplied by; 1 if they were not clipped.
-    pub factor: f64,
-}
-
 /// Returns `mantissa / 2^64 · 2^exponent`, rounded once.
 fn float(mantissa: u64, exponent: i32) -> f64 {
     // The conversion rounds the 64 bits to 53. The powers of two are exact unless the result is subnormal.
@@ -28,22 +19,14 @@ fn float(mantissa: u64, exponent: i32) -> f64 {
     }
 }
 
-impl NormResult {
-    fn read(words: &[u32]) -> Self {
-        let mantissa = u64::from(words[0]) << 32 | u64::from(words[1]);
-        let norm = match words[3] {
-            0 => float(mantissa, words[2].cast_signed()),
-            1 => f64::INFINITY,
-            2 => f64::NAN,
-            _ => 0.0,
-        };
-        let factor = match words[4] {
-            0 => 1.0,
-            1 => f64::from(words[5]) * f64::powi(2.0, words[6].cast_signed() - 24),
-            2 => f64::NAN,
-            _ => 0.0,
-        };
-        Self { norm, factor }
+/// Returns the norm that `fold.wgsl` has written.
+fn norm(words: &[u32]) -> f64 {
+    let mantissa = u64::from(words[0]) << 32 | u64::from(words[1]);
+    match words[3] {
+        0 => float(mantissa, words[2].cast_signed()),
+        1 => f64::INFINITY,
+        2 => f64::NAN,
+        _ => 0.0,
     }
 }
 
@@ -52,7 +35,7 @@ pub struct Norms {
     device: Arc<Device>,
     ranges: Vec<Range>,
     count: usize,
-    values: OnceLock<Vec<NormResult>>,
+    values: OnceLock<Vec<f64>>,
 }
 
 impl Norms {
@@ -76,13 +59,13 @@ impl Norms {
     /// # Errors
     ///
     /// If the device is lost.
-    pub fn values(&self) -> Result<&[NormResult], GpuError> {
+    pub fn values(&self) -> Result<&[f64], GpuError> {
         if let Some(values) = self.values.get() {
             return Ok(values);
         }
         let mut data = vec![0_u32; self.count * RESULT_BYTES as usize / 4];
         self.device.download(&self.ranges, bytemuck::cast_slice_mut(&mut data))?;
-        let values = data.chunks_exact(RESULT_BYTES as usize / 4).map(NormResult::read).collect();
+        let values = data.chunks_exact(RESULT_BYTES as usize / 4).map(norm).collect();
         Ok(self.values.get_or_init(|| values))
     }
 }

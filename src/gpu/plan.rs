@@ -4,7 +4,7 @@
 
 use super::arena::Block;
 use super::array::{Array, Element};
-use super::device::Device;
+use super::device::{Device, lock};
 use super::error::GpuError;
 use super::kernels::{Kernel, Kind, Variant};
 use super::norms::RESULT_BYTES;
@@ -77,7 +77,7 @@ pub struct Key {
 /// One dispatch.
 struct Dispatch {
     kernel: Arc<Kernel>,
-    buffers: Option<wgpu::BindGroup>,
+    buffers: wgpu::BindGroup,
     tables: wgpu::BindGroup,
     workgroups: u32,
 }
@@ -134,9 +134,13 @@ struct Chunk {
 }
 
 /// Returns the plan of an earlier call with the same key.
-#[must_use]
-pub fn known(device: &Device, key: &Key) -> Option<Arc<Plan>> {
-    super::device::lock(&device.plans).get(key)
+///
+/// # Errors
+///
+/// If the device is lost or belongs to the parent of a forked process, whose locks must not be touched.
+pub fn known(device: &Device, key: &Key) -> Result<Option<Arc<Plan>>, GpuError> {
+    device.check()?;
+    Ok(lock(&device.plans).get(key))
 }
 
 /// Makes the plan for arrays. `outputs` are the inputs themselves if the call works in place; they are ignored if
@@ -155,7 +159,7 @@ pub fn make(
     let plan = Arc::new(build(device, inputs, outputs, &key)?);
     // Results that are new have new numbers: such a plan would never be found again.
     if inputs.iter().zip(outputs).all(|(input, output)| Arc::ptr_eq(input, output)) {
-        super::device::lock(&device.plans).insert(key, &plan);
+        lock(&device.plans).insert(key, &plan);
     }
     Ok(plan)
 }
@@ -394,7 +398,7 @@ fn assemble(
         let items = if matches!(variant.kind, Kind::Fold | Kind::FoldMaximum) { job[3] } else { job[1] };
         Ok::<_, GpuError>(Dispatch {
             kernel,
-            buffers: Some(arrays),
+            buffers: arrays,
             tables,
             workgroups: items.min(MOST_WORKGROUPS),
         })

@@ -1,5 +1,6 @@
 //! Arrays on graphics processors.
 
+use crate::allocation::with_capacity;
 use crate::gpu::array::{Array, Element};
 use crate::gpu::clip::{self, OnNonFinite};
 use crate::gpu::device::{Adapter, Device, adapters};
@@ -114,36 +115,29 @@ fn host_view<'py>(array: &Bound<'py, PyAny>, name: &str) -> PyResult<View<'py>> 
     Ok(view)
 }
 
-/// An address that may be sent to another thread.
-struct Address(*mut u8, usize);
-// SAFETY: the caller keeps the memory alive while the other thread uses it.
-unsafe impl Send for Address {}
-
-impl Address {
-    fn of(view: &View<'_>) -> Self {
-        Self(view.pointer, view.size * view.dtype.size())
+/// Returns the elements of a view in C order.
+///
+/// # Safety
+///
+/// Nobody may write them while the result is used.
+unsafe fn bytes<'a>(view: &'a View<'_>) -> &'a [u8] {
+    match view.size * view.dtype.size() {
+        0 => &[],
+        // SAFETY: the view keeps the memory alive. The rest is the caller's contract.
+        len => unsafe { std::slice::from_raw_parts(view.pointer, len) },
     }
+}
 
-    /// # Safety
-    ///
-    /// The memory must be alive and initialised.
-    unsafe fn bytes<'a>(self) -> &'a [u8] {
-        if self.1 == 0 {
-            return &[];
-        }
-        // SAFETY: the caller's contract.
-        unsafe { std::slice::from_raw_parts(self.0, self.1) }
-    }
-
-    /// # Safety
-    ///
-    /// The memory must be alive, initialised and writable.
-    unsafe fn bytes_mut<'a>(self) -> &'a mut [u8] {
-        if self.1 == 0 {
-            return &mut [];
-        }
-        // SAFETY: the caller's contract.
-        unsafe { std::slice::from_raw_parts_mut(self.0, self.1) }
+/// As [`bytes`], to be written.
+///
+/// # Safety
+///
+/// The elements must be writable, and nobody else may use them while the result is used.
+unsafe fn bytes_mut<'a>(view: &'a mut View<'_>) -> &'a mut [u8] {
+    match view.size * view.dtype.size() {
+        0 => &mut [],
+        // SAFETY: the view keeps the memory alive. The rest is the caller's contract.
+        len => unsafe { std::slice::from_raw_parts_mut(view.pointer, len) },
     }
 }
 
@@ -160,12 +154,11 @@ impl DeviceArray {
                     view.describe()
                 )));
             };
-            let (address, len) = (Address::of(&view), view.size as u64);
-            let array = detached(py, move || {
-                let device = Device::open(index)?;
-                let array = Array::new(&device, element, len)?;
-                // SAFETY: the view keeps the memory alive.
-                array.upload(unsafe { address.bytes() })?;
+            // SAFETY: the array is the caller's, who must not write it during the call.
+            let (data, len) = (unsafe { bytes(&view) }, view.size as u64);
+            let array = detached(py, || {
+                let array = Array::new(&Device::open(index)?, element, len)?;
+                array.upload(data)?;
                 Ok(array)
             })?;
             Ok(Self { id: array.id, array, shape: view.shape().to_vec(), index })
@@ -177,23 +170,23 @@ impl DeviceArray {
         entry_that_reads(py, || {
             let view = host_view(array, "source")?;
             self.check(&view, "source")?;
-            let (address, target) = (Address::of(&view), Arc::clone(&self.array));
-            // SAFETY: the view keeps the memory alive.
-            detached(py, move || Ok(target.upload(unsafe { address.bytes() })?))
+            // SAFETY: the array is the caller's, who must not write it during the call.
+            let data = unsafe { bytes(&view) };
+            detached(py, || Ok(self.array.upload(data)?))
         })
     }
 
     /// Copies the elements to a new host array.
     fn _download(&self, py: Python<'_>, array: &Bound<'_, PyAny>) -> PyResult<()> {
         entry_that_reads(py, || {
-            let view = host_view(array, "out")?;
+            let mut view = host_view(array, "out")?;
             self.check(&view, "out")?;
             if !view.is_writable() {
                 return Err(PyValueError::new_err("out is read-only; it takes an array that can be written"));
             }
-            let (address, source) = (Address::of(&view), Arc::clone(&self.array));
-            // SAFETY: the view keeps the memory alive, which belongs to the caller alone.
-            detached(py, move || Ok(source.download(unsafe { address.bytes_mut() })?))
+            // SAFETY: the array is writable, and is the caller's, who must not use it during the call.
+            let data = unsafe { bytes_mut(&mut view) };
+            detached(py, || Ok(self.array.download(data)?))
         })
     }
 
@@ -321,8 +314,7 @@ struct Arrays<'a, 'py> {
 impl<'a, 'py> Arrays<'a, 'py> {
     /// Reads a tuple of arrays.
     fn new(tuple: &'a Bound<'py, PyTuple>, names: Names<'a, 'py>) -> PyResult<Self> {
-        let mut entries: Vec<Borrowed<'a, 'py, DeviceArray>> = Vec::new();
-        entries.try_reserve_exact(tuple.len()).map_err(|_| PyMemoryError::new_err("no memory"))?;
+        let mut entries: Vec<Borrowed<'a, 'py, DeviceArray>> = with_capacity(tuple.len())?;
         let class = DeviceArray::type_object_raw(tuple.py());
         for entry in tuple.iter_borrowed() {
             // SAFETY: reads the type of a live object.
@@ -408,7 +400,7 @@ impl<'a, 'py> Arrays<'a, 'py> {
             outputs.entries.iter().map(|entry| entry.get().id).eq(key.arrays.iter().copied())
         };
         let is_in_place = change == Change::Nothing || is_input || outputs.as_ref().is_some_and(is_same);
-        if is_in_place && let Some(plan) = known(self.device(), &key) {
+        if is_in_place && let Some(plan) = known(self.device(), &key)? {
             return Ok((plan, None));
         }
         match &outputs {
@@ -430,6 +422,21 @@ impl<'a, 'py> Arrays<'a, 'py> {
         })
     }
 
+    /// Makes a call that writes the arrays or `out`. `submit` submits it. Returns the list of new results, or None, and
+    /// what `submit` returns.
+    fn write<T: Send>(
+        &self,
+        out: Option<&Bound<'py, PyTuple>>,
+        out_names: Names<'_, 'py>,
+        call: (Grouping, Order, Change),
+        submit: impl FnOnce(&Arc<Device>, &Plan) -> Result<T, GpuError> + Send,
+    ) -> PyResult<(Option<Bound<'py, PyList>>, T)> {
+        let (plan, results) = self.plan(out, out_names, call)?;
+        let device = self.device();
+        let returned = detached(self.names.py(), || Ok(submit(device, &plan)?))?;
+        Ok((self.wrap(results)?, returned))
+    }
+
     /// Returns the list of new results.
     fn wrap(&self, results: NewResults) -> PyResult<Option<Bound<'py, PyList>>> {
         let Some(results) = results else { return Ok(None) };
@@ -448,14 +455,9 @@ pub struct DeviceNorms(Norms);
 
 #[pymethods]
 impl DeviceNorms {
-    /// Returns a norm and the factor that its tensors were multiplied by.
-    fn at(&self, py: Python<'_>, index: usize) -> PyResult<(f64, f64)> {
-        entry_that_reads(py, || {
-            detached(py, || {
-                let result = self.0.values()?[index];
-                Ok((result.norm, result.factor))
-            })
-        })
+    /// Returns the norm at an index.
+    fn at(&self, py: Python<'_>, index: usize) -> PyResult<f64> {
+        entry_that_reads(py, || detached(py, || Ok(self.0.values()?[index])))
     }
 }
 
@@ -518,10 +520,10 @@ pub fn gpu_clip<'py>(
             let shape = arrays.entries[0].get().shape.clone();
             Grouping::Slices(Axes { shape, is_reduced: grouping.extract()? })
         };
-        let (plan, results) = arrays.plan(out, &out_names, (grouping, order(maximum), Change::Scale))?;
-        let device = arrays.device();
-        let norms = detached(py, || Ok(clip::clip(device, &plan, &bounds, mode)?))?;
-        Ok((arrays.wrap(results)?, DeviceNorms(norms)))
+        let call = (grouping, order(maximum), Change::Scale);
+        let (results, norms) =
+            arrays.write(out, &out_names, call, |device, plan| clip::clip(device, plan, &bounds, mode))?;
+        Ok((results, DeviceNorms(norms)))
     })
 }
 
@@ -543,10 +545,8 @@ pub fn gpu_clip_by_known_norm<'py>(
         let arrays = Arrays::new(list, &names)?;
         arrays.check_floats()?;
         let call = (Grouping::Global, Order::Euclidean, Change::Scale);
-        let (plan, results) = arrays.plan(out, &out_names, call)?;
-        let device = arrays.device();
-        detached(py, || Ok(clip::clip_by_known_norm(device, &plan, bound, norm, mode)?))?;
-        arrays.wrap(results)
+        let submit = |device: &_, plan: &_| clip::clip_by_known_norm(device, plan, bound, norm, mode);
+        Ok(arrays.write(out, &out_names, call, submit)?.0)
     })
 }
 
@@ -568,10 +568,8 @@ pub fn gpu_clamp<'py>(
         let bits =
             |bound: f64| if is_integer { (bound as i32).cast_unsigned() } else { (bound as f32).to_bits() };
         let call = (Grouping::Global, Order::Euclidean, Change::Clamp);
-        let (plan, results) = arrays.plan(out, &out_names, call)?;
-        let device = arrays.device();
-        detached(py, || Ok(clip::clamp(device, &plan, bits(low), bits(high))?))?;
-        arrays.wrap(results)
+        let (low, high) = (bits(low), bits(high));
+        Ok(arrays.write(out, &out_names, call, |device, plan| clip::clamp(device, plan, low, high))?.0)
     })
 }
 

@@ -33,7 +33,7 @@ class DeviceNorm(np.lib.mixins.NDArrayOperatorsMixin):
 
     def _read(self) -> np.floating[Any]:
         if self._value is None:
-            norm, _ = self._norms.at(self._index)
+            norm = self._norms.at(self._index)
             # As for arrays of the host: float64 where a finite norm would be infinite in float32.
             self._value = _core.norm_scalar(norm, False)
         return self._value
@@ -90,6 +90,10 @@ class _Argument:
             self.count = len(entries)
         self.is_tensor = is_tensor
 
+    def walked(self, value: Any) -> Any:
+        """Returns the tree of the argument, which is walked now if that was not needed before."""
+        return _core.walk(value, self.name) if self.tree is None else self.tree
+
     def places(self) -> list[int]:
         """Returns the places of the arrays among the entries."""
         return list(range(len(self.arrays))) if self.positions is None else self.positions
@@ -136,14 +140,7 @@ def _outputs(argument: _Argument, value: Any, out: Any, is_tensor: bool) -> tupl
         return argument.arrays, argument.entry_name
     target = _Argument(out, "out", is_tensor)
     if not is_tensor and (argument.tree is not None or target.tree is not None):
-        _core.walk(out, "out").check_same_structure(_core.walk(value, argument.name))
-    for checked in (argument, target):
-        for index, array in enumerate(checked.arrays):
-            if not isinstance(array, DeviceArray):
-                raise TypeError(
-                    f"{checked.entry_name(index)} is a {type(array).__name__} in host memory beside arrays "
-                    "on a device; fastclip.gpu.asarray copies it there"
-                )
+        target.walked(out).check_same_structure(argument.walked(value))
     if argument.places() != target.places():
         for name, one, other in (("t_list", argument, target), ("out", target, argument)):
             missing = sorted(set(other.places()) - set(one.places()))
@@ -195,7 +192,7 @@ def _written(argument: _Argument, results: list[Any], out: Any) -> Any:
 
 def _nonfinite_error(argument: _Argument) -> Exception:
     found = _core.gpu_norms(argument.arrays, True, False, argument.entry_name)
-    norms = [found.at(index)[0] for index in range(len(argument.arrays))]
+    norms = [found.at(index) for index in range(len(argument.arrays))]
     names = [argument.entry_name(i) for i, norm in enumerate(norms) if not math.isfinite(norm)]
     error: Exception = _core.NonFiniteError(f"NaN or infinity in {', '.join(names)}; nothing was written")
     error.norms = np.array(norms)  # type: ignore[attr-defined]

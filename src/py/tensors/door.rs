@@ -145,11 +145,12 @@ pyo3::create_exception!(
 ///
 /// [`OnDevice`], which the public functions that take such arrays handle.
 #[cfg_attr(not(feature = "gpu"), allow(clippy::unnecessary_wraps, reason = "there are no such arrays"))]
-pub fn check_is_on_host(object: &Bound<'_, PyAny>, argument: &str) -> PyResult<()> {
+pub fn check_is_on_host(object: &Bound<'_, PyAny>, argument: impl Fn() -> String) -> PyResult<()> {
     #[cfg(feature = "gpu")]
     if object.is_exact_instance_of::<crate::py::gpu::DeviceArray>() {
         return Err(OnDevice::new_err(format!(
-            "{argument} holds an array on a device; this function takes tensors in host memory, such as a copy by .numpy()"
+            "{} holds an array on a device; this function takes tensors in host memory, such as a copy by .numpy()",
+            argument()
         )));
     }
     let _ = (object, argument);
@@ -453,7 +454,7 @@ impl<'a, 'py> Prepared<'a, 'py> {
     #[cold]
     fn new_way(&mut self, object: &Bound<'py, PyAny>) -> PyResult<Way> {
         let class = object.get_type();
-        check_is_on_host(object, &self.name.argument())?;
+        check_is_on_host(object, || self.name.argument())?;
         let way = self.way_of_type(object, &class);
         reserve(&mut self.types, 1)?;
         self.types.push((class, way));

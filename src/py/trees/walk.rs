@@ -251,7 +251,7 @@ impl<'py> Walker<'_, 'py> {
             return Ok(false);
         }
         if !self.takes_devices {
-            check_is_on_host(value, self.argument)?;
+            check_is_on_host(value, || self.argument.to_owned())?;
         }
         reserve(&mut self.leaf_types, 1)?;
         self.leaf_types.push(value.get_type());
