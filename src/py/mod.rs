@@ -44,10 +44,16 @@ mod _core {
     use super::functions::slices::{clip_slices, slice_norms};
     #[cfg(feature = "gpu")]
     #[pymodule_export]
-    use super::gpu::{
-        DeviceArray, DeviceNorms, GpuUnavailableError, gpu_adapters, gpu_are_arrays, gpu_clamp, gpu_clip,
-        gpu_clip_by_known_norm, gpu_free_cached_memory, gpu_norms, gpu_run, gpu_statistics,
-    };
+    use super::gpu::GpuUnavailableError;
+    #[cfg(feature = "gpu")]
+    #[pymodule_export]
+    use super::gpu::array::{DeviceArray, gpu_are_arrays};
+    #[cfg(feature = "gpu")]
+    #[pymodule_export]
+    use super::gpu::clip::{DeviceNorms, gpu_clamp, gpu_clip, gpu_clip_by_known_norm, gpu_norms};
+    #[cfg(feature = "gpu")]
+    #[pymodule_export]
+    use super::gpu::device::{gpu_adapters, gpu_free_cached_memory, gpu_run, gpu_statistics};
     #[pymodule_export]
     use super::raise::NonFiniteError;
     #[pymodule_export]

@@ -147,7 +147,7 @@ pyo3::create_exception!(
 #[cfg_attr(not(feature = "gpu"), allow(clippy::unnecessary_wraps, reason = "there are no such arrays"))]
 pub fn check_is_on_host(object: &Bound<'_, PyAny>, argument: impl Fn() -> String) -> PyResult<()> {
     #[cfg(feature = "gpu")]
-    if object.is_exact_instance_of::<crate::py::gpu::DeviceArray>() {
+    if object.is_exact_instance_of::<crate::py::gpu::array::DeviceArray>() {
         return Err(OnDevice::new_err(format!(
             "{} holds an array on a device; this function takes tensors in host memory, such as a copy by .numpy()",
             argument()
