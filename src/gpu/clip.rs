@@ -24,11 +24,14 @@ const FINITE: u32 = 0;
 const INFINITE: u32 = 1;
 const ZERO: u32 = 2;
 const NO_BOUND: u32 = 3;
+/// No bound, as `fold.wgsl` reads it.
+pub(super) const UNBOUNDED: [[u32; 4]; 2] = [[0, 0, 0, NO_BOUND]; 2];
+
 /// Added to the kind of a bound: tensors with a norm that is not finite become 0.
 const ZERO_NON_FINITE: u32 = 256;
 
-/// What is done with the elements of a group, as `scale.wgsl` reads it.
-const UNCHANGED: u32 = 0;
+/// What is done with the elements of a group, as `product.wgsl` reads it.
+pub(super) const UNCHANGED: u32 = 0;
 const MULTIPLIED: u32 = 1;
 const ALL_NAN: u32 = 2;
 const SIGNED_ZEROS: u32 = 3;
@@ -40,7 +43,13 @@ fn parts(value: f64) -> (u64, i32) {
     ((mantissa * f64::powi(2.0, 63)) as u64, exponent + 1)
 }
 
-fn encoded(bound: f64, on_nonfinite: OnNonFinite) -> [u32; 4] {
+/// Returns a bound, and the norm that clipped elements get, as `fold.wgsl` reads them. The norm is compared with the
+/// bound times `loss_scale`.
+pub(super) fn encoded(bound: f64, loss_scale: f64, on_nonfinite: OnNonFinite) -> [[u32; 4]; 2] {
+    [limit(bound * loss_scale, on_nonfinite), limit(bound, on_nonfinite)]
+}
+
+fn limit(bound: f64, on_nonfinite: OnNonFinite) -> [u32; 4] {
     let flag = if on_nonfinite == OnNonFinite::Zero { ZERO_NON_FINITE } else { 0 };
     if bound == f64::INFINITY {
         return [0, 0, 0, INFINITE | flag];
@@ -52,8 +61,23 @@ fn encoded(bound: f64, on_nonfinite: OnNonFinite) -> [u32; 4] {
     [(mantissa >> 32) as u32, mantissa as u32, exponent.cast_unsigned(), FINITE | flag]
 }
 
+/// Returns the decision to multiply by a positive factor, rounded to float32's 24 bits, as `product.wgsl` reads it.
+pub(super) fn product_with(factor: Factor) -> [u32; 4] {
+    let (mantissa, exponent) = parts(factor.narrow_as_f64());
+    let rounded = ((mantissa >> 39) + 1) >> 1;
+    // Rounding up may carry into another bit.
+    let (mantissa, exponent) =
+        if rounded == 1 << 24 { (1 << 23, exponent + 1) } else { (rounded as u32, exponent) };
+    // The other factor is a power of two.
+    let exponent = exponent + mantissa_exponent(factor.lift).1;
+    [MULTIPLIED, mantissa, exponent.cast_unsigned(), 0]
+}
+
 /// Submits commands that `record` writes.
-fn submit(device: &Device, record: impl FnOnce(&mut wgpu::CommandEncoder)) -> Result<(), GpuError> {
+pub(super) fn submit(
+    device: &Device,
+    record: impl FnOnce(&mut wgpu::CommandEncoder),
+) -> Result<(), GpuError> {
     device.scoped(|| {
         let mut encoder = device.handle.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         record(&mut encoder);
@@ -62,7 +86,7 @@ fn submit(device: &Device, record: impl FnOnce(&mut wgpu::CommandEncoder)) -> Re
 }
 
 /// Copies the results of a plan, which the next call overwrites.
-fn keep(encoder: &mut wgpu::CommandEncoder, plan: &Plan, norms: &Norms) {
+pub(super) fn keep(encoder: &mut wgpu::CommandEncoder, plan: &Plan, norms: &Norms) {
     let range = norms.range();
     let bytes = plan.groups as u64 * RESULT_BYTES;
     if bytes > 0 {
@@ -71,7 +95,12 @@ fn keep(encoder: &mut wgpu::CommandEncoder, plan: &Plan, norms: &Norms) {
 }
 
 /// Writes the bounds of a call, and submits parts of it. Returns the norms that it computes.
-fn start(device: &Arc<Device>, plan: &Plan, bounds: &[[u32; 4]], parts: &[Part]) -> Result<Norms, GpuError> {
+fn start(
+    device: &Arc<Device>,
+    plan: &Plan,
+    bounds: &[[[u32; 4]; 2]],
+    parts: &[Part],
+) -> Result<Norms, GpuError> {
     let norms = Norms::new(device, plan.groups)?;
     device.write(&plan.bounds, bytemuck::cast_slice(bounds));
     submit(device, |encoder| {
@@ -90,7 +119,7 @@ fn start(device: &Arc<Device>, plan: &Plan, bounds: &[[u32; 4]], parts: &[Part])
 /// If the device is lost or has too little memory.
 pub fn norms(device: &Arc<Device>, plan: &Plan) -> Result<Norms, GpuError> {
     let _in_order = lock(&device.order);
-    start(device, plan, &vec![[0, 0, 0, NO_BOUND]; plan.bound_count], &[Part::Norms])
+    start(device, plan, &vec![UNBOUNDED; plan.bound_count], &[Part::Norms])
 }
 
 /// Clips the arrays of a plan by their norm, with one bound for each group. Returns the norms. With
@@ -106,7 +135,7 @@ pub fn clip(
     on_nonfinite: OnNonFinite,
 ) -> Result<Norms, GpuError> {
     let _in_order = lock(&device.order);
-    let bounds: Vec<_> = bounds.iter().map(|bound| encoded(*bound, on_nonfinite)).collect();
+    let bounds: Vec<_> = bounds.iter().map(|bound| encoded(*bound, 1.0, on_nonfinite)).collect();
     if on_nonfinite != OnNonFinite::Raise {
         return start(device, plan, &bounds, &[Part::Norms, Part::Elements]);
     }
@@ -130,24 +159,16 @@ pub fn clip_by_known_norm(
     on_nonfinite: OnNonFinite,
 ) -> Result<(), GpuError> {
     let _in_order = lock(&device.order);
-    let factor = || {
-        let factor = Factor::new(bound, norm, 0).narrow_as_f64();
-        let (mantissa, exponent) = parts(factor);
-        let rounded = ((mantissa >> 39) + 1) >> 1;
-        // Rounding up may carry into another bit.
-        if rounded == 1 << 24 { (1 << 23, exponent + 1) } else { (rounded as u32, exponent) }
-    };
-    let (mode, (mantissa, exponent)) = if !norm.is_finite() {
-        (if on_nonfinite == OnNonFinite::Zero { ZEROS } else { ALL_NAN }, (0, 0))
+    let decision = if !norm.is_finite() {
+        [if on_nonfinite == OnNonFinite::Zero { ZEROS } else { ALL_NAN }, 0, 0, 0]
     } else if bound == 0.0 {
-        (SIGNED_ZEROS, (0, 0))
+        [SIGNED_ZEROS, 0, 0, 0]
     } else if norm <= bound {
-        (UNCHANGED, (0, 0))
+        [UNCHANGED, 0, 0, 0]
     } else {
-        (MULTIPLIED, factor())
+        product_with(Factor::new(bound, norm, 0))
     };
-    let results: [u32; 8] = [0, 0, 0, 0, mode, mantissa, exponent.cast_unsigned(), 0];
-    device.write(&plan.results, bytemuck::cast_slice(&results));
+    device.write(&plan.results, bytemuck::cast_slice(&[[0; 4], decision]));
     submit(device, |encoder| plan.record(encoder, Part::Elements))
 }
 

@@ -1,10 +1,11 @@
-//! Clipping on graphics processors, over arrays that stay in the memory of the device.
+//! Clipping and optimizer steps on graphics processors, over arrays that stay in the memory of the device.
 //!
 //! - [`device`]: finding and opening devices, their state, and the errors that they report.
 //! - [`arena`]: memory. Arrays are ranges of a few large buffers.
 //! - [`mod@array`]: arrays on a device, and transfers.
 //! - [`plan`]: the tables that kernels read, and the dispatches of one call.
 //! - [`clip`]: norms and clipping. One call is one submission.
+//! - [`step`]: steps of optimizers.
 //! - [`shader`]: shaders of the caller.
 //! - [`kernels`]: the arithmetic, one WGSL file a kernel.
 //!
@@ -20,3 +21,4 @@ pub mod kernels;
 pub mod norms;
 pub mod plan;
 pub mod shader;
+pub mod step;

@@ -6,8 +6,9 @@ use super::arena::Block;
 use super::array::{Array, Element};
 use super::device::{Device, lock};
 use super::error::GpuError;
-use super::kernels::{Kernel, Kind, Variant};
+use super::kernels::{Bindings, Kernel, Kind, MOST_ROLES, Variant};
 use super::norms::RESULT_BYTES;
+use crate::operations::rules::RuleKind;
 use std::collections::HashMap;
 use std::sync::Arc;
 use wgpu::BufferUsages as Usage;
@@ -17,6 +18,12 @@ const CHUNK: u64 = 4096;
 
 /// Most workgroups of a dispatch. A workgroup takes several chunks if there are more.
 const MOST_WORKGROUPS: u32 = 65535;
+
+/// Size of a bound in bytes: two vectors of four words.
+const BOUND_BYTES: u64 = 32;
+
+/// Size of the parameters of an update in bytes.
+const PARAMETER_BYTES: u64 = 64;
 
 /// Most plans that are kept.
 const MOST_PLANS: usize = 32;
@@ -59,12 +66,27 @@ pub enum Change {
     Scale,
     /// An interval.
     Clamp,
+    /// The rule of an optimizer. The arrays are gradients, variables and slots.
+    Update {
+        /// The rule.
+        rule: RuleKind,
+        /// Whether gradients are measured.
+        is_measured: bool,
+    },
+}
+
+impl Change {
+    /// Whether norms are computed.
+    fn is_measured(self) -> bool {
+        !matches!(self, Self::Clamp | Self::Update { is_measured: false, .. })
+    }
 }
 
 /// What a plan depends on.
 #[derive(PartialEq, Eq, Hash)]
 pub struct Key {
-    /// Numbers of the inputs, followed by those of the outputs unless they are the inputs. Numbers are never reused.
+    /// Numbers of the inputs, followed by those of the outputs unless they are the inputs; for an update those of the
+    /// gradients, variables and slots. Numbers are never reused.
     pub arrays: Vec<u64>,
     /// Which tensors share a norm.
     pub grouping: Grouping,
@@ -91,6 +113,8 @@ pub struct Plan {
     pub(super) bounds: wgpu::Buffer,
     /// Norms and factors.
     pub(super) results: wgpu::Buffer,
+    /// What an update is given: see `update.wgsl`.
+    pub(super) parameters: wgpu::Buffer,
     /// Number of groups of tensors.
     pub groups: usize,
     /// Number of bounds.
@@ -126,11 +150,21 @@ impl Plans {
     }
 }
 
-/// A part of an array that one workgroup works on.
+/// A part of arrays that one workgroup works on.
 struct Chunk {
-    words: [u32; 4],
+    /// Where the parts begin in the blocks of their arrays, in words.
+    words: [u32; MOST_ROLES],
+    len: u32,
+    group: u32,
     element: Element,
-    blocks: (u64, u64),
+    blocks: [u64; MOST_ROLES],
+}
+
+impl Chunk {
+    /// Returns the first row of the table of chunks.
+    fn row(&self) -> [u32; 4] {
+        [self.words[0], self.words[1], self.len, self.group]
+    }
 }
 
 /// Returns the plan of an earlier call with the same key.
@@ -143,8 +177,8 @@ pub fn known(device: &Device, key: &Key) -> Result<Option<Arc<Plan>>, GpuError> 
     Ok(lock(&device.plans).get(key))
 }
 
-/// Makes the plan for arrays. `outputs` are the inputs themselves if the call works in place; they are ignored if
-/// nothing is changed.
+/// Makes the plan for arrays: the inputs, and the outputs, which are the inputs themselves if the call works in place and
+/// may be left out if nothing is changed; or gradients, variables and slots. The plan is kept if `is_kept`.
 ///
 /// # Errors
 ///
@@ -152,36 +186,45 @@ pub fn known(device: &Device, key: &Key) -> Result<Option<Arc<Plan>>, GpuError> 
 pub fn make(
     device: &Arc<Device>,
     key: Key,
-    inputs: &[Arc<Array>],
-    outputs: &[Arc<Array>],
+    operands: &[&[Arc<Array>]],
+    is_kept: bool,
 ) -> Result<Arc<Plan>, GpuError> {
     device.check()?;
-    let plan = Arc::new(build(device, inputs, outputs, &key)?);
-    // Results that are new have new numbers: such a plan would never be found again.
-    if inputs.iter().zip(outputs).all(|(input, output)| Arc::ptr_eq(input, output)) {
+    let plan = Arc::new(build(device, operands, &key)?);
+    if is_kept {
         lock(&device.plans).insert(key, &plan);
     }
     Ok(plan)
 }
 
-fn chunks_of(input: &Array, output: &Array, group: u32, chunks: &mut Vec<Chunk>) {
-    let size = input.element.size();
-    let mut left = input.len;
-    // Arrays of one length are divided into ranges of the same sizes.
-    for (from, to) in input.ranges.iter().zip(&output.ranges) {
-        let count = left.min(from.bytes / size);
-        left -= count;
-        let mut start = 0;
-        while start < count {
-            let len = (count - start).min(CHUNK);
-            let word = |offset: u64| ((offset + start * size) / 4) as u32;
-            chunks.push(Chunk {
-                words: [word(from.offset), word(to.offset), len as u32, group],
-                element: input.element,
-                blocks: (from.block.id, to.block.id),
-            });
-            start += len;
+/// Divides arrays of the same number of elements. Chunks end where a range of one of them ends.
+fn chunks_of(arrays: &[&Array], group: u32, chunks: &mut Vec<Chunk>) {
+    // The current range of each array, and the elements before the next chunk in it.
+    let mut places = [(0_usize, 0_u64); MOST_ROLES];
+    let mut left = arrays[0].len;
+    while left > 0 {
+        let mut chunk = Chunk {
+            words: [0; MOST_ROLES],
+            len: left.min(CHUNK) as u32,
+            group,
+            element: arrays[0].element,
+            blocks: [0; MOST_ROLES],
+        };
+        for (role, (array, (range, start))) in arrays.iter().zip(&mut places).enumerate() {
+            let size = array.element.size();
+            if *start * size == array.ranges[*range].bytes {
+                (*range, *start) = (*range + 1, 0);
+            }
+            let current = &array.ranges[*range];
+            chunk.words[role] = ((current.offset + *start * size) / 4) as u32;
+            chunk.blocks[role] = current.block.id;
+            chunk.len = chunk.len.min((current.bytes / size - *start) as u32);
         }
+        for (_, start) in &mut places {
+            *start += u64::from(chunk.len);
+        }
+        left -= u64::from(chunk.len);
+        chunks.push(chunk);
     }
 }
 
@@ -199,23 +242,19 @@ struct Layout {
     steps: Vec<Step>,
 }
 
-/// A dispatch over chunks: the kernel, the first chunk, the number of chunks, and the blocks that arrays lie in.
+/// A dispatch over chunks: the kernel, the first chunk, the number of chunks, and the blocks by their bindings.
 struct Step {
     variant: Variant,
     first: u32,
     count: u32,
-    blocks: (u64, u64),
+    blocks: Vec<u64>,
 }
 
-fn build(
-    device: &Arc<Device>,
-    inputs: &[Arc<Array>],
-    outputs: &[Arc<Array>],
-    key: &Key,
-) -> Result<Plan, GpuError> {
-    let layout = match &key.grouping {
-        Grouping::Slices(axes) => slices(&inputs[0], &outputs[0], axes, key.change)?,
-        grouping => tensors(inputs, outputs, grouping, key.change),
+fn build(device: &Arc<Device>, operands: &[&[Arc<Array>]], key: &Key) -> Result<Plan, GpuError> {
+    let layout = match (&key.grouping, key.change) {
+        (Grouping::Slices(axes), change) => slices(&operands[0][0], &operands[1][0], axes, change)?,
+        (grouping, Change::Update { rule, is_measured }) => updates(operands, grouping, rule, is_measured),
+        (grouping, change) => tensors(operands[0], operands.last().unwrap_or(&operands[0]), grouping, change),
     };
     let largest = device.limits.max_storage_buffer_binding_size;
     if layout.groups.len() as u64 * RESULT_BYTES > largest || layout.chunks.len() as u64 * 16 > largest {
@@ -228,17 +267,21 @@ fn build(
         )));
     }
     let mut blocks = HashMap::new();
-    for range in inputs.iter().chain(outputs).flat_map(|array| &array.ranges) {
+    for range in operands.iter().copied().flatten().flat_map(|array| &array.ranges) {
         blocks.insert(range.block.id, Arc::clone(&range.block));
     }
     assemble(device, &layout, &blocks, key)
+}
+
+/// Returns the block that the first elements of an array lie in.
+fn place(array: &Array) -> Option<u64> {
+    array.ranges.first().map(|range| range.block.id)
 }
 
 /// Lays out the chunks of tensors.
 fn tensors(inputs: &[Arc<Array>], outputs: &[Arc<Array>], grouping: &Grouping, change: Change) -> Layout {
     // Tensors of the same buffers follow each other, so that one dispatch takes them all.
     let mut sequence: Vec<usize> = (0..inputs.len()).collect();
-    let place = |array: &Array| array.ranges.first().map(|range| range.block.id);
     sequence.sort_by_key(|&index| (inputs[index].element, place(&inputs[index]), place(&outputs[index])));
     let mut chunks = Vec::new();
     let is_global = *grouping == Grouping::Global;
@@ -246,7 +289,7 @@ fn tensors(inputs: &[Arc<Array>], outputs: &[Arc<Array>], grouping: &Grouping, c
     for &index in &sequence {
         let group = if is_global { 0 } else { index };
         let first = chunks.len();
-        chunks_of(&inputs[index], &outputs[index], group as u32, &mut chunks);
+        chunks_of(&[&inputs[index], &outputs[index]], group as u32, &mut chunks);
         if !is_global {
             groups[group] = [first as u32, (chunks.len() - first) as u32, index as u32, 0];
         }
@@ -258,21 +301,53 @@ fn tensors(inputs: &[Arc<Array>], outputs: &[Arc<Array>], grouping: &Grouping, c
     let mut layout = Layout { bounds: groups.len(), groups, partials: chunks.len(), ..Layout::default() };
     for run in chunks.chunk_by(|a, b| (a.element, a.blocks) == (b.element, b.blocks)) {
         let (first, count) = (layout.chunks.len() as u32, run.len() as u32);
-        layout.chunks.extend(run.iter().map(|chunk| chunk.words));
+        layout.chunks.extend(run.iter().map(Chunk::row));
         let (element, blocks) = (run[0].element, run[0].blocks);
-        let mut push = |kind, blocks: (u64, u64), in_place| {
-            let variant =
-                Variant { kind, element, is_shared: blocks.0 == blocks.1, in_place, is_sliced: false };
+        let mut push = |kind, blocks: &[u64], in_place| {
+            let (bindings, blocks) = Bindings::of(blocks);
+            let variant = Variant { kind, element, bindings, in_place, is_sliced: false };
             layout.steps.push(Step { variant, first, count, blocks });
         };
-        if change != Change::Clamp {
-            push(Kind::Measure, (blocks.0, blocks.0), true);
+        if change.is_measured() {
+            push(Kind::Measure, &blocks[..1], true);
         }
         match change {
-            Change::Nothing => {}
-            Change::Scale => push(Kind::Scale, blocks, in_place),
-            Change::Clamp => push(Kind::Clamp, blocks, in_place),
+            Change::Nothing | Change::Update { .. } => {}
+            Change::Scale => push(Kind::Scale, &blocks[..2], in_place),
+            Change::Clamp => push(Kind::Clamp, &blocks[..2], in_place),
         }
+    }
+    layout
+}
+
+/// Lays out the chunks of gradients, variables and slots. Gradients are measured by chunks of their own, as they are
+/// by every other call: their norm has the same bits.
+fn updates(operands: &[&[Arc<Array>]], grouping: &Grouping, rule: RuleKind, is_measured: bool) -> Layout {
+    let gradients = operands[0];
+    let mut layout = if is_measured {
+        tensors(gradients, gradients, grouping, Change::Nothing)
+    } else {
+        Layout { groups: vec![[0; 4]], bounds: 1, ..Layout::default() }
+    };
+    let of_pair = |index: usize| operands.iter().map(move |arrays| &*arrays[index]);
+    let mut sequence: Vec<usize> = (0..gradients.len()).collect();
+    sequence.sort_by_key(|&index| (gradients[index].element, of_pair(index).map(place).collect::<Vec<_>>()));
+    let mut chunks = Vec::new();
+    for index in sequence {
+        let group = if is_measured && *grouping != Grouping::Global { index } else { 0 };
+        chunks_of(&of_pair(index).collect::<Vec<_>>(), group as u32, &mut chunks);
+    }
+    for run in chunks.chunk_by(|a, b| (a.element, a.blocks) == (b.element, b.blocks)) {
+        let first = layout.chunks.len() as u32;
+        layout.chunks.extend(run.iter().flat_map(|chunk| {
+            let [_, _, slot0, slot1] = chunk.words;
+            [chunk.row(), [slot0, slot1, 0, 0]]
+        }));
+        let (bindings, blocks) = Bindings::of(&run[0].blocks[..operands.len()]);
+        let element = run[0].element;
+        let variant =
+            Variant { kind: Kind::Update(rule), element, bindings, in_place: true, is_sliced: false };
+        layout.steps.push(Step { variant, first, count: run.len() as u32, blocks });
     }
     layout
 }
@@ -281,7 +356,7 @@ fn tensors(inputs: &[Arc<Array>], outputs: &[Arc<Array>], grouping: &Grouping, c
 fn slices(input: &Arc<Array>, output: &Arc<Array>, axes: &Axes, change: Change) -> Result<Layout, GpuError> {
     let ([from], [to]) = (&*input.ranges, &*output.ranges) else {
         if input.len == 0 {
-            return Ok(Layout::default());
+            return Ok(Layout { bounds: 1, ..Layout::default() });
         }
         return Err(GpuError::OutOfMemory(format!(
             "slices of an array of {} elements, which is more than one binding of the device holds",
@@ -321,33 +396,20 @@ fn slices(input: &Arc<Array>, output: &Arc<Array>, axes: &Axes, change: Change) 
         }
     }
     let mut whole = Vec::new();
-    chunks_of(input, output, 0, &mut whole);
+    chunks_of(&[input, output], 0, &mut whole);
     let first = layout.chunks.len() as u32;
     for (number, chunk) in (0..).zip(&whole) {
-        layout.chunks.push([chunk.words[0], chunk.words[1], chunk.words[2], number * CHUNK as u32]);
+        layout.chunks.push([chunk.words[0], chunk.words[1], chunk.len, number * CHUNK as u32]);
     }
-    let blocks = (from.block.id, to.block.id);
-    let variant = |kind, blocks: (u64, u64), in_place| Variant {
-        kind,
-        element: input.element,
-        is_shared: blocks.0 == blocks.1,
-        in_place,
-        is_sliced: true,
+    let mut push = |kind, (first, count), blocks: &[u64], in_place| {
+        let (bindings, blocks) = Bindings::of(blocks);
+        let variant = Variant { kind, element: input.element, bindings, in_place, is_sliced: true };
+        layout.steps.push(Step { variant, first, count, blocks });
     };
-    let measured = (blocks.0, blocks.0);
-    layout.steps.push(Step {
-        variant: variant(Kind::Measure, measured, true),
-        first: 0,
-        count: first,
-        blocks: measured,
-    });
+    push(Kind::Measure, (0, first), &[from.block.id], true);
     if change == Change::Scale {
-        layout.steps.push(Step {
-            variant: variant(Kind::Scale, blocks, Arc::ptr_eq(input, output)),
-            first,
-            count: whole.len() as u32,
-            blocks,
-        });
+        let in_place = Arc::ptr_eq(input, output);
+        push(Kind::Scale, (first, whole.len() as u32), &[from.block.id, to.block.id], in_place);
     }
     Ok(layout)
 }
@@ -368,16 +430,25 @@ fn assemble(
         measure: Vec::new(),
         fold: Vec::new(),
         change: Vec::new(),
-        bounds: device.buffer(layout.bounds as u64 * 16, storage)?,
+        bounds: device.buffer(layout.bounds as u64 * BOUND_BYTES, storage)?,
         results: device.buffer(layout.groups.len() as u64 * RESULT_BYTES, storage)?,
+        parameters: device.buffer(PARAMETER_BYTES, storage)?,
         groups: layout.groups.len(),
         bound_count: layout.bounds,
     };
     let dispatch = |variant: Variant, job: [u32; 4], buffers: &[&wgpu::Buffer], plan: &Plan| {
         let kernel = device.kernels.get(device, variant)?;
         let job_table = table(device, bytemuck::cast_slice(&job), Usage::UNIFORM | Usage::COPY_DST)?;
-        let all_tables =
-            [&chunk_table, &job_table, &partials, &group_table, &plan.bounds, &plan.results, &axes_table];
+        let all_tables = [
+            &chunk_table,
+            &job_table,
+            &partials,
+            &group_table,
+            &plan.bounds,
+            &plan.results,
+            &axes_table,
+            &plan.parameters,
+        ];
         let entries: Vec<_> = kernel
             .tables
             .iter()
@@ -404,16 +475,15 @@ fn assemble(
         })
     };
     for step in &layout.steps {
-        let (input, output) = (&blocks[&step.blocks.0].buffer, &blocks[&step.blocks.1].buffer);
-        let buffers = if step.variant.is_shared { vec![input] } else { vec![input, output] };
+        let buffers: Vec<_> = step.blocks.iter().map(|block| &blocks[block].buffer).collect();
         let dispatched = dispatch(step.variant, [step.first, step.count, 0, 0], &buffers, &plan)?;
         let list = if step.variant.kind == Kind::Measure { &mut plan.measure } else { &mut plan.change };
         list.push(dispatched);
     }
-    if key.change != Change::Clamp && plan.groups > 0 {
+    if key.change.is_measured() && plan.groups > 0 {
         let kind = if key.order == Order::Maximum { Kind::FoldMaximum } else { Kind::Fold };
-        let variant =
-            Variant { kind, element: Element::F32, is_shared: true, in_place: true, is_sliced: false };
+        let bindings = Bindings::default();
+        let variant = Variant { kind, element: Element::F32, bindings, in_place: true, is_sliced: false };
         let fold = dispatch(variant, [0, 0, 0, plan.groups as u32], &[], &plan)?;
         plan.fold.push(fold);
     }

@@ -54,6 +54,9 @@ mod _core {
     #[cfg(feature = "gpu")]
     #[pymodule_export]
     use super::gpu::device::{gpu_adapters, gpu_free_cached_memory, gpu_run, gpu_statistics};
+    #[cfg(feature = "gpu")]
+    #[pymodule_export]
+    use super::gpu::slots::DeviceSlots;
     #[pymodule_export]
     use super::raise::NonFiniteError;
     #[pymodule_export]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fastclip._arguments.arrays import as_array, as_output
+from fastclip._arguments.devices import is_on_device
 from fastclip._arguments.foreign import foreign_slices, framework, is_mutable_tensor
 from fastclip._arguments.numpy_view import numpy_view
 from fastclip._indexed_slices import IndexedSlices
@@ -19,6 +19,8 @@ __all__ = ["as_gradient", "as_slices", "as_variable", "view_of_variable"]
 
 def as_variable(value: Any, name: str) -> Any:
     """Return an array that shares the memory of a variable, or a tensor that the compiled part reads itself.
+
+    Arrays on a device are returned as they are.
 
     Parameters
     ----------
@@ -38,6 +40,8 @@ def as_variable(value: Any, name: str) -> Any:
     """
     if isinstance(value, Variable):
         return value._memory()
+    if is_on_device(value):
+        return value
     if is_mutable_tensor(value):
         note_storage(value)
         return value
@@ -47,9 +51,11 @@ def as_variable(value: Any, name: str) -> Any:
     return as_output(value, name)
 
 
-def view_of_variable(variable: Any) -> npt.NDArray[Any]:
+def view_of_variable(variable: Any) -> Any:
     """Return an array over the memory of what :func:`as_variable` has returned."""
-    return variable if isinstance(variable, np.ndarray) else numpy_view(variable, "variable", to_write=True)
+    if isinstance(variable, np.ndarray) or is_on_device(variable):
+        return variable
+    return numpy_view(variable, "variable", to_write=True)
 
 
 def as_gradient(value: Any, name: str) -> Any:
@@ -67,7 +73,7 @@ def as_gradient(value: Any, name: str) -> Any:
     TypeError
         If the gradient cannot be converted to an array.
     """
-    if type(value) is np.ndarray and value.dtype.isnative:
+    if (type(value) is np.ndarray and value.dtype.isnative) or is_on_device(value):
         return value
     if isinstance(value, Variable):
         return value._data
@@ -80,6 +86,6 @@ def as_slices(gradient: Any, name: str) -> IndexedSlices | None:
     Sparse gradients are IndexedSlices and sparse tensors of other frameworks. `name` is the gradient's name
     in error messages.
     """
-    if type(gradient) is np.ndarray or gradient is None:
+    if type(gradient) is np.ndarray or gradient is None or is_on_device(gradient):
         return None
     return gradient if isinstance(gradient, IndexedSlices) else foreign_slices(gradient, name)

@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fastclip import _core
+from fastclip._arguments.devices import is_on_device
 from fastclip._numpy_memory import raises_memory_error
 from fastclip._variables.variable import Variable
 from fastclip.train._memory_owner import memory_owner
 
-__all__ = ["LiveState", "loaded_counters", "new_slots"]
+__all__ = ["LiveState", "fill_slot", "loaded_counters", "new_slots", "slot_values"]
 
 
 @dataclass(slots=True)
@@ -27,8 +28,9 @@ class LiveState:
 
     Attributes
     ----------
-    slots : _core.Slots
-        The variables that were passed to a step, their slots, and their low-precision copies.
+    slots : _core.Slots or _core.DeviceSlots
+        The variables that were passed to a step, their slots, and their low-precision copies. All are in host
+        memory, or all on a device.
     counters : dict of str to ndarray of float64, shape ()
         Numbers, besides the slots, that the rule needs, such as the powers of Adam's betas. NaN before the
         first step.
@@ -37,33 +39,33 @@ class LiveState:
     report : ndarray of float64, shape (5,)
         Whether the norm of the gradients was computed in the last step (1 or 0), the norm, and whether it is
         returned as float64 rather than float32 (1 or 0); whether gradients were clipped by norm in that step
-        (1 or 0), and the factor that clipped them.
+        (1 or 0), and the factor that clipped them. Of a step on a device, `slots` has these numbers.
     copied_variables : list of Variable
         The Variables that were copied or unpickled together with the optimizer. The optimizer keeps these
         alive, because nothing else may refer to them.
     """
 
-    slots: _core.Slots
+    slots: Any
     counters: dict[str, npt.NDArray[np.float64]]
     skipped_steps: npt.NDArray[np.int64]
     report: npt.NDArray[np.float64]
     copied_variables: list[Variable] = field(default_factory=list)
 
     @classmethod
-    def initial(cls, rule: str, first_values: Sequence[float], counters: Sequence[str]) -> LiveState:
+    def initial(cls, optimizer: Any, first_values: Sequence[float], counters: Sequence[str]) -> LiveState:
         """Return the state before the first step.
 
         Parameters
         ----------
-        rule : str
-            The name of the update rule.
+        optimizer : Optimizer
+            The optimizer.
         first_values : sequence of float
             The first value of each slot.
         counters : sequence of str
             The names of the counters.
         """
         numbers = {name: np.array(np.nan) for name in counters}
-        return cls(new_slots(rule, first_values), numbers, np.array(0, np.int64), np.zeros(5))
+        return cls(new_slots(optimizer, first_values), numbers, np.array(0, np.int64), np.zeros(5))
 
     def current_counters(self) -> dict[str, npt.NDArray[Any]]:
         """Return the counters; an empty dict before the first step."""
@@ -71,20 +73,68 @@ class LiveState:
             return {}
         return dict(self.counters)
 
+    def numbers_of_last_step(self) -> list[float]:
+        """Return the numbers of `report`, which are read from the device if the step was on one."""
+        if isinstance(self.slots, _core.Slots):
+            numbers: list[float] = self.report.tolist()
+            return numbers
+        return list(self.slots.report())
+
     def last_norm(self) -> np.floating[Any] | None:
         """Return the norm of the gradients in the last step; None if it was not computed."""
-        is_computed, norm, is_float64, *_ = self.report.tolist()
+        is_computed, norm, is_float64, *_ = self.numbers_of_last_step()
         return _core.norm_scalar(norm, bool(is_float64)) if is_computed else None
 
     def last_scale(self) -> float | None:
         """Return the factor that clipped the gradients in the last step; None if there was none."""
-        *_, is_computed, scale = self.report.tolist()
+        *_, is_computed, scale = self.numbers_of_last_step()
         return scale if is_computed else None
 
+    def has_memory_of(self, variable: Any) -> bool:
+        """Return whether `slots` is for variables of host memory, or of a device, as this one is."""
+        return isinstance(self.slots, _core.Slots) is not is_on_device(variable)
 
-def new_slots(rule: str, first_values: Sequence[float]) -> _core.Slots:
-    """Return an object without variables, for the slots of an update rule with these first values."""
-    return _core.Slots(rule, first_values, memory_owner)
+    def use_memory_of(self, variable: Any, optimizer: Any, first_values: Sequence[float]) -> None:
+        """Prepare for variables of the memory, that of the host or of a device, in which this one is.
+
+        Raises
+        ------
+        TypeError
+            If the optimizer has updated variables of the other kind, or the rule is not one for devices.
+        """
+        if self.has_memory_of(variable):
+            return
+        on_device = is_on_device(variable)
+        if self.slots.entries() or self.slots.copies():
+            here, there = (
+                ("on a device", "in host memory") if on_device else ("in host memory", "on a device")
+            )
+            raise TypeError(
+                f"the variables are {here}, and this optimizer has updated variables {there}; it takes one "
+                "kind, so create another optimizer"
+            )
+        self.slots = new_slots(optimizer, first_values, on_device)
+
+
+def new_slots(optimizer: Any, first_values: Sequence[float], on_device: bool = False) -> Any:
+    """Return an object without variables, for the slots of an optimizer with these first values."""
+    if on_device:
+        return _core.DeviceSlots(optimizer._rule, type(optimizer).__name__)
+    return _core.Slots(optimizer._rule, first_values, memory_owner)
+
+
+def fill_slot(slot: Any, values: npt.NDArray[Any]) -> None:
+    """Copy values to a slot."""
+    if is_on_device(slot):
+        slot.copy_from(values)
+    else:
+        np.copyto(slot, values)
+
+
+def slot_values(slot: Any) -> npt.NDArray[Any]:
+    """Return a slot as an array in host memory, a copy if the slot is on a device."""
+    values: npt.NDArray[Any] = slot.numpy() if is_on_device(slot) else slot
+    return values
 
 
 @raises_memory_error

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from fastclip import _core
 from fastclip._arguments.arrays import as_output, describe
+from fastclip._arguments.devices import is_on_device
 from fastclip._arguments.foreign import is_mutable_tensor
 from fastclip._autodiff.gradients import compute_gradients
 from fastclip._variables.var_list import is_container, named_variables
@@ -31,7 +32,7 @@ from fastclip.train._gradient_options import (
     row_bound,
 )
 from fastclip.train._hyper_parameter import HyperParameter, HyperParameterSetting, current_values
-from fastclip.train._live_state import LiveState, loaded_counters, new_slots
+from fastclip.train._live_state import LiveState, fill_slot, loaded_counters, new_slots, slot_values
 from fastclip.train._lost_variables import MANY, warn_of_lost_variables
 from fastclip.train._pairs import as_pairs
 from fastclip.train._settings import FixedSetting, Setting, settings_of
@@ -234,7 +235,7 @@ class Optimizer:
             setattr(self, argument, value)
         #: The first value of each slot.
         self._first_values = tuple(first_values) or (0.0,) * len(self._slot_names)
-        self._state = LiveState.initial(self._rule, self._first_values, self._counter_names)
+        self._state = LiveState.initial(self, self._first_values, self._counter_names)
         self._locks: dict[int, threading.RLock] = {}
         #: Whether the warning about lost variables has been given, which comes once.
         self._has_warned = False
@@ -270,7 +271,7 @@ class Optimizer:
         return self._locks.setdefault(generation, threading.RLock()) if lock is None else lock
 
     @property
-    def _slots(self) -> _core.Slots:
+    def _slots(self) -> Any:
         return self._state.slots
 
     @property
@@ -472,6 +473,7 @@ class Optimizer:
             self._warn_of_lost_variables()
             # Read before the step begins, because hyper-parameters may be functions of the caller.
             hyper = current_values(self._hyper_parameters, settings)
+            self._state.use_memory_of(pairs.arrays[0][1], self, self._first_values)
             slots = self._slots
             request = _core.StepRequest(
                 slots,
@@ -582,10 +584,11 @@ class Optimizer:
         """
         array = as_variable(var, "var")
         with self._lock:
-            slots = self._slots.get(array)
+            slots = self._slots.get(array) if self._state.has_memory_of(array) else None
         if slots is None or name not in self._slot_names:
             return None
-        return slots[self._slot_names.index(name)]
+        slot: _Array = slots[self._slot_names.index(name)]
+        return slot
 
     def get_slot_names(self) -> list[str]:
         """Return the sorted names of the slots. The list is empty before the first step."""
@@ -632,6 +635,8 @@ class Optimizer:
         array([0.9, 0.9, 0.9], dtype=float16)
         """
         array = as_variable(variable, "variable")
+        if is_on_device(array):
+            raise TypeError("variable is an array on a device, which has no low-precision copy")
         if copy is not None and not is_mutable_tensor(copy):
             copy = as_output(copy, "copy")
         with self._lock:
@@ -675,7 +680,7 @@ class Optimizer:
             self._slots.refuse_while_stepping("forget")
             live = self._state
             copied = [kept for kept in live.copied_variables if kept._data is not array]
-            if not live.slots.forget(array):
+            if not (live.has_memory_of(array) and live.slots.forget(array)):
                 raise ValueError(
                     f"variable is {describe(array)} that the optimizer {self._name!r} does not know: it has "
                     "neither slots nor a low-precision copy of it"
@@ -745,7 +750,10 @@ class Optimizer:
                 state = build_state_dict(
                     self._rule,
                     self._slot_names,
-                    live.slots.entries(),
+                    [
+                        (variable, [slot_values(slot) for slot in slots])
+                        for variable, slots in live.slots.entries()
+                    ],
                     {**live.current_counters(), "skipped_steps": live.skipped_steps},
                     prefix,
                 )
@@ -791,16 +799,19 @@ class Optimizer:
             previous = self._state
             registered = [array for array, _ in previous.slots.entries()]
             arrays = registered if var_list is None else _variables(var_list)
-            _core.check_variables(arrays, "var_list")
+            on_device = bool(arrays) and is_on_device(arrays[0])
+            if not on_device:
+                _core.check_variables(arrays, "var_list")
             views = [view_of_variable(array) for array in arrays]
             loaded = ParsedStateDict(state_dict, self._rule, self._slot_names, views, prefix)
             has_slots = [values is not None for values in loaded.slots]
             counters = loaded_counters(self._counter_names, loaded.other, any(has_slots), prefix)
-            slots = new_slots(self._rule, self._first_values)
+            slots = new_slots(self, self._first_values, on_device)
             for arrays_of_slots, values in zip(slots.load(arrays, has_slots), loaded.slots, strict=True):
                 for slot, value in zip(arrays_of_slots, values or (), strict=True):
-                    np.copyto(slot, value)
-            slots.take_copies(previous.slots)
+                    fill_slot(slot, value)
+            if type(slots) is type(previous.slots):
+                slots.take_copies(previous.slots)
             skipped_steps = np.array(loaded.skipped_steps, np.int64)
             copied = previous.copied_variables if var_list is None else []
             # One assignment, so that an interrupt finds either the previous state or the loaded one.
@@ -856,7 +867,7 @@ class Optimizer:
         vars(self).update(state["attributes"])
         self._settings = state["settings"]
         self._locks = {}
-        self._state = LiveState.initial(self._rule, self._first_values, self._counter_names)
+        self._state = LiveState.initial(self, self._first_values, self._counter_names)
         Optimizer.load_state_dict(self, state["state"], state["variables"])
         for variable, copy in state["copies"]:
             self._slots.set_copy(variable._data, copy, write=False)

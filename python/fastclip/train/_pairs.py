@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from fastclip import _core
 from fastclip._arguments.arrays import as_array, describe
+from fastclip._arguments.devices import is_on_device
 from fastclip._compiled.clip import clip_by_value
 from fastclip._indexed_slices import IndexedSlices
 from fastclip._numpy_memory import raises_memory_error
@@ -78,6 +79,8 @@ def as_pairs(pairs: list[Any], row_bound: float) -> Pairs:
         constraint = variable.constraint if isinstance(variable, Variable) else None
         slices = as_slices(gradient, f"{name}[0]")
         if slices is not None:
+            if is_on_device(array):
+                raise TypeError(f"{name}[0] is a sparse gradient; variables on a device take dense ones")
             if constraint is not None:
                 raise RuntimeError("Cannot use a constraint function on a sparse variable.")
             gradient = _row_gradient(slices, array, name, row_bound)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from fastclip import _core
 from fastclip._arguments.arrays import describe
+from fastclip._arguments.devices import is_on_device
 from fastclip._arguments.foreign import framework
 from fastclip._variables.registry import variable_of
 from fastclip._variables.variable import Variable
@@ -36,6 +37,11 @@ def variables_of_arrays(arrays: Iterable[_Array], kind: str) -> list[Variable]:
     """
     variables = []
     for array in arrays:
+        if is_on_device(array):
+            raise TypeError(
+                f"{kind} can be neither copied nor pickled: its variables are on a device. Make another "
+                "optimizer, and give it state_dict() by load_state_dict() together with its variables"
+            )
         variable = variable_of(array if array.base is None else array.base)
         if variable is None or not _core.is_same_memory(array, variable._data):
             raise TypeError(

@@ -125,8 +125,10 @@ fn factor_of(bound: vec4<u32>, norm: vec4<u32>) -> vec4<u32> {
     return vec4<u32>(1u, mantissa, bitcast<u32>(exponent), 0u);
 }
 
-// What to do with the elements, for a norm and a bound.
-fn decide(norm: vec4<u32>, bound: vec4<u32>) -> vec4<u32> {
+// What to do with the elements, for a norm and a bound. `numerator` is the norm that
+// clipped elements get. The bound is larger by the loss scale, if there is one: it
+// is compared with the norm before the division.
+fn decide(norm: vec4<u32>, bound: vec4<u32>, numerator: vec4<u32>) -> vec4<u32> {
     if (bound.w == 3u) {
         return vec4<u32>(0u, 0u, 0u, 0u);
     }
@@ -141,7 +143,7 @@ fn decide(norm: vec4<u32>, bound: vec4<u32>) -> vec4<u32> {
     if (kind == 1u || norm.w == 3u || within(norm, bound)) {
         return vec4<u32>(0u, 0u, 0u, 0u);
     }
-    return factor_of(bound, norm);
+    return factor_of(numerator, norm);
 }
 
 // The norm of order infinity: a magnitude, given as the bits of a positive float32.
@@ -214,7 +216,7 @@ fn main(
                 }
             }
             results[2u * (job.z + item)] = norm;
-            results[2u * (job.z + item) + 1u] = decide(norm, bounds[group.z]);
+            results[2u * (job.z + item) + 1u] = decide(norm, bounds[2u * group.z], bounds[2u * group.z + 1u]);
         }
         workgroupBarrier();
     }

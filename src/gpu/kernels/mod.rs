@@ -7,6 +7,7 @@
 use crate::gpu::array::Element;
 use crate::gpu::device::{Device, lock};
 use crate::gpu::error::GpuError;
+use crate::operations::rules::RuleKind;
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::sync::{Arc, Mutex};
@@ -24,6 +25,37 @@ pub enum Kind {
     Scale,
     /// Limits elements to an interval.
     Clamp,
+    /// Updates variables by the rule of an optimizer.
+    Update(RuleKind),
+}
+
+/// Most arrays that an element is computed from and written to.
+pub const MOST_ROLES: usize = 4;
+
+/// The bindings of the roles that arrays have in a kernel. Roles whose arrays lie in the same buffer share one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Bindings {
+    of_role: [u8; MOST_ROLES],
+    /// Number of buffers.
+    buffers: u8,
+}
+
+impl Bindings {
+    /// Returns the bindings of roles whose arrays lie in these blocks, and the blocks in the order of their bindings.
+    #[must_use]
+    pub fn of(blocks: &[u64]) -> (Self, Vec<u64>) {
+        let mut bindings = Self::default();
+        let mut bound = Vec::new();
+        for (binding, block) in bindings.of_role.iter_mut().zip(blocks) {
+            let place = bound.iter().position(|other| other == block).unwrap_or_else(|| {
+                bound.push(*block);
+                bound.len() - 1
+            });
+            *binding = place as u8;
+        }
+        bindings.buffers = bound.len() as u8;
+        (bindings, bound)
+    }
 }
 
 /// What a shader depends on.
@@ -33,8 +65,8 @@ pub struct Variant {
     pub kind: Kind,
     /// The type of the elements.
     pub element: Element,
-    /// Whether inputs and outputs lie in the same buffer.
-    pub is_shared: bool,
+    /// The bindings of the arrays.
+    pub bindings: Bindings,
     /// Whether outputs are the inputs.
     pub in_place: bool,
     /// Whether norms are those of slices along axes.
@@ -56,6 +88,7 @@ const PARTIALS: (u32, &str, Access) = (2, "partials: array<vec4<u32>>", Access::
 const GROUPS: (u32, &str, Access) = (3, "groups: array<vec4<u32>>", Access::Read);
 const BOUNDS: (u32, &str, Access) = (4, "bounds: array<vec4<u32>>", Access::Read);
 const AXES: (u32, &str, Access) = (6, "axes: array<u32>", Access::Read);
+const PARAMETERS: (u32, &str, Access) = (7, "parameters: array<u32>", Access::Read);
 const RESULTS: (u32, &str, Access) = (5, "results: array<vec4<u32>>", Access::Write);
 
 impl Kind {
@@ -65,6 +98,17 @@ impl Kind {
             Self::Fold | Self::FoldMaximum => &[JOB, PARTIALS, GROUPS, BOUNDS, RESULTS],
             Self::Scale => &[CHUNKS, JOB, RESULTS],
             Self::Clamp => &[CHUNKS, JOB, BOUNDS],
+            Self::Update(_) => &[CHUNKS, JOB, RESULTS, PARAMETERS],
+        }
+    }
+
+    /// The roles of arrays: a kernel has functions `load_` and `store_` for each.
+    fn roles(self) -> &'static [&'static str] {
+        match self {
+            Self::Fold | Self::FoldMaximum => &[],
+            Self::Measure => &["input"],
+            Self::Scale | Self::Clamp => &["input", "output"],
+            Self::Update(rule) => &["gradient", "variable", "slot0", "slot1"][..2 + rule.slots()],
         }
     }
 
@@ -72,22 +116,14 @@ impl Kind {
         match self {
             Self::Measure => include_str!("measure.wgsl"),
             Self::Fold | Self::FoldMaximum => include_str!("fold.wgsl"),
-            Self::Scale => include_str!("scale.wgsl"),
+            Self::Scale => concat!(include_str!("product.wgsl"), "\n", include_str!("scale.wgsl")),
             Self::Clamp => include_str!("clamp.wgsl"),
+            Self::Update(_) => concat!(include_str!("product.wgsl"), "\n", include_str!("update.wgsl")),
         }
     }
 }
 
 impl Variant {
-    /// Number of buffers that hold arrays.
-    fn buffers(self) -> u32 {
-        match self.kind {
-            Kind::Fold | Kind::FoldMaximum => 0,
-            Kind::Measure => 1,
-            Kind::Scale | Kind::Clamp => 2 - u32::from(self.is_shared),
-        }
-    }
-
     /// Returns the source of the shader.
     fn source(self) -> String {
         let mut source = String::new();
@@ -98,23 +134,23 @@ impl Variant {
             Element::I32 => 3,
         };
         let flush = if flushes() { "select(x, 0.0, (bitcast<u32>(x) & 0x7f800000u) == 0u)" } else { "x" };
+        // Updates compute in float32, whatever the type of gradients.
+        let (element, gradient) =
+            if matches!(self.kind, Kind::Update(_)) { (0, element) } else { (element, element) };
         // Writing to a string does not fail.
         let _ =
             writeln!(source, "const ELEMENT: u32 = {element}u;\nconst IN_PLACE: bool = {};", self.in_place);
         let _ = writeln!(source, "const MAXIMUM: bool = {};", self.kind == Kind::FoldMaximum);
         let _ = writeln!(source, "fn flush(x: f32) -> f32 {{ return {flush}; }}");
-        for binding in 0..self.buffers() {
+        for binding in 0..self.bindings.buffers {
             let _ = writeln!(
                 source,
                 "@group(0) @binding({binding}) var<storage, read_write> buffer{binding}: array<u32>;"
             );
         }
-        if self.buffers() > 0 {
-            let _ = writeln!(source, "fn load_input(i: u32) -> u32 {{ return buffer0[i]; }}");
-        }
-        if matches!(self.kind, Kind::Scale | Kind::Clamp) {
-            let last = self.buffers() - 1;
-            let _ = writeln!(source, "fn store_output(i: u32, word: u32) {{ buffer{last}[i] = word; }}");
+        for (role, binding) in self.kind.roles().iter().zip(self.bindings.of_role) {
+            let _ = writeln!(source, "fn load_{role}(i: u32) -> u32 {{ return buffer{binding}[i]; }}");
+            let _ = writeln!(source, "fn store_{role}(i: u32, word: u32) {{ buffer{binding}[i] = word; }}");
         }
         for (binding, declaration, access) in self.tables() {
             let access = match access {
@@ -123,6 +159,10 @@ impl Variant {
                 Access::Uniform => "uniform",
             };
             let _ = writeln!(source, "@group(1) @binding({binding}) var<{access}> {declaration};");
+        }
+        if let Kind::Update(rule) = self.kind {
+            let _ = writeln!(source, "const GRADIENT: u32 = {gradient}u;");
+            source += &rule_source(rule);
         }
         let _ = writeln!(source, "const SLICED: bool = {};", self.is_sliced);
         let slices = if self.is_sliced {
@@ -138,6 +178,27 @@ impl Variant {
     fn tables(self) -> impl Iterator<Item = (u32, &'static str, Access)> {
         self.kind.tables().iter().copied().chain(self.is_sliced.then_some(AXES))
     }
+}
+
+/// Returns the declarations of a rule: its function under the name `update`, and what it uses.
+fn rule_source(rule: RuleKind) -> String {
+    let mut source = String::from(
+        "struct State { variable: f32, slot0: f32, slot1: f32 }\n\
+         fn coefficient(i: u32) -> f32 { return bitcast<f32>(parameters[FIRST_COEFFICIENT + i]); }\n",
+    );
+    for slot in rule.slots()..2 {
+        let _ = writeln!(source, "fn load_slot{slot}(i: u32) -> u32 {{ return 0u; }}");
+        let _ = writeln!(source, "fn store_slot{slot}(i: u32, word: u32) {{}}");
+    }
+    if let Some(rule) = rule.on_devices() {
+        source += rule.source;
+        let _ = writeln!(
+            source,
+            "fn update(g: f32, state: State) -> State {{ return {}(g, state); }}",
+            rule.function
+        );
+    }
+    source
 }
 
 /// Whether results of float arithmetic that are subnormal are replaced by zero, as some devices do. For tests.
@@ -195,7 +256,8 @@ fn compile(device: &Device, variant: Variant) -> Kernel {
     let layout = |entries: &[wgpu::BindGroupLayoutEntry]| {
         device.handle.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries })
     };
-    let buffers: Vec<_> = (0..variant.buffers()).map(|binding| entry(binding, Access::Write)).collect();
+    let buffers: Vec<_> =
+        (0..variant.bindings.buffers).map(|binding| entry(u32::from(binding), Access::Write)).collect();
     let tables: Vec<_> = variant.tables().map(|table| entry(table.0, table.2)).collect();
     let layouts = [layout(&buffers), layout(&tables)];
     let label = format!("fastclip {variant:?}");

@@ -33,3 +33,11 @@ impl<R: Real> Rule<R, 2> for Adam<R> {
         (w - m * self.step_size / (v.sqrt() + self.epsilon), [m, v])
     }
 }
+
+#[cfg(feature = "gpu")]
+impl Adam<f32> {
+    /// The coefficients in the order of the WGSL file.
+    pub fn coefficients(self) -> Vec<f32> {
+        vec![self.step_size, self.one_minus_beta1, self.one_minus_beta2, self.epsilon]
+    }
+}

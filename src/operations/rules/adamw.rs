@@ -25,3 +25,13 @@ impl<R: Real> Rule<R, 2> for AdamW<R> {
         self.adam.update(g, w - w * self.decay, slots)
     }
 }
+
+#[cfg(feature = "gpu")]
+impl AdamW<f32> {
+    /// The coefficients in the order of the WGSL file.
+    pub fn coefficients(self) -> Vec<f32> {
+        let mut coefficients = self.adam.coefficients();
+        coefficients.push(self.decay);
+        coefficients
+    }
+}

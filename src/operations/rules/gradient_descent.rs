@@ -20,3 +20,11 @@ impl<R: Real> Rule<R, 0> for GradientDescent<R> {
         (w - g * self.learning_rate, [])
     }
 }
+
+#[cfg(feature = "gpu")]
+impl GradientDescent<f32> {
+    /// The coefficients in the order of the WGSL file.
+    pub fn coefficients(self) -> Vec<f32> {
+        vec![self.learning_rate]
+    }
+}

@@ -7,6 +7,9 @@
 //!
 //! Coefficients that depend on hyper-parameters alone are computed in float64 and rounded once.
 
+#[cfg(feature = "gpu")]
+pub mod on_devices;
+
 pub use crate::kernels::update::Rule;
 
 /// Visitor of a rule: code that is generic over the type of the rule, for float32 and for float64 arithmetic.
@@ -26,7 +29,7 @@ macro_rules! rules {
         $(mod $name;)*
 
         /// The update rules.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum RuleKind {
             $(#[doc = concat!("The rule in `", stringify!($name), ".rs`.")] $Rule),*
         }

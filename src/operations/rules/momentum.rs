@@ -37,3 +37,12 @@ impl<R: Real> Rule<R, 1> for Momentum<R> {
         (w - step, [a])
     }
 }
+
+#[cfg(feature = "gpu")]
+impl Momentum<f32> {
+    /// The coefficients in the order of the WGSL file.
+    pub fn coefficients(self) -> Vec<f32> {
+        let use_nesterov = f32::from(u8::from(self.use_nesterov));
+        vec![self.learning_rate, self.mu, self.nesterov_coefficient, use_nesterov]
+    }
+}

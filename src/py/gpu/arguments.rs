@@ -134,7 +134,8 @@ impl<'a, 'py> Arrays<'a, 'py> {
                 Some(given) => given,
                 None => inputs.iter().map(create).collect::<Result<_, _>>()?,
             };
-            let plan = make(&inputs[0].device, key, &inputs, &targets)?;
+            // Results that are new have new numbers: such a plan would never be found again.
+            let plan = make(&inputs[0].device, key, &[&inputs, &targets], is_in_place)?;
             Ok((plan, is_new.then_some(targets)))
         })
     }

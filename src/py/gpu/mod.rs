@@ -4,6 +4,8 @@ mod arguments;
 pub mod array;
 pub mod clip;
 pub mod device;
+pub mod slots;
+pub mod step;
 
 use crate::gpu::error::GpuError;
 use crate::py::raise::exception;

@@ -1,7 +1,7 @@
 //! A step of an optimizer: reads and checks all arrays, then measures the gradients, then updates the variables.
 
 mod checks;
-mod counters;
+pub mod counters;
 pub mod gradient_clipping;
 mod hyper_parameters;
 pub mod overlap;
@@ -10,6 +10,7 @@ pub mod pairs;
 mod registry;
 pub mod request;
 pub mod slots;
+pub mod stepping;
 mod updates;
 
 use crate::allocation::{OutOfMemory, collect, try_collect};
@@ -30,7 +31,6 @@ use pairs::{GRADIENTS, read_pairs, with_gradients};
 use pyo3::prelude::*;
 use registry::initialise_slots;
 use request::StepRequest;
-use slots::StepGuard;
 use std::sync::Arc;
 use updates::{Updates, describe_updates};
 
@@ -40,9 +40,13 @@ use updates::{Updates, describe_updates};
 pub fn take_step(py: Python<'_>, request: &Bound<'_, StepRequest>) -> PyResult<bool> {
     entry(py, || {
         let request = request.get();
+        #[cfg(feature = "gpu")]
+        if let Some(slots) = request.device_slots() {
+            return crate::py::gpu::step::take_step(py, request, slots);
+        }
         let (kind, clipping, loss_scale) = (request.kind(), request.clipping(), request.loss_scale());
         let slots = request.optimizer_slots();
-        let _guard = slots.map(|slots| StepGuard::begin(py, slots)).transpose()?;
+        let _guard = slots.map(|slots| slots.begin_step(py)).transpose()?;
         let (mut hyper, counters) = request.numbers(py)?;
         // From here on a signal handler may save the state, and gets the state before the step.
         let mut registry = slots.map(slots::Slots::registry);

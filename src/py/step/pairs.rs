@@ -14,7 +14,7 @@ use crate::py::arrays::ndarray_type::is_array;
 use crate::py::arrays::plain::is_plain_array;
 use crate::py::arrays::view::View;
 use crate::py::objects;
-use crate::py::tensors::door::{Access, Prepared, open_both, open_written};
+use crate::py::tensors::door::{Access, Prepared, is_on_device, open_both, open_written};
 use crate::py::tensors::opened::{Opened, Written};
 use crate::scalar::Scalar;
 use pyo3::prelude::*;
@@ -25,7 +25,7 @@ const ARGUMENT: &str = "grads_and_vars";
 /// The names of the gradients, for messages.
 pub const GRADIENTS: ArgumentName<'static> = ArgumentName::Paired { argument: ARGUMENT, part: 0 };
 /// The names of the variables, for messages.
-const VARIABLES: ArgumentName<'static> = ArgumentName::Paired { argument: ARGUMENT, part: 1 };
+pub const VARIABLES: ArgumentName<'static> = ArgumentName::Paired { argument: ARGUMENT, part: 1 };
 
 /// One variable of a step, with its gradient and its other arrays.
 pub struct Pair<'py> {
@@ -461,16 +461,17 @@ pub fn with_gradients<'a, 'py>(
 }
 
 /// Whether all pairs are tuples of a gradient and a variable that need no conversion: both are plain arrays of native
-/// byte order, or the gradient is None.
+/// byte order or arrays on a device, or the gradient is None.
 #[pyfunction]
 #[pyo3(signature = (pairs, /))]
 pub fn are_plain_pairs(pairs: &Bound<'_, PyList>) -> bool {
+    let is_plain = |array: &Bound<'_, PyAny>| is_plain_array(array) || is_on_device(array);
     pairs.iter().all(|pair| {
         pair.cast_exact::<PyTuple>().is_ok_and(|pair| {
             let mut items = pair.iter_borrowed();
             match (items.next(), items.next(), items.next()) {
                 (Some(gradient), Some(variable), None) => {
-                    (gradient.is_none() || is_plain_array(&gradient)) && is_plain_array(&variable)
+                    (gradient.is_none() || is_plain(&gradient)) && is_plain(&variable)
                 }
                 _ => false,
             }

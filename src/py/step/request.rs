@@ -8,6 +8,8 @@ use crate::error::Error;
 use crate::operations::gradient_clipping::GradientOptions;
 use crate::operations::rules::RuleKind;
 use crate::py::call::entry_that_reads;
+#[cfg(feature = "gpu")]
+use crate::py::gpu::slots::DeviceSlots;
 use crate::py::objects::{extract, to_f64};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
@@ -19,6 +21,9 @@ enum SlotSource {
     Optimizer(Py<Slots>),
     /// The caller: the slots are arrays that are passed with each pair.
     Caller(Py<CallerSlots>),
+    /// The optimizer: the slots are arrays on a device.
+    #[cfg(feature = "gpu")]
+    Device(Py<DeviceSlots>),
 }
 
 /// A sparse gradient: it has values for some rows of its variable, and is 0 elsewhere.
@@ -95,6 +100,8 @@ impl StepRequest {
                 SlotSource::Optimizer(slots.clone().unbind())
             } else if let Ok(slots) = slots.cast_exact::<CallerSlots>() {
                 SlotSource::Caller(slots.clone().unbind())
+            } else if let Some(slots) = device_slots_of(slots) {
+                slots
             } else {
                 return Err(Error::Type("slots must be Slots or CallerSlots".into()).into());
             };
@@ -109,6 +116,17 @@ impl StepRequest {
         match &self.slots {
             SlotSource::Optimizer(slots) => Some(slots.get()),
             SlotSource::Caller(_) => None,
+            #[cfg(feature = "gpu")]
+            SlotSource::Device(_) => None,
+        }
+    }
+
+    /// The slots, if they are arrays on a device.
+    #[cfg(feature = "gpu")]
+    pub fn device_slots(&self) -> Option<&DeviceSlots> {
+        match &self.slots {
+            SlotSource::Device(slots) => Some(slots.get()),
+            SlotSource::Optimizer(_) | SlotSource::Caller(_) => None,
         }
     }
 
@@ -117,6 +135,8 @@ impl StepRequest {
         match &self.slots {
             SlotSource::Optimizer(slots) => slots.get().kind(),
             SlotSource::Caller(slots) => slots.get().kind(),
+            #[cfg(feature = "gpu")]
+            SlotSource::Device(slots) => slots.get().kind(),
         }
     }
 
@@ -147,6 +167,16 @@ impl StepRequest {
         let counters = Counters::new(extract(&advanced, counter)?, global_step, skipped, report)?;
         Ok((HyperParameters::new(self.kind(), &sets)?, counters))
     }
+}
+
+/// Returns the slots of an optimizer whose variables are arrays on a device.
+fn device_slots_of(slots: &Bound<'_, PyAny>) -> Option<SlotSource> {
+    #[cfg(feature = "gpu")]
+    if let Ok(slots) = slots.cast_exact::<DeviceSlots>() {
+        return Some(SlotSource::Device(slots.clone().unbind()));
+    }
+    let _ = slots;
+    None
 }
 
 /// Returns the items of a tuple of `N` items. An allocation that fails raises `MemoryError`, which `PyO3`'s extraction

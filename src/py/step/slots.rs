@@ -3,8 +3,8 @@
 
 use super::checks::check_variable;
 use super::registry::{Entry, Registry, allocate_slots, copy_view};
+use super::stepping::{StepGuard, Stepping};
 use crate::allocation::with_capacity;
-use crate::engine::process;
 use crate::engine::segment::Segment;
 use crate::engine::workspace::Context;
 use crate::error::Error;
@@ -15,10 +15,9 @@ use crate::py::arrays::dtypes::AcceptedDTypes;
 use crate::py::arrays::view::View;
 use crate::py::call::{detached, entry, entry_that_reads};
 use crate::py::objects;
-use crate::py::raise::{check_memory, exception};
+use crate::py::raise::check_memory;
 use crate::py::tensors::door::open_written;
 use crate::py::tensors::opened::Written;
-use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,10 +32,8 @@ pub struct Slots {
     /// The current registry. A step replaces it by another one, and locks it only for that moment: a process that is
     /// forked while another thread is in a step finds it complete and unlocked.
     registry: Mutex<Arc<Registry>>,
-    /// The generation of the process that is in a step, plus one; 0 if no process is. A step that a signal handler
-    /// begins in the middle of another one is refused. A process that is forked in the middle of a step has another
-    /// generation, and may begin one.
-    stepping: AtomicU64,
+    /// Whether a step is being taken.
+    stepping: Stepping,
     /// The number of steps that were taken.
     steps: AtomicU64,
 }
@@ -115,38 +112,10 @@ impl Slots {
         self.steps.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether a step is being taken in this process.
-    fn is_stepping(&self) -> bool {
-        self.stepping.load(Ordering::Relaxed) == process::generation() + 1
-    }
-}
-
-/// Marks slots as being in a step, until the guard is dropped.
-pub struct StepGuard<'a>(&'a Slots);
-
-impl<'a> StepGuard<'a> {
     /// Begins a step. Raises if another step is in progress, which a signal handler may have interrupted.
-    pub fn begin(py: Python<'_>, slots: &'a Slots) -> PyResult<Self> {
-        let now = process::generation() + 1;
-        if slots.stepping.swap(now, Ordering::Relaxed) == now {
-            return Err(reentrance_error(py, "apply_gradients"));
-        }
-        Ok(Self(slots))
+    pub fn begin_step(&self, py: Python<'_>) -> PyResult<StepGuard<'_>> {
+        self.stepping.begin(py)
     }
-}
-
-impl Drop for StepGuard<'_> {
-    fn drop(&mut self) {
-        self.0.stepping.store(0, Ordering::Relaxed);
-    }
-}
-
-/// The error of a call that is not allowed in the middle of a step.
-fn reentrance_error(py: Python<'_>, what: &str) -> PyErr {
-    exception::<PyRuntimeError>(
-        py,
-        &format!("{what} was called in the middle of a step of the same optimizer"),
-    )
 }
 
 /// Reads a variable, and checks that it can be updated.
@@ -174,7 +143,7 @@ impl Slots {
             if initial.len() != kind.slots() {
                 return Err(Error::Value(format!("this rule takes {} slots", kind.slots())).into());
             }
-            let (stepping, steps) = (AtomicU64::new(0), AtomicU64::new(0));
+            let (stepping, steps) = (Stepping::default(), AtomicU64::new(0));
             let registry = Mutex::new(Arc::new(Registry::new(memory_owner)));
             Ok(Self { kind, initial, registry, stepping, steps })
         })
@@ -229,7 +198,7 @@ impl Slots {
     /// Raises if a step is in progress, which a signal handler may have interrupted. `what` is the name of the method
     /// that is refused.
     fn refuse_while_stepping(&self, py: Python<'_>, what: &str) -> PyResult<()> {
-        if self.is_stepping() { Err(reentrance_error(py, what)) } else { Ok(()) }
+        self.stepping.refuse(py, what)
     }
 
     /// Returns arrays over the memory of a variable's slots; None if it has none yet.
@@ -388,6 +357,6 @@ impl CallerSlots {
 }
 
 /// Returns the rule of this name.
-fn rule_kind(name: &str) -> Result<RuleKind, Error> {
+pub fn rule_kind(name: &str) -> Result<RuleKind, Error> {
     RuleKind::from_name(name).ok_or_else(|| Error::Value(format!("there is no rule {name:?}")))
 }

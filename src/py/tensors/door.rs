@@ -139,21 +139,28 @@ pyo3::create_exception!(
     "Autograd records an argument of a call; the rules of differentiation compute the result."
 );
 
+/// Whether an object is an array on a device.
+pub fn is_on_device(object: &Bound<'_, PyAny>) -> bool {
+    #[cfg(feature = "gpu")]
+    if object.is_exact_instance_of::<crate::py::gpu::array::DeviceArray>() {
+        return true;
+    }
+    let _ = object;
+    false
+}
+
 /// Refuses an array on a device.
 ///
 /// # Errors
 ///
 /// [`OnDevice`], which the public functions that take such arrays handle.
-#[cfg_attr(not(feature = "gpu"), allow(clippy::unnecessary_wraps, reason = "there are no such arrays"))]
 pub fn check_is_on_host(object: &Bound<'_, PyAny>, argument: impl Fn() -> String) -> PyResult<()> {
-    #[cfg(feature = "gpu")]
-    if object.is_exact_instance_of::<crate::py::gpu::array::DeviceArray>() {
+    if is_on_device(object) {
         return Err(OnDevice::new_err(format!(
             "{} holds an array on a device; this function takes tensors in host memory, such as a copy by .numpy()",
             argument()
         )));
     }
-    let _ = (object, argument);
     Ok(())
 }
 
