@@ -5,15 +5,13 @@ a norm, when it is looked at. A round trip of host arrays costs more than clippi
 are reached through Vulkan, Metal or DX12; CUDA tensors of torch are not taken.
 """
 
-from fastclip.gpu._arrays import (
-    Device,
-    DeviceArray,
-    GpuUnavailableError,
-    asarray,
-    devices,
-    free_cached_memory,
-    statistics,
-)
+from fastclip import _core
+
+if not hasattr(_core, "DeviceArray"):
+    raise ImportError("this build of fastclip has no GPU path: it was compiled without the feature 'gpu'")
+
+from fastclip._core import DeviceArray, GpuUnavailableError
+from fastclip.gpu._arrays import Device, asarray, devices, free_cached_memory, statistics
 from fastclip.gpu._functions import DeviceNorm, run
 
 __all__ = [

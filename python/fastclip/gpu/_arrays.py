@@ -10,15 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastclip import _core as _compiled
-
-#: The compiled part. Builds without the feature ``gpu`` lack the functions for devices.
-_core: Any = _compiled
-if not hasattr(_core, "DeviceArray"):
-    raise ImportError("this build of fastclip has no GPU path: it was compiled without the feature 'gpu'")
-
-DeviceArray = _core.DeviceArray
-GpuUnavailableError = _core.GpuUnavailableError
+from fastclip import _core
+from fastclip._core import DeviceArray, GpuUnavailableError
 
 _LOOKED_FOR = (
     "adapters of Vulkan (Linux), Metal (macOS) and DX12 (Windows) were looked for. On Linux a driver has to "
@@ -108,7 +101,7 @@ def dtype_of(name: str) -> np.dtype[Any]:
     return dtype
 
 
-def asarray(x: npt.ArrayLike, device: Device | None = None) -> Any:
+def asarray(x: npt.ArrayLike | DeviceArray, device: Device | None = None) -> DeviceArray:
     """Copy an array to a device.
 
     Parameters

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastclip import _core
 from fastclip._arguments.arrays import as_bound, as_number
 from fastclip._arguments.axes import reduced_axes
 from fastclip._arguments.bounds import value_bound
 from fastclip._arguments.order import parse_order
-from fastclip.gpu._arrays import DeviceArray, _core
+from fastclip._core import DeviceArray
 
 
 class DeviceNorm(np.lib.mixins.NDArrayOperatorsMixin):
@@ -186,8 +187,8 @@ def clip_by_global_norm(
     return _written(argument, results, out), norm_result
 
 
-def _written(argument: _Argument, results: list[Any], out: Any) -> Any:
-    return argument.rebuilt(results) if out is None else out
+def _written(argument: _Argument, results: list[DeviceArray] | None, out: Any) -> Any:
+    return out if results is None else argument.rebuilt(results)
 
 
 def _nonfinite_error(argument: _Argument) -> Exception:
@@ -249,17 +250,15 @@ def clip_by_value(t: Any, clip_value_min: Any, clip_value_max: Any, out: Any) ->
     """Clips as :func:`fastclip.clip_by_value`."""
     argument = _Argument(t, "t", is_tensor=True)
     targets, target_name = _outputs(argument, t, out, True)
-    bounds = [
-        _value_bound(bound, t, name)
-        for bound, name in ((clip_value_min, "clip_value_min"), (clip_value_max, "clip_value_max"))
-    ]
-    if any(math.isnan(bound) for bound in bounds):
+    low = _value_bound(clip_value_min, t, "clip_value_min")
+    high = _value_bound(clip_value_max, t, "clip_value_max")
+    if math.isnan(low) or math.isnan(high):
         # As on the host, every element becomes NaN.
         results = _core.gpu_clip_by_known_norm(
             argument.arrays, targets, (1.0, math.nan), "propagate", (argument.entry_name, target_name)
         )
         return _written(argument, results, out)
-    results = _core.gpu_clamp(argument.arrays, targets, *bounds, (argument.entry_name, target_name))
+    results = _core.gpu_clamp(argument.arrays, targets, low, high, (argument.entry_name, target_name))
     return _written(argument, results, out)
 
 
