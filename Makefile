@@ -177,11 +177,13 @@ $(STAMPS)/python: FORCE
 	    mkdir -p $(STAMPS); echo "$$now" > $@; \
 	fi
 
+# Two makes may do this at the same time.
 $(STAMPS)/sources: FORCE $(STAMPS)/python
-	@{ find src Cargo.toml pyproject.toml $(wildcard Cargo.lock build.rs .cargo) -type f | LC_ALL=C sort | xargs cksum; \
-	   echo 'RUSTFLAGS $(RUSTFLAGS) MATURIN_PEP517_ARGS $(MATURIN_PEP517_ARGS)'; } > $@.new
-	@ls python/fastclip/_core*.so >/dev/null 2>&1 || rm -f $@
-	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+	@new=$@.$$$$; \
+	{ find src Cargo.toml pyproject.toml $(wildcard Cargo.lock build.rs .cargo) -type f | LC_ALL=C sort | xargs cksum; \
+	   echo 'RUSTFLAGS $(RUSTFLAGS) MATURIN_PEP517_ARGS $(MATURIN_PEP517_ARGS)'; } > $$new; \
+	ls python/fastclip/_core*.so >/dev/null 2>&1 || rm -f $@; \
+	if cmp -s $$new $@; then rm $$new; else mv $$new $@; fi
 
 # The stamps of the extras "demo" and "test" of the package. Each one installs the extra.
 $(STAMPS)/demo $(STAMPS)/test: $(STAMPS)/sources
