@@ -35,7 +35,7 @@ NOT_IMPORTED = re.compile(r"could not import '([\w.]+)'")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--tensors",
-        choices=["numpy", "torch"],
+        choices=["numpy", "torch", "gpu"],
         default="numpy",
         help="what the tests of tests/functions pass to the functions; see tests/functions/conftest.py",
     )

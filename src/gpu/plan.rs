@@ -88,6 +88,8 @@ pub struct Key {
     /// Numbers of the inputs, followed by those of the outputs unless they are the inputs; for an update those of the
     /// gradients, variables and slots. Numbers are never reused.
     pub arrays: Vec<u64>,
+    /// How many of the arrays are inputs, or gradients.
+    pub inputs: usize,
     /// Which tensors share a norm.
     pub grouping: Grouping,
     /// The order of the norm.

@@ -1,8 +1,9 @@
-"""Runs the tests of this folder over torch tensors, if pytest is called with ``--tensors=torch``.
+"""Runs the tests of this folder over torch tensors, or over arrays on a device.
 
-The tests are the same: where they pass an array to a function, the function gets a torch tensor over the
-array's memory (`support/torch_calls.py`). A test that passes no array to any function fails, so that tests
-over tensors cannot run without tensors. Those that have none to pass are listed here with the reason.
+With ``--tensors=torch`` or ``--tensors=gpu`` the tests are the same: where they pass an array to a function,
+the function gets a tensor (`support/converted_calls.py`). A test that passes no array to any function fails,
+so that tests over tensors cannot run without tensors. Those that have none to pass are listed here with the
+reason. Devices take fewer types and arguments: tests that pass nothing which they take are skipped.
 """
 
 from __future__ import annotations
@@ -62,45 +63,67 @@ ARRAYS_ALONE: dict[str, str] = {
     },
 }
 
+FACTOR = "the factor is no normal float32; devices round it to 24 bits, and hosts take float64"
+COPIED = "the array on the device is a copy, which no longer overlaps itself"
+
+#: Tests of what is otherwise for arrays on a device, with the reason.
+OTHER_ON_DEVICES: dict[str, str] = {
+    "test_clip_by_global_norm.py::test_products_with_the_factor_of_use_norm[1e-45-1.0-float32]": FACTOR,
+    "test_clip_by_global_norm.py::"
+    "test_products_with_the_factor_of_use_norm[1e-30-1000000000.0-float32]": FACTOR,
+    "test_exactness.py::test_factors_below_the_normal_range_of_float32": FACTOR,
+    "test_exactness.py::test_products_are_rounded_to_nearest_even[float32]": FACTOR,
+    "test_out.py::test_output_that_overlaps_itself_is_refused": COPIED,
+}
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--tensors") == "torch":
-        from support import torch_calls
+    kind = config.getoption("--tensors")
+    if kind == "numpy":
+        return
+    from support import converted_calls, devices
 
-        # Before the test modules are imported, which hold on to the functions.
-        torch_calls.install()
+    if kind == "gpu" and (lacks := devices.what_is_missing()):
+        raise pytest.UsageError(f"--tensors=gpu: {lacks}")
+    # Before the test modules are imported, which hold on to the functions.
+    converted_calls.install(converted_calls.Torch() if kind == "torch" else converted_calls.OnDevice())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--tensors") != "torch":
+    kind = config.getoption("--tensors")
+    if kind == "numpy":
         return
     own = [item for item in items if FOLDER in item.path.parents]
-    selected = [item for item in own if not _names(item) & ARRAYS_ALONE.keys()]
+    left_out = ARRAYS_ALONE if kind == "torch" else {**ARRAYS_ALONE, **OTHER_ON_DEVICES}
+    selected = [item for item in own if not _names(item) & left_out.keys()]
     names = {name for item in own for name in _names(item)}
     files = {item.path.name for item in own}
-    unknown = {name for name in ARRAYS_ALONE if name.partition("::")[0] in files} - names
+    unknown = {name for name in left_out if name.partition("::")[0] in files} - names
     # Where tests were named one by one, the others are missing.
     if unknown and not any("::" in argument for argument in config.args):
-        raise pytest.UsageError(f"ARRAYS_ALONE in {__file__} lists tests that are not there: {unknown}")
+        raise pytest.UsageError(f"{__file__} lists tests that are not there: {unknown}")
     config.hook.pytest_deselected(items=[item for item in items if item not in set(selected)])
     items[:] = selected
     if not items:
-        raise pytest.UsageError("--tensors=torch: there is no test to run over torch tensors")
-    for item in items:
+        raise pytest.UsageError(f"--tensors={kind}: there is no test to run")
+    for item in items if kind == "torch" else ():
         item.add_marker(pytest.mark.interop("torch"))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    if item.config.getoption("--tensors") != "torch":
+    kind = item.config.getoption("--tensors")
+    if kind == "numpy":
         return (yield)
-    from support import torch_calls
+    from support import converted_calls
 
-    with torch_calls.recording() as record:
+    with converted_calls.recording() as record:
         result = yield
-    if not record.tensors and record.refused != {torch_calls.NO_NEGATIVE_STRIDES}:
-        reasons = f" ({', '.join(sorted(record.refused))})" if record.refused else ""
-        pytest.fail(f"no array was passed as a torch tensor{reasons}: see ARRAYS_ALONE in {__file__}")
+    reasons = ", ".join(sorted(record.refused))
+    if kind == "gpu" and not record.tensors:
+        pytest.skip(f"nothing that devices take: {reasons}")
+    if not record.tensors and record.refused != {converted_calls.NO_NEGATIVE_STRIDES}:
+        pytest.fail(f"no array was passed as a tensor ({reasons}): see ARRAYS_ALONE in {__file__}")
     return result
 
 

@@ -314,7 +314,7 @@ def test_what_is_not_taken_raises_and_changes_nothing() -> None:
         ([(array, one)], TypeError, r"grads_and_vars\[0\]\[0\] is a ndarray in host memory"),
         ([(gradient, one), (array, array)], TypeError, r"grads_and_vars\[1\]\[1\] is a ndarray in host"),
         ([(sparse, gpu.asarray(values((3, 3))))], TypeError, "is a sparse gradient"),
-        ([(gradient, gpu.asarray(values(4)))], ValueError, r"grads_and_vars\[0\]\[0\] has the shape \[3\]"),
+        ([(gradient, gpu.asarray(values(4)))], ValueError, r"grads_and_vars\[0\]\[0\] is .*shape \(3,\)"),
         ([(gradient, gpu.asarray(values(3, np.float16)))], TypeError, "variables on a device are float32"),
         ([(gpu.asarray(np.ones(3, np.int32)), one)], TypeError, "int32"),
         ([(gradient, one), (gradient, one)], ValueError, r"grads_and_vars\[1\]\[1\] is the same array"),

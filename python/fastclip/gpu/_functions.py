@@ -138,7 +138,7 @@ def _outputs(argument: _Argument, value: Any, out: Any, is_tensor: bool) -> tupl
     if out is None:
         return None, argument.entry_name
     if out is value:
-        return argument.arrays, argument.entry_name
+        return argument.arrays, lambda index: "out" + argument.entry_name(index)[len(argument.name) :]
     target = _Argument(out, "out", is_tensor)
     if not is_tensor and (argument.tree is not None or target.tree is not None):
         target.walked(out).check_same_structure(argument.walked(value))
@@ -146,8 +146,9 @@ def _outputs(argument: _Argument, value: Any, out: Any, is_tensor: bool) -> tupl
         for name, one, other in (("t_list", argument, target), ("out", target, argument)):
             missing = sorted(set(other.places()) - set(one.places()))
             if missing:
+                taker = "out" if name == argument.name else argument.name
                 raise ValueError(
-                    f"entry {missing[0]} of {name} is None or missing, where the other has an array"
+                    f"entry {missing[0]} of {taker} is an array, where {name} has None or no entry"
                 )
     return target.arrays, target.entry_name
 

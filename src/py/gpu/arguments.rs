@@ -12,7 +12,7 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::type_object::PyTypeInfo;
 use pyo3::types::{PyList, PyTuple};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// The results that a call has allocated; None if the caller has passed them.
@@ -78,23 +78,41 @@ impl<'a, 'py> Arrays<'a, 'py> {
     }
 
     /// Checks the outputs that the caller has passed.
-    fn check_outputs(&self, outputs: &Self) -> PyResult<()> {
+    fn check_outputs(&self, outputs: &Self, out_names: Names<'_, 'py>) -> PyResult<()> {
         let ids: HashMap<_, _> = self.entries.iter().map(|entry| entry.get().id).zip(0..).collect();
-        let mut written = HashSet::new();
+        let mut written = HashMap::new();
         for (at, (input, output)) in self.entries.iter().zip(&outputs.entries).enumerate() {
             let (input, output) = (input.get(), output.get());
             if input.array.element != output.array.element || input.shape != output.shape {
                 return Err(PyValueError::new_err(format!(
-                    "{} has another shape or dtype than its input",
-                    outputs.names.call1((at,))?
+                    "{} is {}; it takes {}, as {} is",
+                    out_names.call1((at,))?,
+                    output.describe(),
+                    input.describe(),
+                    self.names.call1((at,))?
                 )));
             }
+            if output.array.len == 0 {
+                continue;
+            }
             // Arrays never overlap in part.
-            let is_other_input = ids.get(&output.id).is_some_and(|place| *place != at);
-            if !written.insert(output.id) || is_other_input {
+            if let Some(other) = written.insert(output.id, at) {
                 return Err(PyValueError::new_err(format!(
-                    "{} shares memory with another output or input",
-                    outputs.names.call1((at,))?
+                    "{} shares memory with {}; every output takes an array of its own",
+                    out_names.call1((at,))?,
+                    out_names.call1((other,))?
+                )));
+            }
+        }
+        for (at, output) in outputs.entries.iter().enumerate() {
+            let output = output.get();
+            if output.array.len > 0
+                && let Some(other) = ids.get(&output.id).filter(|place| **place != at)
+            {
+                return Err(PyValueError::new_err(format!(
+                    "{} shares memory with {}, which is another entry's input",
+                    out_names.call1((at,))?,
+                    self.names.call1((*other,))?
                 )));
             }
         }
@@ -111,31 +129,34 @@ impl<'a, 'py> Arrays<'a, 'py> {
         let is_input = out.is_some_and(|out| out.is(self.tuple));
         let outputs = out.filter(|_| !is_input).map(|out| Arrays::new(out, out_names)).transpose()?;
         let py = self.names.py();
-        let mut key = Key { arrays: Vec::new(), grouping, order, change };
+        let mut key = Key { arrays: Vec::new(), inputs: self.entries.len(), grouping, order, change };
         key.arrays.extend(self.entries.iter().map(|entry| entry.get().id));
         let is_same = |outputs: &Arrays<'_, '_>| {
             outputs.entries.iter().map(|entry| entry.get().id).eq(key.arrays.iter().copied())
         };
         let is_in_place = change == Change::Nothing || is_input || outputs.as_ref().is_some_and(is_same);
-        if is_in_place && let Some(plan) = known(self.device(), &key)? {
+        if !is_in_place && let Some(outputs) = &outputs {
+            key.arrays.extend(outputs.entries.iter().map(|entry| entry.get().id));
+        }
+        let is_new = !is_in_place && outputs.is_none();
+        if !is_new && let Some(plan) = known(self.device(), &key)? {
             return Ok((plan, None));
         }
         match &outputs {
-            Some(outputs) => self.check_outputs(outputs)?,
-            None if is_input => self.check_outputs(self)?,
+            Some(outputs) => self.check_outputs(outputs, out_names)?,
+            None if is_input => self.check_outputs(self, out_names)?,
             None => {}
         }
         let inputs = self.list();
         let given = if is_in_place { Some(inputs.clone()) } else { outputs.map(|outputs| outputs.list()) };
         detached(py, || {
             let create = |array: &Arc<Array>| Array::new(&array.device, array.element, array.len);
-            let is_new = given.is_none();
             let targets = match given {
                 Some(given) => given,
                 None => inputs.iter().map(create).collect::<Result<_, _>>()?,
             };
             // Results that are new have new numbers: such a plan would never be found again.
-            let plan = make(&inputs[0].device, key, &[&inputs, &targets], is_in_place)?;
+            let plan = make(&inputs[0].device, key, &[&inputs, &targets], !is_new)?;
             Ok((plan, is_new.then_some(targets)))
         })
     }

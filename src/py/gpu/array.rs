@@ -3,7 +3,7 @@
 use crate::gpu::array::{Array, Element};
 use crate::gpu::device::Device;
 use crate::py::arrays::dtypes::{AcceptedDTypes, DTypeCache};
-use crate::py::arrays::view::View;
+use crate::py::arrays::view::{View, format_shape};
 use crate::py::call::{detached, entry_that_reads};
 use crate::scalar::{DType, Scalar};
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -217,6 +217,15 @@ fn arrays_module(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
 }
 
 impl DeviceArray {
+    /// Describes the array for messages.
+    pub(super) fn describe(&self) -> String {
+        format!(
+            "an array on a device of dtype {} and shape {}",
+            self.array.element.name(),
+            format_shape(&self.shape)
+        )
+    }
+
     fn check(&self, view: &View<'_>, name: &str) -> PyResult<()> {
         if element(view.dtype) == Some(self.array.element) && view.size as u64 == self.array.len {
             return Ok(());

@@ -105,9 +105,9 @@ fn read_pairs<'py>(py: Python<'py>, request: &StepRequest) -> PyResult<Vec<Pair<
 fn check_pair(gradient: Option<&DeviceArray>, variable: &DeviceArray, index: usize) -> PyResult<()> {
     if variable.array.element != Element::F32 {
         return Err(PyTypeError::new_err(format!(
-            "{} is an array of dtype {}; variables on a device are float32",
+            "{} is {}; variables on a device are float32",
             VARIABLES.entry(index),
-            variable.array.element.name()
+            variable.describe()
         )));
     }
     let Some(gradient) = gradient else { return Ok(()) };
@@ -125,11 +125,11 @@ fn check_pair(gradient: Option<&DeviceArray>, variable: &DeviceArray, index: usi
     }
     if gradient.shape != variable.shape {
         return Err(PyValueError::new_err(format!(
-            "{} has the shape {:?} where {} has the shape {:?}: the shapes must be the same",
+            "{} is {} where {} is {}: the shapes must be the same",
             GRADIENTS.entry(index),
-            gradient.shape,
+            gradient.describe(),
             VARIABLES.entry(index),
-            variable.shape
+            variable.describe()
         )));
     }
     Ok(())
@@ -216,7 +216,7 @@ fn plan(
     change: Change,
 ) -> Result<Arc<Plan>, crate::gpu::error::GpuError> {
     let arrays = roles.iter().flatten().map(|array| array.id).collect();
-    let key = Key { arrays, grouping, order: Order::Euclidean, change };
+    let key = Key { arrays, inputs: roles[0].len(), grouping, order: Order::Euclidean, change };
     let device = &roles[0][0].device;
     if let Some(plan) = known(device, &key)? {
         return Ok(plan);

@@ -1,8 +1,9 @@
-"""Calls of fastclip's functions with torch tensors where a test passes arrays.
+"""Calls of fastclip's functions with torch tensors or arrays on a device where a test passes arrays.
 
 `install` replaces the functions of ``fastclip``. Inside `recording`, a replaced function turns each array
-of its tensor arguments into a torch tensor over the same memory, and each tensor of the result back into an
-array. Everything else, such as lists of numbers or arrays that torch has no tensor for, is passed as it is.
+of its tensor arguments into a tensor, and each tensor of the result back into an array. Everything else, such
+as lists of numbers or arrays that there is no tensor for, is passed as it is. Torch tensors are over the
+memory of the arrays. Arrays on a device are copies, whose elements are copied back after the call.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -36,6 +37,129 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
 NO_NEGATIVE_STRIDES = "torch has no negative strides"
 
 
+class Refused(Exception):
+    """An array or a call that there are no tensors for, and why."""
+
+
+class Kind(Protocol):
+    """A kind of tensors."""
+
+    def check_call(self, name: str, arguments: dict[str, Any]) -> None:
+        """Raises `Refused` if a call is passed with arrays as a whole."""
+
+    def to_tensor(self, array: Any) -> Any:
+        """Returns a tensor for an array, or raises `Refused`."""
+
+    def to_array(self, tensor: Any) -> Any:
+        """Returns an array for a tensor that a function has returned."""
+
+    def is_tensor(self, value: Any) -> bool:
+        """Whether a value is such a tensor."""
+
+    def norm(self, norm: Any) -> Any:
+        """Returns a norm, or several, as functions return it for arrays."""
+
+    def after_call(self, converted: list[tuple[Any, Any]]) -> None:
+        """Is called with the pairs of arrays and their tensors, also if the call has raised."""
+
+
+class Torch:
+    """Torch tensors over the memory of arrays."""
+
+    def check_call(self, name: str, arguments: dict[str, Any]) -> None:
+        pass
+
+    def to_tensor(self, array: Any) -> Any:
+        try:
+            with warnings.catch_warnings():
+                # torch warns that a read-only array becomes a tensor that can be written.
+                warnings.simplefilter("ignore", UserWarning)
+                tensor = to_torch(array)
+        except (TypeError, ValueError) as error:
+            raise Refused(NO_NEGATIVE_STRIDES if "negative" in str(error) else str(error)) from error
+        assert tensor.data_ptr() == array.ctypes.data or not array.size
+        return tensor
+
+    def to_array(self, tensor: Any) -> Any:
+        return from_torch(tensor)
+
+    def is_tensor(self, value: Any) -> bool:
+        import torch
+
+        return type(value) is torch.Tensor
+
+    def norm(self, norm: Any) -> Any:
+        return norm
+
+    def after_call(self, converted: list[tuple[Any, Any]]) -> None:
+        pass
+
+
+class OnDevice:
+    """Arrays on a device, for the calls that take such."""
+
+    #: The arguments that such calls lack, or take one value of.
+    LACKS = ("comm", "norms")
+    DTYPES = ("float32", "float16", "bfloat16", "int32")
+
+    def check_call(self, name: str, arguments: dict[str, Any]) -> None:
+        if name in ("clip_by_block_rms", "adaptive_clip"):
+            raise Refused("a function that devices lack")
+        given = [argument for argument in self.LACKS if arguments.get(argument) is not None]
+        if given:
+            raise Refused(f"{given[0]}=")
+        if arguments.get("ord", 2) not in (2, np.inf):
+            raise Refused("an order that devices lack")
+        for bound in ("clip_value_min", "clip_value_max", "clip_norm"):
+            if np.ndim(arguments.get(bound, 0)) > 0:
+                raise Refused("a bound that is an array")
+        arrays: dict[int, Any] = {}
+        for argument in FUNCTIONS[name]:
+            if has_slices(arguments.get(argument)):
+                raise Refused("a sparse gradient")
+            for leaf in leaves(arguments.get(argument)):
+                if leaf is None:
+                    continue
+                if argument == "out" and isinstance(leaf, np.ndarray) and not leaf.flags.writeable:
+                    raise Refused("an output that is read-only")
+                if type(leaf) is not np.ndarray or not self._has_type(leaf.dtype):
+                    raise Refused("an entry that is no array of a type that devices have")
+                if leaf.dtype == np.int32 and name != "clip_by_value":
+                    raise Refused("integers")
+                arrays[id(leaf)] = leaf
+        shared = list(arrays.values())
+        if any(np.shares_memory(a, b) for i, a in enumerate(shared) for b in shared[:i]):
+            raise Refused("arrays that share memory")
+
+    def _has_type(self, dtype: Any) -> bool:
+        return dtype.isnative and dtype.name in self.DTYPES
+
+    def to_tensor(self, array: Any) -> Any:
+        from fastclip import gpu
+
+        return gpu.asarray(array)
+
+    def to_array(self, tensor: Any) -> Any:
+        return tensor.numpy()
+
+    def is_tensor(self, value: Any) -> bool:
+        from fastclip import gpu
+
+        return type(value) is gpu.DeviceArray
+
+    def norm(self, norm: Any) -> Any:
+        from fastclip import gpu
+
+        if isinstance(norm, list):
+            return np.array([self.norm(entry) for entry in norm], np.float32 if not norm else None)
+        return np.asarray(norm)[()] if isinstance(norm, gpu.DeviceNorm) else norm
+
+    def after_call(self, converted: list[tuple[Any, Any]]) -> None:
+        for array, tensor in converted:
+            if array.flags.writeable:
+                np.copyto(array, tensor.numpy())
+
+
 @dataclass
 class Record:
     """What was passed to the functions.
@@ -53,6 +177,7 @@ class Record:
 
 
 _record: Record | None = None
+_kind: Kind
 
 
 @contextlib.contextmanager
@@ -66,8 +191,10 @@ def recording() -> Iterator[Record]:
         _record = None
 
 
-def install() -> None:
+def install(kind: Kind) -> None:
     """Replaces the functions of fastclip. Tests may hold on to them from their import on."""
+    global _kind
+    _kind = kind
     for name in FUNCTIONS:
         function = getattr(fastclip, name)
         if not hasattr(function, "takes_arrays_as_tensors"):
@@ -86,18 +213,26 @@ def _replacement(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             bound = signature.bind(*positional, **named)
         except TypeError:
             return function(*positional, **named)
+        try:
+            _kind.check_call(name, bound.arguments)
+        except Refused as reason:
+            record.refused.add(str(reason))
+            return function(*positional, **named)
         conversion = Conversion(record, bound.arguments.get("out"))
         for argument in FUNCTIONS[name]:
             if argument in bound.arguments:
                 bound.arguments[argument] = conversion.to_tensors(bound.arguments[argument])
-        result = function(*bound.args, **bound.kwargs)
+        try:
+            result = function(*bound.args, **bound.kwargs)
+        finally:
+            _kind.after_call(conversion.pairs())
         if name in ("global_norm", "tensor_norms"):
-            return result
+            return _kind.norm(result)
         inputs = bound.arguments["t" if "t" in FUNCTIONS[name] else FUNCTIONS[name][-2]]
         if name == "clip_by_global_norm":
             clipped, norm = result
             assert type(result) is tuple
-            return conversion.to_arrays(clipped, inputs), norm
+            return conversion.to_arrays(clipped, inputs), _kind.norm(norm)
         return conversion.to_arrays(result, inputs)
 
     call.takes_arrays_as_tensors = True  # type: ignore[attr-defined]
@@ -141,7 +276,7 @@ class Conversion:
         return value
 
     def _to_tensor(self, array: Any) -> Any:
-        """Returns a tensor over the memory of an array, or the array if torch has no such tensor."""
+        """Returns a tensor for an array, or the array if there is no such tensor."""
         if not array.flags.writeable and id(array) in self.written:
             # Tensors cannot be read-only.
             self.record.refused.add("read-only output")
@@ -150,16 +285,16 @@ class Conversion:
             self.record.refused.add("byte order")
             return array
         try:
-            with warnings.catch_warnings():
-                # torch warns that a read-only array becomes a tensor that can be written.
-                warnings.simplefilter("ignore", UserWarning)
-                tensor = to_torch(array)
-        except (TypeError, ValueError) as error:
-            self.record.refused.add(NO_NEGATIVE_STRIDES if "negative" in str(error) else str(error))
+            tensor = _kind.to_tensor(array)
+        except Refused as reason:
+            self.record.refused.add(str(reason))
             return array
-        assert tensor.data_ptr() == array.ctypes.data or not array.size
         self.record.tensors += 1
         return tensor
+
+    def pairs(self) -> list[tuple[Any, Any]]:
+        """Returns the arrays that were converted, with their tensors."""
+        return [pair for pair in self.converted.values() if _kind.is_tensor(pair[1])]
 
     def to_arrays(self, result: Any, inputs: Any) -> Any:
         """Returns a result with arrays in place of tensors, and checks that each is of its input's kind."""
@@ -169,8 +304,8 @@ class Conversion:
     def _check_kinds(self, result: Any, given: Any) -> None:
         if id(result) in self.originals or id(result) in self.written:
             return  # an output of the caller's, which may be of another kind than its input
-        if _is_tensor(given):
-            assert _is_tensor(result), f"{type(result)} for a tensor"
+        if _kind.is_tensor(given):
+            assert _kind.is_tensor(result), f"{type(result)} for a tensor"
         elif isinstance(result, fastclip.IndexedSlices):
             self._check_kinds(result.values, given.values)
         elif type(result) is list:
@@ -180,14 +315,14 @@ class Conversion:
             for key, entry in result.items():
                 self._check_kinds(entry, given[key])
         else:
-            assert not _is_tensor(result), f"a tensor for {type(given)}"
+            assert not _kind.is_tensor(result), f"a tensor for {type(given)}"
 
     def _to_arrays(self, value: Any) -> Any:
         if id(value) in self.originals:
             return self.originals[id(value)]
         kind = type(value)
-        if _is_tensor(value):
-            return from_torch(value)
+        if _kind.is_tensor(value):
+            return _kind.to_array(value)
         if kind is fastclip.IndexedSlices:
             return fastclip.IndexedSlices(self._to_arrays(value.values), value.indices, value.dense_shape)
         if kind is list or kind is tuple:
@@ -197,10 +332,13 @@ class Conversion:
         return value
 
 
-def _is_tensor(value: Any) -> bool:
-    import torch
-
-    return type(value) is torch.Tensor
+def has_slices(value: Any) -> bool:
+    """Whether nested lists, tuples and dicts have IndexedSlices."""
+    if type(value) is dict:
+        return any(has_slices(entry) for entry in value.values())
+    if type(value) in (list, tuple):
+        return any(has_slices(entry) for entry in value)
+    return isinstance(value, fastclip.IndexedSlices)
 
 
 def leaves(value: Any) -> Iterator[Any]:
