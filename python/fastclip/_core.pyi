@@ -10,6 +10,7 @@ from fastclip.gpu import Device
 __all__ = [
     "CallerSlots",
     "DeviceArray",
+    "DeviceCopies",
     "DeviceNorms",
     "DeviceSlots",
     "GpuUnavailableError",
@@ -43,10 +44,13 @@ __all__ = [
     "gpu_clamp",
     "gpu_clip",
     "gpu_clip_by_known_norm",
+    "gpu_enable_timing",
     "gpu_free_cached_memory",
     "gpu_norms",
     "gpu_run",
+    "gpu_seconds",
     "gpu_statistics",
+    "gpu_synchronize",
     "is_plain",
     "is_same_memory",
     "isa_detected",
@@ -223,7 +227,8 @@ class DeviceArray:
     def numpy(self) -> npt.NDArray[Any]: ...
     def copy_from(self, source: npt.ArrayLike) -> None: ...
     def __len__(self) -> int: ...
-    def __array__(self, *args: Any, **options: Any) -> NoReturn: ...
+    # Raises. With another result than an array, type checkers do not take it for something NumPy converts.
+    def __array__(self, *args: Any, **options: Any) -> None: ...
     def __reduce__(self) -> NoReturn: ...
     @staticmethod
     def _from_host(array: npt.NDArray[Any], index: int) -> DeviceArray: ...
@@ -285,3 +290,11 @@ def gpu_clamp(
 def gpu_run(
     source: str, list: _DeviceArrays, workgroups: Sequence[int], entry_point: str, names: _NameOf
 ) -> None: ...
+def gpu_synchronize(index: int) -> None: ...
+def gpu_enable_timing(index: int, is_enabled: bool) -> bool: ...
+def gpu_seconds(index: int) -> float: ...
+
+@final
+class DeviceCopies:
+    def __new__(cls, index: int, nbytes: int) -> Self: ...
+    def copy(self, by_kernel: bool) -> None: ...

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Buffer, TypeVar
 
+from fastclip._core import DeviceArray
 from fastclip._indexed_slices import IndexedSlices
 from fastclip._variables.variable import Variable
 
@@ -49,6 +50,7 @@ __all__ = [
     "TorchTensor",
     "Trainable",
     "Trainables",
+    "Updated",
     "VariableT",
 ]
 
@@ -122,13 +124,13 @@ class TensorFlowTensor(Protocol):
     def shape(self) -> _TensorShape: ...
 
 
-#: A tensor whose results are tensors of the same library.
-Tensor: TypeAlias = "np.ndarray[Any, Any] | TorchTensor[Any] | JaxArray[Any] | TensorFlowTensor"
+#: A tensor whose results are tensors of the same library, or arrays on the same device.
+Tensor: TypeAlias = "np.ndarray[Any, Any] | TorchTensor[Any] | JaxArray[Any] | TensorFlowTensor | DeviceArray"
 
 #: The type of results, for a tensor of torch or JAX.
 ResultT = TypeVar("ResultT")
 #: What the result has the same type as.
-SameT = TypeVar("SameT", bound="TensorFlowTensor | IndexedSlices")
+SameT = TypeVar("SameT", bound="TensorFlowTensor | IndexedSlices | DeviceArray")
 #: What the result is written to.
 OutT = TypeVar("OutT", bound="Tensor | IndexedSlices | Buffer")
 
@@ -175,6 +177,8 @@ Tensors: TypeAlias = (
 
 #: What can be differentiated by. Optimizers update any other writable buffer too.
 Trainable: TypeAlias = "Variable | np.ndarray[Any, Any] | TorchTensor[Any]"
+#: What an optimizer updates.
+Updated: TypeAlias = "Trainable | Buffer | DeviceArray"
 VariableT = TypeVar("VariableT", bound="Variable | np.ndarray[Any, Any]")
 _T = TypeVar("_T")
 _Several: TypeAlias = "Sequence[_T] | ValuesView[_T] | Iterator[_T] | Mapping[Any, _T]"

@@ -80,7 +80,7 @@ pub(super) fn submit(
 ) -> Result<(), GpuError> {
     device.scoped(|| {
         let mut encoder = device.handle.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        record(&mut encoder);
+        device.timing.record(&mut encoder, record);
         device.submit(encoder.finish());
     })
 }

@@ -4,6 +4,8 @@ use super::arena::{Arena, Range};
 use super::error::GpuError;
 use super::kernels::Kernels;
 use super::plan::Plans;
+use super::shader::Shaders;
+use super::timing::{self, Timing};
 use crate::engine::process::generation;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -36,6 +38,19 @@ pub struct Adapter {
     handle: wgpu::Adapter,
 }
 
+impl Adapter {
+    fn new(handle: wgpu::Adapter) -> Self {
+        let info = handle.get_info();
+        Self {
+            name: info.name,
+            backend: info.backend.to_str().to_owned(),
+            driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
+            is_software: info.device_type == wgpu::DeviceType::Cpu,
+            handle,
+        }
+    }
+}
+
 /// Locks a mutex. A panic of another thread leaves no state half-changed here.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -62,19 +77,7 @@ fn opened() -> Result<&'static Opened, GpuError> {
         descriptor.flags = wgpu::InstanceFlags::empty();
         let instance = wgpu::Instance::new(descriptor);
         let found = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
-        let mut adapters: Vec<_> = found
-            .into_iter()
-            .map(|adapter| {
-                let info = adapter.get_info();
-                Adapter {
-                    name: info.name,
-                    backend: info.backend.to_str().to_owned(),
-                    driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
-                    is_software: info.device_type == wgpu::DeviceType::Cpu,
-                    handle: adapter,
-                }
-            })
-            .collect();
+        let mut adapters: Vec<_> = found.into_iter().map(Adapter::new).collect();
         // Hardware first, and among it discrete devices.
         adapters.sort_by_key(|adapter| match adapter.handle.get_info().device_type {
             wgpu::DeviceType::DiscreteGpu => 0,
@@ -125,6 +128,10 @@ pub struct Device {
     staging: Mutex<Option<[wgpu::Buffer; 2]>>,
     /// What was done on this device.
     pub statistics: Statistics,
+    /// How long submissions take.
+    pub timing: Timing,
+    /// Shaders of the caller that were compiled so far.
+    pub(super) shaders: Mutex<Shaders>,
 }
 
 impl Device {
@@ -146,7 +153,7 @@ impl Device {
         let limits = adapter.handle.limits();
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("fastclip"),
-            required_features: wgpu::Features::empty(),
+            required_features: adapter.handle.features() & timing::FEATURES,
             required_limits: limits.clone(),
             ..Default::default()
         };
@@ -157,7 +164,20 @@ impl Device {
         Ok(device)
     }
 
-    /// Uses a device and a queue that the caller has opened.
+    /// Uses a device and a queue that the caller has opened on an adapter, with the limits of that device. Arrays are in
+    /// buffers of fastclip ([`Array::ranges`](super::array::Array)), which the caller's commands may use in the order
+    /// of submission. The callbacks of the device for its loss and for errors that no scope captures are replaced.
+    #[must_use]
+    pub fn of_caller(adapter: wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue) -> Arc<Self> {
+        Arc::new(Self::new(Adapter::new(adapter), device, queue))
+    }
+
+    /// Returns the device and the queue, for commands of the caller.
+    #[must_use]
+    pub fn handles(&self) -> (&wgpu::Device, &wgpu::Queue) {
+        (&self.handle, &self.queue)
+    }
+
     fn new(adapter: Adapter, device: wgpu::Device, queue: wgpu::Queue) -> Self {
         let limits = device.limits();
         let lost = Arc::new(OnceLock::new());
@@ -184,6 +204,8 @@ impl Device {
             order: Mutex::new(()),
             staging: Mutex::new(None),
             statistics: Statistics::default(),
+            timing: Timing::default(),
+            shaders: Mutex::default(),
         }
     }
 
@@ -261,10 +283,11 @@ impl Device {
         }
     }
 
-    /// Releases memory that no array uses, and the tables of past calls.
+    /// Releases memory that no array uses, and what past calls have left for later ones: tables and shaders.
     pub fn free_cached_memory(&self) {
         if self.generation == generation() {
             lock(&self.plans).clear();
+            lock(&self.shaders).clear();
             lock(&self.arena).release_empty();
             *lock(&self.staging) = None;
             // Buffers are released when the commands that use them are done.
@@ -289,8 +312,20 @@ impl Device {
         self.queue.write_buffer(buffer, 0, data);
     }
 
+    /// Waits until all that was submitted is done.
+    ///
+    /// # Errors
+    ///
+    /// If the device is lost.
+    pub fn wait(&self) -> Result<(), GpuError> {
+        self.check()?;
+        let polled = self.handle.poll(wgpu::PollType::wait_indefinitely());
+        self.check()?;
+        polled.map(drop).map_err(|error| GpuError::Driver(error.to_string()))
+    }
+
     /// Waits until a buffer is mapped.
-    fn map(&self, buffer: &wgpu::Buffer, bytes: u64, mode: wgpu::MapMode) -> Result<(), GpuError> {
+    pub(super) fn map(&self, buffer: &wgpu::Buffer, bytes: u64, mode: wgpu::MapMode) -> Result<(), GpuError> {
         let answer = Arc::new(OnceLock::new());
         let set = Arc::clone(&answer);
         buffer.slice(..bytes).map_async(mode, move |result| {
@@ -411,14 +446,46 @@ fn pieces(ranges: &[Range], len: usize) -> impl Iterator<Item = Piece<'_>> {
 mod tests {
     use super::*;
     use crate::gpu::array::{Array, Element};
+    use crate::gpu::clip::{OnNonFinite, clip};
+    use crate::gpu::plan::{Change, Grouping, Key, Order, make};
 
-    /// Opens a device of its own; None if there is no adapter.
+    /// Opens a device as a caller would; None if there is no adapter.
     fn open() -> Option<Arc<Device>> {
-        let adapter = adapters().ok()?.first()?.clone();
-        let descriptor =
-            wgpu::DeviceDescriptor { required_limits: adapter.handle.limits(), ..Default::default() };
-        let (handle, queue) = pollster::block_on(adapter.handle.request_device(&descriptor)).ok()?;
-        Some(Arc::new(Device::new(adapter, handle, queue)))
+        let adapter = adapters().ok()?.first()?.handle.clone();
+        let descriptor = wgpu::DeviceDescriptor { required_limits: adapter.limits(), ..Default::default() };
+        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).ok()?;
+        Some(Device::of_caller(adapter, device, queue))
+    }
+
+    #[test]
+    fn arrays_that_commands_of_the_caller_have_written_are_clipped() {
+        let Some(device) = open() else { return };
+        let arrays = [Array::new(&device, Element::F32, 2).unwrap()];
+        let (handle, queue) = device.handles();
+        let mut encoder = handle.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let range = &arrays[0].ranges[0];
+        let gradient = handle.create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size: 8,
+            usage: wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        queue.write_buffer(&gradient, 0, bytemuck::cast_slice(&[30.0_f32, -40.0]));
+        encoder.copy_buffer_to_buffer(&gradient, 0, &range.block.buffer, range.offset, Some(8));
+        queue.submit([encoder.finish()]);
+        let key = Key {
+            arrays: vec![arrays[0].id],
+            inputs: 1,
+            grouping: Grouping::Global,
+            order: Order::Euclidean,
+            change: Change::Scale,
+        };
+        let plan = make(&device, key, &[&arrays, &arrays], true).unwrap();
+        let norms = clip(&device, &plan, &[5.0], OnNonFinite::Propagate).unwrap();
+        assert_eq!(norms.values().unwrap(), [50.0]);
+        let mut clipped = [0.0_f32; 2];
+        arrays[0].download(bytemuck::cast_slice_mut(&mut clipped)).unwrap();
+        assert_eq!(clipped, [3.0, -4.0]);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! - [`clip`]: norms and clipping. One call is one submission.
 //! - [`step`]: steps of optimizers.
 //! - [`shader`]: shaders of the caller.
+//! - [`timing`], [`bandwidth`]: how long submissions take, and how fast a device copies, for benchmarks.
 //! - [`kernels`]: the arithmetic, one WGSL file a kernel.
 //!
 //! Nothing is opened before the first use. Devices are never closed: drivers may crash when they are closed at the end
@@ -14,6 +15,7 @@
 
 pub mod arena;
 pub mod array;
+pub mod bandwidth;
 pub mod clip;
 pub mod device;
 pub mod error;
@@ -22,3 +24,4 @@ pub mod norms;
 pub mod plan;
 pub mod shader;
 pub mod step;
+pub mod timing;

@@ -3,8 +3,42 @@
 use super::array::Array;
 use super::device::{Device, lock};
 use super::error::GpuError;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+
+/// Most shaders that are kept.
+const MOST_SHADERS: usize = 256;
+
+/// Compiled shaders by their source and entry point.
+pub type Shaders = HashMap<(String, String), wgpu::ComputePipeline>;
+
+/// Returns a shader that is ready to run. The first call with it compiles it.
+fn pipeline(device: &Device, source: &str, entry_point: &str) -> Result<wgpu::ComputePipeline, GpuError> {
+    let key = (source.to_owned(), entry_point.to_owned());
+    if let Some(pipeline) = lock(&device.shaders).get(&key) {
+        return Ok(pipeline.clone());
+    }
+    let pipeline = device.scoped(|| {
+        let module = device.handle.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label: Some("shader"),
+            source: wgpu::ShaderSource::Wgsl(source.into()),
+        });
+        device.handle.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some("shader"),
+            layout: None,
+            module: &module,
+            entry_point: Some(entry_point),
+            compilation_options: wgpu::PipelineCompilationOptions::default(),
+            cache: None,
+        })
+    })?;
+    let mut shaders = lock(&device.shaders);
+    if shaders.len() >= MOST_SHADERS {
+        shaders.clear();
+    }
+    shaders.insert(key, pipeline.clone());
+    Ok(pipeline)
+}
 
 /// Runs a shader. Array `i` is bound as `@group(0) @binding(i) var<storage, read_write>`, without what follows it in its
 /// buffer.
@@ -45,22 +79,7 @@ pub fn run(
         GpuError::Driver(message) => GpuError::Shader(message),
         other => other,
     };
-    let pipeline = device
-        .scoped(|| {
-            let module = device.handle.create_shader_module(wgpu::ShaderModuleDescriptor {
-                label: Some("shader"),
-                source: wgpu::ShaderSource::Wgsl(source.into()),
-            });
-            device.handle.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                label: Some("shader"),
-                layout: None,
-                module: &module,
-                entry_point: Some(entry_point),
-                compilation_options: wgpu::PipelineCompilationOptions::default(),
-                cache: None,
-            })
-        })
-        .map_err(invalid)?;
+    let pipeline = pipeline(device, source, entry_point).map_err(invalid)?;
     device
         .scoped(|| {
             let entries: Vec<_> = (0_u32..)
@@ -86,12 +105,12 @@ pub fn run(
             });
             let mut encoder =
                 device.handle.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            {
+            device.timing.record(&mut encoder, |encoder| {
                 let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
                 pass.set_pipeline(&pipeline);
                 pass.set_bind_group(0, &group, &[]);
                 pass.dispatch_workgroups(workgroups[0], workgroups[1], workgroups[2]);
-            }
+            });
             device.submit(encoder.finish());
         })
         .map_err(invalid)

@@ -53,7 +53,10 @@ mod _core {
     use super::gpu::clip::{DeviceNorms, gpu_clamp, gpu_clip, gpu_clip_by_known_norm, gpu_norms};
     #[cfg(feature = "gpu")]
     #[pymodule_export]
-    use super::gpu::device::{gpu_adapters, gpu_free_cached_memory, gpu_run, gpu_statistics};
+    use super::gpu::device::{
+        DeviceCopies, gpu_adapters, gpu_enable_timing, gpu_free_cached_memory, gpu_run, gpu_seconds,
+        gpu_statistics, gpu_synchronize,
+    };
     #[cfg(feature = "gpu")]
     #[pymodule_export]
     use super::gpu::slots::DeviceSlots;

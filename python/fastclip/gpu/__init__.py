@@ -11,7 +11,7 @@ if not hasattr(_core, "DeviceArray"):
     raise ImportError("this build of fastclip has no GPU path: it was compiled without the feature 'gpu'")
 
 from fastclip._core import DeviceArray, GpuUnavailableError
-from fastclip.gpu._arrays import Device, asarray, devices, free_cached_memory, statistics
+from fastclip.gpu._arrays import Device, asarray, devices, free_cached_memory, statistics, synchronize
 from fastclip.gpu._functions import DeviceNorm, run
 
 __all__ = [
@@ -24,4 +24,5 @@ __all__ = [
     "free_cached_memory",
     "run",
     "statistics",
+    "synchronize",
 ]

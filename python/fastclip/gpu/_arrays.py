@@ -178,6 +178,22 @@ def statistics(device: Device | None = None) -> dict[str, int]:
     return dict(zip(names, _core.gpu_statistics(_chosen(device)._index), strict=True))
 
 
+def synchronize(device: Device | None = None) -> None:
+    """Wait until a device has done all work that was submitted to it.
+
+    Parameters
+    ----------
+    device : Device, optional
+        The first of :func:`devices` by default.
+
+    Raises
+    ------
+    GpuUnavailableError
+        If the device is lost.
+    """
+    _core.gpu_synchronize(_chosen(device)._index)
+
+
 def free_cached_memory(device: Device | None = None) -> None:
     """Release the memory of a device that no array uses, and the tables of past calls."""
     _core.gpu_free_cached_memory(_chosen(device)._index)

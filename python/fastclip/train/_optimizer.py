@@ -58,6 +58,7 @@ if TYPE_CHECKING:
         TorchTensor,
         Trainable,
         Trainables,
+        Updated,
         VariableT,
     )
     from fastclip._variables.variable import Variable
@@ -412,7 +413,7 @@ class Optimizer:
 
     def apply_gradients(
         self,
-        grads_and_vars: Iterable[tuple[Gradient | None, Trainable | Buffer]],
+        grads_and_vars: Iterable[tuple[Gradient | None, Updated]],
         global_step: npt.NDArray[np.integer[Any]] | Variable | None = None,
         name: str | None = None,
     ) -> None:
@@ -566,7 +567,7 @@ class Optimizer:
         """Return the name of the optimizer."""
         return self._name
 
-    def get_slot(self, var: Trainable | Buffer, name: str) -> _Array | None:
+    def get_slot(self, var: Updated, name: str) -> Any:
         """Return a slot of a variable: an array that the optimizer keeps for it.
 
         Parameters
@@ -587,8 +588,7 @@ class Optimizer:
             slots = self._slots.get(array) if self._state.has_memory_of(array) else None
         if slots is None or name not in self._slot_names:
             return None
-        slot: _Array = slots[self._slot_names.index(name)]
-        return slot
+        return slots[self._slot_names.index(name)]
 
     def get_slot_names(self) -> list[str]:
         """Return the sorted names of the slots. The list is empty before the first step."""
@@ -764,7 +764,7 @@ class Optimizer:
     def load_state_dict(
         self,
         state_dict: Mapping[str, Any],
-        var_list: Iterable[Trainable | Buffer] | None = None,
+        var_list: Iterable[Updated] | None = None,
         prefix: str = "",
     ) -> None:
         """Replace the optimizer's state by one that :meth:`state_dict` returned.

@@ -1,6 +1,7 @@
 //! Devices: which there are, what they have done, and shaders of the caller.
 
 use super::arguments::Arrays;
+use crate::gpu::bandwidth::Copies;
 use crate::gpu::device::{Adapter, Device, adapters};
 use crate::gpu::shader;
 use crate::py::call::{detached, entry_that_reads};
@@ -59,4 +60,50 @@ pub fn gpu_run(
         let (device, list) = (arrays.device(), arrays.list());
         detached(py, || Ok(shader::run(device, source, &list, workgroups, entry_point)?))
     })
+}
+
+/// Waits until all that was submitted to the device at `index` is done.
+#[pyfunction]
+pub fn gpu_synchronize(py: Python<'_>, index: usize) -> PyResult<()> {
+    entry_that_reads(py, || detached(py, || Ok(Device::open(index)?.wait()?)))
+}
+
+/// Begins or ends to record how long submissions to the device at `index` take. Returns false if it cannot.
+#[pyfunction]
+pub fn gpu_enable_timing(py: Python<'_>, index: usize, is_enabled: bool) -> PyResult<bool> {
+    entry_that_reads(py, || {
+        detached(py, || {
+            let device = Device::open(index)?;
+            Ok(device.timing.enable(&device, is_enabled)?)
+        })
+    })
+}
+
+/// Returns the seconds that the last submission took, by the clock of the device at `index`.
+#[pyfunction]
+pub fn gpu_seconds(py: Python<'_>, index: usize) -> PyResult<f64> {
+    entry_that_reads(py, || {
+        detached(py, || {
+            let device = Device::open(index)?;
+            Ok(device.timing.seconds(&device)?)
+        })
+    })
+}
+
+/// Buffers to copy from and to, for benchmarks.
+#[pyclass(frozen, module = "fastclip._core")]
+pub struct DeviceCopies(Copies);
+
+#[pymethods]
+impl DeviceCopies {
+    /// Takes the index of the device, and the size of what is copied.
+    #[new]
+    fn new(py: Python<'_>, index: usize, nbytes: u64) -> PyResult<Self> {
+        entry_that_reads(py, || Ok(Self(detached(py, || Ok(Copies::new(&Device::open(index)?, nbytes)?))?)))
+    }
+
+    /// Submits the copy.
+    fn copy(&self, py: Python<'_>, by_kernel: bool) -> PyResult<()> {
+        entry_that_reads(py, || detached(py, || Ok(self.0.copy(by_kernel)?)))
+    }
 }

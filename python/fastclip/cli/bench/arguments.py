@@ -13,7 +13,8 @@ from fastclip.cli.option_checks import check_at_least, check_directory_exists
 _DESCRIPTION = """\
 Time gradient clipping in fastclip and in other libraries ("peers"), on tensors with
 the shapes of real models, and compare it with the limit: the time this machine needs
-to move the same bytes. With --train, time optimizer steps with and without clipping.
+to move the same bytes. With --train, time optimizer steps with and without clipping. With
+--gpu, time arrays that are on a graphics processor.
 
 All contenders run in one process, in turns: each round runs each of them once, in
 rotating order. The result is the median over the rounds. In-place rows restore the
@@ -42,6 +43,11 @@ variables and slots are float32):
   resnet50       clip by global norm + AdamW; all other optimizers, without clipping
   many, mlp      clip by global norm + AdamW
 
+cases of --gpu (rows have names such as gpt2/clip/f32/device, with the clock: that of the
+device, from the beginning to the end of the work there, or that of the host):
+  gpt2, resnet50, many, mlp  clip by global norm, in place; the same and AdamW
+  25.6M                      a copy to the device, and one from it
+
 peers of clipping:
   numpy    NumPy, with straightforward expressions
   expert   NumPy, with the fastest functions: np.vdot, np.multiply(out=)
@@ -53,6 +59,8 @@ peers of --train:
   numpy          NumPy, with straightforward expressions, out of place
   torch          clip_grad_norm_, and AdamW or SGD with fused=True
   torch-foreach  the same with foreach=True
+peers of --gpu:
+  torch          with CUDA, if it has it: clip_grad_norm_(foreach=True), AdamW(fused=True)
 Rows of layers and many-torch are also compared with fastclip-list: fastclip with the
 same arrays in a list.
 Rows of float16 or bfloat16 gradients are also compared with fastclip-f32: fastclip with
@@ -63,7 +71,9 @@ limit:
   Clipping: a pass that reads the gradients, for their norm, and a pass that scales them
   in place or copies them. --train: a pass that reads the gradients, for their norm, if
   they are clipped; a pass that reads them again; and a pass that reads and writes as
-  many bytes as variables and slots have.
+  many bytes as variables and slots have. --gpu: the faster of a copy by the driver and
+  one by a kernel, of half as many bytes as the work reads and writes; of transfers, a
+  copy in the memory of the host.
 
 exit codes:
   0    done
@@ -79,6 +89,7 @@ examples:
   fastclip bench --case 'many/f32/in-place/*' --json -
   fastclip bench --check --json results.json --plot results.png
   fastclip bench --train --case gpt2 --case 'resnet50/ftrl/*'
+  FASTCLIP_GPU_SOFTWARE=1 fastclip bench --gpu --case many
 """
 
 
@@ -88,6 +99,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.add_argument(
         "--train", action="store_true", help="time optimizer steps, with and without clipping"
+    )
+    parser.add_argument(
+        "--gpu",
+        action="store_true",
+        help="time clipping and optimizer steps of arrays on a graphics processor",
     )
     parser.add_argument("--quick", action="store_true", help="few rows and few rounds: takes less than 30 s")
     parser.add_argument(

@@ -28,7 +28,7 @@ __all__ = ["add_arguments", "run"]
 
 def run(args: argparse.Namespace) -> int:
     """Measure the selected rows and print the results."""
-    suite = TRAINING if args.train else CLIPPING
+    suite = _suite(args)
     rows, process_cases = _select(args, suite)
     if args.list:
         print_result("\n".join([*(row.name for row in rows), *process_cases]))
@@ -37,6 +37,20 @@ def run(args: argparse.Namespace) -> int:
     check_usage(args)
     with fastclip.threads(args.threads or fastclip.get_num_threads()):
         return _measure(args, suite, rows, process_cases, peers)
+
+
+def _suite(args: argparse.Namespace) -> AnySuite:
+    """Return the suite that the options select."""
+    if not args.gpu:
+        return TRAINING if args.train else CLIPPING
+    if args.train:
+        raise CommandError("--gpu: rows with optimizer steps are among its own; leave out --train")
+    try:
+        # Imported here because builds without the GPU path lack the module that it needs.
+        from fastclip.cli.bench.device.suite import DEVICE
+    except ImportError as error:
+        raise CommandError(f"--gpu: {error}") from None
+    return DEVICE
 
 
 def _measure(

@@ -54,6 +54,7 @@ def write_results(
             "machine": machine,
             "settings": {
                 "train": args.train,
+                "gpu": args.gpu,
                 "size": args.size,
                 "threads": config["threads"],
                 "peers": peers,

@@ -1,0 +1,1 @@
+"""The rows of ``fastclip bench --gpu``: arrays that are on a graphics processor."""
