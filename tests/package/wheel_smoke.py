@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -35,6 +36,12 @@ def main() -> None:
     optimizer.apply_gradients([(np.float32([30.0, 0.0, -40.0]), weights)])
     np.testing.assert_allclose(weights.value, [-0.5, 0.0, 0.5], rtol=1e-6)
     assert optimizer.last_norm == 50.0
+
+    # Libraries of the system for graphics processors are neither linked nor opened before they are used.
+    maps = Path("/proc/self/maps")
+    assert not maps.exists() or "vulkan" not in maps.read_text()
+    size = Path(fastclip._core.__file__).stat().st_size / 2**20
+    assert size < 10, f"the module has {size:.1f} MiB"
 
     config = fastclip.config()
     print(f"fastclip {config['version']} ({config['isa']}, {config['threads']} threads)", end=" ")
