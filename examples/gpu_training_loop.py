@@ -17,7 +17,7 @@ digits = load_digits()
 images = (digits.data[:1536] / 16).astype(np.float32)
 labels = digits.target[:1536].astype(np.int32)
 
-# One thread for each image of a batch: the hidden layer, the softmax, and the derivatives by the sums of both.
+# One thread for each image of a batch: hidden layer, softmax, and the derivatives by the sums of both layers.
 FORWARD = f"""
 @group(0) @binding(0) var<storage, read_write> images: array<f32>;
 @group(0) @binding(1) var<storage, read_write> labels: array<i32>;
