@@ -12,6 +12,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from support import devices
+
 # Plots are drawn to files, also on machines without a screen.
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -58,6 +60,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     functions = Path(__file__).parent / "functions"
     if config.getoption("--tensors") != "numpy" and not any(functions in item.path.parents for item in items):
         raise pytest.UsageError("--tensors is for the tests of tests/functions, none of which is selected")
+    gpu_examples = [item for item in items if "fastclip/gpu/" in item.path.as_posix()]
+    if gpu_examples and (lacks := devices.what_is_missing()):
+        for item in gpu_examples:
+            item.add_marker(pytest.mark.skip(reason=lacks))
     for item in items:
         if item.get_closest_marker("interop") and not _marked_libraries(item):
             raise pytest.UsageError(f'{item.nodeid}: interop names its libraries, as in interop("torch")')

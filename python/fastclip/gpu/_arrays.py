@@ -63,6 +63,12 @@ def devices(allow_software: bool = False) -> list[Device]:
     -------
     list of Device
         The faster kinds of devices first. Empty if there is none.
+
+    Examples
+    --------
+    >>> from fastclip import gpu
+    >>> [device.backend for device in gpu.devices()]
+    ['vulkan'...]
     """
     allow = allow_software or os.environ.get("FASTCLIP_GPU_SOFTWARE") == "1"
     return [device for device in _all_devices() if allow or not device.is_software]
@@ -124,6 +130,18 @@ def asarray(x: npt.ArrayLike | DeviceArray, device: Device | None = None) -> Dev
         If `x` has elements of another type.
     MemoryError
         If the memory of the device is full.
+
+    Examples
+    --------
+    >>> import fastclip
+    >>> import numpy as np
+    >>> from fastclip import gpu
+    >>> gradient = gpu.asarray(np.array([30.0, -40.0], np.float32))
+    >>> _, norm = fastclip.clip_by_global_norm([gradient], 5.0, out=[gradient])
+    >>> norm.item()
+    50.0
+    >>> gradient.numpy()
+    array([ 3., -4.], dtype=float32)
     """
     if isinstance(x, DeviceArray):
         if device is not None and device != x.device:
@@ -173,6 +191,17 @@ def statistics(device: Device | None = None) -> dict[str, int]:
     dict
         ``submissions`` to the device, ``uploaded_bytes`` and ``downloaded_bytes`` (tables and scalars
         included), and ``allocated_bytes``, the size of the buffers that arrays lie in.
+
+    Raises
+    ------
+    GpuUnavailableError
+        If there is no device, or this process was forked from one that uses it.
+
+    Examples
+    --------
+    >>> from fastclip import gpu
+    >>> sorted(gpu.statistics())
+    ['allocated_bytes', 'downloaded_bytes', 'submissions', 'uploaded_bytes']
     """
     names = ("submissions", "uploaded_bytes", "downloaded_bytes", "allocated_bytes")
     return dict(zip(names, _core.gpu_statistics(_chosen(device)._index), strict=True))
@@ -190,10 +219,31 @@ def synchronize(device: Device | None = None) -> None:
     ------
     GpuUnavailableError
         If the device is lost.
+
+    Examples
+    --------
+    >>> from fastclip import gpu
+    >>> gpu.synchronize()
     """
     _core.gpu_synchronize(_chosen(device)._index)
 
 
 def free_cached_memory(device: Device | None = None) -> None:
-    """Release the memory of a device that no array uses, and the tables of past calls."""
+    """Release the memory of a device that no array uses, and what past calls have left for later ones.
+
+    Parameters
+    ----------
+    device : Device, optional
+        The first of :func:`devices` by default.
+
+    Raises
+    ------
+    GpuUnavailableError
+        If there is no device, or this process was forked from one that uses it.
+
+    Examples
+    --------
+    >>> from fastclip import gpu
+    >>> gpu.free_cached_memory()
+    """
     _core.gpu_free_cached_memory(_chosen(device)._index)

@@ -298,6 +298,22 @@ def run(wgsl: str, arrays: Any, workgroups: Any, *, entry_point: str = "main") -
         If an entry of `arrays` is not a DeviceArray.
     GpuUnavailableError
         If the device is lost.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastclip import gpu
+    >>> x = gpu.asarray(np.arange(4, dtype=np.float32))
+    >>> square = '''
+    ... @group(0) @binding(0) var<storage, read_write> x: array<f32>;
+    ... @compute @workgroup_size(64)
+    ... fn main(@builtin(global_invocation_id) i: vec3<u32>) {
+    ...     if (i.x < arrayLength(&x)) { x[i.x] *= x[i.x]; }
+    ... }
+    ... '''
+    >>> gpu.run(square, [x], 1)
+    >>> x.numpy()
+    array([0., 1., 4., 9.], dtype=float32)
     """
     for name, text in (("wgsl", wgsl), ("entry_point", entry_point)):
         if not isinstance(text, str):
