@@ -4,6 +4,7 @@ use super::device::{Device, lock};
 use super::error::GpuError;
 use super::norms::{Norms, RESULT_BYTES};
 use super::plan::{Part, Plan};
+use crate::allocation::filled;
 use crate::kernels::exponent::mantissa_exponent;
 use crate::kernels::factor::Factor;
 use std::sync::Arc;
@@ -102,8 +103,8 @@ fn start(
     parts: &[Part],
 ) -> Result<Norms, GpuError> {
     let norms = Norms::new(device, plan.groups)?;
-    device.write(&plan.bounds, bytemuck::cast_slice(bounds));
     submit(device, |encoder| {
+        device.write(&plan.bounds, bytemuck::cast_slice(bounds));
         for part in parts {
             plan.record(encoder, *part);
         }
@@ -119,7 +120,7 @@ fn start(
 /// If the device is lost or has too little memory.
 pub fn norms(device: &Arc<Device>, plan: &Plan) -> Result<Norms, GpuError> {
     let _in_order = lock(&device.order);
-    start(device, plan, &vec![UNBOUNDED; plan.bound_count], &[Part::Norms])
+    start(device, plan, &filled(UNBOUNDED, plan.bound_count)?, &[Part::Norms])
 }
 
 /// Clips the arrays of a plan by their norm, with one bound for each group. Returns the norms. With
@@ -168,8 +169,10 @@ pub fn clip_by_known_norm(
     } else {
         product_with(Factor::new(bound, norm, 0))
     };
-    device.write(&plan.results, bytemuck::cast_slice(&[[0; 4], decision]));
-    submit(device, |encoder| plan.record(encoder, Part::Elements))
+    submit(device, |encoder| {
+        device.write(&plan.results, bytemuck::cast_slice(&[[0; 4], decision]));
+        plan.record(encoder, Part::Elements);
+    })
 }
 
 /// Limits the elements of a plan to the interval from `low` to `high`, which are bits of float32, or of int32 for
@@ -180,6 +183,8 @@ pub fn clip_by_known_norm(
 /// As [`clip`].
 pub fn clamp(device: &Arc<Device>, plan: &Plan, low: u32, high: u32) -> Result<(), GpuError> {
     let _in_order = lock(&device.order);
-    device.write(&plan.bounds, bytemuck::cast_slice(&[low, high, 0, 0]));
-    submit(device, |encoder| plan.record(encoder, Part::Elements))
+    submit(device, |encoder| {
+        device.write(&plan.bounds, bytemuck::cast_slice(&[low, high, 0, 0]));
+        plan.record(encoder, Part::Elements);
+    })
 }

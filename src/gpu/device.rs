@@ -8,10 +8,14 @@ use super::shader::Shaders;
 use super::timing::{self, Timing};
 use crate::engine::process::generation;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
+use std::time::Duration;
 
 /// Size of the buffers through which transfers go, in bytes.
 const STAGING_BYTES: u64 = 16 << 20;
+
+/// How long a thread waits for a callback that another thread calls, before it polls itself.
+const CALLBACK_DELAY: Duration = Duration::from_millis(1);
 
 /// What the devices of this process have done, since it began.
 #[derive(Default)]
@@ -306,7 +310,7 @@ impl Device {
         self.queue.submit([commands]);
     }
 
-    /// Writes a small amount of data with the next submission.
+    /// Writes a small amount of data with the next submission. Called inside of [`Device::scoped`], as memory may run out.
     pub(super) fn write(&self, buffer: &wgpu::Buffer, data: &[u8]) {
         self.statistics.uploaded.fetch_add(data.len() as u64, Ordering::Relaxed);
         self.queue.write_buffer(buffer, 0, data);
@@ -326,17 +330,20 @@ impl Device {
 
     /// Waits until a buffer is mapped.
     pub(super) fn map(&self, buffer: &wgpu::Buffer, bytes: u64, mode: wgpu::MapMode) -> Result<(), GpuError> {
-        let answer = Arc::new(OnceLock::new());
-        let set = Arc::clone(&answer);
+        let (sender, answer) = mpsc::channel();
         buffer.slice(..bytes).map_async(mode, move |result| {
-            let _ = set.set(result.is_ok());
+            let _ = sender.send(result.is_ok());
         });
-        let polled = self.handle.poll(wgpu::PollType::wait_indefinitely());
-        self.check()?;
-        match (polled, answer.get()) {
-            (Ok(_), Some(true)) => Ok(()),
-            (Err(error), _) => Err(GpuError::Driver(error.to_string())),
-            _ => Err(GpuError::Driver("memory for a transfer cannot be mapped".into())),
+        loop {
+            let polled = self.handle.poll(wgpu::PollType::wait_indefinitely());
+            self.check()?;
+            polled.map_err(|error| GpuError::Driver(error.to_string()))?;
+            // Another thread that polls may have taken the callback, and be about to call it.
+            match answer.recv_timeout(CALLBACK_DELAY) {
+                Ok(true) => return Ok(()),
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                _ => return Err(GpuError::Driver("memory for a transfer cannot be mapped".into())),
+            }
         }
     }
 

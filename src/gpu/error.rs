@@ -1,5 +1,6 @@
 //! Errors of devices.
 
+use crate::allocation::OutOfMemory;
 use thiserror::Error;
 
 /// Why a device cannot be used, or a call to it failed.
@@ -17,4 +18,10 @@ pub enum GpuError {
     /// The driver refused a command.
     #[error("the driver of the device reports: {0}")]
     Driver(String),
+}
+
+impl From<OutOfMemory> for GpuError {
+    fn from(error: OutOfMemory) -> Self {
+        Self::OutOfMemory(error.to_string())
+    }
 }

@@ -8,6 +8,7 @@ use super::device::{Device, lock};
 use super::error::GpuError;
 use super::kernels::{Bindings, Kernel, Kind, MOST_ROLES, Variant};
 use super::norms::RESULT_BYTES;
+use crate::allocation::{collect, filled, reserve};
 use crate::operations::rules::RuleKind;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -200,7 +201,7 @@ pub fn make(
 }
 
 /// Divides arrays of the same number of elements. Chunks end where a range of one of them ends.
-fn chunks_of(arrays: &[&Array], group: u32, chunks: &mut Vec<Chunk>) {
+fn chunks_of(arrays: &[&Array], group: u32, chunks: &mut Vec<Chunk>) -> Result<(), GpuError> {
     // The current range of each array, and the elements before the next chunk in it.
     let mut places = [(0_usize, 0_u64); MOST_ROLES];
     let mut left = arrays[0].len;
@@ -226,8 +227,10 @@ fn chunks_of(arrays: &[&Array], group: u32, chunks: &mut Vec<Chunk>) {
             *start += u64::from(chunk.len);
         }
         left -= u64::from(chunk.len);
+        reserve(chunks, 1)?;
         chunks.push(chunk);
     }
+    Ok(())
 }
 
 /// The tables of a plan, and what its dispatches take of them.
@@ -255,8 +258,10 @@ struct Step {
 fn build(device: &Arc<Device>, operands: &[&[Arc<Array>]], key: &Key) -> Result<Plan, GpuError> {
     let layout = match (&key.grouping, key.change) {
         (Grouping::Slices(axes), change) => slices(&operands[0][0], &operands[1][0], axes, change)?,
-        (grouping, Change::Update { rule, is_measured }) => updates(operands, grouping, rule, is_measured),
-        (grouping, change) => tensors(operands[0], operands.last().unwrap_or(&operands[0]), grouping, change),
+        (grouping, Change::Update { rule, is_measured }) => updates(operands, grouping, rule, is_measured)?,
+        (grouping, change) => {
+            tensors(operands[0], operands.last().unwrap_or(&operands[0]), grouping, change)?
+        }
     };
     let largest = device.limits.max_storage_buffer_binding_size;
     if layout.groups.len() as u64 * RESULT_BYTES > largest || layout.chunks.len() as u64 * 16 > largest {
@@ -281,17 +286,22 @@ fn place(array: &Array) -> Option<u64> {
 }
 
 /// Lays out the chunks of tensors.
-fn tensors(inputs: &[Arc<Array>], outputs: &[Arc<Array>], grouping: &Grouping, change: Change) -> Layout {
+fn tensors(
+    inputs: &[Arc<Array>],
+    outputs: &[Arc<Array>],
+    grouping: &Grouping,
+    change: Change,
+) -> Result<Layout, GpuError> {
     // Tensors of the same buffers follow each other, so that one dispatch takes them all.
-    let mut sequence: Vec<usize> = (0..inputs.len()).collect();
+    let mut sequence: Vec<usize> = collect(0..inputs.len())?;
     sequence.sort_by_key(|&index| (inputs[index].element, place(&inputs[index]), place(&outputs[index])));
     let mut chunks = Vec::new();
     let is_global = *grouping == Grouping::Global;
-    let mut groups = vec![[0_u32; 4]; if is_global { 1 } else { inputs.len() }];
+    let mut groups = filled([0_u32; 4], if is_global { 1 } else { inputs.len() })?;
     for &index in &sequence {
         let group = if is_global { 0 } else { index };
         let first = chunks.len();
-        chunks_of(&[&inputs[index], &outputs[index]], group as u32, &mut chunks);
+        chunks_of(&[&inputs[index], &outputs[index]], group as u32, &mut chunks)?;
         if !is_global {
             groups[group] = [first as u32, (chunks.len() - first) as u32, index as u32, 0];
         }
@@ -303,6 +313,7 @@ fn tensors(inputs: &[Arc<Array>], outputs: &[Arc<Array>], grouping: &Grouping, c
     let mut layout = Layout { bounds: groups.len(), groups, partials: chunks.len(), ..Layout::default() };
     for run in chunks.chunk_by(|a, b| (a.element, a.blocks) == (b.element, b.blocks)) {
         let (first, count) = (layout.chunks.len() as u32, run.len() as u32);
+        reserve(&mut layout.chunks, run.len())?;
         layout.chunks.extend(run.iter().map(Chunk::row));
         let (element, blocks) = (run[0].element, run[0].blocks);
         let mut push = |kind, blocks: &[u64], in_place| {
@@ -319,28 +330,34 @@ fn tensors(inputs: &[Arc<Array>], outputs: &[Arc<Array>], grouping: &Grouping, c
             Change::Clamp => push(Kind::Clamp, &blocks[..2], in_place),
         }
     }
-    layout
+    Ok(layout)
 }
 
 /// Lays out the chunks of gradients, variables and slots. Gradients are measured by chunks of their own, as they are
 /// by every other call: their norm has the same bits.
-fn updates(operands: &[&[Arc<Array>]], grouping: &Grouping, rule: RuleKind, is_measured: bool) -> Layout {
+fn updates(
+    operands: &[&[Arc<Array>]],
+    grouping: &Grouping,
+    rule: RuleKind,
+    is_measured: bool,
+) -> Result<Layout, GpuError> {
     let gradients = operands[0];
     let mut layout = if is_measured {
-        tensors(gradients, gradients, grouping, Change::Nothing)
+        tensors(gradients, gradients, grouping, Change::Nothing)?
     } else {
         Layout { groups: vec![[0; 4]], bounds: 1, ..Layout::default() }
     };
     let of_pair = |index: usize| operands.iter().map(move |arrays| &*arrays[index]);
-    let mut sequence: Vec<usize> = (0..gradients.len()).collect();
+    let mut sequence: Vec<usize> = collect(0..gradients.len())?;
     sequence.sort_by_key(|&index| (gradients[index].element, of_pair(index).map(place).collect::<Vec<_>>()));
     let mut chunks = Vec::new();
     for index in sequence {
         let group = if is_measured && *grouping != Grouping::Global { index } else { 0 };
-        chunks_of(&of_pair(index).collect::<Vec<_>>(), group as u32, &mut chunks);
+        chunks_of(&of_pair(index).collect::<Vec<_>>(), group as u32, &mut chunks)?;
     }
     for run in chunks.chunk_by(|a, b| (a.element, a.blocks) == (b.element, b.blocks)) {
         let first = layout.chunks.len() as u32;
+        reserve(&mut layout.chunks, 2 * run.len())?;
         layout.chunks.extend(run.iter().flat_map(|chunk| {
             let [_, _, slot0, slot1] = chunk.words;
             [chunk.row(), [slot0, slot1, 0, 0]]
@@ -351,7 +368,12 @@ fn updates(operands: &[&[Arc<Array>]], grouping: &Grouping, rule: RuleKind, is_m
             Variant { kind: Kind::Update(rule), element, bindings, in_place: true, is_sliced: false };
         layout.steps.push(Step { variant, first, count: run.len() as u32, blocks });
     }
-    layout
+    Ok(layout)
+}
+
+/// Returns how many chunks an array has at most, if its ranges are full.
+fn whole_chunks(array: &Array) -> usize {
+    array.len.div_ceil(CHUNK) as usize + array.ranges.len()
 }
 
 /// Lays out the slices of an array along axes.
@@ -385,12 +407,13 @@ fn slices(input: &Arc<Array>, output: &Arc<Array>, axes: &Axes, change: Change) 
     let parts = slice_len.div_ceil(CHUNK as u32);
     let mut layout = Layout {
         partials: (count * parts) as usize,
-        groups: (0..count).map(|slice| [slice * parts, parts, 0, 0]).collect(),
+        groups: collect((0..count).map(|slice| [slice * parts, parts, 0, 0]))?,
         bounds: 1,
         axes: [&lengths[..], &inside, &numbers, &all].concat(),
         ..Layout::default()
     };
     let first_words = ((from.offset / 4) as u32, (to.offset / 4) as u32);
+    reserve(&mut layout.chunks, layout.partials + whole_chunks(input))?;
     for slice in 0..count {
         for part in 0..parts {
             let start = part * CHUNK as u32;
@@ -398,7 +421,7 @@ fn slices(input: &Arc<Array>, output: &Arc<Array>, axes: &Axes, change: Change) 
         }
     }
     let mut whole = Vec::new();
-    chunks_of(&[input, output], 0, &mut whole);
+    chunks_of(&[input, output], 0, &mut whole)?;
     let first = layout.chunks.len() as u32;
     for (number, chunk) in (0..).zip(&whole) {
         layout.chunks.push([chunk.words[0], chunk.words[1], chunk.len, number * CHUNK as u32]);
@@ -496,7 +519,7 @@ fn assemble(
 fn table(device: &Device, data: &[u8], usage: Usage) -> Result<wgpu::Buffer, GpuError> {
     let buffer = device.buffer(data.len() as u64, usage)?;
     if !data.is_empty() {
-        device.write(&buffer, data);
+        device.scoped(|| device.write(&buffer, data))?;
     }
     Ok(buffer)
 }

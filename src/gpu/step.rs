@@ -7,6 +7,7 @@ use super::device::{Device, lock};
 use super::error::GpuError;
 use super::norms::Norms;
 use super::plan::{Part, Plan};
+use crate::allocation::{collect, filled};
 use crate::kernels::factor::Factor;
 use crate::operations::gradient_clipping::{Clip, Decision, GradientOptions, NonFinitePolicy, Verdict};
 use crate::operations::magnitude::{Magnitude, Order};
@@ -20,6 +21,14 @@ pub struct Parameters {
     pub loss_scale: f64,
     /// The coefficients of the rule.
     pub coefficients: Vec<f32>,
+}
+
+impl Parameters {
+    /// Whether the step waits for the norms, which decide whether it is taken.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        self.options.policy != NonFinitePolicy::Propagate || self.options.skip_above.is_some()
+    }
 }
 
 /// How a step ended.
@@ -45,7 +54,7 @@ pub fn take(
     new_slots: &[Arc<Array>],
 ) -> Result<(Outcome, Option<Norms>), GpuError> {
     let options = &parameters.options;
-    let waits = options.policy != NonFinitePolicy::Propagate || options.skip_above.is_some();
+    let waits = parameters.waits();
     let norms = options.needs_norms().then(|| Norms::new(device, plan.groups)).transpose()?;
     let update = |encoder: &mut wgpu::CommandEncoder| {
         for range in new_slots.iter().flat_map(|slot| &slot.ranges) {
@@ -54,9 +63,10 @@ pub fn take(
         plan.record(encoder, Part::Elements);
     };
     let _in_order = lock(&device.order);
-    device.write(&plan.bounds, bytemuck::cast_slice(&vec![bound(parameters); plan.bound_count]));
-    device.write(&plan.parameters, bytemuck::cast_slice(&words(parameters)));
+    let bounds = filled(bound(parameters), plan.bound_count)?;
     submit(device, |encoder| {
+        device.write(&plan.bounds, bytemuck::cast_slice(&bounds));
+        device.write(&plan.parameters, bytemuck::cast_slice(&words(parameters)));
         if let Some(norms) = &norms {
             plan.record(encoder, Part::Norms);
             keep(encoder, plan, norms);
@@ -85,10 +95,8 @@ pub fn take(
 ///
 /// If the device is lost.
 pub fn decide(norms: &Norms, options: &GradientOptions, loss_scale: f64) -> Result<Decision, GpuError> {
-    let magnitudes: Vec<_> = norms.values()?.iter().map(|norm| magnitude(*norm)).collect();
-    options
-        .decide(loss_scale, &magnitudes, 0)
-        .map_err(|_| GpuError::OutOfMemory("the norms of gradients".into()))
+    let magnitudes: Vec<_> = collect(norms.values()?.iter().map(|norm| magnitude(*norm)))?;
+    Ok(options.decide(loss_scale, &magnitudes, 0)?)
 }
 
 /// Returns a norm divided by the loss scale.

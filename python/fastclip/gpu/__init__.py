@@ -1,8 +1,10 @@
 """Clipping of arrays that are on a graphics processor already, by wgpu compute shaders.
 
-The clip functions of :mod:`fastclip` take and return :class:`DeviceArray`; nothing is copied to the host but
-a norm, when it is looked at. A round trip of host arrays costs more than clipping them on the CPU. Devices
-are reached through Vulkan, Metal or DX12; CUDA tensors of torch are not taken.
+The clip functions of :mod:`fastclip` and four optimizers of :mod:`fastclip.train` take and return
+:class:`DeviceArray`; nothing is copied to the host but norms, when they are looked at, and what
+:meth:`DeviceArray.numpy` and ``state_dict`` are asked for. A round trip of host arrays costs more than
+clipping them on the CPU. Devices are reached through Vulkan, Metal or DX12; CUDA tensors of torch are not
+taken.
 """
 
 from fastclip import _core

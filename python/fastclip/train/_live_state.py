@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastclip import _core
-from fastclip._arguments.devices import is_on_device
+from fastclip._arguments.devices import is_on_device, place_of
 from fastclip._numpy_memory import raises_memory_error
 from fastclip._variables.variable import Variable
 from fastclip.train._memory_owner import memory_owner
@@ -104,16 +104,13 @@ class LiveState:
         """
         if self.has_memory_of(variable):
             return
-        on_device = is_on_device(variable)
         if self.slots.entries() or self.slots.copies():
-            here, there = (
-                ("on a device", "in host memory") if on_device else ("in host memory", "on a device")
-            )
+            other = "in host memory" if is_on_device(variable) else "on a device"
             raise TypeError(
-                f"the variables are {here}, and this optimizer has updated variables {there}; it takes one "
-                "kind, so create another optimizer"
+                f"the variables are {place_of(variable)}, and this optimizer has updated variables {other}; "
+                "it takes one kind, so create another optimizer"
             )
-        self.slots = new_slots(optimizer, first_values, on_device)
+        self.slots = new_slots(optimizer, first_values, is_on_device(variable))
 
 
 def new_slots(optimizer: Any, first_values: Sequence[float], on_device: bool = False) -> Any:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from fastclip import _core
 from fastclip._arguments.arrays import as_output, describe
-from fastclip._arguments.devices import is_on_device
+from fastclip._arguments.devices import check_device_variables, check_one_memory, is_on_device
 from fastclip._arguments.foreign import is_mutable_tensor
 from fastclip._autodiff.gradients import compute_gradients
 from fastclip._variables.var_list import is_container, named_variables
@@ -87,6 +87,13 @@ class Optimizer:
     its memory, so that a new view of the same memory has the same slots (see Notes). A gradient is an array
     of float16, bfloat16, float32 or float64, anything that ``np.asarray`` converts to such an array, a tensor
     of torch, JAX or TensorFlow on the CPU, :class:`fastclip.IndexedSlices`, or None.
+
+    Variables and gradients may be on a graphics processor, as :class:`fastclip.gpu.DeviceArray`:
+    ``GradientDescentOptimizer``, ``MomentumOptimizer``, ``AdamOptimizer`` and ``AdamWOptimizer`` update such
+    variables, which are float32, by gradients of float32, float16 or bfloat16. The slots are on the device
+    too. :attr:`last_norm` and :attr:`last_scale` are read from there when they are looked at, and wait for
+    the step. All variables of an optimizer are in the same memory. A variable is known as long as its array
+    exists; it has no low-precision copy.
 
     Clipping is part of the update: one pass reads the gradients to compute their norm, and the pass that
     updates the variables scales them. Clipped gradients are not stored, and the gradients that are passed in
@@ -474,7 +481,9 @@ class Optimizer:
             self._warn_of_lost_variables()
             # Read before the step begins, because hyper-parameters may be functions of the caller.
             hyper = current_values(self._hyper_parameters, settings)
-            self._state.use_memory_of(pairs.arrays[0][1], self, self._first_values)
+            live = self._state
+            previous = live.slots
+            live.use_memory_of(pairs.arrays[0][1], self, self._first_values)
             slots = self._slots
             request = _core.StepRequest(
                 slots,
@@ -485,7 +494,13 @@ class Optimizer:
                 loss_scale,
                 counter,
             )
-            is_taken = _core.take_step(request)
+            try:
+                is_taken = _core.take_step(request)
+            except BaseException:
+                # An interrupt may come after a step that was taken.
+                if slots is not previous and not slots.steps():
+                    live.slots = previous
+                raise
             for variable in pairs.constrained if is_taken else ():
                 self._constrain(variable)
 
@@ -579,7 +594,7 @@ class Optimizer:
 
         Returns
         -------
-        ndarray, shape and dtype of `var`, or None
+        ndarray or DeviceArray, shape and dtype of `var`, or None
             An array that shares the slot's memory: each step changes it, and writing to it changes the slot.
             None if there is no slot of this name, or the variable has not been updated yet.
         """
@@ -611,7 +626,7 @@ class Optimizer:
         Parameters
         ----------
         variable : ndarray, Variable or torch tensor
-            A float32 or float64 variable.
+            A float32 or float64 variable in host memory.
         copy : ndarray, torch tensor or None
             An array of the variable's shape and of a narrower type: float16, bfloat16, or, if the variable is
             float64, float32. None removes the variable's copy: it is no longer written.
@@ -636,11 +651,12 @@ class Optimizer:
         """
         array = as_variable(variable, "variable")
         if is_on_device(array):
-            raise TypeError("variable is an array on a device, which has no low-precision copy")
+            raise TypeError(f"variable is {array!r}; variables on a device have no low-precision copies")
         if copy is not None and not is_mutable_tensor(copy):
             copy = as_output(copy, "copy")
         with self._lock:
             self._slots.refuse_while_stepping("set_low_precision_copy")
+            self._state.use_memory_of(array, self, self._first_values)
             self._slots.set_copy(array, copy)
 
     def forget(self, variable: Any) -> None:
@@ -799,8 +815,11 @@ class Optimizer:
             previous = self._state
             registered = [array for array, _ in previous.slots.entries()]
             arrays = registered if var_list is None else _variables(var_list)
-            on_device = bool(arrays) and is_on_device(arrays[0])
-            if not on_device:
+            on_device = is_on_device(arrays[0]) if arrays else not isinstance(previous.slots, _core.Slots)
+            check_one_memory(arrays, "var_list")
+            if on_device:
+                check_device_variables(arrays, "var_list")
+            else:
                 _core.check_variables(arrays, "var_list")
             views = [view_of_variable(array) for array in arrays]
             loaded = ParsedStateDict(state_dict, self._rule, self._slot_names, views, prefix)
@@ -811,7 +830,10 @@ class Optimizer:
                 for slot, value in zip(arrays_of_slots, values or (), strict=True):
                     fill_slot(slot, value)
             if type(slots) is type(previous.slots):
-                slots.take_copies(previous.slots)
+                if on_device:
+                    slots.take_report(previous.slots)
+                else:
+                    slots.take_copies(previous.slots)
             skipped_steps = np.array(loaded.skipped_steps, np.int64)
             copied = previous.copied_variables if var_list is None else []
             # One assignment, so that an interrupt finds either the previous state or the loaded one.

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from fastclip import _core
 from fastclip._arguments.arrays import as_array, describe
-from fastclip._arguments.devices import is_on_device
+from fastclip._arguments.devices import is_on_device, place_of
 from fastclip._compiled.clip import clip_by_value
 from fastclip._indexed_slices import IndexedSlices
 from fastclip._numpy_memory import raises_memory_error
@@ -76,11 +76,19 @@ def as_pairs(pairs: list[Any], row_bound: float) -> Pairs:
                 f"{name} has a Variable first and {second} second; the order is (gradient, variable)"
             )
         array = as_variable(variable, f"{name}[1]")
+        if result.arrays and is_on_device(array) is not is_on_device(result.arrays[0][1]):
+            raise TypeError(
+                f"{name}[1] is {describe(variable)} {place_of(array)}, where the variables before it are "
+                f"{place_of(result.arrays[0][1])}"
+            )
+        if gradient is not None and is_on_device(gradient) is not is_on_device(array):
+            raise TypeError(
+                f"{name}[0] is {describe(gradient)} {place_of(gradient)}, where its variable is "
+                f"{place_of(array)}; fastclip.gpu.asarray and .numpy() copy arrays"
+            )
         constraint = variable.constraint if isinstance(variable, Variable) else None
         slices = as_slices(gradient, f"{name}[0]")
         if slices is not None:
-            if is_on_device(array):
-                raise TypeError(f"{name}[0] is a sparse gradient; variables on a device take dense ones")
             if constraint is not None:
                 raise RuntimeError("Cannot use a constraint function on a sparse variable.")
             gradient = _row_gradient(slices, array, name, row_bound)

@@ -1,6 +1,6 @@
-// Functions that the kernels share. Elements are handled as bits; the only f32
-// operation (a product in `scale`) is on normal numbers, and its result goes
-// through `flush`.
+// Functions that the kernels share. Elements are handled as bits; the only
+// operations on f32 are a product of normal numbers in `product` and the rules of
+// optimizers, whose results go through `flush`.
 
 const F32_INFINITY: u32 = 0x7f800000u;
 const F32_MAGNITUDE: u32 = 0x7fffffffu;

@@ -1,7 +1,7 @@
 //! The arrays of an argument, and the plan of a call over them.
 
 use super::array::DeviceArray;
-use crate::allocation::with_capacity;
+use crate::allocation::{collect, reserve, try_collect, with_capacity};
 use crate::gpu::array::{Array, Element};
 use crate::gpu::device::Device;
 use crate::gpu::error::GpuError;
@@ -62,8 +62,8 @@ impl<'a, 'py> Arrays<'a, 'py> {
         &self.entries[0].get().array.device
     }
 
-    pub fn list(&self) -> Vec<Arc<Array>> {
-        self.entries.iter().map(|entry| Arc::clone(&entry.get().array)).collect()
+    pub fn list(&self) -> PyResult<Vec<Arc<Array>>> {
+        Ok(collect(self.entries.iter().map(|entry| Arc::clone(&entry.get().array)))?)
     }
 
     /// Refuses arrays without norms.
@@ -130,6 +130,7 @@ impl<'a, 'py> Arrays<'a, 'py> {
         let outputs = out.filter(|_| !is_input).map(|out| Arrays::new(out, out_names)).transpose()?;
         let py = self.names.py();
         let mut key = Key { arrays: Vec::new(), inputs: self.entries.len(), grouping, order, change };
+        reserve(&mut key.arrays, 2 * self.entries.len())?;
         key.arrays.extend(self.entries.iter().map(|entry| entry.get().id));
         let is_same = |outputs: &Arrays<'_, '_>| {
             outputs.entries.iter().map(|entry| entry.get().id).eq(key.arrays.iter().copied())
@@ -147,13 +148,17 @@ impl<'a, 'py> Arrays<'a, 'py> {
             None if is_input => self.check_outputs(self, out_names)?,
             None => {}
         }
-        let inputs = self.list();
-        let given = if is_in_place { Some(inputs.clone()) } else { outputs.map(|outputs| outputs.list()) };
+        let inputs = self.list()?;
+        let given = if is_in_place {
+            Some(self.list()?)
+        } else {
+            outputs.map(|outputs| outputs.list()).transpose()?
+        };
         detached(py, || {
             let create = |array: &Arc<Array>| Array::new(&array.device, array.element, array.len);
             let targets = match given {
                 Some(given) => given,
-                None => inputs.iter().map(create).collect::<Result<_, _>>()?,
+                None => try_collect(inputs.len(), inputs.iter().map(create))?,
             };
             // Results that are new have new numbers: such a plan would never be found again.
             let plan = make(&inputs[0].device, key, &[&inputs, &targets], !is_new)?;

@@ -175,7 +175,8 @@ impl DeviceArray {
         arrays_module(slf.py())?.getattr("to_host")?.call1((slf,))
     }
 
-    /// Copies elements from `source`, an array of the same shape and dtype in host memory.
+    /// Copies elements from `source`, an array of the same shape and dtype in host memory. If the device is lost meanwhile,
+    /// some of them may have been copied.
     fn copy_from(slf: &Bound<'_, Self>, source: &Bound<'_, PyAny>) -> PyResult<()> {
         arrays_module(slf.py())?.getattr("copy_from")?.call1((slf, source)).map(drop)
     }

@@ -19,7 +19,7 @@ pub fn gpu_adapters(py: Python<'_>) -> PyResult<Vec<(String, String, String, boo
     })
 }
 
-/// Submissions, and bytes uploaded, downloaded and allocated, of the device at `index`; zeros if it is not open.
+/// Submissions, and bytes uploaded, downloaded and allocated, of the device at `index`, which is opened if it is not.
 #[pyfunction]
 pub fn gpu_statistics(py: Python<'_>, index: usize) -> PyResult<(u64, u64, u64, u64)> {
     entry_that_reads(py, || {
@@ -57,7 +57,7 @@ pub fn gpu_run(
 ) -> PyResult<()> {
     entry_that_reads(py, || {
         let arrays = Arrays::new(list, names)?;
-        let (device, list) = (arrays.device(), arrays.list());
+        let (device, list) = (arrays.device(), arrays.list()?);
         detached(py, || Ok(shader::run(device, source, &list, workgroups, entry_point)?))
     })
 }

@@ -3,27 +3,30 @@
 //! It has the methods of `Slots`. A variable is known for as long as its array exists.
 
 use super::array::DeviceArray;
-use crate::allocation::{OutOfMemory, reserve};
+use crate::allocation::{OutOfMemory, reserve, with_capacity};
 use crate::gpu::array::{Array, Element};
+use crate::gpu::error::GpuError;
 use crate::gpu::norms::Norms;
 use crate::gpu::step::decide;
 use crate::operations::gradient_clipping::{Clip, Decision, GradientOptions, Verdict};
 use crate::operations::magnitude::Order;
-use crate::operations::rules::RuleKind;
 use crate::operations::rules::on_devices::DeviceRule;
+use crate::operations::rules::{MAX_SLOTS, RuleKind};
 use crate::py::call::{detached, entry_that_reads};
 use crate::py::step::slots::rule_kind;
 use crate::py::step::stepping::{StepGuard, Stepping};
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// A variable and its slots.
 #[derive(Clone)]
 pub struct Entry {
+    /// The number of the variable's array.
+    pub id: u64,
     variable: Weak<Array>,
     shape: Vec<usize>,
     /// The index of the device.
@@ -36,6 +39,7 @@ impl Entry {
     /// Returns an entry without slots.
     pub fn new(variable: &DeviceArray) -> Self {
         Self {
+            id: variable.id,
             variable: Arc::downgrade(&variable.array),
             shape: variable.shape.clone(),
             index: variable.index,
@@ -44,9 +48,8 @@ impl Entry {
     }
 
     /// Returns new slots, whose elements are not set.
-    pub fn create_slots(variable: &Array, count: usize) -> PyResult<Vec<Arc<Array>>> {
-        let create = || Array::new(&variable.device, Element::F32, variable.len);
-        Ok((0..count).map(|_| create()).collect::<Result<_, _>>()?)
+    pub fn create_slots(variable: &Array, count: usize) -> Result<Vec<Arc<Array>>, GpuError> {
+        (0..count).map(|_| Array::new(&variable.device, Element::F32, variable.len)).collect()
     }
 
     /// Returns an object for an array of the shape of the variable.
@@ -64,7 +67,9 @@ impl Entry {
 pub struct Registry {
     pub entries: Vec<Entry>,
     /// The place of each variable by the number of its array.
-    pub places: HashMap<u64, usize>,
+    places: HashMap<u64, usize>,
+    /// The numbers of all slots, with the places of their variables.
+    slots: HashMap<u64, usize>,
     /// Number of entries that were dropped because their array was gone.
     lost: u64,
 }
@@ -75,53 +80,48 @@ impl Registry {
         self.places.get(&id).map(|place| &self.entries[*place])
     }
 
-    /// Returns the numbers of all slots.
-    pub fn slot_ids(&self) -> impl Iterator<Item = u64> {
-        self.entries.iter().flat_map(|entry| &entry.slots).map(|slot| slot.id)
+    /// Returns the entry of the variable that an array is a slot of.
+    pub fn entry_of_slot(&self, id: u64) -> Option<&Entry> {
+        self.slots.get(&id).map(|place| &self.entries[*place])
     }
 
     /// Keeps entries for which `keep` is true.
-    fn retain(&mut self, mut keep: impl FnMut(u64, &Entry) -> bool) {
-        let mut ids = vec![0; self.entries.len()];
-        for (id, place) in self.places.drain() {
-            ids[place] = id;
+    fn retain(&mut self, keep: impl FnMut(&Entry) -> bool) {
+        self.entries.retain(keep);
+        self.places.clear();
+        self.slots.clear();
+        for (place, entry) in self.entries.iter().enumerate() {
+            self.places.insert(entry.id, place);
+            self.slots.extend(entry.slots.iter().map(|slot| (slot.id, place)));
         }
-        let mut ids = ids.into_iter();
-        let places = &mut self.places;
-        self.entries.retain(|entry| {
-            let id = ids.next().unwrap_or_default();
-            let is_kept = keep(id, entry);
-            if is_kept {
-                places.insert(id, places.len());
-            }
-            is_kept
-        });
     }
 
     fn drop_lost(&mut self) {
-        if self.entries.iter().all(|entry| entry.variable.strong_count() > 0) {
-            return;
+        let is_living = |entry: &Entry| entry.variable.strong_count() > 0;
+        if !self.entries.iter().all(is_living) {
+            let before = self.entries.len();
+            self.retain(is_living);
+            self.lost += (before - self.entries.len()) as u64;
         }
-        let before = self.entries.len();
-        self.retain(|_, entry| entry.variable.strong_count() > 0);
-        self.lost += (before - self.entries.len()) as u64;
     }
 
     /// Makes room for a number of new entries.
-    pub fn reserve(&mut self, count: usize) -> PyResult<()> {
+    pub fn reserve(&mut self, count: usize) -> Result<(), OutOfMemory> {
+        let slots = count.saturating_mul(MAX_SLOTS);
+        let failed = |_| OutOfMemory { bytes: slots.saturating_mul(size_of::<(u64, usize)>()) };
         reserve(&mut self.entries, count)?;
-        let bytes = count.saturating_mul(size_of::<(u64, usize)>());
-        self.places.try_reserve(count).map_err(|_| OutOfMemory { bytes })?;
-        Ok(())
+        self.places.try_reserve(count).map_err(failed)?;
+        self.slots.try_reserve(slots).map_err(failed)
     }
 
     /// Adds variables, for which room was made, or replaces their entries.
-    pub fn set(&mut self, entries: Vec<(u64, Entry)>) {
-        for (id, entry) in entries {
-            if let Some(place) = self.places.get(&id) {
-                self.entries[*place] = entry;
+    pub fn set(&mut self, entries: Vec<Entry>) {
+        for entry in entries {
+            let place = *self.places.entry(entry.id).or_insert(self.entries.len());
+            self.slots.extend(entry.slots.iter().map(|slot| (slot.id, place)));
+            if place < self.entries.len() {
+                self.entries[place] = entry;
             } else {
-                self.places.insert(id, self.entries.len());
                 self.entries.push(entry);
             }
         }
@@ -154,11 +154,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Returns an argument as an array on a device.
 fn cast<'a, 'py>(variable: &'a Bound<'py, PyAny>) -> PyResult<&'a Bound<'py, DeviceArray>> {
-    variable.cast_exact::<DeviceArray>().map_err(|_| {
-        PyTypeError::new_err(
-            "the variable is in host memory; this optimizer has updated variables on a device, and takes only such",
-        )
-    })
+    variable
+        .cast_exact::<DeviceArray>()
+        .map_err(|_| PyTypeError::new_err("the variable is in host memory, where the slots are on a device"))
 }
 
 impl DeviceSlots {
@@ -231,8 +229,8 @@ impl DeviceSlots {
     fn forget(&self, variable: &Bound<'_, PyAny>) -> PyResult<bool> {
         let forgotten = cast(variable)?.get().id;
         let mut registry = self.living();
-        let is_known = registry.places.contains_key(&forgotten);
-        registry.retain(|id, _| id != forgotten);
+        let is_known = registry.entry(forgotten).is_some();
+        registry.retain(|entry| entry.id != forgotten);
         Ok(is_known)
     }
 
@@ -264,7 +262,7 @@ impl DeviceSlots {
         }
     }
 
-    /// Registers the variables of a saved state, in its order, with uninitialised slots for those whose flag in
+    /// Registers the variables of a saved state, which are float32 and different, in its order, with uninitialised slots for those whose flag in
     /// `with_slots` is true. Returns, for each variable, a list of its slots, which the caller must fill.
     #[allow(clippy::needless_pass_by_value, reason = "arguments of Python")]
     fn load<'py>(
@@ -274,29 +272,22 @@ impl DeviceSlots {
         with_slots: Vec<bool>,
     ) -> PyResult<Bound<'py, PyList>> {
         entry_that_reads(py, || {
-            let mut entries = Vec::new();
-            let mut seen = HashSet::new();
-            for (at, (variable, has_slots)) in variables.iter().zip(with_slots).enumerate() {
+            let mut entries = with_capacity(variables.len())?;
+            for (variable, has_slots) in variables.iter().zip(with_slots) {
                 let variable = cast(variable)?.get();
-                if variable.array.element != Element::F32 || !seen.insert(variable.id) {
-                    return Err(PyValueError::new_err(format!(
-                        "var_list[{at}] is not float32, or is given twice"
-                    )));
-                }
                 let mut entry = Entry::new(variable);
                 if has_slots {
                     entry.slots = Entry::create_slots(&variable.array, self.kind.slots())?;
                 }
-                entries.push((variable.id, entry));
+                entries.push(entry);
             }
             let slots = PyList::empty(py);
-            for (_, entry) in &entries {
+            for entry in &entries {
                 slots.append(entry.wrap_slots(py)?)?;
             }
-            let mut registry = lock(&self.registry);
-            registry.reserve(entries.len())?;
-            registry.set(entries);
-            drop(registry);
+            let reserved = lock(&self.registry).reserve(entries.len());
+            reserved?;
+            lock(&self.registry).set(entries);
             Ok(slots)
         })
     }
@@ -307,15 +298,8 @@ impl DeviceSlots {
         PyList::empty(py)
     }
 
-    /// Refuses a low-precision copy.
-    #[pyo3(signature = (variable, copy, write = true))]
-    fn set_copy(&self, variable: &Bound<'_, PyAny>, copy: &Bound<'_, PyAny>, write: bool) -> PyResult<()> {
-        let _ = (self, variable, copy, write);
-        Err(PyTypeError::new_err("variables on a device have no low-precision copies"))
-    }
-
-    /// Takes over the report on the last step.
-    fn take_copies(&self, other: &Bound<'_, Self>) {
+    /// Takes over the report on the last step of another object.
+    fn take_report(&self, other: &Bound<'_, Self>) {
         let last = lock(&other.get().last).clone();
         *lock(&self.last) = last;
     }

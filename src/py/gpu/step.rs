@@ -2,21 +2,22 @@
 
 use super::array::DeviceArray;
 use super::slots::{DeviceSlots, Entry, LastStep};
-use crate::allocation::with_capacity;
+use crate::allocation::{OutOfMemory, with_capacity};
 use crate::gpu::array::{Array, Element};
 use crate::gpu::clip;
+use crate::gpu::norms::Norms;
 use crate::gpu::plan::{Change, Grouping, Key, Order, Plan, known, make};
 use crate::gpu::step::{Outcome, Parameters, divided, take};
 use crate::operations::gradient_clipping::Clip;
 use crate::py::call::detached;
-use crate::py::raise::nonfinite_error;
+use crate::py::raise::{NonFiniteError, exception, nonfinite_error};
 use crate::py::step::counters::Report;
 use crate::py::step::pairs::{GRADIENTS, VARIABLES};
 use crate::py::step::request::StepRequest;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// A gradient and its variable. The index is that among all pairs.
@@ -48,11 +49,14 @@ pub fn take_step(py: Python<'_>, request: &StepRequest, slots: &DeviceSlots) -> 
         if matches!(parameters.options.clip, Clip::Norm(_)) { Grouping::Each } else { Grouping::Global };
     let change = Change::Update { rule: slots.kind(), is_measured };
     let (outcome, norms) = detached(py, || {
-        let plan = plan(&roles, grouping, change)?;
+        // If the step is not taken, its new slots are dropped.
+        let is_kept = new_slots.is_empty() || !parameters.waits();
+        let plan = plan(&roles, grouping.clone(), change, is_kept)?;
         Ok(take(&device, &plan, &parameters, &new_slots)?)
     })?;
     if outcome == Outcome::Refused {
-        return Err(refusal(py, &roles[0], &pairs, parameters.loss_scale)?);
+        let measured = norms.filter(|_| grouping == Grouping::Each);
+        return Err(refusal(py, &roles[0], &pairs, measured, parameters.loss_scale)?);
     }
     let is_taken = outcome == Outcome::Taken;
     if is_taken {
@@ -140,7 +144,7 @@ struct Operands {
     /// Gradients, variables, and each slot, of the pairs that have a gradient.
     roles: Vec<Vec<Arc<Array>>>,
     /// The entries of the registry that the step changes.
-    entries: Vec<(u64, Entry)>,
+    entries: Vec<Entry>,
     /// The slots that the step creates.
     new_slots: Vec<Arc<Array>>,
 }
@@ -148,37 +152,24 @@ struct Operands {
 /// Finds or creates the slots of the variables.
 fn operands(slots: &DeviceSlots, pairs: &[Pair<'_>]) -> PyResult<Operands> {
     let count = slots.kind().slots();
-    let mut registry = slots.living();
-    // Nothing may fail after the update is submitted.
-    registry.reserve(pairs.len())?;
-    let mut operands =
-        Operands { roles: vec![Vec::new(); 2 + count], entries: Vec::new(), new_slots: Vec::new() };
-    let mut variables = HashSet::new();
-    let slot_ids: HashSet<u64> = registry.slot_ids().collect();
-    for pair in pairs {
+    let known = known_entries(slots, pairs)?;
+    let mut roles = with_capacity(2 + count)?;
+    for _ in 0..2 + count {
+        roles.push(with_capacity(pairs.len())?);
+    }
+    let mut entries = with_capacity(pairs.len())?;
+    let mut new_slots = with_capacity(pairs.len().saturating_mul(count))?;
+    for (pair, known) in pairs.iter().zip(known) {
         let variable = pair.variable.get();
-        if !variables.insert(variable.id) {
-            return Err(PyValueError::new_err(format!(
-                "{} is the same array as another variable",
-                VARIABLES.entry(pair.index)
-            )));
-        }
-        if slot_ids.contains(&variable.id) {
-            return Err(PyValueError::new_err(format!(
-                "{} is a slot of the optimizer",
-                VARIABLES.entry(pair.index)
-            )));
-        }
-        let known = registry.entry(variable.id);
         let Some(gradient) = &pair.gradient else {
             if known.is_none() {
-                operands.entries.push((variable.id, Entry::new(variable)));
+                entries.push(Entry::new(variable));
             }
             continue;
         };
         let mut push = |slots: &[Arc<Array>]| {
             let arrays = [&gradient.get().array, &variable.array];
-            for (role, array) in operands.roles.iter_mut().zip(arrays.into_iter().chain(slots)) {
+            for (role, array) in roles.iter_mut().zip(arrays.into_iter().chain(slots)) {
                 role.push(Arc::clone(array));
             }
         };
@@ -188,50 +179,121 @@ fn operands(slots: &DeviceSlots, pairs: &[Pair<'_>]) -> PyResult<Operands> {
                 let mut entry = Entry::new(variable);
                 entry.slots = Entry::create_slots(&variable.array, count)?;
                 push(&entry.slots);
-                operands.new_slots.extend(entry.slots.iter().cloned());
-                operands.entries.push((variable.id, entry));
+                new_slots.extend(entry.slots.iter().cloned());
+                entries.push(entry);
             }
         }
     }
-    if operands.roles[0].is_empty() {
+    if roles[0].is_empty() {
         return Err(PyValueError::new_err("there is no gradient"));
     }
+    Ok(Operands { roles, entries, new_slots })
+}
+
+/// Returns what the optimizer knows of the variables, after checking that no array that the step writes is another one
+/// that it uses.
+fn known_entries(slots: &DeviceSlots, pairs: &[Pair<'_>]) -> PyResult<Vec<Option<Entry>>> {
+    let mut known = with_capacity(pairs.len())?;
+    // The pair of each variable, and whether the step writes the variable.
+    let mut variables: HashMap<u64, (usize, bool)> = HashMap::new();
+    let bytes = pairs.len().saturating_mul(size_of::<(u64, (usize, bool))>());
+    variables.try_reserve(pairs.len()).map_err(|_| OutOfMemory { bytes })?;
+    let mut registry = slots.living();
+    // Nothing may fail after the update is submitted.
+    let reserved = registry.reserve(pairs.len());
+    // A gradient or a variable that is a slot, with its name.
+    let mut slot = None;
+    let mut twice = None;
+    for pair in pairs {
+        let variable = pair.variable.get();
+        known.push(registry.entry(variable.id).cloned());
+        if registry.entry_of_slot(variable.id).is_some() {
+            slot = slot.or(Some((VARIABLES, pair.index)));
+        }
+        if variable.array.len > 0
+            && let Some((other, _)) = variables.insert(variable.id, (pair.index, pair.gradient.is_some()))
+        {
+            twice = twice.or(Some((pair.index, other)));
+        }
+    }
+    let is_written = |id: u64| variables.get(&id).is_some_and(|(_, is_written)| *is_written);
+    let is_own = |pair: &Pair<'_>, id: u64| id == pair.variable.get().id;
+    let mut also_written = None;
     for pair in pairs {
         let Some(gradient) = &pair.gradient else { continue };
         let id = gradient.get().id;
-        if id != pair.variable.get().id && variables.contains(&id) || slot_ids.contains(&id) {
-            return Err(PyValueError::new_err(format!(
-                "{} is also another variable or a slot of the optimizer, which the step writes",
-                GRADIENTS.entry(pair.index)
-            )));
+        if !is_own(pair, id) && is_written(id) {
+            also_written = also_written.or(Some(pair.index));
+        }
+        if registry.entry_of_slot(id).is_some_and(|entry| is_written(entry.id)) {
+            slot = slot.or(Some((GRADIENTS, pair.index)));
         }
     }
-    Ok(operands)
+    // Errors are objects of Python, whose creation may run its garbage collector, and that code of the caller.
+    drop(registry);
+    reserved?;
+    if let Some((index, other)) = twice {
+        return Err(PyValueError::new_err(format!(
+            "{} is the same array as {}",
+            VARIABLES.entry(index),
+            VARIABLES.entry(other)
+        )));
+    }
+    if let Some((name, index)) = slot {
+        return Err(PyValueError::new_err(format!(
+            "{} is a slot of the optimizer, which the step writes",
+            name.entry(index)
+        )));
+    }
+    if let Some(index) = also_written {
+        return Err(PyValueError::new_err(format!(
+            "{} is also the variable of another pair, which the step writes",
+            GRADIENTS.entry(index)
+        )));
+    }
+    Ok(known)
 }
 
-/// Returns the plan of a step, which is kept.
+/// Returns the plan of a step, which is kept if `is_kept`.
 fn plan(
     roles: &[Vec<Arc<Array>>],
     grouping: Grouping,
     change: Change,
+    is_kept: bool,
 ) -> Result<Arc<Plan>, crate::gpu::error::GpuError> {
-    let arrays = roles.iter().flatten().map(|array| array.id).collect();
+    let mut arrays = with_capacity(roles.iter().map(Vec::len).sum())?;
+    arrays.extend(roles.iter().flatten().map(|array| array.id));
     let key = Key { arrays, inputs: roles[0].len(), grouping, order: Order::Euclidean, change };
     let device = &roles[0][0].device;
     if let Some(plan) = known(device, &key)? {
         return Ok(plan);
     }
     let operands: Vec<_> = roles.iter().map(Vec::as_slice).collect();
-    make(device, key, &operands, true)
+    make(device, key, &operands, is_kept)
 }
 
 /// Returns the error of a step with NaN or infinity in its gradients.
-fn refusal(py: Python<'_>, gradients: &[Arc<Array>], pairs: &[Pair<'_>], loss_scale: f64) -> PyResult<PyErr> {
+fn refusal(
+    py: Python<'_>,
+    gradients: &[Arc<Array>],
+    pairs: &[Pair<'_>],
+    measured: Option<Norms>,
+    loss_scale: f64,
+) -> PyResult<PyErr> {
     let norms = detached(py, || {
-        let roles = [gradients.to_vec()];
-        let plan = plan(&roles, Grouping::Each, Change::Nothing)?;
-        Ok(clip::norms(&gradients[0].device, &plan)?.values()?.to_vec())
+        let measured = if let Some(norms) = measured {
+            norms
+        } else {
+            let plan = plan(&[gradients.to_vec()], Grouping::Each, Change::Nothing, true)?;
+            clip::norms(&gradients[0].device, &plan)?
+        };
+        Ok(measured.values()?.to_vec())
     })?;
+    if norms.iter().all(|norm| norm.is_finite()) {
+        // Another thread has written the gradients since.
+        let message = format!("NaN or infinity in {}; nothing was written", GRADIENTS.argument());
+        return Ok(exception::<NonFiniteError>(py, &message));
+    }
     let indices = pairs.iter().filter(|pair| pair.gradient.is_some()).map(|pair| pair.index);
     let bad = indices.zip(&norms).filter(|(_, norm)| !norm.is_finite()).map(|(index, _)| index);
     let norms: Vec<f64> = norms.iter().map(|norm| divided(*norm, loss_scale)).collect();

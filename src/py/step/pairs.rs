@@ -460,18 +460,22 @@ pub fn with_gradients<'a, 'py>(
     Ok(present)
 }
 
-/// Whether all pairs are tuples of a gradient and a variable that need no conversion: both are plain arrays of native
-/// byte order or arrays on a device, or the gradient is None.
+/// Whether all pairs are tuples of a gradient and a variable that need no conversion: all are plain arrays of native byte
+/// order, or all are arrays on a device, or the gradient is None.
 #[pyfunction]
 #[pyo3(signature = (pairs, /))]
 pub fn are_plain_pairs(pairs: &Bound<'_, PyList>) -> bool {
-    let is_plain = |array: &Bound<'_, PyAny>| is_plain_array(array) || is_on_device(array);
+    are_pairs_of(pairs, is_plain_array) || are_pairs_of(pairs, is_on_device)
+}
+
+/// Whether all pairs are tuples of a gradient, or None, and a variable for which `is_kind` is true.
+fn are_pairs_of(pairs: &Bound<'_, PyList>, is_kind: impl Fn(&Bound<'_, PyAny>) -> bool) -> bool {
     pairs.iter().all(|pair| {
         pair.cast_exact::<PyTuple>().is_ok_and(|pair| {
             let mut items = pair.iter_borrowed();
             match (items.next(), items.next(), items.next()) {
                 (Some(gradient), Some(variable), None) => {
-                    (gradient.is_none() || is_plain(&gradient)) && is_plain(&variable)
+                    (gradient.is_none() || is_kind(&gradient)) && is_kind(&variable)
                 }
                 _ => false,
             }

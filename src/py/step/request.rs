@@ -103,7 +103,7 @@ impl StepRequest {
             } else if let Some(slots) = device_slots_of(slots) {
                 slots
             } else {
-                return Err(Error::Type("slots must be Slots or CallerSlots".into()).into());
+                return Err(Error::Type("slots must be Slots, DeviceSlots or CallerSlots".into()).into());
             };
             Ok(Self { slots, pairs, numbers, clipping, loss_scale, global_step })
         })
