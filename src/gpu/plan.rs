@@ -6,7 +6,7 @@ use super::arena::Block;
 use super::array::{Array, Element};
 use super::device::{Device, lock};
 use super::error::GpuError;
-use super::kernels::{Bindings, Kernel, Kind, MOST_ROLES, Variant};
+use super::kernels::{Bindings, Kernel, Kind, MOST_ROLES, Variant, flushes};
 use super::norms::RESULT_BYTES;
 use crate::allocation::{collect, filled, reserve};
 use crate::operations::rules::RuleKind;
@@ -19,6 +19,9 @@ const CHUNK: u64 = 4096;
 
 /// Most workgroups of a dispatch. A workgroup takes several chunks if there are more.
 const MOST_WORKGROUPS: u32 = 65535;
+
+/// The same in a test of workgroups that take several chunks.
+const FEW_WORKGROUPS: u32 = 3;
 
 /// Size of a bound in bytes: two vectors of four words.
 const BOUND_BYTES: u64 = 32;
@@ -496,7 +499,7 @@ fn assemble(
             kernel,
             buffers: arrays,
             tables,
-            workgroups: items.min(MOST_WORKGROUPS),
+            workgroups: items.min(if flushes() { FEW_WORKGROUPS } else { MOST_WORKGROUPS }),
         })
     };
     for step in &layout.steps {

@@ -626,7 +626,8 @@ def write_safetensors(path: Path, header: dict[str, Any], data: bytes) -> Path:
     return path
 
 
-def test_info_does_not_mention_gpus(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["info"]) == 0
+def test_info_lists_gpus_and_the_configuration_looks_for_none(capsys: pytest.CaptureFixture[str]) -> None:
     fastclip.show_config()
     assert "GPU" not in capsys.readouterr().out
+    assert main(["info"]) == 0
+    assert "GPUs" in capsys.readouterr().out

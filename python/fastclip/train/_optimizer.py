@@ -41,6 +41,7 @@ from fastclip.train._step_counter import as_step_counter
 from fastclip.train._variables_of_arrays import check_copies_with_optimizer, variables_of_arrays
 
 if TYPE_CHECKING:
+    from fastclip._core import DeviceArray
     from fastclip._indexed_slices import IndexedSlices
     from fastclip._typing import (
         ArrayBackend,
@@ -582,6 +583,10 @@ class Optimizer:
         """Return the name of the optimizer."""
         return self._name
 
+    @overload
+    def get_slot(self, var: Trainable | Buffer, name: str) -> _Array | None: ...
+    @overload
+    def get_slot(self, var: DeviceArray, name: str) -> DeviceArray | None: ...
     def get_slot(self, var: Updated, name: str) -> Any:
         """Return a slot of a variable: an array that the optimizer keeps for it.
 

@@ -201,8 +201,9 @@ fn rule_source(rule: RuleKind) -> String {
     source
 }
 
-/// Whether results of float arithmetic that are subnormal are replaced by zero, as some devices do. For tests.
-fn flushes() -> bool {
+/// Whether results of float arithmetic that are subnormal are replaced by zero, as some devices do, and dispatches have few
+/// workgroups. For tests.
+pub fn flushes() -> bool {
     std::env::var_os("FASTCLIP_GPU_TEST_FLUSH").is_some()
 }
 

@@ -359,7 +359,7 @@ with raises(TypeError):
 with raises(TypeError):
     optimizer.apply_gradients([(a, "w")])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
 with raises(TypeError):
-    optimizer.get_slot("w", "m")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    optimizer.get_slot("w", "m")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 # Results are no more than they are.
 wrong_dtype: list[Float64] = fastclip.clip_by_block_rms([a], 1.0)  # type: ignore[list-item]  # pyright: ignore[reportAssignmentType]
