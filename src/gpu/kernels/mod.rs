@@ -203,6 +203,7 @@ fn rule_source(rule: RuleKind) -> String {
 
 /// Whether results of float arithmetic that are subnormal are replaced by zero, as some devices do, and dispatches have few
 /// workgroups. For tests.
+#[must_use]
 pub fn flushes() -> bool {
     std::env::var_os("FASTCLIP_GPU_TEST_FLUSH").is_some()
 }
