@@ -1,14 +1,12 @@
 //! How fast a device copies its memory, by a command of the driver and by a kernel. For benchmarks.
 
 use super::arena::ALIGNMENT;
-use super::clip::submit;
 use super::device::{Device, lock};
 use super::error::GpuError;
+use super::plan::MOST_WORKGROUPS;
+use super::shader::pipeline;
 use std::sync::Arc;
 use wgpu::BufferUsages as Usage;
-
-/// Most workgroups of a dispatch.
-const MOST_WORKGROUPS: u64 = 65535;
 
 /// Buffers to copy from and to.
 pub struct Copies {
@@ -25,20 +23,7 @@ impl Copies {
     ///
     /// If the device is lost or has too little memory.
     pub fn new(device: &Arc<Device>, bytes: u64) -> Result<Self, GpuError> {
-        let pipeline = device.scoped(|| {
-            let module = device.handle.create_shader_module(wgpu::ShaderModuleDescriptor {
-                label: Some("copy"),
-                source: wgpu::ShaderSource::Wgsl(include_str!("kernels/copy.wgsl").into()),
-            });
-            device.handle.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                label: Some("copy"),
-                layout: None,
-                module: &module,
-                entry_point: Some("main"),
-                compilation_options: wgpu::PipelineCompilationOptions::default(),
-                cache: None,
-            })
-        })?;
+        let pipeline = pipeline(device, include_str!("kernels/copy.wgsl"), "main")?;
         let largest = device.limits.max_storage_buffer_binding_size.min(device.limits.max_buffer_size);
         let mut copies = Self { device: Arc::clone(device), pipeline, pairs: Vec::new() };
         let mut left = bytes.max(1).next_multiple_of(ALIGNMENT);
@@ -72,7 +57,7 @@ impl Copies {
     /// If the device is lost.
     pub fn copy(&self, by_kernel: bool) -> Result<(), GpuError> {
         let _in_order = lock(&self.device.order);
-        submit(&self.device, |encoder| {
+        self.device.submit(|encoder| {
             if !by_kernel {
                 for (source, target, size, _) in &self.pairs {
                     encoder.copy_buffer_to_buffer(source, 0, target, 0, Some(*size));
@@ -83,7 +68,11 @@ impl Copies {
             pass.set_pipeline(&self.pipeline);
             for (_, _, size, group) in &self.pairs {
                 pass.set_bind_group(0, group, &[]);
-                pass.dispatch_workgroups(size.div_ceil(16 * 256).min(MOST_WORKGROUPS) as u32, 1, 1);
+                pass.dispatch_workgroups(
+                    size.div_ceil(16 * 256).min(u64::from(MOST_WORKGROUPS)) as u32,
+                    1,
+                    1,
+                );
             }
         })
     }

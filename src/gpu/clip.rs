@@ -74,18 +74,6 @@ pub(super) fn product_with(factor: Factor) -> [u32; 4] {
     [MULTIPLIED, mantissa, exponent.cast_unsigned(), 0]
 }
 
-/// Submits commands that `record` writes.
-pub(super) fn submit(
-    device: &Device,
-    record: impl FnOnce(&mut wgpu::CommandEncoder),
-) -> Result<(), GpuError> {
-    device.scoped(|| {
-        let mut encoder = device.handle.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        device.timing.record(&mut encoder, record);
-        device.submit(encoder.finish());
-    })
-}
-
 /// Copies the results of a plan, which the next call overwrites.
 pub(super) fn keep(encoder: &mut wgpu::CommandEncoder, plan: &Plan, norms: &Norms) {
     let range = norms.range();
@@ -103,7 +91,7 @@ fn start(
     parts: &[Part],
 ) -> Result<Norms, GpuError> {
     let norms = Norms::new(device, plan.groups)?;
-    submit(device, |encoder| {
+    device.submit(|encoder| {
         device.write(&plan.bounds, bytemuck::cast_slice(bounds));
         for part in parts {
             plan.record(encoder, *part);
@@ -142,7 +130,7 @@ pub fn clip(
     }
     let norms = start(device, plan, &bounds, &[Part::Norms])?;
     if norms.values()?.iter().all(|norm| norm.is_finite()) {
-        submit(device, |encoder| plan.record(encoder, Part::Elements))?;
+        device.submit(|encoder| plan.record(encoder, Part::Elements))?;
     }
     Ok(norms)
 }
@@ -169,7 +157,7 @@ pub fn clip_by_known_norm(
     } else {
         product_with(Factor::new(bound, norm, 0))
     };
-    submit(device, |encoder| {
+    device.submit(|encoder| {
         device.write(&plan.results, bytemuck::cast_slice(&[[0; 4], decision]));
         plan.record(encoder, Part::Elements);
     })
@@ -183,7 +171,7 @@ pub fn clip_by_known_norm(
 /// As [`clip`].
 pub fn clamp(device: &Arc<Device>, plan: &Plan, low: u32, high: u32) -> Result<(), GpuError> {
     let _in_order = lock(&device.order);
-    submit(device, |encoder| {
+    device.submit(|encoder| {
         device.write(&plan.bounds, bytemuck::cast_slice(&[low, high, 0, 0]));
         plan.record(encoder, Part::Elements);
     })

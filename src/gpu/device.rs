@@ -56,7 +56,7 @@ impl Adapter {
 }
 
 /// Locks a mutex. A panic of another thread leaves no state half-changed here.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -304,8 +304,17 @@ impl Device {
         lock(&self.arena).bytes()
     }
 
-    /// Submits commands.
-    pub(super) fn submit(&self, commands: wgpu::CommandBuffer) {
+    /// Submits commands that `record` writes.
+    pub(super) fn submit(&self, record: impl FnOnce(&mut wgpu::CommandEncoder)) -> Result<(), GpuError> {
+        self.scoped(|| {
+            let mut encoder = self.handle.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            self.timing.record(&mut encoder, record);
+            self.submit_finished(encoder.finish());
+        })
+    }
+
+    /// Submits commands that were recorded. Called inside of [`Device::scoped`].
+    fn submit_finished(&self, commands: wgpu::CommandBuffer) {
         self.statistics.submissions.fetch_add(1, Ordering::Relaxed);
         self.queue.submit([commands]);
     }
@@ -416,7 +425,7 @@ impl Device {
     fn copy(&self, from: &wgpu::Buffer, from_offset: u64, to: &wgpu::Buffer, to_offset: u64, bytes: u64) {
         let mut encoder = self.handle.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         encoder.copy_buffer_to_buffer(from, from_offset, to, to_offset, Some(bytes));
-        self.submit(encoder.finish());
+        self.submit_finished(encoder.finish());
     }
 }
 

@@ -18,7 +18,7 @@ use wgpu::BufferUsages as Usage;
 const CHUNK: u64 = 4096;
 
 /// Most workgroups of a dispatch. A workgroup takes several chunks if there are more.
-const MOST_WORKGROUPS: u32 = 65535;
+pub(super) const MOST_WORKGROUPS: u32 = 65535;
 
 /// The same in a test of workgroups that take several chunks.
 const FEW_WORKGROUPS: u32 = 3;

@@ -13,7 +13,11 @@ const MOST_SHADERS: usize = 256;
 pub type Shaders = HashMap<(String, String), wgpu::ComputePipeline>;
 
 /// Returns a shader that is ready to run. The first call with it compiles it.
-fn pipeline(device: &Device, source: &str, entry_point: &str) -> Result<wgpu::ComputePipeline, GpuError> {
+pub(super) fn pipeline(
+    device: &Device,
+    source: &str,
+    entry_point: &str,
+) -> Result<wgpu::ComputePipeline, GpuError> {
     let key = (source.to_owned(), entry_point.to_owned());
     if let Some(pipeline) = lock(&device.shaders).get(&key) {
         return Ok(pipeline.clone());
@@ -81,7 +85,7 @@ pub fn run(
     };
     let pipeline = pipeline(device, source, entry_point).map_err(invalid)?;
     device
-        .scoped(|| {
+        .submit(|encoder| {
             let entries: Vec<_> = (0_u32..)
                 .zip(arrays)
                 .map(|(binding, array)| {
@@ -103,15 +107,10 @@ pub fn run(
                 layout: &pipeline.get_bind_group_layout(0),
                 entries: &entries,
             });
-            let mut encoder =
-                device.handle.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            device.timing.record(&mut encoder, |encoder| {
-                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-                pass.set_pipeline(&pipeline);
-                pass.set_bind_group(0, &group, &[]);
-                pass.dispatch_workgroups(workgroups[0], workgroups[1], workgroups[2]);
-            });
-            device.submit(encoder.finish());
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            pass.set_pipeline(&pipeline);
+            pass.set_bind_group(0, &group, &[]);
+            pass.dispatch_workgroups(workgroups[0], workgroups[1], workgroups[2]);
         })
         .map_err(invalid)
 }

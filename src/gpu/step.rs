@@ -2,14 +2,14 @@
 //! their norm to find out whether it is taken.
 
 use super::array::Array;
-use super::clip::{OnNonFinite, UNBOUNDED, UNCHANGED, encoded, keep, product_with, submit};
+use super::clip::{OnNonFinite, UNBOUNDED, UNCHANGED, encoded, keep, product_with};
 use super::device::{Device, lock};
 use super::error::GpuError;
 use super::norms::Norms;
 use super::plan::{Part, Plan};
 use crate::allocation::{collect, filled};
 use crate::kernels::factor::Factor;
-use crate::operations::gradient_clipping::{Clip, Decision, GradientOptions, NonFinitePolicy, Verdict};
+use crate::operations::gradient_clipping::{Clip, Decision, GradientOptions, Verdict};
 use crate::operations::magnitude::{Magnitude, Order};
 use std::sync::Arc;
 
@@ -21,14 +21,6 @@ pub struct Parameters {
     pub loss_scale: f64,
     /// The coefficients of the rule.
     pub coefficients: Vec<f32>,
-}
-
-impl Parameters {
-    /// Whether the step waits for the norms, which decide whether it is taken.
-    #[must_use]
-    pub fn waits(&self) -> bool {
-        self.options.policy != NonFinitePolicy::Propagate || self.options.skip_above.is_some()
-    }
 }
 
 /// How a step ended.
@@ -54,7 +46,7 @@ pub fn take(
     new_slots: &[Arc<Array>],
 ) -> Result<(Outcome, Option<Norms>), GpuError> {
     let options = &parameters.options;
-    let waits = parameters.waits();
+    let waits = options.may_refuse();
     let norms = options.needs_norms().then(|| Norms::new(device, plan.groups)).transpose()?;
     let update = |encoder: &mut wgpu::CommandEncoder| {
         for range in new_slots.iter().flat_map(|slot| &slot.ranges) {
@@ -64,7 +56,7 @@ pub fn take(
     };
     let _in_order = lock(&device.order);
     let bounds = filled(bound(parameters), plan.bound_count)?;
-    submit(device, |encoder| {
+    device.submit(|encoder| {
         device.write(&plan.bounds, bytemuck::cast_slice(&bounds));
         device.write(&plan.parameters, bytemuck::cast_slice(&words(parameters)));
         if let Some(norms) = &norms {
@@ -78,7 +70,7 @@ pub fn take(
     let outcome = match &norms {
         Some(norms) if waits => match decide(norms, options, parameters.loss_scale)?.verdict {
             Verdict::Take { .. } => {
-                submit(device, update)?;
+                device.submit(update)?;
                 Outcome::Taken
             }
             Verdict::Skip => Outcome::Skipped,

@@ -69,11 +69,14 @@ pub struct Decision {
 }
 
 impl GradientOptions {
+    /// Whether the norms of the gradients decide whether the step is taken.
+    pub fn may_refuse(&self) -> bool {
+        self.policy != NonFinitePolicy::Propagate || self.skip_above.is_some()
+    }
+
     /// Whether the decision depends on the norms of the gradients.
     pub fn needs_norms(&self) -> bool {
-        self.policy != NonFinitePolicy::Propagate
-            || self.skip_above.is_some()
-            || matches!(self.clip, Clip::Norm(_) | Clip::GlobalNorm(_))
+        self.may_refuse() || matches!(self.clip, Clip::Norm(_) | Clip::GlobalNorm(_))
     }
 
     /// Decides whether the step is taken, and computes the transforms of `count` gradients, which include the division

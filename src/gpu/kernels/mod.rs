@@ -10,7 +10,7 @@ use crate::gpu::error::GpuError;
 use crate::operations::rules::RuleKind;
 use std::collections::HashMap;
 use std::fmt::Write;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// A kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -205,7 +205,8 @@ fn rule_source(rule: RuleKind) -> String {
 /// workgroups. For tests.
 #[must_use]
 pub fn flushes() -> bool {
-    std::env::var_os("FASTCLIP_GPU_TEST_FLUSH").is_some()
+    static FLUSHES: OnceLock<bool> = OnceLock::new();
+    *FLUSHES.get_or_init(|| std::env::var_os("FASTCLIP_GPU_TEST_FLUSH").is_some())
 }
 
 /// A compiled kernel.

@@ -2,7 +2,7 @@
 
 use super::array::DeviceArray;
 use crate::allocation::{collect, reserve, try_collect, with_capacity};
-use crate::gpu::array::{Array, Element};
+use crate::gpu::array::Array;
 use crate::gpu::device::Device;
 use crate::gpu::error::GpuError;
 use crate::gpu::plan::{Change, Grouping, Key, Order, Plan, known, make};
@@ -68,13 +68,10 @@ impl<'a, 'py> Arrays<'a, 'py> {
 
     /// Refuses arrays without norms.
     pub fn check_floats(&self) -> PyResult<()> {
-        match self.entries.iter().position(|entry| entry.get().array.element == Element::I32) {
-            None => Ok(()),
-            Some(at) => Err(PyTypeError::new_err(format!(
-                "{} is an array of dtype int32; it takes float32, float16 and bfloat16",
-                self.names.call1((at,))?
-            ))),
+        for (at, entry) in self.entries.iter().enumerate() {
+            entry.get().check_is_float(|| Ok(self.names.call1((at,))?.to_string()))?;
         }
+        Ok(())
     }
 
     /// Checks the outputs that the caller has passed.

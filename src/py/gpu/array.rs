@@ -227,6 +227,17 @@ impl DeviceArray {
         )
     }
 
+    /// Refuses an array without a norm, whose name `name` returns.
+    pub(super) fn check_is_float(&self, name: impl FnOnce() -> PyResult<String>) -> PyResult<()> {
+        if self.array.element != Element::I32 {
+            return Ok(());
+        }
+        Err(PyTypeError::new_err(format!(
+            "{} is an array of dtype int32; it takes float32, float16 and bfloat16",
+            name()?
+        )))
+    }
+
     fn check(&self, view: &View<'_>, name: &str) -> PyResult<()> {
         if element(view.dtype) == Some(self.array.element) && view.size as u64 == self.array.len {
             return Ok(());

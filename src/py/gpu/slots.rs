@@ -5,6 +5,7 @@
 use super::array::DeviceArray;
 use crate::allocation::{OutOfMemory, reserve, with_capacity};
 use crate::gpu::array::{Array, Element};
+use crate::gpu::device::lock;
 use crate::gpu::error::GpuError;
 use crate::gpu::norms::Norms;
 use crate::gpu::step::decide;
@@ -20,7 +21,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyList;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 /// A variable and its slots.
 #[derive(Clone)]
@@ -148,10 +149,6 @@ pub struct DeviceSlots {
     last: Mutex<Option<Arc<LastStep>>>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Returns an argument as an array on a device.
 fn cast<'a, 'py>(variable: &'a Bound<'py, PyAny>) -> PyResult<&'a Bound<'py, DeviceArray>> {
     variable
@@ -262,8 +259,8 @@ impl DeviceSlots {
         }
     }
 
-    /// Registers the variables of a saved state, which are float32 and different, in its order, with uninitialised slots for those whose flag in
-    /// `with_slots` is true. Returns, for each variable, a list of its slots, which the caller must fill.
+    /// Registers the variables of a saved state, which are float32 and different, in its order, with uninitialised slots
+    /// for those whose flag in `with_slots` is true. Returns, for each variable, a list of its slots, which the caller must fill.
     #[allow(clippy::needless_pass_by_value, reason = "arguments of Python")]
     fn load<'py>(
         &self,

@@ -5,6 +5,7 @@ use super::slots::{DeviceSlots, Entry, LastStep};
 use crate::allocation::{OutOfMemory, with_capacity};
 use crate::gpu::array::{Array, Element};
 use crate::gpu::clip;
+use crate::gpu::error::GpuError;
 use crate::gpu::norms::Norms;
 use crate::gpu::plan::{Change, Grouping, Key, Order, Plan, known, make};
 use crate::gpu::step::{Outcome, Parameters, divided, take};
@@ -50,7 +51,7 @@ pub fn take_step(py: Python<'_>, request: &StepRequest, slots: &DeviceSlots) -> 
     let change = Change::Update { rule: slots.kind(), is_measured };
     let (outcome, norms) = detached(py, || {
         // If the step is not taken, its new slots are dropped.
-        let is_kept = new_slots.is_empty() || !parameters.waits();
+        let is_kept = new_slots.is_empty() || !parameters.options.may_refuse();
         let plan = plan(&roles, grouping.clone(), change, is_kept)?;
         Ok(take(&device, &plan, &parameters, &new_slots)?)
     })?;
@@ -115,12 +116,7 @@ fn check_pair(gradient: Option<&DeviceArray>, variable: &DeviceArray, index: usi
         )));
     }
     let Some(gradient) = gradient else { return Ok(()) };
-    if gradient.array.element == Element::I32 {
-        return Err(PyTypeError::new_err(format!(
-            "{} is an array of dtype int32; it takes float32, float16 and bfloat16",
-            GRADIENTS.entry(index)
-        )));
-    }
+    gradient.check_is_float(|| Ok(GRADIENTS.entry(index)))?;
     if gradient.index != variable.index {
         return Err(PyTypeError::new_err(format!(
             "{} is on another device than its variable",
@@ -260,7 +256,7 @@ fn plan(
     grouping: Grouping,
     change: Change,
     is_kept: bool,
-) -> Result<Arc<Plan>, crate::gpu::error::GpuError> {
+) -> Result<Arc<Plan>, GpuError> {
     let mut arrays = with_capacity(roles.iter().map(Vec::len).sum())?;
     arrays.extend(roles.iter().flatten().map(|array| array.id));
     let key = Key { arrays, inputs: roles[0].len(), grouping, order: Order::Euclidean, change };
