@@ -28,6 +28,7 @@ class Config(TypedDict):
     isa_detected: str
     isa_available: list[str]
     threads: int
+    threads_from: str
 
 
 #: Largest number of threads accepted. No machine has more, so that a larger number is a mistake.
@@ -54,7 +55,12 @@ def get_num_threads() -> int:
         The number set by the innermost :func:`threads` block, else by :func:`set_num_threads`, else by the
         first of the environment variables ``FASTCLIP_NUM_THREADS``, ``RAYON_NUM_THREADS`` and
         ``OMP_NUM_THREADS`` that holds a number, else the number of cores that this process may use (by
-        affinity and control group).
+        affinity and control group). These cores are divided by the number of processes that a launcher has
+        started on the machine, according to the first of ``LOCAL_WORLD_SIZE`` (torchrun),
+        ``OMPI_COMM_WORLD_LOCAL_SIZE``, ``MPI_LOCALNRANKS`` and ``SLURM_NTASKS_PER_NODE`` that holds a number,
+        unless the process is bound to some of the cores already. ``OMP_NUM_THREADS=1`` beside
+        ``LOCAL_WORLD_SIZE`` does not count, because torchrun sets it by itself. The environment is read when
+        fastclip is imported.
 
     Examples
     --------
@@ -152,13 +158,14 @@ def config() -> Config:
     dict
         ``version``; ``isa``, the SIMD level in use; ``isa_detected``, the highest level of the processor
         (the environment variable ``FASTCLIP_ISA`` selects a lower one of ``isa_available``); ``threads``, see
-        :func:`get_num_threads`.
+        :func:`get_num_threads`, and ``threads_from``, what decides it: ``"set_num_threads"``, the name of an
+        environment variable, ``"cores of this process"``, or these divided by the number of processes.
 
     Examples
     --------
     >>> import fastclip
     >>> sorted(fastclip.config())
-    ['isa', 'isa_available', 'isa_detected', 'threads', 'version']
+    ['isa', 'isa_available', 'isa_detected', 'threads', 'threads_from', 'version']
     """
     return {
         "version": _core.__version__,
@@ -166,6 +173,7 @@ def config() -> Config:
         "isa_detected": _core.isa_detected(),
         "isa_available": _core.isa_levels(),
         "threads": _core.get_num_threads(),
+        "threads_from": _core.num_threads_rule(),
     }
 
 
@@ -183,4 +191,4 @@ def show_config() -> None:
     current = config()
     print(f"fastclip {current['version']}")
     print(f"SIMD level: {current['isa']} (available: {', '.join(current['isa_available'])})")
-    print(f"threads: {current['threads']}")
+    print(f"threads: {current['threads']} ({current['threads_from']})")

@@ -94,6 +94,39 @@ pub fn allowed_cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
+/// Returns the number of processors of the machine; in a container, of those that all its processes may use together.
+#[must_use]
+pub fn machine_cores() -> usize {
+    #[cfg(target_os = "linux")]
+    {
+        let of_container = || cores_of_list(&std::fs::read_to_string(cpuset_file()?).ok()?);
+        // SAFETY: the call has no preconditions.
+        let online = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+        if let Some(cores) = of_container().or(usize::try_from(online).ok()).filter(|cores| *cores > 0) {
+            return cores;
+        }
+    }
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Returns the file that lists the processors of this process's control group, in the second version of these.
+#[cfg(target_os = "linux")]
+fn cpuset_file() -> Option<String> {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
+    Some(format!("/sys/fs/cgroup{}/cpuset.cpus.effective", path.trim_end_matches('/')))
+}
+
+/// Returns how many processors a list such as `0-3,8` names.
+#[cfg(target_os = "linux")]
+fn cores_of_list(list: &str) -> Option<usize> {
+    list.trim().split(',').try_fold(0, |count, range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
+        Some(count + (last + 1).checked_sub(first)?)
+    })
+}
+
 /// Stack size in bytes of a started thread: that of the standard library's threads.
 const STACK_BYTES: usize = 2 << 20;
 

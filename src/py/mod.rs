@@ -64,8 +64,8 @@ mod _core {
     use super::raise::NonFiniteError;
     #[pymodule_export]
     use super::settings::{
-        free_cached_memory, get_num_threads, isa_detected, isa_in_use, isa_levels, override_num_threads,
-        process_generation, set_num_threads, settings_complaints,
+        free_cached_memory, get_num_threads, isa_detected, isa_in_use, isa_levels, num_threads_rule,
+        override_num_threads, process_generation, set_num_threads, settings_complaints,
     };
     #[pymodule_export]
     use super::step::gradient_clipping::GradientClipping;
@@ -104,7 +104,8 @@ mod _core {
         // For the same reason, the handle of the main thread is created now: it needs one to wait for other threads.
         drop(std::thread::current());
         // The environment is read now: later, another thread could be changing it.
-        let _ = (isa::current(), threads::from_environment());
+        let _ = isa::current();
+        threads::read_environment();
         if !process::count_forks() {
             return Err(PyErr::new::<PyMemoryError, _>("fastclip cannot register a handler of forks"));
         }

@@ -1,5 +1,6 @@
 //! Settings of the process: threads, SIMD level and cached memory.
 
+use crate::engine::threads::Rule;
 use crate::engine::{isa, memory, process, threads};
 use pyo3::prelude::*;
 
@@ -7,6 +8,17 @@ use pyo3::prelude::*;
 #[pyfunction]
 pub fn get_num_threads() -> usize {
     threads::count()
+}
+
+/// Returns what decides the number of threads of a call from this thread, as text.
+#[pyfunction]
+pub fn num_threads_rule() -> String {
+    match threads::decide().1 {
+        Rule::Set => "set_num_threads".into(),
+        Rule::Variable(name) => name.into(),
+        Rule::Cores => "cores of this process".into(),
+        Rule::Ranks(name, ranks) => format!("cores of this process divided by {name}={ranks}"),
+    }
 }
 
 /// Sets the number of threads for the process; 0 restores the default.

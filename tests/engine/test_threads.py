@@ -94,6 +94,55 @@ def test_environment_sets_the_default(environment: dict[str, str], expected: int
     assert int(fresh_python.run(PRINT_COUNT, env=environment).stdout) == expected
 
 
+LAUNCHERS = ["LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE"]
+
+
+@pytest.mark.parametrize("variable", LAUNCHERS)
+def test_processes_of_a_launcher_share_the_cores(variable: str) -> None:
+    alone = int(fresh_python.run(PRINT_COUNT).stdout)
+    for ranks in (1, 2, 1000):
+        shared = fresh_python.run(PRINT_COUNT, env={variable: str(ranks)})
+        assert int(shared.stdout) == max(alone // ranks, 1)
+    by_name = {variable: "2", "FASTCLIP_NUM_THREADS": "7"}
+    assert int(fresh_python.run(PRINT_COUNT, env=by_name).stdout) == 7
+
+
+def test_the_one_thread_that_torchrun_sets_does_not_count() -> None:
+    alone = int(fresh_python.run(PRINT_COUNT).stdout)
+    torchrun = {"LOCAL_WORLD_SIZE": "1", "OMP_NUM_THREADS": "1"}
+    assert int(fresh_python.run(PRINT_COUNT, env=torchrun).stdout) == alone
+    by_hand = {"OMP_NUM_THREADS": "1"}
+    assert int(fresh_python.run(PRINT_COUNT, env=by_hand).stdout) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity here")
+@pytest.mark.skipif(len(getattr(os, "sched_getaffinity", lambda pid: ())(0)) < 2, reason="one core")
+def test_bound_processes_do_not_divide_their_cores_again() -> None:
+    script = """
+    import os
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    import fastclip
+    print(fastclip.get_num_threads(), fastclip.config()["threads_from"])
+    """
+    printed = fresh_python.run(script, env={"LOCAL_WORLD_SIZE": "1"}).stdout
+    assert printed == "1 cores of this process\n"
+
+
+def test_the_configuration_says_what_decides_the_number() -> None:
+    script = "import fastclip; print(fastclip.config()['threads_from'])"
+    for environment, expected in (
+        ({}, "cores of this process"),
+        ({"RAYON_NUM_THREADS": "2"}, "RAYON_NUM_THREADS"),
+        ({"MPI_LOCALNRANKS": "2"}, "cores of this process divided by MPI_LOCALNRANKS=2"),
+    ):
+        assert fresh_python.run(script, env=environment).stdout == expected + "\n"
+    fastclip.set_num_threads(2)
+    try:
+        assert fastclip.config()["threads_from"] == "set_num_threads"
+    finally:
+        fastclip.set_num_threads(None)
+
+
 def test_set_num_threads_overrides_the_environment() -> None:
     script = "import fastclip; fastclip.set_num_threads(2); print(fastclip.get_num_threads())"
     assert fresh_python.run(script, env={"FASTCLIP_NUM_THREADS": "3"}).stdout == "2\n"

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     print_result(
         f"fastclip    {facts['version']}\n"
         f"SIMD level  {facts['isa']} (this CPU has {facts['isa_detected']})\n"
-        f"threads     {facts['threads']}\n"
+        f"threads     {facts['threads']} ({facts['threads_from']})\n"
         f"Python      {facts['python']}, NumPy {facts['numpy']}\n"
         f"GPUs        {_described(facts['gpus'])}"
     )
