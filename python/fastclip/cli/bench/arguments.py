@@ -48,6 +48,23 @@ device, from the beginning to the end of the work there, or that of the host):
   gpt2, resnet50, many, mlp  clip by global norm, in place; the same and AdamW
   25.6M                      a copy to the device, and one from it
 
+cases of --cliffs (rows have names such as short-slices/f32/half/swapped: with half and twice
+as many elements, and with the first two axes swapped):
+  norm, norm-large               the global norm of float64, 0.5 M and 25.6 M elements
+  norm-ord-0.5, norm-ord-3       the global norm of 2 M elements, of other orders
+  short-slices, long-slices      a 1,000,000 x 4 matrix, by the norms of axis 1 and of axis 0
+  slices-of-blocks               1,000,000 x 2 x 8 by the norms of axis 1, and as many slices of 16
+  ord-3-slices                   a 512 x 4096 matrix by the norms of order 3 of axis 0
+  bound-per-element              a bound for each of 1 M elements
+  clip-integers                  4 M elements of int8, by value
+  100-by-value, 100-by-norm      100 elements
+  25.6M                          float16 and bfloat16, in place
+  columns                        1200 columns of a matrix, in place, and as many rows
+  coalesce, adagrad-of-rows      100,000 rows of 32 elements among 50,000
+  2000-arrays-...                2000 arrays of 512 elements, and one of as many bytes
+  mlp-in-place, mlp-adamw-after-rest   6 arrays, 0.1 M elements; after 5 ms without work
+  after-backward                 clip and AdamW on 30 tensors after a backward pass of torch
+
 peers of clipping:
   numpy    NumPy, with straightforward expressions
   expert   NumPy, with the fastest functions: np.vdot, np.multiply(out=)
@@ -59,6 +76,9 @@ peers of --train:
   numpy          NumPy, with straightforward expressions, out of place
   torch          clip_grad_norm_, and AdamW or SGD with fused=True
   torch-foreach  the same with foreach=True
+peers of --cliffs:
+  numpy, torch         the library's function, or straightforward expressions
+  fastclip-reference   fastclip with other arrays of as many bytes, named in the JSON output
 peers of --gpu:
   torch          with CUDA, if it has it: clip_grad_norm_(foreach=True), AdamW(fused=True)
 Rows of layers and many-torch are also compared with fastclip-list: fastclip with the
@@ -89,6 +109,7 @@ examples:
   fastclip bench --case 'many/f32/in-place/*' --json -
   fastclip bench --check --json results.json --plot results.png
   fastclip bench --train --case gpt2 --case 'resnet50/ftrl/*'
+  FASTCLIP_ISA=avx2 fastclip bench --cliffs --seconds 1 --check
   FASTCLIP_GPU_SOFTWARE=1 fastclip bench --gpu --case many
 """
 
@@ -104,6 +125,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gpu",
         action="store_true",
         help="time clipping and optimizer steps of arrays on a graphics processor",
+    )
+    parser.add_argument(
+        "--cliffs",
+        action="store_true",
+        help="time shapes and types for which a fast library easily becomes slow",
     )
     parser.add_argument("--quick", action="store_true", help="few rows and few rounds: takes less than 30 s")
     parser.add_argument(

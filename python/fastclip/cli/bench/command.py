@@ -9,6 +9,7 @@ import time
 
 import fastclip
 from fastclip.cli.bench.arguments import add_arguments, check_usage
+from fastclip.cli.bench.cliffs.suite import CLIFFS
 from fastclip.cli.bench.clipping.suite import CLIPPING
 from fastclip.cli.bench.measuring.import_time import measure_import_time
 from fastclip.cli.bench.measuring.peak_memory import measure_peak_memory
@@ -41,6 +42,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _suite(args: argparse.Namespace) -> AnySuite:
     """Return the suite that the options select."""
+    if args.cliffs:
+        if args.train or args.gpu:
+            raise CommandError("--cliffs: it has rows of its own; leave out --train and --gpu")
+        return CLIFFS
     if not args.gpu:
         return TRAINING if args.train else CLIPPING
     if args.train:

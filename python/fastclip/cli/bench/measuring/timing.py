@@ -47,9 +47,18 @@ class Contender:
 
 @dataclass
 class Timing:
-    """Times of one contender, in seconds, one per round."""
+    """Times of one contender, in seconds.
+
+    Attributes
+    ----------
+    rounds : list of float
+        The median of the calls in each round.
+    calls : list of float
+        Every timed call.
+    """
 
     rounds: list[float] = field(default_factory=list)
+    calls: list[float] = field(default_factory=list)
 
     @property
     def median(self) -> float:
@@ -64,10 +73,22 @@ class Timing:
     @property
     def quartiles(self) -> tuple[float, float]:
         """The first and the third quartile of the rounds, in seconds."""
-        if len(self.rounds) == 1:
-            return self.rounds[0], self.rounds[0]
-        first, _, third = statistics.quantiles(self.rounds, n=4, method="inclusive")
-        return first, third
+        return quartiles(self.rounds)
+
+    @property
+    def spread(self) -> float:
+        """The 90th percentile of the calls divided by their median."""
+        if len(self.calls) < 2:
+            return 1.0
+        return statistics.quantiles(self.calls, n=10, method="inclusive")[-1] / statistics.median(self.calls)
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float]:
+    """Return the first and the third quartile."""
+    if len(values) == 1:
+        return values[0], values[0]
+    first, _, third = statistics.quantiles(values, n=4, method="inclusive")
+    return first, third
 
 
 def turn_order(count: int, turn: int) -> list[int]:
@@ -131,7 +152,10 @@ def measure(
             for index in turn_order(len(contenders), done):
                 contender = contenders[index]
                 time.sleep(pause)
-                timings[contender.name].rounds.append(_time_turn(contender, calls[contender.name]))
+                timing = timings[contender.name]
+                times = _time_turn(contender, calls[contender.name])
+                timing.rounds.append(statistics.median(times))
+                timing.calls += times
             done += 1
             on_round(done)
     finally:
@@ -151,12 +175,12 @@ def _calls_per_turn(contender: Contender) -> int:
     return max(1, min(MAX_CALLS_PER_TURN, int(TURN_SECONDS / max(estimate, 1e-9))))
 
 
-def _time_turn(contender: Contender, calls: int) -> float:
-    """Return the median time of `calls` calls, in seconds."""
+def _time_turn(contender: Contender, calls: int) -> list[float]:
+    """Return the times of `calls` calls, in seconds."""
     if calls > 1:  # short calls: first wake the contender's threads and fill the caches
         for _ in range((calls + 3) // 4):
             _time_call(contender)
-    return statistics.median(_time_call(contender) for _ in range(calls))
+    return [_time_call(contender) for _ in range(calls)]
 
 
 def _time_call(contender: Contender) -> float:

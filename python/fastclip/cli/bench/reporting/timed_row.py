@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastclip.cli.bench.measuring.timing import Timing
+from fastclip.cli.bench.measuring.timing import Timing, quartiles
 from fastclip.cli.bench.suites.row import BenchmarkRow
 
 # Number of cores kept busy by other processes above which the times are unreliable.
@@ -47,6 +47,17 @@ class TimedRow:
             return None
         return self.timings["fastclip"].median / self.timings[other].median
 
+    def ratio_quartiles(self, other: str) -> tuple[float, float] | None:
+        """Return the quartiles of the ratio over the rounds, or None if `other` was not timed.
+
+        In each round the contenders run right after one another, so that a change of the machine's speed
+        between rounds affects both times of a ratio.
+        """
+        if other not in self.timings:
+            return None
+        rounds = zip(self.timings["fastclip"].rounds, self.timings[other].rounds, strict=True)
+        return quartiles([own / theirs for own, theirs in rounds])
+
     def to_dict(self) -> dict[str, Any]:
         """Return the row for the JSON output. Times are in seconds."""
         others = [name for name in self.timings if name != "fastclip"]
@@ -66,6 +77,7 @@ class TimedRow:
                 for name, timing in self.timings.items()
             },
             "ratios": {name: self.ratio(name) for name in others},
+            "ratio_quartiles": {name: self.ratio_quartiles(name) for name in others},
             "absent": self.absent,
             "other_cores_busy": self.other_cores,
         }
