@@ -40,7 +40,7 @@ pub fn read(x: &[f32], threads: usize) -> Result<f32, OutOfMemory> {
     let level = crate::engine::isa::current();
     let pieces: Vec<&[f32]> = collect(x.chunks(PIECE))?;
     let sums: Vec<AtomicU32> = collect(pieces.iter().map(|_| AtomicU32::new(0)))?;
-    pool::run(threads, pieces.len(), &|i, _| {
+    pool::run_in_turns(threads, pieces.len(), &|i, _| {
         let sum = dispatch!(level, simd => sum(simd, pieces[i]));
         sums[i].store(sum.to_bits(), Ordering::Relaxed);
     });
@@ -51,7 +51,7 @@ pub fn read(x: &[f32], threads: usize) -> Result<f32, OutOfMemory> {
 pub fn scale(x: &mut [f32], factor: f32, threads: usize) -> Result<(), OutOfMemory> {
     let level = crate::engine::isa::current();
     let pieces = pieces(x)?;
-    pool::run(threads, pieces.len(), &|i, _| {
+    pool::run_in_turns(threads, pieces.len(), &|i, _| {
         let piece = &mut **lock(&pieces[i]);
         dispatch!(level, simd => {
             let _ = simd;
@@ -72,7 +72,7 @@ pub fn copy(x: &[f32], out: &mut [f32], factor: f32, threads: usize) -> Result<(
     assert_eq!(x.len(), out.len());
     let level = crate::engine::isa::current();
     let pieces = pieces(out)?;
-    pool::run(threads, pieces.len(), &|i, _| {
+    pool::run_in_turns(threads, pieces.len(), &|i, _| {
         let to = &mut **lock(&pieces[i]);
         let from = &x[i * PIECE..i * PIECE + to.len()];
         dispatch!(level, simd => {

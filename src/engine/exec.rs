@@ -5,6 +5,7 @@
 
 use super::plan::{Chunk, Plan};
 use super::pool;
+pub use super::pool::Direction;
 use super::segment::{Scratch, Segment};
 use super::workspace::Workspace;
 use crate::allocation::{OutOfMemory, collect};
@@ -38,7 +39,7 @@ pub fn reduce<const N: usize>(
         });
     }
     let partials: Vec<AtomicU64> = collect(plan.chunks().iter().map(|_| AtomicU64::new(0)))?;
-    pool::run(threads, plan.batches().len(), &|batch, worker| {
+    pool::run(threads, plan.batches().len(), Direction::Forwards, &|batch, worker| {
         workspace.scratch(worker, |scratch| {
             for index in plan.batches()[batch].clone() {
                 let Chunk { segment, range } = &plan.chunks()[index];
@@ -48,16 +49,6 @@ pub fn reduce<const N: usize>(
         });
     });
     collect(partials.into_iter().map(|bits| f64::from_bits(bits.into_inner())))
-}
-
-/// The order in which a pass takes the chunks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
-    /// The first chunk first: the order of addresses, which hardware prefetchers expect.
-    Forwards,
-    /// The last chunk first: for a second pass, because the chunks that the first pass read last are still in the
-    /// cache.
-    Backwards,
 }
 
 /// A segment together with the parameters of the operation on it.
@@ -121,9 +112,9 @@ pub fn for_each<S: HasSegment<N>, const N: usize>(
 ) {
     let tasks = &*tasks;
     let backwards = direction == Direction::Backwards;
-    let last = plan.batches().len().wrapping_sub(1);
-    pool::run(workspace.threads_for(plan.bytes()), plan.batches().len(), &|batch, worker| {
-        let chunks = plan.batches()[if backwards { last - batch } else { batch }].clone();
+    let threads = workspace.threads_for(plan.bytes());
+    pool::run(threads, plan.batches().len(), direction, &|batch, worker| {
+        let chunks = plan.batches()[batch].clone();
         workspace.scratch(worker, |scratch| {
             for step in 0..chunks.len() {
                 let index = if backwards { chunks.end - 1 - step } else { chunks.start + step };

@@ -94,6 +94,37 @@ pub fn allowed_cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
+/// Returns the index of the processor that the calling thread runs on, if the system tells. Costs no system call.
+#[must_use]
+pub fn current_processor() -> Option<usize> {
+    #[cfg(target_os = "linux")]
+    {
+        // SAFETY: the call has no preconditions.
+        usize::try_from(unsafe { libc::sched_getcpu() }).ok()
+    }
+    #[cfg(not(target_os = "linux"))]
+    None
+}
+
+/// Keeps the calling thread off a processor from now on, if others are left to it, and moves it away at once.
+pub fn avoid_processor(processor: usize) {
+    #[cfg(target_os = "linux")]
+    // SAFETY: a zeroed set is a valid one, the calls read or write no more than its size, and the index was checked.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        let size = size_of::<libc::cpu_set_t>();
+        // The affinity of the process is that of its first thread, which helpers may have been kept off.
+        if processor < 8 * size && libc::sched_getaffinity(libc::getpid(), size, &raw mut set) == 0 {
+            libc::CPU_CLR(processor, &mut set);
+            if libc::CPU_COUNT(&set) > 0 {
+                libc::sched_setaffinity(0, size, &raw const set);
+            }
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = processor;
+}
+
 /// Returns the number of processors of the machine; in a container, of those that all its processes may use together.
 #[must_use]
 pub fn machine_cores() -> usize {
@@ -145,7 +176,7 @@ pub fn start_thread<F: FnOnce() + Send + 'static>(body: F) -> std::io::Result<()
         unsafe {
             libc::pthread_setname_np(libc::pthread_self(), c"fastclip".as_ptr());
         }
-        // A panic must not unwind into the system's code. rayon itself catches panics of tasks.
+        // A panic must not unwind into the system's code.
         let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
         std::ptr::null_mut()
     }

@@ -1,6 +1,6 @@
 //! The global allocator of the extension module: the system's, with a small reserve for when the system has no memory.
 //!
-//! fastclip's own allocations report failure (`allocation.rs`). Those that the standard library, rayon and `PyO3` make
+//! fastclip's own allocations report failure (`allocation.rs`). Those that the standard library and `PyO3` make
 //! for themselves cannot: they abort the process where memory runs out. These allocations are small, and are served from
 //! the reserve instead. (Two kinds bypass this allocator: those of glibc, and the handle of a thread that the standard
 //! library starts.) The thread that was served is marked, and the call that it runs raises a `MemoryError` before it
@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[global_allocator]
 static ALLOCATOR: WithReserve = WithReserve;
 
-/// Bytes of a unit of the reserve, and the largest alignment that is served: that of rayon's data of each thread.
+/// Bytes of a unit of the reserve, and the largest alignment that is served: that of a part of a job.
 const UNIT: usize = 128;
 /// Number of units: 256 KiB.
 const UNITS: usize = 2048;

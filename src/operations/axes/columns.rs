@@ -8,7 +8,7 @@ use super::{Slices, advance, product};
 use crate::allocation::{OutOfMemory, collect, filled, try_collect, with_capacity};
 use crate::engine::isa::Level;
 use crate::engine::plan::CHUNK;
-use crate::engine::pool;
+use crate::engine::pool::{self, Direction};
 use crate::engine::segment::{Dim, INPUT, OPERANDS, OUTPUT, Scratch};
 use crate::engine::workspace::{Context, Workspace};
 use crate::kernels::Float;
@@ -81,7 +81,8 @@ impl Slices {
         let pieces = grid.tiles() * grid.bands;
         let partials: Vec<Partial> =
             try_collect(pieces, grid.pieces().map(|piece| Partial::new(piece.width)))?;
-        pool::run(workspace.threads_for(self.bytes()), pieces, &|index, _| {
+        let threads = workspace.threads_for(self.bytes());
+        pool::run(threads, pieces, Direction::Forwards, &|index, _| {
             let piece = grid.piece(index);
             let at = self.start(&piece);
             let mut sums = partials[index].lock();
@@ -150,8 +151,8 @@ impl Slices {
             && self.base[OUTPUT].addr().is_multiple_of(size as usize)
             && self.kept.iter().chain(&self.reduced).all(|dim| dim.strides[OUTPUT] % size == 0);
         let pieces = grid.tiles() * grid.bands;
-        pool::run(workspace.threads_for(self.bytes()), pieces, &|index, worker| {
-            let index = pieces - 1 - index;
+        let threads = workspace.threads_for(self.bytes());
+        pool::run(threads, pieces, Direction::Backwards, &|index, worker| {
             let piece = grid.piece(index);
             let at = self.start(&piece);
             let factors = &factors[index / grid.bands];

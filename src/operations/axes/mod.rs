@@ -15,7 +15,7 @@ pub mod elements;
 use crate::allocation::{OutOfMemory, collect, try_collect, with_capacity};
 use crate::engine::exec::{ChunkMut, STREAM_BYTES};
 use crate::engine::plan::{BATCH_BYTES, CHUNK, Plan};
-use crate::engine::pool;
+use crate::engine::pool::{self, Direction};
 use crate::engine::segment::{
     Dim, INPUT, LOWER, Layout, OPERANDS, OUTPUT, Operand, Segment, UPPER, make_forward, merge_dims,
     sort_by_stride,
@@ -298,7 +298,7 @@ impl Slices {
         let level = workspace.level;
         let streaming = self.is_streaming();
         let threads = workspace.threads_for(self.bytes_of_rows());
-        pool::run(threads, count.div_ceil(per_task), &|task, worker| {
+        pool::run(threads, count.div_ceil(per_task), Direction::Forwards, &|task, worker| {
             let mut segment = segments[worker].lock().unwrap_or_else(PoisonError::into_inner);
             workspace.scratch(worker, |scratch| {
                 for index in task * per_task..count.min((task + 1) * per_task) {
