@@ -9,6 +9,7 @@ pub mod convert;
 pub mod exponent;
 pub mod factor;
 pub mod half_precision;
+pub mod lane_sum;
 pub mod lanes;
 pub mod max_abs;
 pub mod operation;
@@ -26,7 +27,7 @@ pub trait Float:
     Element
     + PartialEq
     + std::fmt::Debug
-    + sum_squares::SumSquares
+    + lane_sum::LaneSum
     + max_abs::MaxAbs
     + scale::Scalable
     + columns::Columns

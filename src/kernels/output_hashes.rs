@@ -14,7 +14,7 @@ use super::convert::{Convert, convert};
 use super::lanes::Real;
 use super::max_abs::max_abs;
 use super::oracle::{fnv1a, samples};
-use super::power_sum::power_sum;
+use super::power_sum::plain_power_sum;
 use super::scale::{Factor, scale};
 use super::sum_squares::sum_squares;
 use super::update::update;
@@ -95,7 +95,7 @@ fn hash_type<T: Hashed>(level: Level, hashes: &mut Hashes) {
                 .map(|(i, n)| {
                     let x: Vec<T> = inputs(*n, 11 * i, special && i % 2 == 1);
                     let value = match order {
-                        Order::One => power_sum(level, &x, 1.0, [1.0, 1.0]),
+                        Order::One => plain_power_sum(level, &x, 1.0),
                         Order::Two => sum_squares(level, &x),
                         _ => max_abs(level, &x),
                     };
@@ -339,7 +339,7 @@ const STORED: &[(&str, u64)] = &[
     ("norms of columns, bf16 with odd values", 0x71f8_8750_6a09_b92c),
     ("products of columns, bf16 with odd values", 0x083c_9f2e_4ddf_7433),
     ("clamped, bf16 with odd values", 0x966c_588b_bdda_d36b),
-    ("norms of order 1, f32", 0x9305_0cf1_d920_10f2),
+    ("norms of order 1, f32", 0x4547_6707_6c0e_1c2d),
     ("norms of order 2, f32", 0x059d_0e57_aa3b_e11d),
     ("norms of order inf, f32", 0x1d4a_d6fe_2fd9_9e0f),
     ("products, f32", 0x442f_a652_6136_4c69),
@@ -353,14 +353,14 @@ const STORED: &[(&str, u64)] = &[
     ("norms of columns, f32 with odd values", 0x255e_d1ce_0baa_af10),
     ("products of columns, f32 with odd values", 0x4533_4193_590b_3802),
     ("clamped, f32 with odd values", 0xbce6_f9df_c215_4d29),
-    ("norms of order 1, f64", 0xc0c1_b5ea_7252_233d),
+    ("norms of order 1, f64", 0x0c6f_df06_52af_f35d),
     ("norms of order 2, f64", 0x39d6_2fc5_8e36_3c6c),
     ("norms of order inf, f64", 0x90c4_9dc2_d500_8203),
     ("products, f64", 0x89bd_f0c2_b411_aa9a),
     ("norms of columns, f64", 0x5815_6c2a_cb13_0ce6),
     ("products of columns, f64", 0x932b_b5bd_4065_e3c2),
     ("clamped, f64", 0x5612_faff_283a_2fcf),
-    ("norms of order 1, f64 with odd values", 0x615d_e05a_8aa3_a5e2),
+    ("norms of order 1, f64 with odd values", 0x205b_1f3a_9fe9_174f),
     ("norms of order 2, f64 with odd values", 0xe115_3eb7_df4b_a827),
     ("norms of order inf, f64 with odd values", 0x177e_885f_ab72_0d30),
     ("products, f64 with odd values", 0x3062_1fca_340a_8618),

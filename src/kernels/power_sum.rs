@@ -1,5 +1,10 @@
 //! Sum of powers, Σ|x·f/u|ᵖ in float64, for norms of other orders than 2 and infinity.
 //!
+//! [`plain_power_sum`] computes Σ|x|ᵖ for p that are multiples of ½, at most 6: products of the elements and their
+//! square roots, in vector registers. No power of a float32 leaves the range of float64, so that the elements need not
+//! be scaled. Its order of additions is that of `lane_sum.rs`; each power adds at most 6·2⁻⁵³ to the error. The rest is
+//! about [`power_sum`], which serves all orders and elements:
+//!
 //! - Formula: elements are converted to float64, a block at a time. For p ≠ 1 the caller passes a power of two f that
 //!   brings the largest element into [1, 2), and that product as the divisor u. The ratio |x·f/u| of the largest
 //!   element is then exactly 1, and so is its power, however large p is. The ratios of other elements are products
@@ -16,7 +21,9 @@
 
 use super::Float;
 use super::exponent::mantissa_exponent;
-use fearless_simd::{Level, Simd, dispatch};
+use super::lane_sum::{Lanes, Term};
+use fearless_simd::prelude::*;
+use fearless_simd::{Level, dispatch};
 
 const BLOCK: usize = 512;
 const LANES: usize = 8;
@@ -26,6 +33,48 @@ const FAR_BELOW: f64 = f64::from_bits((1023 - 900) << 52);
 /// Exponent of the power of two that such elements are multiplied by: large enough for the smallest subnormal number,
 /// and small enough for 2^-900 times the largest number.
 const LIFT: i32 = 100;
+
+/// Largest order that [`plain_power_sum`] takes: the smallest float32 to this power is a normal float64, and sums of the
+/// largest one to this power are finite.
+const MAX_PLAIN_ORDER: f64 = 6.0;
+
+/// Whether [`plain_power_sum`] takes this order.
+#[must_use]
+pub fn is_plain(p: f64) -> bool {
+    p <= MAX_PLAIN_ORDER && (2.0 * p).fract() == 0.0
+}
+
+/// Returns Σ|x|ᵖ of a slice of at most one chunk.
+///
+/// # Panics
+///
+/// Unless [`is_plain`].
+#[must_use]
+pub fn plain_power_sum<T: Float>(level: Level, x: &[T], p: f64) -> f64 {
+    assert!(is_plain(p));
+    let power = Power { whole: p as usize, has_root: p.fract() != 0.0 };
+    dispatch!(level, simd => T::lane_sum(simd, x, &power))
+}
+
+/// |x| to the power `whole`, times √|x| if `has_root`.
+struct Power {
+    whole: usize,
+    has_root: bool,
+}
+
+impl Term for Power {
+    #[inline(always)]
+    fn add<S: Simd>(&self, sums: &mut Lanes<S>, v: Lanes<S>) {
+        for i in 0..4 {
+            let abs = v[i].abs();
+            let mut power = if self.has_root { abs.sqrt() } else { abs };
+            for _ in usize::from(!self.has_root)..self.whole {
+                power *= abs;
+            }
+            sums[i] += power;
+        }
+    }
+}
 
 /// Returns Σ|x·f/u|ᵖ of a slice of at most one chunk, for a power of two f and a divisor u.
 #[must_use]
@@ -151,6 +200,12 @@ mod tests {
                     let got = power_sum(level, x, p, [0.5, 1.0]);
                     assert!((got - want).abs() <= 1e-14 * want, "{level:?} {p} {} {got} {want}", x.len());
                 }
+                let want = exact_sum(x.iter().map(|v| power(v.to_f64().abs(), p)));
+                let first = plain_power_sum(isa::all()[0], x, p);
+                assert!((first - want).abs() <= 1.5e-14 * want, "{p} {} {first} {want}", x.len());
+                for level in isa::all() {
+                    assert_eq!(plain_power_sum(level, x, p).to_bits(), first.to_bits(), "{level:?} {p}");
+                }
             });
         }
     }
@@ -161,6 +216,21 @@ mod tests {
         check(|v| v as f32);
         check(f16::from_f64);
         check(bf16::from_f64);
+    }
+
+    #[test]
+    fn plain_powers_of_all_float32_are_in_range() {
+        for p in (1..=12).map(|i| 0.5 * f64::from(i)) {
+            assert!(is_plain(p));
+            for x in [f32::from_bits(1), f32::MIN_POSITIVE, 1.0, f32::MAX] {
+                let sum = plain_power_sum(isa::current(), &[x; 100], p) / 100.0;
+                assert!(sum.is_normal());
+                assert!((sum.powf(1.0 / p) / f64::from(x) - 1.0).abs() < 1e-13, "{p} {x} {sum}");
+            }
+        }
+        assert!(!is_plain(6.5) && !is_plain(0.25) && !is_plain(3.1) && !is_plain(f64::INFINITY));
+        assert!(plain_power_sum(isa::current(), &[1.0, f64::NAN], 0.5).is_nan());
+        assert_eq!(plain_power_sum(isa::current(), &[1.0, f64::NEG_INFINITY], 3.0), f64::INFINITY);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::engine::isa::Level;
 use crate::engine::segment::{Scratch, Segment};
 use crate::kernels::Float;
 use crate::kernels::max_abs::max_abs;
-use crate::kernels::power_sum::{max_abs_complex, power_sum, power_sum_complex};
+use crate::kernels::power_sum::{max_abs_complex, plain_power_sum, power_sum, power_sum_complex};
 use crate::kernels::sum_squares::{sum_squares, sum_squares_scaled};
 use crate::operations::magnitude::pairwise;
 use crate::with_float;
@@ -71,6 +71,19 @@ pub fn largest<const N: usize>(
     }
     with_float!(segment.scalar(), T => {
         segment.read(range, scratch, |x: &[T]| max(level, x, is_complex, factor))
+    }, else 0.0)
+}
+
+/// Returns Σ|x|ᵖ over the reals of a range, for orders that are plain; 0 for integers.
+pub fn plain_powers<const N: usize>(
+    level: Level,
+    segment: &Segment<N>,
+    range: Range<usize>,
+    p: f64,
+    scratch: &mut Scratch,
+) -> f64 {
+    with_float!(segment.scalar(), T => {
+        segment.read(range, scratch, |x: &[T]| plain_power_sum(level, x, p))
     }, else 0.0)
 }
 
