@@ -2,7 +2,7 @@
 
 use super::Float;
 use super::clamp::{clamp_all, clamp_each};
-use super::columns::{Factors, scale_each};
+use super::columns::{FactorVecs, scale_each};
 use super::convert::{Convert, convert};
 use super::lanes::Real;
 use super::scale::{Factor, scale};
@@ -86,14 +86,14 @@ fn scaled<T: Bits>(level: Level, x: &[T], factor: Factor) -> Vec<Vec<u64>> {
     let mut out_of_place = vec![T::ZERO; x.len()];
     dispatch!(level, simd => T::scale_to(simd, x, &mut out_of_place, factor));
     let mut columns = x.to_vec();
-    scale_each(level, &mut columns, &Factors::new(&vec![factor; x.len()]).unwrap());
+    scale_each(level, &mut columns, &FactorVecs::new(&vec![factor; x.len()]).unwrap().get());
     // Columns with this factor beside one whose factor is NaN.
     let mut mixed = x.to_vec();
     let last = x.len() - 1;
     if last > 0 {
         let mut factors = vec![factor; x.len()];
         factors[last] = Factor::NAN;
-        scale_each(level, &mut mixed, &Factors::new(&factors).unwrap());
+        scale_each(level, &mut mixed, &FactorVecs::new(&factors).unwrap().get());
         assert_eq!(mixed[last].bits(), T::NAN.bits(), "{level:?}");
     }
     mixed[last] = in_place[last];

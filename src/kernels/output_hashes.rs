@@ -9,7 +9,7 @@
 //! with another power than -1/2. The tests of `power_sum.rs` check the former against an error bound.
 
 use super::clamp::{clamp_all, clamp_each};
-use super::columns::{Factors, accumulate, scale_each};
+use super::columns::{FactorVecs, accumulate, scale_each};
 use super::convert::{Convert, convert};
 use super::lanes::Real;
 use super::max_abs::max_abs;
@@ -130,7 +130,7 @@ fn hash_type<T: Hashed>(level: Level, hashes: &mut Hashes) {
         let each: Vec<Factor> =
             (0..300).map(|j| if j % 11 == 0 { extreme[j % 3] } else { factors[j % 3] }).collect();
         let mut row = rows[1].clone();
-        scale_each(level, &mut row, &Factors::new(&each).unwrap());
+        scale_each(level, &mut row, &FactorVecs::new(&each).unwrap().get());
         hashes.push((format!("products of columns, {name}{with}"), hash(row)));
 
         let clamped = LENGTHS.into_iter().flat_map(|n| {

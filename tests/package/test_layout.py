@@ -208,11 +208,11 @@ def test_has_unsafe_code(source: str, expected: bool) -> None:
     assert has_unsafe_code(source) is expected
 
 
-def test_at_most_nine_rust_files_outside_the_bindings_have_unsafe_code() -> None:
+def test_at_most_ten_rust_files_outside_the_bindings_have_unsafe_code() -> None:
     bindings = SOURCE / "py"
     files = [
         path.relative_to(SOURCE).as_posix()
         for path in sorted(SOURCE.rglob("*.rs"))
         if bindings not in path.parents and has_unsafe_code(path.read_text(encoding="utf-8"))
     ]
-    assert len(files) <= 9, files
+    assert len(files) <= 10, files

@@ -21,8 +21,11 @@ def is_one_number(value: Any) -> bool:
 
 
 @raises_memory_error
-def norm_bounds(clip_norm: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
-    """Returns the bounds of :func:`fastclip.clip_by_norm` as float64, negative ones replaced by 0.
+def norm_bounds(clip_norm: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float32] | npt.NDArray[np.float64]:
+    """Returns the bounds of :func:`fastclip.clip_by_norm`, negative ones replaced by 0.
+
+    An array of float32 or float64 without negative numbers is returned as it is: for a bound per
+    element, each copy would take longer than clipping. Other types become float64.
 
     Raises
     ------
@@ -36,10 +39,14 @@ def norm_bounds(clip_norm: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float6
     clip_norm = as_array(clip_norm, "clip_norm")
     if clip_norm.dtype.kind not in "fiu" and clip_norm.dtype.name != "bfloat16":
         raise TypeError(f"clip_norm is {describe(clip_norm)}; it takes real numbers")
-    clip_norm = clip_norm.astype(np.float64)
-    bounds: npt.NDArray[np.float64] = np.maximum(np.asarray(clip_norm), 0.0)
-    if np.isnan(bounds).any():
+    bounds = np.asarray(clip_norm)
+    if bounds.dtype.newbyteorder("=") not in (np.float32, np.float64) or not bounds.dtype.isnative:
+        bounds = bounds.astype(np.float64)
+    least = bounds.min(initial=np.inf)  # NaN if an element is
+    if np.isnan(least):
         raise ValueError("clip_norm is or holds NaN; it takes numbers")
+    if least < 0.0:
+        bounds = np.maximum(bounds, 0.0)
     _check_broadcast(bounds, shape, "clip_norm")
     return bounds
 

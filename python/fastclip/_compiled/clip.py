@@ -81,7 +81,8 @@ def clip_by_norm(t: Any, clip_norm: Any, axes: int | Sequence[int] | None, ord: 
     if any(n != 1 and is_reduced for n, is_reduced in zip(lengths, reduced, strict=True)):
         return _core.clip_elements(tensor, [reduced], [bound], order, target)
     slices = [1 if is_reduced else n for n, is_reduced in zip(shape, reduced, strict=True)]
-    return _core.clip_slices(tensor, [reduced], [np.broadcast_to(bound, slices)], order, target)
+    bounds = np.broadcast_to(bound.astype(np.float64, copy=False), slices)
+    return _core.clip_slices(tensor, [reduced], [bounds], order, target)
 
 
 def clip_by_average_norm(t: Any, clip_norm: Any, out: Any) -> Any:

@@ -199,6 +199,12 @@ impl<const N: usize> Segment<N> {
         (!self.base[operand].is_null()).then_some(self.scalars[operand])
     }
 
+    /// Type of the elements of operand 0.
+    #[must_use]
+    pub fn dtype(&self) -> DType {
+        DType { scalar: self.scalar(), complex: self.is_complex }
+    }
+
     /// Whether elements are complex: two reals each.
     #[must_use]
     pub fn is_complex(&self) -> bool {
@@ -321,6 +327,8 @@ impl<const N: usize> Segment<N> {
                 if stride == size_of::<T>() as isize {
                     let bytes = target.as_mut_ptr().cast::<u8>();
                     std::ptr::copy_nonoverlapping(pointer, bytes, count * size_of::<T>());
+                } else if stride == 0 {
+                    target.fill(pointer.cast::<T>().read_unaligned());
                 } else {
                     let mut from = pointer;
                     for to in target {

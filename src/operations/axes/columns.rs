@@ -4,7 +4,7 @@
 //! The columns are divided into tiles and their rows into bands. A piece, one tile of one band, is summed by one
 //! thread.
 
-use super::{Slices, advance, product};
+use super::{Slices, advance, factor_of, product};
 use crate::allocation::{OutOfMemory, collect, filled, try_collect, with_capacity};
 use crate::engine::isa::Level;
 use crate::engine::plan::CHUNK;
@@ -12,12 +12,10 @@ use crate::engine::pool::{self, Direction};
 use crate::engine::segment::{Dim, INPUT, OPERANDS, OUTPUT, Scratch};
 use crate::engine::workspace::{Context, Workspace};
 use crate::kernels::Float;
-use crate::kernels::columns::{Factors, TILE, accumulate, scale_each};
-use crate::kernels::scale::Factor;
-use crate::operations::clip::Action;
-use crate::operations::magnitude::{Magnitude, SMALL, pairwise};
-use crate::operations::norms;
-use crate::scalar::Scalar;
+use crate::kernels::columns::{FactorVecs, TILE, scale_each};
+use crate::kernels::factor::Factor;
+use crate::operations::magnitude::{Magnitude, Order, pairwise};
+use crate::operations::norms::{self, max_or_nan};
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -30,7 +28,7 @@ pub struct Columns {
     workspace: Workspace,
     grid: Grid,
     /// Factors of each tile's columns.
-    factors: Vec<Factors>,
+    factors: Vec<FactorVecs>,
 }
 
 impl Slices {
@@ -92,7 +90,7 @@ impl Slices {
                 let x = unsafe {
                     std::slice::from_raw_parts(self.row::<T>(at, r, INPUT).cast_const(), piece.width)
                 };
-                accumulate(level, sum, error, x);
+                norms::accumulate(level, self.order, sum, error, x);
             }
         });
 
@@ -105,17 +103,18 @@ impl Slices {
             let at = self.start(&first);
             columns.clear();
             for j in 0..first.width {
-                let sum = pairwise(&parts, &|p| p[j]) + pairwise(&parts, &|p| p[first.width + j]);
+                let sum = if self.order == Order::Max {
+                    parts.iter().map(|p| p[j]).fold(0.0, max_or_nan)
+                } else {
+                    let sum = pairwise(&parts, &|p| p[j]);
+                    if sum.is_finite() { sum + pairwise(&parts, &|p| p[first.width + j]) } else { sum }
+                };
                 let position = at_column(at, inner.strides, j);
                 let magnitude = self.checked_column(level, sum, position)?;
                 // SAFETY: the address of a slice, on one thread.
-                columns.push(match unsafe { self.store_norm(position, magnitude) } {
-                    Action::Keep => Factor::ONE,
-                    Action::Scale(factor) => factor,
-                    Action::FillNan | Action::FillZero => Factor::NAN,
-                });
+                columns.push(factor_of(unsafe { self.store_norm(position, magnitude) }));
             }
-            factors.push(Factors::new(&columns)?);
+            factors.push(FactorVecs::new(&columns)?);
         }
         Ok(Columns { workspace, grid, factors })
     }
@@ -127,9 +126,8 @@ impl Slices {
         sum: f64,
         at: [*mut u8; OPERANDS],
     ) -> Result<Magnitude, OutOfMemory> {
-        let magnitude = Magnitude { value: sum, exponent: 0 };
-        if self.dtype.scalar != Scalar::F64 || sum.is_finite() && sum >= SMALL || self.is_empty() {
-            return Ok(magnitude);
+        if self.is_empty() || !norms::needs_scaling(self.dtype, sum, self.order) {
+            return Ok(norms::unscaled_magnitude(sum, self.order));
         }
         // SAFETY: the segment is used on this thread only, is moved to the memory of a slice, and read.
         let segment = unsafe {
@@ -155,7 +153,7 @@ impl Slices {
         pool::run(threads, pieces, Direction::Backwards, &|index, worker| {
             let piece = grid.piece(index);
             let at = self.start(&piece);
-            let factors = &factors[index / grid.bands];
+            let factors = factors[index / grid.bands].get();
             if self.is_in_place() && factors.is_one() {
                 return;
             }
@@ -172,13 +170,13 @@ impl Slices {
                             }
                             let x = std::slice::from_raw_parts_mut(to, piece.width);
                             if !factors.is_one() {
-                                scale_each(level, x, factors);
+                                scale_each(level, x, &factors);
                             }
                         } else {
                             let x = scratch.reals::<T>(piece.width);
                             x.copy_from_slice(std::slice::from_raw_parts(from, piece.width));
                             if !factors.is_one() {
-                                scale_each(level, x, factors);
+                                scale_each(level, x, &factors);
                             }
                             for (j, v) in x.iter().enumerate() {
                                 to.wrapping_byte_offset(j as isize * inner.strides[OUTPUT])
@@ -195,7 +193,7 @@ impl Slices {
 impl Columns {
     /// Whether no slice exceeds its bound.
     pub(super) fn are_kept(&self) -> bool {
-        self.factors.iter().all(Factors::is_one)
+        self.factors.iter().all(|factors| factors.get().is_one())
     }
 }
 

@@ -7,10 +7,12 @@
 
 use crate::allocation::{OutOfMemory, filled, with_capacity};
 use crate::engine::exec::{self, ChunkMut, Direction, Task};
+use crate::engine::isa::Level;
 use crate::engine::plan::{CHUNK, Plan};
 use crate::engine::segment::{self, INPUT, Operand, Scratch, Segment, element_count};
 use crate::engine::workspace::{Context, Workspace};
 use crate::kernels::Float;
+use crate::kernels::columns::{FactorArrays, scale_each};
 use crate::operations::axes::{EXPONENTS, NORMS, Slices};
 use crate::operations::clip::Action;
 use crate::operations::magnitude::{Magnitude, Order};
@@ -23,7 +25,7 @@ const OPERANDS: usize = 5;
 const ROOT: usize = 2;
 /// Index of the operand that holds the exponent of two of that norm: float64.
 const EXPONENT: usize = 3;
-/// Index of the operand that holds an element's bound: float64.
+/// Index of the operand that holds an element's bound: float32 or float64.
 const BOUND: usize = 4;
 
 /// A tensor, the norms of its slices, and a bound for each of its elements.
@@ -34,7 +36,9 @@ pub struct SliceNorms {
     /// None if there are no elements, or the slices have been measured.
     slices: Option<Slices>,
     /// Memory of the mantissas and exponents of the norms, to which `slices` and the segment of the tensor point.
-    _memory: [Vec<f64>; 2],
+    memory: [Vec<f64>; 2],
+    /// Whether the exponent of a norm is not 0.
+    has_exponents: bool,
 }
 
 /// Returns a copy of `items`, followed by `last` if it is present.
@@ -47,7 +51,7 @@ fn extended<T: Copy>(items: &[T], last: Option<T>) -> Result<Vec<T>, OutOfMemory
 
 impl Elements {
     /// Describes a tensor of this shape, whose axes with `is_reduced[axis]` are spanned by a slice, and allocates its
-    /// norms. `bounds` are float64, with stride 0 along axes on which they do not differ.
+    /// norms. `bounds` are float32 or float64, with stride 0 along axes on which they do not differ.
     ///
     /// # Safety
     ///
@@ -96,13 +100,14 @@ impl Elements {
         let operands = std::array::from_fn(|k| Some(Operand { strides: &strides[k], ..operands[k].0 }));
         // SAFETY: as above.
         let segment = unsafe { Segment::new(false, &shape, operands)? };
-        Ok(Self { segment, parameters: SliceNorms { slices, _memory: norms } })
+        Ok(Self { segment, parameters: SliceNorms { slices, memory: norms, has_exponents: false } })
     }
 
     /// Measures every slice. Writes the memory of the norms only.
     pub fn measure(&mut self, context: Context) -> Result<(), OutOfMemory> {
         if let Some(slices) = self.parameters.slices.take() {
             slices.prepare(context)?.finish();
+            self.parameters.has_exponents = self.parameters.memory[1].iter().any(|exponent| *exponent != 0.0);
         }
         Ok(())
     }
@@ -116,12 +121,13 @@ pub fn prepare(context: Context, tensors: &[Elements]) -> Result<(Plan, Workspac
     Ok((plan, workspace))
 }
 
-/// Clips every element of measured tensors. In place, elements within their bounds are not written. Cannot fail.
+/// Clips every element of measured tensors. In place, blocks of elements within their bounds are not written. Cannot
+/// fail.
 pub fn clip(workspace: &Workspace, tensors: &mut [Elements], plan: &Plan) {
-    exec::for_each(workspace, tensors, plan, Direction::Backwards, |_, _, chunk, scratch| {
+    exec::for_each(workspace, tensors, plan, Direction::Backwards, |_, norms, chunk, scratch| {
         with_float!(
             chunk.scalar(),
-            T => clip_chunk::<T>(chunk, scratch),
+            T => clip_chunk::<T>(workspace.level, norms, chunk, scratch),
             else unreachable!("the bindings reject integers")
         );
     });
@@ -130,15 +136,40 @@ pub fn clip(workspace: &Workspace, tensors: &mut [Elements], plan: &Plan) {
 /// Number of elements whose norms and bounds are gathered at a time: the buffers stay in the first-level cache.
 const BLOCK: usize = 512;
 
-fn clip_chunk<T: Float>(chunk: ChunkMut<OPERANDS>, scratch: &mut Scratch) {
+fn clip_chunk<T: Float>(level: Level, norms: &SliceNorms, chunk: ChunkMut<OPERANDS>, scratch: &mut Scratch) {
     let mut buffers = [[0.0_f64; BLOCK]; 3];
+    let mut narrow_bounds = [0.0_f32; BLOCK];
+    let mut factors = FactorArrays::<BLOCK>::default();
     let operands = chunk.read_only();
+    let has_narrow_bounds = chunk.scalar_of(BOUND) == Some(Scalar::F32);
     // Clips a block, and returns whether that changed it.
     let clip_block = |x: &mut [T], at: usize| {
         let [roots, exponents, bounds] = buffers.each_mut().map(|buffer| &mut buffer[..x.len()]);
-        operands.gather(ROOT, at..at + x.len(), roots);
-        operands.gather(EXPONENT, at..at + x.len(), exponents);
-        operands.gather(BOUND, at..at + x.len(), bounds);
+        let range = at..at + x.len();
+        operands.gather(ROOT, range.clone(), roots);
+        let plain = if has_narrow_bounds {
+            let narrow = &mut narrow_bounds[..x.len()];
+            operands.gather(BOUND, range.clone(), narrow);
+            factors.set_plain::<T>(level, roots, narrow)
+        } else {
+            operands.gather(BOUND, range.clone(), bounds);
+            factors.set_plain::<T>(level, roots, bounds)
+        };
+        if !norms.has_exponents
+            && let Some(factors) = plain
+        {
+            if factors.is_one() {
+                return false;
+            }
+            scale_each(level, x, &factors);
+            return true;
+        }
+        if has_narrow_bounds {
+            for (bound, narrow) in bounds.iter_mut().zip(&narrow_bounds) {
+                *bound = (*narrow).into();
+            }
+        }
+        operands.gather(EXPONENT, range, exponents);
         let mut changed = false;
         for (((x, root), exponent), bound) in x.iter_mut().zip(roots).zip(exponents).zip(bounds) {
             // For order infinity the value of a magnitude is the norm.

@@ -1,16 +1,19 @@
 //! Norms of slices along axes, and clipping of each slice by its own norm.
 //!
 //! A slice is the part of a tensor that the reduced axes span at one index of the kept axes. The memory layout and the
-//! length of slices decide among three strategies:
+//! length of slices decide among four strategies:
 //!
 //! - Slices of more than a chunk are measured and clipped as separate tensors.
-//! - For order 2, if the axis of the smallest stride is kept, adjacent slices are summed side by side (`columns.rs`).
+//! - Short slices are gathered, so that many are summed side by side (`panels.rs`).
+//! - If the axis of the smallest stride is kept, adjacent slices are summed side by side (`columns.rs`). These two serve
+//!   the orders that `norms::is_accumulated` names.
 //! - Otherwise a thread measures a slice, and scales it while it is in the cache.
 //!
 //! `elements.rs` clips with bounds that differ between the elements of a slice.
 
 mod columns;
 pub mod elements;
+mod panels;
 
 use crate::allocation::{OutOfMemory, collect, try_collect, with_capacity};
 use crate::engine::exec::{ChunkMut, STREAM_BYTES};
@@ -22,6 +25,7 @@ use crate::engine::segment::{
 };
 use crate::engine::workspace::{Context, Workspace};
 use crate::kernels::Float;
+use crate::kernels::factor::Factor;
 use crate::kernels::operation::Run;
 use crate::operations::clip::{Action, Actions, act, apply};
 use crate::operations::magnitude::{Magnitude, Order};
@@ -29,6 +33,7 @@ use crate::operations::norms;
 use crate::scalar::DType;
 use crate::with_float;
 use columns::Columns;
+use panels::Panels;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -242,7 +247,9 @@ impl Slices {
             Strategy::Nothing
         } else if self.len() > CHUNK {
             self.prepare_tensors(context)?
-        } else if self.order == Order::Two && self.is_columns() {
+        } else if norms::is_accumulated(self.dtype, self.order) && self.is_short() {
+            self.prepare_panels(context)?
+        } else if norms::is_accumulated(self.dtype, self.order) && self.is_columns() {
             Strategy::Columns(with_float!(
                 self.dtype.scalar,
                 T => self.prepare_columns::<T>(context)?,
@@ -300,6 +307,7 @@ impl Slices {
         let threads = workspace.threads_for(self.bytes_of_rows());
         pool::run(threads, count.div_ceil(per_task), Direction::Forwards, &|task, worker| {
             let mut segment = segments[worker].lock().unwrap_or_else(PoisonError::into_inner);
+            let mut has_written = false;
             workspace.scratch(worker, |scratch| {
                 for index in task * per_task..count.min((task + 1) * per_task) {
                     let at = self.address_of(index);
@@ -310,7 +318,7 @@ impl Slices {
                     // SAFETY: as above.
                     let action = unsafe { self.store_norm(at, magnitude) };
                     if self.has_output() && !(action == Action::Keep && self.is_in_place()) {
-                        is_written.store(true, Ordering::Relaxed);
+                        has_written = true;
                         ChunkMut::from_segment(&mut segment).update(streaming, scratch, |run: Run<T>, _| {
                             act(level, action, run);
                             true
@@ -318,6 +326,10 @@ impl Slices {
                     }
                 }
             });
+            // Once for each task: threads that write to the same cache line wait for each other.
+            if has_written {
+                is_written.store(true, Ordering::Relaxed);
+            }
             crate::kernels::stream::fence();
         });
         is_written.into_inner()
@@ -338,6 +350,8 @@ enum Strategy {
     Tensors { workspace: Workspace, segments: Vec<Segment>, plan: Plan, actions: Vec<Action> },
     /// Slices side by side, which have been measured.
     Columns(Columns),
+    /// Short slices, which a thread measures and clips many at a time.
+    Panels(Panels),
     /// Slices that a thread measures and clips one after the other, with a segment for each thread.
     Rows { workspace: Workspace, segments: Vec<Mutex<Segment>> },
 }
@@ -367,10 +381,22 @@ impl PreparedSlices {
                 }
                 slices.has_output() && !(slices.is_in_place() && columns.are_kept())
             }
+            Strategy::Panels(panels) => {
+                with_float!(slices.dtype.scalar, T => slices.finish_panels::<T>(panels), else false)
+            }
             Strategy::Rows { workspace, segments } => {
                 with_float!(slices.dtype.scalar, T => slices.finish_rows::<T>(workspace, segments), else false)
             }
         }
+    }
+}
+
+/// Returns the factor of an action on a slice.
+fn factor_of(action: Action) -> Factor {
+    match action {
+        Action::Keep => Factor::ONE,
+        Action::Scale(factor) => factor,
+        Action::FillNan | Action::FillZero => Factor::NAN,
     }
 }
 

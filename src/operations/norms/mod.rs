@@ -11,9 +11,12 @@ use crate::engine::isa::Level;
 use crate::engine::plan::Plan;
 use crate::engine::segment::{Scratch, Segment};
 use crate::engine::workspace::Workspace;
+use crate::kernels::Float;
+use crate::kernels::columns;
 use crate::kernels::power_sum::is_plain;
 use crate::operations::magnitude::{Magnitude, Order, SMALL};
-use crate::scalar::Scalar;
+use crate::scalar::{DType, Scalar};
+pub use partial::max_or_nan;
 use partial::{Reduction, largest, plain_powers, powers, squares};
 use scaled::{Partial, measure_scaled, measure_with};
 use std::ops::Range;
@@ -45,7 +48,7 @@ pub fn measure<const N: usize>(
                 next += 1;
             }
             let value = reduction.reduce(&partials[first..next]);
-            if needs_scaling(segment, value, order) {
+            if !segment.is_empty() && needs_scaling(segment.dtype(), value, order) {
                 measure_scaled(workspace, segment, order)
             } else {
                 Ok(unscaled_magnitude(value, order))
@@ -69,7 +72,7 @@ pub fn measure_chunk<const N: usize>(
     let has_two_passes = matches!(order, Order::Power(p) if !is_plain(p));
     if !has_two_passes {
         let value = unscaled_partial(level, segment, range, order, scratch);
-        if !needs_scaling(segment, value, order) {
+        if !needs_scaling(segment.dtype(), value, order) {
             return unscaled_magnitude(value, order);
         }
     }
@@ -97,7 +100,7 @@ fn unscaled_partial<const N: usize>(
 }
 
 /// Returns the magnitude of elements that were not scaled, of the given maximum or sum.
-fn unscaled_magnitude(value: f64, order: Order) -> Magnitude {
+pub fn unscaled_magnitude(value: f64, order: Order) -> Magnitude {
     match order {
         Order::Power(p) => Magnitude::from_powers(value, p, 1.0, 0),
         _ => unscaled(value),
@@ -109,20 +112,38 @@ fn unscaled(value: f64) -> Magnitude {
     Magnitude { value, exponent: 0 }
 }
 
+/// Whether [`accumulate`] measures slices of this type: complex numbers only if their real and imaginary parts can be
+/// taken as reals.
+#[must_use]
+pub fn is_accumulated(dtype: DType, order: Order) -> bool {
+    match order {
+        Order::Two => true,
+        Order::One | Order::Max => !dtype.complex,
+        Order::Power(p) => !dtype.complex && is_plain(p),
+    }
+}
+
+/// Adds the terms of one real of each slice to the sums, or maxima, of the slices: `sum[j] + error[j]`, or `sum[j]` if
+/// it is not finite.
+pub fn accumulate<T: Float>(level: Level, order: Order, sum: &mut [f64], error: &mut [f64], x: &[T]) {
+    match order {
+        Order::Two => columns::accumulate(level, sum, error, x),
+        Order::Max => columns::accumulate_max(level, sum, x),
+        Order::One | Order::Power(_) => columns::accumulate_powers(level, sum, error, x, order.p()),
+    }
+}
+
 /// Whether the sum of a segment may have overflowed or underflowed, so that it must be computed again with scaling.
 /// Only sums of float64 do; powers of complex numbers are always scaled.
-fn needs_scaling<const N: usize>(segment: &Segment<N>, sum: f64, order: Order) -> bool {
-    if segment.is_empty() {
-        return false;
-    }
+pub fn needs_scaling(dtype: DType, sum: f64, order: Order) -> bool {
     let is_out_of_range = match order {
-        Order::Power(_) if segment.is_complex() => return true,
+        Order::Power(_) if dtype.complex => return true,
         Order::Two => !sum.is_finite() || sum < SMALL,
         Order::Power(p) => !sum.is_finite() || p > 1.0 && sum < SMALL,
         // The absolute values are so small that they have been rounded coarsely.
-        Order::One if segment.is_complex() && sum < SMALL => true,
+        Order::One if dtype.complex && sum < SMALL => true,
         // The sum or the absolute value of a complex number overflowed, unless an element is infinite.
         _ => sum.is_infinite(),
     };
-    is_out_of_range && segment.scalar() == Scalar::F64
+    is_out_of_range && dtype.scalar == Scalar::F64
 }

@@ -31,7 +31,7 @@ impl Reduction {
 }
 
 /// Returns the larger number, or NaN if one of them is NaN.
-fn max_or_nan(a: f64, b: f64) -> f64 {
+pub fn max_or_nan(a: f64, b: f64) -> f64 {
     if a.is_nan() || a >= b { a } else { b }
 }
 

@@ -17,7 +17,7 @@ use crate::py::trees::Tree;
 use pyo3::prelude::*;
 
 /// Clips each element of each tensor of a tree by its own bound and the norm of its slice. `axes` has one list of bools
-/// for each tensor: whether each axis is reduced. `bounds` has one float64 array for each tensor, with as many axes, each
+/// for each tensor: whether each axis is reduced. `bounds` has one array of float32 or float64 for each tensor, with as many axes, each
 /// of length 1 or that of the tensor's axis. `out` is a tree of outputs, which may be the same tree. Returns the outputs.
 #[pyfunction]
 #[pyo3(signature = (tensors, axes, bounds, p, out, /))]
@@ -60,7 +60,7 @@ fn with_bounds(tensors: &SlicedTensors, bounds: &[Option<View>], order: Order) -
             return Err(does_not_fit("axes"));
         }
         let fits = |view: &&View| {
-            view.dtype.name() == "float64"
+            matches!(view.dtype.name(), "float32" | "float64")
                 && view.shape().len() == shape.len()
                 && view.shape().iter().zip(shape).all(|(len, input_len)| *len == 1 || len == input_len)
         };

@@ -170,7 +170,7 @@ def normal(shape: Shape, dtype: Any = np.float32, *, seed: int = 2024) -> Array:
 
 
 def memory_limit(nbytes: int, passes: str) -> Contender:
-    """Return the contender that makes passes over `nbytes` bytes, such as "read + scale", and nothing else."""
+    """Return the contender that only makes passes over `nbytes` bytes, such as "read + scale"."""
     source: Array = np.ones(max(1, nbytes // 4), np.float32)
     output = np.ones(source.size if "copy" in passes else 0, np.float32)
 

@@ -51,7 +51,10 @@ def _slices(size: Size, rows: int, columns: int, clipped_axis: int, order: float
             "numpy": lambda: Contender("numpy", "g * (c / np.maximum(norms, c))", numpy),
         },
         limit=memory_limit(gradient.nbytes, "copy"),
-        check=lambda contender: check_close(contender, contender.result, expected),
+        # NumPy adds along axis 0 in float32, one row after the other.
+        check=lambda contender: check_close(
+            contender, contender.result, expected, rtol=1e-4 if contender.name == "fastclip" else 0.05
+        ),
     )
 
 

@@ -62,7 +62,6 @@ def _adagrad(size: Size) -> Work:
     rows = _Rows(size)
     variable, other = (np.ones(rows.dense.shape, np.float32) for _ in range(2))
     expected = 1 - _RATE * rows.dense / np.sqrt(rows.dense**2 + 0.1)
-    calls = {"fastclip": 0, "torch": 0}
 
     def fastclip_() -> Contender:
         optimizer = train.AdagradOptimizer(_RATE, initial_accumulator_value=0.1)
