@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastclip import _core
 from fastclip._arguments.numpy_view import numpy_view
 from fastclip._numpy_memory import raises_memory_error
 
@@ -118,7 +119,7 @@ class IndexedSlices:
     def coalesce(self) -> IndexedSlices:
         """Sum repeated rows.
 
-        float16 and bfloat16 rows are summed in float32, and the sums are rounded once.
+        Floats are summed in float64, in the order of the rows, and the sums are rounded once.
 
         Returns
         -------
@@ -133,9 +134,9 @@ class IndexedSlices:
         >>> IndexedSlices([[1.0], [2.0], [3.0]], [4, 0, 4]).coalesce().values.ravel()
         array([2., 4.])
         """
-        rows, position = np.unique(self.indices, return_inverse=True)
-        values = self._summed(len(rows), position.reshape(-1))
-        return IndexedSlices(values, rows, self.dense_shape)
+        order = _core.RowOrder(np.require(self.indices, np.int64, ["C", "A"]))
+        rows = order.indices().astype(self.indices.dtype, copy=False)
+        return IndexedSlices(self._summed(order), rows, self.dense_shape)
 
     @raises_memory_error
     def to_dense(self) -> npt.NDArray[Any]:
@@ -166,18 +167,23 @@ class IndexedSlices:
         if outside.any():
             at = int(np.argmax(outside))
             raise IndexError(f"indices[{at}] is {self.indices[at]}; dense_shape has {n} rows")
-        return self._summed(n, self.indices)
+        order = _core.RowOrder(np.require(self.indices, np.int64, ["C", "A"]))
+        sums = self._summed(order)
+        dense = np.zeros((n, *sums.shape[1:]), sums.dtype)
+        dense[order.indices()] = sums
+        return dense
 
-    def _summed(self, rows: int, position: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Returns an array of `rows` rows, where each value is added to the row at its position."""
+    def _summed(self, order: _core.RowOrder) -> npt.NDArray[Any]:
+        """Returns the sum of the rows of each index."""
         values = self.values
         if not isinstance(values, np.ndarray):
             values = numpy_view(values, "values")
-        dtype = values.dtype
-        is_16_bit = dtype.itemsize == 2 and dtype.kind not in "iu"
-        sums = np.zeros((rows, *values.shape[1:]), np.float32 if is_16_bit else dtype)
-        np.add.at(sums, position, values.astype(np.float32) if is_16_bit else values)
-        return sums.astype(dtype) if is_16_bit else sums
+        if values.dtype.isnative and (values.dtype.kind in "fc" or values.dtype.name == "bfloat16"):
+            return order.sum(np.require(values, requirements=["C", "A"]))
+        _, position = np.unique(self.indices, return_inverse=True)
+        sums = np.zeros((order.count, *values.shape[1:]), values.dtype)
+        np.add.at(sums, position.reshape(-1), values)
+        return sums
 
 
 def _rows(values: Any) -> Any:

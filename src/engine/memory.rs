@@ -1,8 +1,8 @@
 //! Allocator for results, with a cache that reuses pages.
 //!
 //! The first access to a new page costs more than the arithmetic on it. So each large block is a memory mapping of its
-//! own, backed by huge pages where the system has them. When a block is dropped it is stored in a bounded cache, and
-//! marked so that the system may reclaim its pages under memory pressure. Small blocks come from the global allocator,
+//! own, backed by huge pages where the system has them. When a block is dropped it is stored in a bounded cache. All but
+//! the last blocks in the cache are marked so that the system may reclaim their pages under memory pressure. Small blocks come from the global allocator,
 //! and so do all blocks on systems other than Linux.
 
 use crate::engine::process::PerProcess;
@@ -20,8 +20,10 @@ pub const ALIGNMENT: usize = 64;
 #[cfg(all(target_os = "linux", not(miri)))]
 const HUGE_PAGE: usize = 2 << 20;
 /// Size in bytes from which the system may reclaim the pages of a cached block.
-#[cfg(all(target_os = "linux", not(miri)))]
 const RECLAIM_BYTES: usize = 1 << 20;
+/// Most bytes of such blocks whose pages the system may not reclaim: those that were cached last, which the next call
+/// is likely to take. Marking a block, and writing to its pages again, takes longer than filling 4 MiB of it.
+const KEPT_BYTES: usize = 64 << 20;
 /// Most bytes that the cache holds, unless an eighth of the machine's memory is less.
 const CACHE_BYTES: usize = 1 << 30;
 
@@ -106,6 +108,10 @@ struct Cache {
     bytes: usize,
     /// Number of insertions so far, which serves as the time.
     clock: u64,
+    /// Time and size of the blocks that were inserted last and are not marked; they may have been taken since.
+    kept: VecDeque<(u64, usize)>,
+    /// Total size of these blocks in bytes.
+    kept_bytes: usize,
 }
 
 impl Cache {
@@ -126,11 +132,40 @@ impl Cache {
         if same_size.try_reserve(1).is_err() {
             return Some(block);
         }
-        system::allow_reclaim(block.pointer, block.size);
+        let size = block.size;
         self.clock += 1;
-        self.bytes += block.size;
+        self.bytes += size;
         same_size.push_back((self.clock, block));
+        if size >= RECLAIM_BYTES {
+            self.keep(self.clock, size);
+        }
         None
+    }
+
+    /// Notes a block that is not marked, and marks the oldest such blocks beyond [`KEPT_BYTES`].
+    fn keep(&mut self, time: u64, size: usize) {
+        if self.kept.try_reserve(1).is_err() {
+            self.mark(time, size);
+            return;
+        }
+        self.kept.push_back((time, size));
+        self.kept_bytes += size;
+        while self.kept_bytes > KEPT_BYTES
+            && let Some((time, size)) = self.kept.pop_front()
+        {
+            self.kept_bytes -= size;
+            self.mark(time, size);
+        }
+    }
+
+    /// Lets the system reclaim the pages of the block that was inserted at a time, if it has not been taken.
+    fn mark(&self, time: u64, size: usize) {
+        if let Some(blocks) = self.by_size.get(&size)
+            && let Ok(index) = blocks.binary_search_by_key(&time, |(time, _)| *time)
+        {
+            let (_, block) = &blocks[index];
+            system::allow_reclaim(block.pointer, block.size);
+        }
     }
 
     /// Removes and returns the oldest block if the cache holds more than `limit` bytes.
@@ -201,7 +236,7 @@ unsafe fn free_on_heap(pointer: NonNull<u8>, size: usize) {
 
 #[cfg(all(target_os = "linux", not(miri)))]
 mod system {
-    use super::{HUGE_PAGE, MAPPED_BYTES, NonNull, RECLAIM_BYTES};
+    use super::{HUGE_PAGE, MAPPED_BYTES, NonNull};
 
     /// Allocates zeroed memory: a mapping from [`MAPPED_BYTES`] on. Returns None if memory runs out.
     pub fn allocate(size: usize) -> Option<NonNull<u8>> {
@@ -260,10 +295,8 @@ mod system {
 
     /// Lets the system reclaim the pages of an unused block if it needs memory.
     pub fn allow_reclaim(pointer: NonNull<u8>, size: usize) {
-        if size >= RECLAIM_BYTES {
-            // SAFETY: a mapping made by `allocate`, whose contents are not needed any more.
-            unsafe { libc::madvise(pointer.as_ptr().cast(), size, libc::MADV_FREE) };
-        }
+        // SAFETY: a mapping made by `allocate`, whose contents are not needed any more.
+        unsafe { libc::madvise(pointer.as_ptr().cast(), size, libc::MADV_FREE) };
     }
 
     /// Returns the size of a page in bytes, a power of two: 4 KiB on most machines, up to 64 KiB on some with Arm
@@ -353,5 +386,20 @@ mod tests {
         assert_eq!(cache.bytes, 2 * MAPPED_BYTES);
         assert_eq!(cache.take(2 * MAPPED_BYTES).unwrap().pointer(), addresses[2]);
         assert!(cache.take(MAPPED_BYTES).is_none());
+    }
+
+    #[test]
+    fn only_the_last_blocks_are_kept_from_the_system() {
+        let mut cache = Cache::default();
+        let size = 8 << 20;
+        for i in 1..=20 {
+            assert!(cache.insert(block(size)).is_none());
+            assert_eq!((cache.kept.len(), cache.kept_bytes), (i.min(8), i.min(8) * size));
+            assert_eq!(cache.kept.back(), Some(&(i as u64, size)));
+        }
+        // A block that is larger than all that are kept is marked at once.
+        assert!(cache.insert(block(KEPT_BYTES + size)).is_none());
+        assert_eq!((cache.kept.len(), cache.kept_bytes), (0, 0));
+        while cache.evict(0).is_some() {}
     }
 }

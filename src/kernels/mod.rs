@@ -14,6 +14,7 @@ pub mod lanes;
 pub mod max_abs;
 pub mod operation;
 pub mod power_sum;
+pub mod row_sum;
 pub mod scale;
 pub mod stream;
 pub mod sum_squares;
@@ -39,12 +40,14 @@ pub trait Float:
     const ZERO: Self;
     /// Returns the value as a float64, exactly.
     fn to_f64(self) -> f64;
+    /// Returns the value nearest to a float64, ties to even.
+    fn rounded(x: f64) -> Self;
 }
 
 pub use clamp::Clamp;
 
 macro_rules! float {
-    ($($T:ty: $nan:expr, $zero:expr, $to_f64:expr;)*) => {$(
+    ($($T:ty: $nan:expr, $zero:expr, $to_f64:expr, $rounded:expr;)*) => {$(
         impl Float for $T {
             const NAN: Self = $nan;
             const ZERO: Self = $zero;
@@ -52,15 +55,19 @@ macro_rules! float {
             fn to_f64(self) -> f64 {
                 $to_f64(self)
             }
+            #[inline(always)]
+            fn rounded(x: f64) -> Self {
+                $rounded(x)
+            }
         }
     )*};
 }
 
 float! {
-    f16: f16::NAN, f16::ZERO, |x: f16| f64::from(half_precision::f16_to_f32(x.to_bits()));
-    bf16: bf16::NAN, bf16::ZERO, |x: bf16| f64::from(half_precision::bf16_to_f32(x.to_bits()));
-    f32: f32::NAN, 0.0, f64::from;
-    f64: f64::NAN, 0.0, |x: f64| x;
+    f16: f16::NAN, f16::ZERO, |x: f16| f64::from(half_precision::f16_to_f32(x.to_bits())), |x| Self::from_bits(half_precision::f32_to_f16(half_precision::f64_to_f32_odd(x)));
+    bf16: bf16::NAN, bf16::ZERO, |x: bf16| f64::from(half_precision::bf16_to_f32(x.to_bits())), |x| Self::from_bits(half_precision::f32_to_bf16(half_precision::f64_to_f32_odd(x)));
+    f32: f32::NAN, 0.0, f64::from, |x| x as Self;
+    f64: f64::NAN, 0.0, |x: f64| x, |x| x;
 }
 
 #[cfg(test)]

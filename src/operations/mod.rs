@@ -6,5 +6,6 @@ pub mod clip;
 pub mod gradient_clipping;
 pub mod magnitude;
 pub mod norms;
+pub mod rows;
 pub mod rules;
 pub mod update;

@@ -41,6 +41,8 @@ mod _core {
     #[pymodule_export]
     use super::functions::overlap::{check_no_overlap, is_same_memory};
     #[pymodule_export]
+    use super::functions::rows::RowOrder;
+    #[pymodule_export]
     use super::functions::slices::{clip_slices, slice_norms};
     #[cfg(feature = "gpu")]
     #[pymodule_export]

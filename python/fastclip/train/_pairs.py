@@ -141,23 +141,16 @@ def _unique_rows(indices: _Array, values: _Array, array: _Array, bound: float) -
     Rows are clamped to `bound` only if some are repeated. Otherwise the step clamps them, like the elements
     of a dense gradient.
     """
-    indices = indices.astype(np.int64, copy=False)
+    indices = np.require(indices, np.int64, ["C", "A"])
+    values = np.require(values, requirements=["C", "A"])
     is_clamped = False
     if (indices[1:] <= indices[:-1]).any():
-        order = np.argsort(indices, kind="stable")
-        in_order = indices[order]
-        if (in_order[1:] != in_order[:-1]).all():
-            values, indices = values[order], in_order
-        else:
+        order = _core.RowOrder(indices)
+        if order.count < indices.size:
             if values.dtype.itemsize < array.dtype.itemsize:
                 # In the narrower type, the bound and the sums would be rounded to that type.
                 values = values.astype(array.dtype)
             if bound < math.inf and values.dtype.kind == "f":
                 values, is_clamped = clip_by_value(values, -bound, bound, None), True
-            summed = IndexedSlices(values, indices).coalesce()
-            values, indices = summed.values, summed.indices
-    return (
-        np.require(values, requirements=["C", "A"]),
-        np.require(indices, np.int64, ["C", "A"]),
-        is_clamped,
-    )
+        values, indices = order.sum(values), order.indices()
+    return values, indices, is_clamped

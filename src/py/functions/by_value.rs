@@ -5,6 +5,7 @@ use crate::engine::plan::Plan;
 use crate::engine::segment::{INPUT, LOWER, OPERANDS, OUTPUT, Operand, Segment, UPPER};
 use crate::engine::workspace::{Context, Workspace};
 use crate::error::Error;
+use crate::kernels::Float;
 use crate::operations::clamp::{Bounds, clamp};
 use crate::py::arrays::call_arrays::{CallArrays, Destination, Reads};
 use crate::py::arrays::dtypes::{AcceptedDTypes, DTypeCache};
@@ -14,10 +15,12 @@ use crate::py::call::{detached, entry};
 use crate::py::raise::check_memory;
 use crate::py::trees::TreeArgument;
 use crate::scalar::Scalar;
+use crate::with_float;
 use pyo3::prelude::*;
+use pyo3::types::PyFloat;
 
-/// Clips the elements of a tensor to a range. `lower` and `upper` are arrays of its
-/// dtype, each with one element or the tensor's shape; those of a bfloat16 tensor may be uint16, with the bits of
+/// Clips the elements of a tensor to a range. `lower` and `upper` are two numbers, if the tensor has floats, which are
+/// rounded to its dtype; or arrays of its dtype, each with one element or the tensor's shape; those of a bfloat16 tensor may be uint16, with the bits of
 /// bfloat16. Returns the output.
 #[pyfunction]
 #[pyo3(signature = (tensor, lower, upper, out, /))]
@@ -30,27 +33,38 @@ pub fn clip_by_value<'py>(
 ) -> PyResult<Bound<'py, PyAny>> {
     entry(py, || {
         let mut cache = DTypeCache::default();
-        let mut read =
-            |object, name: &str| View::new(object, AcceptedDTypes::Ordered, &mut cache, || name.into());
-        let [lower, upper] = [read(lower, "clip_value_min")?, read(upper, "clip_value_max")?];
+        let mut read = |object: Bound<'py, PyAny>, name: &str| match object.cast_exact::<PyFloat>() {
+            Ok(number) => Ok(Limit::Number(number.value())),
+            Err(_) => {
+                View::new(object, AcceptedDTypes::Ordered, &mut cache, || name.into()).map(Limit::Array)
+            }
+        };
+        let limits = [read(lower, "clip_value_min")?, read(upper, "clip_value_max")?];
         let tree = TreeArgument::tensor(tensor, "t")?;
         let destination = Destination::of_tensor(tensor, out.as_ref())?;
         let arrays = CallArrays::new(py, &tree, &destination, AcceptedDTypes::Ordered, Reads::Values)?;
         let ([Some(input)], [Some(output)]) = (arrays.inputs(), arrays.outputs()) else {
             return Err(Error::Type("t is None; it takes an array".into()).into());
         };
+        let does_not_fit = || Error::Value("the bounds must have the type and the shape of t".into());
         let has_dtype = |bound: &View| {
             bound.dtype == input.dtype
                 || input.dtype.scalar == Scalar::BF16 && bound.dtype.scalar == Scalar::U16
         };
         let fits = |v: &View| has_dtype(v) && (v.size == 1 || v.shape() == input.shape());
-        if !fits(&lower) || !fits(&upper) {
-            return Err(Error::Value("the bounds must have the type and the shape of t".into()).into());
-        }
-        let (segment, bounds) = if lower.size == 1 && upper.size == 1 {
-            (segment(input, Some(output))?, Bounds::Same([&lower, &upper].map(element)))
-        } else {
-            (segment_with_bounds(input, output, &lower, &upper)?, Bounds::Each)
+        let (segment, bounds) = match &limits {
+            [Limit::Number(lower), Limit::Number(upper)] if input.dtype.scalar.is_float() => {
+                let bounds = [*lower, *upper].map(|number| rounded(number, input.dtype.scalar));
+                (segment(input, Some(output))?, Bounds::Same(bounds))
+            }
+            [Limit::Array(lower), Limit::Array(upper)] if fits(lower) && fits(upper) => {
+                if lower.size == 1 && upper.size == 1 {
+                    (segment(input, Some(output))?, Bounds::Same([lower, upper].map(element)))
+                } else {
+                    (segment_with_bounds(input, output, lower, upper)?, Bounds::Each)
+                }
+            }
+            _ => return Err(does_not_fit().into()),
         };
         let mut segments = [segment];
         let plan = Plan::new(&segments)?;
@@ -63,6 +77,27 @@ pub fn clip_by_value<'py>(
         arrays.count_change()?;
         arrays.results(py)
     })
+}
+
+/// A bound of the range.
+enum Limit<'py> {
+    /// The same number for all elements, which takes less time than an array.
+    Number(f64),
+    Array(View<'py>),
+}
+
+/// Returns the bytes of a number that is rounded to a floating-point type, padded with zeros.
+fn rounded(number: f64, scalar: Scalar) -> [u8; 8] {
+    let mut bytes = [0; 8];
+    with_float!(
+        scalar,
+        T => {
+            let number = T::rounded(number).to_ne_bytes();
+            bytes[..number.len()].copy_from_slice(&number);
+        },
+        else {}
+    );
+    bytes
 }
 
 /// Returns the bytes of the element of an array that has one, padded with zeros.

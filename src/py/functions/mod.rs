@@ -13,4 +13,5 @@ pub mod global_norm;
 pub mod norms;
 mod on_nonfinite;
 pub mod overlap;
+pub mod rows;
 pub mod slices;
