@@ -190,5 +190,6 @@ def show_config() -> None:
     """
     current = config()
     print(f"fastclip {current['version']}")
-    print(f"SIMD level: {current['isa']} (available: {', '.join(current['isa_available'])})")
+    early = "; avx512 needs Ice Lake, Zen 4 or later" if _core.isa_has_early_avx512() else ""
+    print(f"SIMD level: {current['isa']} (available: {', '.join(current['isa_available'])}{early})")
     print(f"threads: {current['threads']} ({current['threads_from']})")

@@ -18,6 +18,18 @@ pub fn detected() -> Level {
     Level::new()
 }
 
+/// Whether the processor has AVX-512, but not all of the instructions that the level `avx512` uses: those of Ice Lake and
+/// Zen 4. Skylake and Cascade Lake servers run the level `avx2`.
+#[must_use]
+pub fn has_early_avx512() -> bool {
+    #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+    {
+        std::arch::is_x86_feature_detected!("avx512f") && detected().as_avx512().is_none()
+    }
+    #[cfg(not(any(target_arch = "x86", target_arch = "x86_64")))]
+    false
+}
+
 /// Returns the level of that name; None if there is none or this processor does not support it.
 #[must_use]
 pub fn by_name(name: &str) -> Option<Level> {

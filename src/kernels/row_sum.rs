@@ -2,7 +2,7 @@
 //!
 //! - Formula: `out[r] = Σ x[i]` over the rows i of group r, elementwise. A group of one row is copied.
 //! - Order of additions: that of the rows in their group, in float64; the sum is rounded once.
-//! - Error: before it is rounded, relative to Σ|x[i]|, one rounding of 2⁻⁵³ for each row.
+//! - Error: before it is rounded, relative to `Σ|x[i]|`, one rounding of 2⁻⁵³ for each row.
 //! - Bits: elements do not interact, so they depend neither on the level nor on the number of threads.
 
 use super::Float;

@@ -66,8 +66,8 @@ mod _core {
     use super::raise::NonFiniteError;
     #[pymodule_export]
     use super::settings::{
-        free_cached_memory, get_num_threads, isa_detected, isa_in_use, isa_levels, num_threads_rule,
-        override_num_threads, process_generation, set_num_threads, settings_complaints,
+        free_cached_memory, get_num_threads, isa_detected, isa_has_early_avx512, isa_in_use, isa_levels,
+        num_threads_rule, override_num_threads, process_generation, set_num_threads, settings_complaints,
     };
     #[pymodule_export]
     use super::step::gradient_clipping::GradientClipping;

@@ -53,6 +53,12 @@ pub fn isa_levels() -> Vec<&'static str> {
     isa::all().into_iter().map(isa::name).collect()
 }
 
+/// Whether the processor has AVX-512, but not the instructions that the level needs.
+#[pyfunction]
+pub fn isa_has_early_avx512() -> bool {
+    isa::has_early_avx512()
+}
+
 /// Returns a number that is different in a forked child and its parent.
 #[pyfunction]
 pub fn process_generation() -> u64 {

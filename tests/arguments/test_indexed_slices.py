@@ -175,3 +175,58 @@ def test_nonfinite_values() -> None:
     assert oracle.all_nan(fastclip.clip_by_norm(s, 1.0).values)
     with pytest.raises(fastclip.NonFiniteError, match=r"t_list\[0\]"):
         fastclip.clip_by_global_norm([s], 1.0, on_nonfinite="raise")
+
+
+# --- sums of repeated rows ----------------------------------------------------------------------
+
+
+@EVERY_FLOAT
+def test_sums_are_those_of_float64_rounded_once(dtype: np.dtype[Any]) -> None:
+    rng = np.random.default_rng(3)
+    indices = rng.integers(-5, 400, 5000)
+    values = (rng.standard_normal((5000, 9)) * 10.0 ** rng.integers(-4, 4, (5000, 1))).astype(dtype)
+    merged = fastclip.IndexedSlices(values, indices).coalesce()
+    rows = np.unique(indices)
+    wide = np.zeros((len(rows), 9), np.complex128 if dtype.kind == "c" else np.float64)
+    np.add.at(wide, np.searchsorted(rows, indices), values.astype(wide.dtype))
+    assert np.array_equal(merged.indices, rows)
+    assert oracle.same_bits(merged.values, wide.astype(dtype))
+
+
+def test_sums_have_the_same_bits_for_any_number_of_threads() -> None:
+    rng = np.random.default_rng(4)
+    slices_ = fastclip.IndexedSlices(
+        rng.standard_normal((30_000, 33)).astype(np.float32), rng.integers(0, 9000, 30_000)
+    )
+    results = []
+    for threads in (1, 2, 5):
+        with fastclip.threads(threads):
+            results.append(slices_.coalesce())
+    for result in results[1:]:
+        assert oracle.same_bits(result.values, results[0].values)
+        assert np.array_equal(result.indices, results[0].indices)
+
+
+def test_a_single_row_keeps_its_bits() -> None:
+    values = np.array([[-0.0, np.inf], [5e-324, -0.0]])
+    merged = fastclip.IndexedSlices(values, [7, 3]).coalesce()
+    assert oracle.same_bits(merged.values, values[::-1].copy())
+
+
+@pytest.mark.parametrize("index", [np.int8, np.uint16, np.int32, np.uint64])
+def test_the_dtype_of_the_indices_is_kept(index: Any) -> None:
+    merged = fastclip.IndexedSlices(np.ones((3, 2), np.int32), np.array([4, 1, 4], index)).coalesce()
+    assert merged.indices.dtype == index
+    assert merged.values.dtype == np.int32
+    assert merged.indices.tolist() == [1, 4]
+    assert merged.values.tolist() == [[1, 1], [2, 2]]
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 0), (4, 2, 3)])
+def test_rows_of_any_shape(shape: tuple[int, ...]) -> None:
+    values = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    s = fastclip.IndexedSlices(np.asfortranarray(values), np.array([2, 0, 2, 2]), (3, *shape[1:]))
+    assert np.array_equal(s.coalesce().values, np.stack([values[1], values[0] + values[2] + values[3]]))
+    assert np.array_equal(
+        s.to_dense(), np.stack([values[1], 0 * values[0], values[0] + values[2] + values[3]])
+    )

@@ -30,7 +30,8 @@ class _Rows:
         """Return the same rows as a sparse tensor of torch."""
         torch = importlib.import_module("torch")
         indices = torch.from_numpy(self.indices)[None]
-        return torch.sparse_coo_tensor(indices, torch.from_numpy(self.values), self.dense.shape)
+        values = torch.from_numpy(self.values)
+        return torch.sparse_coo_tensor(indices, values, self.dense.shape, check_invariants=False)
 
 
 def _coalesce(size: Size) -> Work:
@@ -71,6 +72,7 @@ def _adagrad(size: Size) -> Work:
 
     def torch() -> Contender:
         module = importlib.import_module("torch")
+        module.sparse.check_sparse_tensor_invariants.disable()  # the default, of which torch warns once
         parameter = module.from_numpy(other).requires_grad_()
         optimizer = module.optim.Adagrad([parameter], _RATE, initial_accumulator_value=0.1, eps=0.0)
 
