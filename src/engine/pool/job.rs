@@ -1,7 +1,7 @@
 //! The tasks of one pass, which the calling thread and its helpers share.
 
 use super::Direction;
-use super::helpers::{self, Helper};
+use super::helper_threads::{self, Helper};
 use crate::allocation::{OutOfMemory, collect, with_capacity};
 use crate::engine::process::{avoid_processor, current_processor};
 use std::any::Any;
@@ -27,7 +27,7 @@ pub fn share(
         let job = Arc::new(job);
         // Closes the job before `task` ceases to exist, also if a task of this thread panics.
         let closing = Closing(&job);
-        helpers::call(helpers, &job);
+        helper_threads::call(helpers, &job);
         job.work(0);
         drop(closing);
         if let Some(panic) = lock(&job.panic).take() {

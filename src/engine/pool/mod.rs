@@ -1,8 +1,8 @@
 //! The thread pool on which passes run, and the division of a pass among its threads.
 //!
-//! `helpers.rs` has the threads; `job.rs` the tasks of one pass, which the calling thread and its helpers share.
+//! `helper_threads.rs` has the threads; `job.rs` the tasks of one pass, which the calling thread and its helpers share.
 
-mod helpers;
+mod helper_threads;
 mod job;
 
 use job::share;
