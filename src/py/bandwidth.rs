@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 fn float32_view<'py>(array: &Bound<'py, PyAny>, name: &str) -> PyResult<View<'py>> {
     let view =
         View::new(array.clone(), AcceptedDTypes::Floats, &mut DTypeCache::default(), || name.to_owned())?;
-    let fits = view.dtype.name() == "float32" && view.is_c_order() && view.is_aligned();
+    let fits = view.dtype.name() == "float32" && view.is_run();
     if fits && view.size > 0 {
         Ok(view)
     } else {

@@ -32,7 +32,9 @@ def test_every_row_is_measured_and_has_right_results(capsys: pytest.CaptureFixtu
         assert row["absent"] == {}, name
         assert row["elements"] > 0
         assert row["bytes"] > 0
-        assert {"fastclip", "limit"} < set(row["contenders"]) or name.startswith("mlp"), name
+        assert {"fastclip", "limit"} <= set(row["contenders"]), name
+        if HAS_TORCH and not name.startswith("mlp"):
+            assert len(row["contenders"]) > 2, name
 
 
 def test_rows_have_half_and_twice_as_many_elements(capsys: pytest.CaptureFixture[str]) -> None:

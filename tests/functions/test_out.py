@@ -473,3 +473,26 @@ def test_container_of_outputs_is_returned() -> None:
     clipped, _ = fastclip.clip_by_global_norm(grads, 1.0, out=grads)
     assert clipped is grads
     np.testing.assert_allclose(np.concatenate(grads["a"]), [0.6, 0.8], rtol=1e-15)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda t, out: fastclip.clip_by_global_norm([t], 1.0, out=[out]),
+        lambda t, out: fastclip.clip_by_norm(t, 1.0, out=out),
+        lambda t, out: fastclip.clip_by_norm(t, 1.0, axes=[0], out=out),
+        lambda t, out: fastclip.clip_by_value(t, -1.0, 1.0, out=out),
+    ],
+)
+def test_an_output_must_not_overlap_an_input_in_swapped_byte_order(call: Any) -> None:
+    swapped = np.dtype(np.float32).newbyteorder()
+    buffer = np.arange(12, dtype=np.float32).astype(swapped)
+    before = buffer.tobytes()
+    with pytest.raises(ValueError, match="shares memory"):
+        call(buffer[:8], buffer.view(np.float32)[2:10])
+    assert buffer.tobytes() == before
+    apart = np.empty(8, np.float32)
+    call(buffer[:8], apart)
+    expected = np.empty(8, np.float32)
+    call(buffer[:8].astype(np.float32), expected)
+    assert np.array_equal(apart, expected)

@@ -24,6 +24,7 @@ __all__ = [
     "describe",
     "is_array_like",
     "is_masked_array",
+    "native_view",
 ]
 
 #: Types that `float` converts, or that look like numbers, and are not accepted as numbers.
@@ -172,6 +173,11 @@ def converted(
             raise error
         raise TypeError(f"{name} is a {type(value).__name__}, which cannot be read: {error}") from error
     return (as_output(value, name) if to_write else as_array(value, name)), None
+
+
+def native_view(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Returns an array over the same memory in native byte order: the values differ, the addresses do not."""
+    return np.ndarray.view(array, array.dtype.newbyteorder("="), np.ndarray)
 
 
 def as_number(value: Any, name: str, accepted: str = "a number") -> float:

@@ -4,6 +4,7 @@ use super::argument_name::ArgumentName;
 use super::dtypes::AcceptedDTypes;
 use super::output::results_like;
 use super::output_check::check_outputs;
+use super::overlap;
 use super::segment::segment;
 use super::view::View;
 use crate::allocation::{OutOfMemory, with_capacity};
@@ -116,6 +117,9 @@ impl<'a, 'py> CallArrays<'a, 'py> {
             }
             Destination::Tensors(out) => {
                 check_outputs(py, &opened.views, &outputs.views, name, ArgumentName::Tree(out))?;
+                if !opened.copied.is_empty() {
+                    overlap::check(py, &opened.copied, &outputs.views, false, name, ArgumentName::Tree(out))?;
+                }
             }
         }
         let mut arrays =

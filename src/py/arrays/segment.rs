@@ -9,12 +9,11 @@ use crate::engine::segment::{INPUT, OPERANDS, OUTPUT, Segment};
 /// The output must have the shape and the dtype of the input, be writable, and overlap no other memory of the call
 /// (see `output_check`).
 pub fn segment(input: &View, output: Option<&View>) -> Result<Segment, OutOfMemory> {
-    let is_run = |view: &View| view.is_aligned() && view.is_c_order();
     let is_complex = input.dtype.complex;
     // SAFETY: the views keep their arrays alive. Outputs were checked to be writable and to overlap nothing else, or
     // are new arrays.
     unsafe {
-        if is_run(input) && output.is_none_or(is_run) {
+        if input.is_run() && output.is_none_or(View::is_run) {
             let mut runs = [None; OPERANDS];
             runs[INPUT] = Some(input.run());
             runs[OUTPUT] = output.map(|view| view.run().written());

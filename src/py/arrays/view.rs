@@ -275,6 +275,11 @@ impl<'py> View<'py> {
         self.pointer.addr().is_multiple_of(self.dtype.scalar.size())
     }
 
+    /// Whether the elements are one run of memory, contiguous in C order and aligned, or there are none.
+    pub fn is_run(&self) -> bool {
+        self.size == 0 || self.is_c_order() && self.is_aligned()
+    }
+
     /// Whether the memory may belong to another object: NumPy's `base` of the array was not None.
     pub fn has_base(&self) -> bool {
         self.has_base

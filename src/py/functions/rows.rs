@@ -30,7 +30,7 @@ impl RowOrder {
         entry(py, || {
             let name = || "indices".to_owned();
             let view = View::new(indices, AcceptedDTypes::Ordered, &mut DTypeCache::default(), name)?;
-            if view.dtype.name() != "int64" || !view.is_c_order() || !view.is_aligned() {
+            if view.dtype.name() != "int64" || !view.is_run() {
                 return Err(PyValueError::new_err("indices must be contiguous and int64"));
             }
             let indices = if view.size == 0 {
@@ -79,8 +79,7 @@ impl RowOrder {
         entry(py, || {
             let name = || "rows".to_owned();
             let view = View::new(rows, AcceptedDTypes::Floats, &mut DTypeCache::default(), name)?;
-            let is_run = view.is_c_order() && view.is_aligned();
-            if !is_run || view.shape().first() != Some(&self.order.rows()) {
+            if !view.is_run() || view.shape().first() != Some(&self.order.rows()) {
                 let rows = self.order.rows();
                 return Err(PyValueError::new_err(format!("rows must be contiguous, and {rows} of them")));
             }

@@ -160,7 +160,7 @@ fn bytes_moved(update: &ParameterUpdate) -> usize {
 fn segment_to_read(view: &View) -> Result<Segment<1>, OutOfMemory> {
     // SAFETY: the view keeps its array alive, and nothing is written.
     unsafe {
-        if view.is_c_order() && view.is_aligned() {
+        if view.is_run() {
             Ok(Segment::dense(false, view.size, [Some(view.run())]))
         } else {
             Segment::new(false, view.shape(), [Some(view.operand())])

@@ -418,15 +418,10 @@ fn shape_error(values: &View, variable: &View, index: usize, reason: &str) -> Er
     ))
 }
 
-/// Whether an array is contiguous in C order, and aligned.
-pub fn is_run(view: &View) -> bool {
-    view.size == 0 || view.is_c_order() && view.is_aligned()
-}
-
 /// Returns the indices of a sparse gradient's rows, after checking that they are in ascending order, without
 /// duplicates, and inside of the variable. The Python code of `fastclip` has sorted them and summed repeated rows.
 fn row_indices(indices: &View, gradient: &View, variable: &View) -> Result<Box<[usize]>, Error> {
-    if indices.dtype.name() != "int64" || !is_run(indices) || !is_run(gradient) {
+    if indices.dtype.name() != "int64" || !indices.is_run() || !gradient.is_run() {
         return Err(Error::Value("rows must be contiguous, and their indices int64".into()));
     }
     let rows = variable.shape()[0];

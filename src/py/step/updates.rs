@@ -1,6 +1,6 @@
 //! Description of a step's pairs as parameter updates, which the driver in `operations::update` performs.
 
-use super::pairs::{Pair, is_run};
+use super::pairs::Pair;
 use super::registry::{NewSlots, Registry, Slot, allocate_slots};
 use crate::allocation::{OutOfMemory, copied, reserve, with_capacity};
 use crate::engine::segment::{Operand, Run, Segment, element_count};
@@ -169,10 +169,10 @@ impl<'py> UpdateArrays<'_, 'py> {
     /// Whether all arrays are contiguous in C order, and aligned.
     fn is_dense(&self, gradient: &View) -> bool {
         // Slots that the optimizer owns have the memory order of their variable, without gaps.
-        is_run(&self.pair.variable)
-            && is_run(gradient)
-            && self.pair.slots().iter().all(is_run)
-            && self.pair.copy().is_none_or(|copy| is_run(copy))
+        self.pair.variable.is_run()
+            && gradient.is_run()
+            && self.pair.slots().iter().all(View::is_run)
+            && self.pair.copy().is_none_or(View::is_run)
     }
 
     fn update(&self, segment: Segment<OPERANDS>, rows: Option<Box<RowGradient>>) -> ParameterUpdate {

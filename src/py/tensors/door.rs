@@ -7,7 +7,7 @@ use super::imported::ImportedTensor;
 use super::opened::{Opened, Written, append, check_memory_kept, memory_taken_away};
 use super::origin::Origin;
 use super::snapshot::Snapshot;
-use crate::allocation::{filled, reserve, with_capacity};
+use crate::allocation::{collect, filled, reserve, with_capacity};
 use crate::error::Error;
 use crate::py::arrays::argument_name::ArgumentName;
 use crate::py::arrays::dtypes::{AcceptedDTypes, DTypeCache};
@@ -362,8 +362,18 @@ impl<'a, 'py> Prepared<'a, 'py> {
         if self.conversions[index] > MOST_CONVERSIONS {
             return Err(not_an_array(&object, &self.name.entry(index)).into());
         }
-        let arguments = (object, self.name.entry(index), self.access.writes, error);
         let conversions = py.import(intern!(py, "fastclip._arguments.arrays"))?;
+        if is_array(&object) && !self.access.writes {
+            if self.opened.copied.is_empty() {
+                self.opened.copied = collect((0..self.entries.len()).map(|_| None))?;
+            }
+            // Arrays that are not supported are rejected below, with a message.
+            let memory = conversions.getattr(intern!(py, "native_view"))?.call1((object.clone(),));
+            self.opened.copied[index] = memory.ok().and_then(|memory| {
+                View::new(memory, AcceptedDTypes::Any, &mut self.dtypes, String::new).ok()
+            });
+        }
+        let arguments = (object, self.name.entry(index), self.access.writes, error);
         let answer = conversions.getattr(intern!(py, "converted"))?.call1(arguments)?;
         let (object, make) = answer.extract::<(Bound<'py, PyAny>, Bound<'py, PyAny>)>()?;
         let (object, way) = self.enter(object, index, false)?;

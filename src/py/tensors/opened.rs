@@ -18,6 +18,9 @@ use pyo3::types::PyList;
 pub struct Opened<'py> {
     /// A view of each entry; None for an entry that is None.
     pub views: Vec<Option<View<'py>>>,
+    /// The memory of entries that are arrays and were copied, those in swapped byte order, in a view that shows it in
+    /// native byte order; empty if none was copied.
+    pub copied: Vec<Option<View<'py>>>,
     /// The kind of each entry; empty if all are arrays.
     pub(super) origins: Vec<Origin>,
     /// The exchange functions that lent the memory of each entry; empty if none was lent.

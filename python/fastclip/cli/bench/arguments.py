@@ -76,6 +76,7 @@ peers of --train:
   numpy          NumPy, with straightforward expressions, out of place
   torch          clip_grad_norm_, and AdamW or SGD with fused=True
   torch-foreach  the same with foreach=True
+  deepspeed      clip_grad_norm_, and DeepSpeedCPUAdam; it compiles itself at first use, with ninja
 peers of --cliffs:
   numpy, torch         the library's function, or straightforward expressions
   fastclip-reference   fastclip with other arrays of as many bytes, named in the JSON output

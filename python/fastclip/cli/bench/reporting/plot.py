@@ -17,10 +17,12 @@ _MARKERS = {
     "expert": ("D", "C9"),
     "torch": ("^", "C1"),
     "torch-foreach": ("<", "C6"),
+    "deepspeed": (">", "C7"),
     "tf": ("v", "C2"),
     "jax": ("P", "C4"),
     "fastclip-f32": ("*", "C5"),
     "fastclip-list": ("*", "C5"),
+    "fastclip-reference": ("*", "C5"),
 }
 
 
