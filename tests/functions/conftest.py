@@ -61,6 +61,7 @@ ARRAYS_ALONE: dict[str, str] = {
             "global_norm-string",
         )
     },
+    "test_short_slices.py::test_slices_of_two_pieces_take_little_memory": OTHER_PROCESS,
 }
 
 FACTOR = "the factor is no normal float32; devices round it to 24 bits, and hosts take float64"
