@@ -475,6 +475,13 @@ def test_container_of_outputs_is_returned() -> None:
     np.testing.assert_allclose(np.concatenate(grads["a"]), [0.6, 0.8], rtol=1e-15)
 
 
+class OneRank:
+    """The communicator of a single process."""
+
+    def allreduce(self, sums: Any) -> Any:
+        return sums
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -482,6 +489,7 @@ def test_container_of_outputs_is_returned() -> None:
         lambda t, out: fastclip.clip_by_norm(t, 1.0, out=out),
         lambda t, out: fastclip.clip_by_norm(t, 1.0, axes=[0], out=out),
         lambda t, out: fastclip.clip_by_value(t, -1.0, 1.0, out=out),
+        lambda t, out: fastclip.clip_by_global_norm([t], 1.0, out=[out], comm=OneRank()),
     ],
 )
 def test_an_output_must_not_overlap_an_input_in_swapped_byte_order(call: Any) -> None:

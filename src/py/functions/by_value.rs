@@ -20,8 +20,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyFloat;
 
 /// Clips the elements of a tensor to a range. `lower` and `upper` are two numbers, if the tensor has floats, which are
-/// rounded to its dtype; or arrays of its dtype, each with one element or the tensor's shape; those of a bfloat16 tensor may be uint16, with the bits of
-/// bfloat16. Returns the output.
+/// rounded to its dtype; or arrays of its dtype, each with one element or the tensor's shape; those of a bfloat16 tensor
+/// may be uint16, with the bits of bfloat16. Returns the output.
 #[pyfunction]
 #[pyo3(signature = (tensor, lower, upper, out, /))]
 pub fn clip_by_value<'py>(
@@ -46,7 +46,6 @@ pub fn clip_by_value<'py>(
         let ([Some(input)], [Some(output)]) = (arrays.inputs(), arrays.outputs()) else {
             return Err(Error::Type("t is None; it takes an array".into()).into());
         };
-        let does_not_fit = || Error::Value("the bounds must have the type and the shape of t".into());
         let has_dtype = |bound: &View| {
             bound.dtype == input.dtype
                 || input.dtype.scalar == Scalar::BF16 && bound.dtype.scalar == Scalar::U16
@@ -64,7 +63,9 @@ pub fn clip_by_value<'py>(
                     (segment_with_bounds(input, output, lower, upper)?, Bounds::Each)
                 }
             }
-            _ => return Err(does_not_fit().into()),
+            _ => {
+                return Err(Error::Value("the bounds must have the type and the shape of t".into()).into());
+            }
         };
         let mut segments = [segment];
         let plan = Plan::new(&segments)?;

@@ -273,6 +273,9 @@ impl<'a, 'py> Prepared<'a, 'py> {
             Way::Snapshot => {
                 let snapshot = object.cast_exact::<Snapshot>()?.get();
                 self.set(index, snapshot.origin().clone(), snapshot.lender())?;
+                if let Some(memory) = snapshot.copied(object.py())? {
+                    self.set_copied(index, memory)?;
+                }
                 if let Some(tensor) = snapshot.tensor() {
                     append(&mut self.opened.versioned, tensor.bind(object.py()))?;
                 }
@@ -309,6 +312,15 @@ impl<'a, 'py> Prepared<'a, 'py> {
         }
         opened.origins[index] = origin;
         opened.lenders[index] = lender;
+        Ok(())
+    }
+
+    /// Notes the memory that an entry was copied from.
+    fn set_copied(&mut self, index: usize, memory: View<'py>) -> PyResult<()> {
+        if self.opened.copied.is_empty() {
+            self.opened.copied = collect((0..self.entries.len()).map(|_| None))?;
+        }
+        self.opened.copied[index] = Some(memory);
         Ok(())
     }
 
@@ -364,14 +376,12 @@ impl<'a, 'py> Prepared<'a, 'py> {
         }
         let conversions = py.import(intern!(py, "fastclip._arguments.arrays"))?;
         if is_array(&object) && !self.access.writes {
-            if self.opened.copied.is_empty() {
-                self.opened.copied = collect((0..self.entries.len()).map(|_| None))?;
-            }
             // Arrays that are not supported are rejected below, with a message.
             let memory = conversions.getattr(intern!(py, "native_view"))?.call1((object.clone(),));
-            self.opened.copied[index] = memory.ok().and_then(|memory| {
-                View::new(memory, AcceptedDTypes::Any, &mut self.dtypes, String::new).ok()
-            });
+            let view = |memory| View::new(memory, AcceptedDTypes::Any, &mut self.dtypes, String::new).ok();
+            if let Some(memory) = memory.ok().and_then(view) {
+                self.set_copied(index, memory)?;
+            }
         }
         let arguments = (object, self.name.entry(index), self.access.writes, error);
         let answer = conversions.getattr(intern!(py, "converted"))?.call1(arguments)?;

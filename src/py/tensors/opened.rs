@@ -83,7 +83,8 @@ impl<'py> Opened<'py> {
             return Ok(py.None().into_bound(py));
         };
         let lender = self.lenders.get(index).copied().flatten();
-        let snapshot = Snapshot::new(view, self.origin(index).clone(), lender, self.tensor(index)?)?;
+        let copied = self.copied.get(index).and_then(Option::as_ref);
+        let snapshot = Snapshot::new(view, self.origin(index).clone(), lender, self.tensor(index)?, copied)?;
         Ok(Bound::new(py, snapshot)?.into_any())
     }
 }

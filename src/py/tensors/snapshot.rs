@@ -16,6 +16,8 @@ pub struct Snapshot {
     lender: Option<Exchange>,
     /// The tensor, if it has a version counter.
     tensor: Option<Py<PyAny>>,
+    /// The memory that the view is a copy of, see [`super::opened::Opened::copied`].
+    copied: Option<StoredView>,
 }
 
 impl Snapshot {
@@ -25,8 +27,10 @@ impl Snapshot {
         origin: Origin,
         lender: Option<Exchange>,
         tensor: Option<Bound<'_, PyAny>>,
+        copied: Option<&View>,
     ) -> PyResult<Self> {
-        Ok(Self { view: view.stored()?, origin, lender, tensor: tensor.map(Bound::unbind) })
+        let copied = copied.map(View::stored).transpose()?;
+        Ok(Self { view: view.stored()?, origin, lender, tensor: tensor.map(Bound::unbind), copied })
     }
 
     /// Returns the tensor, if it has a version counter.
@@ -37,6 +41,11 @@ impl Snapshot {
     /// Returns the view.
     pub fn view<'py>(&self, py: Python<'py>) -> PyResult<View<'py>> {
         Ok(self.view.view(py)?)
+    }
+
+    /// Returns a view of the memory that the tensor was copied from, if it was.
+    pub fn copied<'py>(&self, py: Python<'py>) -> PyResult<Option<View<'py>>> {
+        Ok(self.copied.as_ref().map(|view| view.view(py)).transpose()?)
     }
 
     /// Returns the kind of results.
