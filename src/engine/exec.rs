@@ -6,7 +6,7 @@
 use super::plan::{Chunk, Plan};
 use super::pool;
 pub use super::pool::Direction;
-use super::segment::{Scratch, Segment};
+use super::segment::{Scratch, Segment, scatter_run};
 use super::workspace::Workspace;
 use crate::allocation::{OutOfMemory, collect};
 use crate::kernels::operation::Run;
@@ -326,18 +326,7 @@ impl<'a, const N: usize> ChunkMut<'a, N> {
             let source = &buffer[done..done + count];
             // SAFETY: `for_each_run` yields positions inside the operand, valid for writes by the contract of the
             // segment's constructor, and exclusive because they are inside of this chunk.
-            unsafe {
-                if stride == size_of::<T>() as isize {
-                    let bytes = source.as_ptr().cast::<u8>();
-                    std::ptr::copy_nonoverlapping(bytes, pointer, count * size_of::<T>());
-                } else {
-                    let mut to = pointer;
-                    for from in source {
-                        to.cast::<T>().write_unaligned(*from);
-                        to = to.wrapping_offset(stride);
-                    }
-                }
-            }
+            unsafe { scatter_run(source, pointer, stride) };
             done += count;
         });
     }

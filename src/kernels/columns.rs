@@ -1,17 +1,18 @@
-//! Norms along an axis that is not the innermost: the sums of squares of many columns side by side, and the scaling
-//! of a row by a factor per column.
+//! Norms along an axis that is not the innermost: the sums of squares, sums of powers or maxima of many columns side by
+//! side, and the scaling of a row by a factor per column.
 //!
-//! - Formula: `sum[j] + error[j] = Σ x[i][j]²` in float64, and `x[i][j] ← x[i][j]·s[j]`. Up to [`TILE`] neighbouring
-//!   columns of a row are processed at a time.
+//! - Formula: `sum[j] + error[j] = Σ x[i][j]²` in float64, or `Σ |x[i][j]|ᵖ` for plain orders p, and
+//!   `x[i][j] ← x[i][j]·s[j]`. Up to [`TILE`] neighbouring columns of a row are processed at a time.
 //! - Order of additions: that of the rows, one accumulator per column.
 //! - Error of a sum, relative, with u = 2⁻⁵³: rows·u for float32 and narrower, whose squares are exact. For float64
-//!   2·u: each accumulator has a second one for the rounding errors of its additions (Knuth's two-sum), because the
+//!   2·u, and so for powers of any type, besides their own error: each accumulator has a second one for the rounding errors of its additions (Knuth's two-sum), because the
 //!   length of a column is not limited. Error of a product: ½ ulp, as in `scale.rs`, with the same bits.
 //! - Bits: columns do not interact, and no multiplication is fused with an addition, so they do not depend on the
 //!   level.
 
 use super::Float;
 use super::half_precision::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16, f64_to_f32_odd};
+use super::power_sum::PlainPower;
 use super::scale::{Factor, with_canonical_nan};
 use crate::allocation::{OutOfMemory, with_capacity};
 use fearless_simd::{Level, Simd, dispatch};
@@ -200,7 +201,7 @@ pub fn accumulate<T: Columns>(level: Level, sum: &mut [f64], error: &mut [f64], 
 
 /// Adds the powers |x|ᵖ of one row to the sums of its columns, for orders that are plain (see `power_sum.rs`).
 pub fn accumulate_powers<T: Float>(level: Level, sum: &mut [f64], error: &mut [f64], x: &[T], p: f64) {
-    let (whole, has_root) = (p as usize, p.fract() != 0.0);
+    let plain = PlainPower::new(p);
     dispatch!(level, simd => {
         let _ = simd;
         let (mut abs, mut powers) = ([0.0; POWERS], [0.0; POWERS]);
@@ -210,9 +211,9 @@ pub fn accumulate_powers<T: Float>(level: Level, sum: &mut [f64], error: &mut [f
                 *abs = x.to_f64().abs();
             }
             for (power, abs) in powers.iter_mut().zip(&abs) {
-                *power = if has_root { abs.sqrt() } else { *abs };
+                *power = if plain.has_root { abs.sqrt() } else { *abs };
             }
-            for _ in usize::from(!has_root)..whole {
+            for _ in plain.further_factors() {
                 for (power, abs) in powers.iter_mut().zip(&abs) {
                     *power *= abs;
                 }

@@ -52,23 +52,34 @@ pub fn is_plain(p: f64) -> bool {
 #[must_use]
 pub fn plain_power_sum<T: Float>(level: Level, x: &[T], p: f64) -> f64 {
     assert!(is_plain(p));
-    let power = Power { whole: p as usize, has_root: p.fract() != 0.0 };
-    dispatch!(level, simd => T::lane_sum(simd, x, &power))
+    dispatch!(level, simd => T::lane_sum(simd, x, &PlainPower::new(p)))
 }
 
-/// |x| to the power `whole`, times √|x| if `has_root`.
-struct Power {
+/// |x|ᵖ for a plain order p: |x| to the power `whole`, times √|x| if `has_root`.
+pub(super) struct PlainPower {
+    pub has_root: bool,
     whole: usize,
-    has_root: bool,
 }
 
-impl Term for Power {
+impl PlainPower {
+    pub fn new(p: f64) -> Self {
+        Self { whole: p as usize, has_root: p.fract() != 0.0 }
+    }
+
+    /// The factors |x| after the first factor, which is √|x| if `has_root`, else |x|.
+    #[inline(always)]
+    pub fn further_factors(&self) -> std::ops::Range<usize> {
+        usize::from(!self.has_root)..self.whole
+    }
+}
+
+impl Term for PlainPower {
     #[inline(always)]
     fn add<S: Simd>(&self, sums: &mut Lanes<S>, v: Lanes<S>) {
         for i in 0..4 {
             let abs = v[i].abs();
             let mut power = if self.has_root { abs.sqrt() } else { abs };
-            for _ in usize::from(!self.has_root)..self.whole {
+            for _ in self.further_factors() {
                 power *= abs;
             }
             sums[i] += power;

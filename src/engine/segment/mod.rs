@@ -322,21 +322,8 @@ impl<const N: usize> Segment<N> {
         self.for_each_run::<T>(operand, range, |pointer, stride, count| {
             let target = &mut buffer[done..done + count];
             // SAFETY: `for_each_run` yields positions inside the operand, valid for reads by the contract of the
-            // constructors; unaligned reads because strided operands may have any alignment.
-            unsafe {
-                if stride == size_of::<T>() as isize {
-                    let bytes = target.as_mut_ptr().cast::<u8>();
-                    std::ptr::copy_nonoverlapping(pointer, bytes, count * size_of::<T>());
-                } else if stride == 0 {
-                    target.fill(pointer.cast::<T>().read_unaligned());
-                } else {
-                    let mut from = pointer;
-                    for to in target {
-                        *to = from.cast::<T>().read_unaligned();
-                        from = from.wrapping_offset(stride);
-                    }
-                }
-            }
+            // constructors.
+            unsafe { gather_run(pointer, stride, target) };
             done += count;
         });
     }
@@ -411,6 +398,49 @@ fn is_dense<const N: usize>(dims: &[Dim<N>], base: &[*mut u8; N], scalars: [Scal
             [dim] => present().all(|k| dim.strides[k] == scalars[k].size() as isize),
             _ => false,
         }
+}
+
+/// Copies reals that are `stride` bytes apart to `to`.
+///
+/// # Safety
+///
+/// The reals must be valid for reads, from the one at `from` on. They may have any alignment.
+pub unsafe fn gather_run<T: Element>(from: *const u8, stride: isize, to: &mut [T]) {
+    // SAFETY: by the contract of this function.
+    unsafe {
+        if stride == size_of::<T>() as isize {
+            std::ptr::copy_nonoverlapping(from, to.as_mut_ptr().cast(), size_of_val(to));
+        } else if stride == 0 && !to.is_empty() {
+            to.fill(from.cast::<T>().read_unaligned());
+        } else {
+            let mut from = from;
+            for to in to {
+                *to = from.cast::<T>().read_unaligned();
+                from = from.wrapping_offset(stride);
+            }
+        }
+    }
+}
+
+/// Copies `from` to reals that are `stride` bytes apart.
+///
+/// # Safety
+///
+/// The reals must be valid for writes, from the one at `to` on, and not be accessed in another way meanwhile. They may
+/// have any alignment.
+pub unsafe fn scatter_run<T: Element>(from: &[T], to: *mut u8, stride: isize) {
+    // SAFETY: by the contract of this function.
+    unsafe {
+        if stride == size_of::<T>() as isize {
+            std::ptr::copy_nonoverlapping(from.as_ptr().cast(), to, size_of_val(from));
+        } else {
+            let mut to = to;
+            for from in from {
+                to.cast::<T>().write_unaligned(*from);
+                to = to.wrapping_offset(stride);
+            }
+        }
+    }
 }
 
 #[cfg(test)]

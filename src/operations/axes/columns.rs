@@ -4,12 +4,12 @@
 //! The columns are divided into tiles and their rows into bands. A piece, one tile of one band, is summed by one
 //! thread.
 
-use super::{Slices, advance, factor_of, product};
+use super::{Slices, advance, data_of, factor_of, product, step};
 use crate::allocation::{OutOfMemory, collect, filled, try_collect, with_capacity};
 use crate::engine::isa::Level;
 use crate::engine::plan::CHUNK;
 use crate::engine::pool::{self, Direction};
-use crate::engine::segment::{Dim, INPUT, OPERANDS, OUTPUT, Scratch};
+use crate::engine::segment::{INPUT, OPERANDS, OUTPUT, Scratch, scatter_run};
 use crate::engine::workspace::{Context, Workspace};
 use crate::kernels::Float;
 use crate::kernels::columns::{FactorVecs, TILE, scale_each};
@@ -47,16 +47,10 @@ impl Slices {
             && !self.reduced.iter().any(|dim| dim.strides[INPUT] == size)
     }
 
-    /// Returns the innermost kept dimension, along which columns are adjacent, and the outer ones.
-    fn columns(&self) -> (Dim, &[Dim]) {
-        let one = Dim { len: 1, strides: [0; OPERANDS] };
-        self.kept.split_last().map_or((one, &[]), |(inner, outer)| (*inner, outer))
-    }
-
     /// Returns each operand's address at a piece's first column, in row 0.
     fn start(&self, piece: &Piece) -> [*mut u8; OPERANDS] {
-        let (inner, outer) = self.columns();
-        at_column(advance(self.base, outer, piece.outer), inner.strides, piece.column)
+        let (inner, outer) = self.innermost();
+        step(advance(self.base, outer, piece.outer), inner.strides, piece.column)
     }
 
     /// Returns the address of one operand in row `index`, where `at` are the addresses in row 0.
@@ -71,7 +65,7 @@ impl Slices {
     /// Unless [`Slices::is_columns`].
     pub(super) fn prepare_columns<T: Float>(&self, context: Context) -> Result<Columns, OutOfMemory> {
         assert!(self.is_columns());
-        let (inner, outer) = self.columns();
+        let (inner, outer) = self.innermost();
         let grid = Grid::new(inner.len, product(outer), self.len());
         let workspace =
             Workspace::with_scratch(context, self.bytes(), TILE.min(inner.len) * self.dtype.scalar.size())?;
@@ -109,7 +103,7 @@ impl Slices {
                     let sum = pairwise(&parts, &|p| p[j]);
                     if sum.is_finite() { sum + pairwise(&parts, &|p| p[first.width + j]) } else { sum }
                 };
-                let position = at_column(at, inner.strides, j);
+                let position = step(at, inner.strides, j);
                 let magnitude = self.checked_column(level, sum, position)?;
                 // SAFETY: the address of a slice, on one thread.
                 columns.push(factor_of(unsafe { self.store_norm(position, magnitude) }));
@@ -132,7 +126,7 @@ impl Slices {
         // SAFETY: the segment is used on this thread only, is moved to the memory of a slice, and read.
         let segment = unsafe {
             let mut segment = self.segment(0, &self.layout()?)?;
-            segment.move_to([at[INPUT], at[OUTPUT], std::ptr::null_mut(), std::ptr::null_mut()]);
+            segment.move_to(data_of(at));
             segment
         };
         let mut scratch = Scratch::new(segment.scratch_bytes(CHUNK))?;
@@ -142,7 +136,7 @@ impl Slices {
     /// Scales all columns into the output. Cannot fail.
     pub(super) fn finish_columns<T: Float>(&self, columns: &Columns) {
         let Columns { workspace, grid, factors } = columns;
-        let (inner, _) = self.columns();
+        let (inner, _) = self.innermost();
         let level = workspace.level;
         let size = self.dtype.scalar.size() as isize;
         let has_contiguous_output = inner.strides[OUTPUT] == size
@@ -178,10 +172,7 @@ impl Slices {
                             if !factors.is_one() {
                                 scale_each(level, x, &factors);
                             }
-                            for (j, v) in x.iter().enumerate() {
-                                to.wrapping_byte_offset(j as isize * inner.strides[OUTPUT])
-                                    .write_unaligned(*v);
-                            }
+                            scatter_run(x, to.cast(), inner.strides[OUTPUT]);
                         }
                     }
                 }
@@ -195,16 +186,6 @@ impl Columns {
     pub(super) fn are_kept(&self) -> bool {
         self.factors.iter().all(|factors| factors.get().is_one())
     }
-}
-
-/// Returns each operand's address `column` columns after `at`, along the innermost kept dimension.
-fn at_column(mut at: [*mut u8; OPERANDS], strides: [isize; OPERANDS], column: usize) -> [*mut u8; OPERANDS] {
-    for (pointer, stride) in at.iter_mut().zip(strides) {
-        if !pointer.is_null() {
-            *pointer = pointer.wrapping_offset(column as isize * stride);
-        }
-    }
-    at
 }
 
 /// Columns divided into tiles, and their rows into bands.

@@ -187,8 +187,13 @@ impl Slices {
 
     /// Returns the addresses of a slice's input and output.
     fn slice_address(&self, index: usize) -> [*mut u8; OPERANDS] {
-        let [input, output, ..] = self.address_of(index);
-        [input, output, std::ptr::null_mut(), std::ptr::null_mut()]
+        data_of(self.address_of(index))
+    }
+
+    /// Returns the innermost kept dimension, that of the smallest stride, and the outer ones.
+    fn innermost(&self) -> (Dim, &[Dim]) {
+        let one = Dim { len: 1, strides: [0; OPERANDS] };
+        self.kept.split_last().map_or((one, &[]), |(inner, outer)| (*inner, outer))
     }
 
     /// Returns the layout that all slices have: dense if they are contiguous and aligned.
@@ -311,9 +316,8 @@ impl Slices {
             workspace.scratch(worker, |scratch| {
                 for index in task * per_task..count.min((task + 1) * per_task) {
                     let at = self.address_of(index);
-                    let [input, output, ..] = at;
                     // SAFETY: every slice belongs to one task, which one thread runs.
-                    unsafe { segment.move_to([input, output, std::ptr::null_mut(), std::ptr::null_mut()]) };
+                    unsafe { segment.move_to(data_of(at)) };
                     let magnitude = norms::measure_chunk(level, &segment, self.order, scratch);
                     // SAFETY: as above.
                     let action = unsafe { self.store_norm(at, magnitude) };
@@ -406,16 +410,26 @@ fn product(dims: &[Dim]) -> usize {
     dims.iter().fold(1, |product, dim| product.wrapping_mul(dim.len))
 }
 
+/// Returns the addresses of input and output alone.
+fn data_of([input, output, ..]: [*mut u8; OPERANDS]) -> [*mut u8; OPERANDS] {
+    [input, output, std::ptr::null_mut(), std::ptr::null_mut()]
+}
+
+/// Returns addresses after `count` steps along a dimension of these strides. Absent operands have none.
+fn step(mut at: [*mut u8; OPERANDS], strides: [isize; OPERANDS], count: usize) -> [*mut u8; OPERANDS] {
+    for (pointer, stride) in at.iter_mut().zip(strides) {
+        if !pointer.is_null() {
+            *pointer = pointer.wrapping_offset(count as isize * stride);
+        }
+    }
+    at
+}
+
 /// Returns addresses after `index` steps through the dimensions, of which the last varies fastest.
 fn advance(mut at: [*mut u8; OPERANDS], dims: &[Dim], mut index: usize) -> [*mut u8; OPERANDS] {
     for dim in dims.iter().rev() {
-        let step = (index % dim.len) as isize;
+        at = step(at, dim.strides, index % dim.len);
         index /= dim.len;
-        for (pointer, stride) in at.iter_mut().zip(dim.strides) {
-            if !pointer.is_null() {
-                *pointer = pointer.wrapping_offset(step * stride);
-            }
-        }
     }
     at
 }

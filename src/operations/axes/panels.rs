@@ -4,12 +4,12 @@
 //! are summed and scaled as the rows of a matrix whose columns are the slices, by the kernels of `columns.rs`, while the
 //! panel is in the cache, and scattered. So a slice of four reals does not cost a call of each kernel.
 
-use super::{BOUNDS, NORMS, Slices, Strategy, factor_of};
+use super::{BOUNDS, NORMS, Slices, Strategy, data_of, factor_of, step};
 use crate::allocation::{OutOfMemory, collect, try_collect, with_capacity};
 use crate::engine::isa::Level;
 use crate::engine::plan::{BATCH_BYTES, CHUNK};
 use crate::engine::pool::{self, Direction};
-use crate::engine::segment::{INPUT, OPERANDS, OUTPUT, Scratch, Segment};
+use crate::engine::segment::{Dim, INPUT, OPERANDS, OUTPUT, Scratch, Segment, gather_run, scatter_run};
 use crate::engine::workspace::{Context, Workspace};
 use crate::kernels::Float;
 use crate::kernels::columns::{FactorArrays, FactorVecs, Factors, scale_each, square_roots};
@@ -67,11 +67,6 @@ impl Slices {
         let size = self.dtype.scalar.size() as isize;
         let is_contiguous = self.reduced.last().is_some_and(|dim| dim.strides[INPUT] == size);
         self.count() >= 8 && self.len() <= if is_contiguous { MAX_CONTIGUOUS_LEN } else { MAX_LEN }
-    }
-
-    /// Returns the strides of the innermost kept dimension, and its length.
-    fn inner(&self) -> ([isize; OPERANDS], usize) {
-        self.kept.last().map_or(([0; OPERANDS], 1), |dim| (dim.strides, dim.len))
     }
 
     /// Allocates the memory of each thread.
@@ -145,7 +140,7 @@ impl Slices {
     ) -> bool {
         let first = index * WIDTH;
         let count = WIDTH.min(self.count() - first);
-        let (strides, _) = self.inner();
+        let (Dim { strides, .. }, _) = self.innermost();
         panel.find_runs(self, first, count);
         let rows = rows.reals::<T>(count * offsets.len());
         for (row, [offset, _]) in rows.chunks_exact_mut(count).zip(offsets) {
@@ -153,7 +148,7 @@ impl Slices {
             for run in &panel.runs {
                 let (target, rest) = row.split_at_mut(run.count);
                 // SAFETY: reals of the input, of any alignment, by the contract of `new`.
-                unsafe { gather(run.at[INPUT].wrapping_offset(*offset), strides[INPUT], target) };
+                unsafe { gather_run(run.at[INPUT].wrapping_offset(*offset), strides[INPUT], target) };
                 row = rest;
             }
         }
@@ -180,7 +175,7 @@ impl Slices {
                 let (source, rest) = row.split_at(run.count);
                 // SAFETY: reals of the output, valid for writes by the contract of `new`, of any alignment. The slices
                 // of a panel belong to one task, which one thread runs.
-                unsafe { scatter(source, run.at[OUTPUT].wrapping_offset(*offset), strides[OUTPUT]) };
+                unsafe { scatter_run(source, run.at[OUTPUT].wrapping_offset(*offset), strides[OUTPUT]) };
                 row = rest;
             }
         }
@@ -190,7 +185,7 @@ impl Slices {
     /// Stores the norms of a panel's slices, and computes their factors. Returns them and the runs of the panel.
     fn find_factors<'a, T: Float>(&self, level: Level, panel: &'a mut Panel) -> (Factors<'a>, &'a [Run]) {
         let Panel { sums, norms, bounds, factors, plain_factors, runs, slice, scratch, .. } = panel;
-        let (strides, _) = self.inner();
+        let (Dim { strides, .. }, _) = self.innermost();
         let has_norms = self.is_split || !self.base[NORMS].is_null();
         let may_underflow = self.dtype.scalar == Scalar::F64;
         let is_clipping_only = !has_norms && !self.base[BOUNDS].is_null();
@@ -209,24 +204,12 @@ impl Slices {
             }
         }
         let mut sums = sums.iter();
-        factors.set(runs.iter().flat_map(|run| (0..run.count).map(move |i| (run.at, i))).map(|(at, i)| {
-            let mut position = at;
-            for (pointer, stride) in position.iter_mut().zip(strides) {
-                if !pointer.is_null() {
-                    *pointer = pointer.wrapping_offset(i as isize * stride);
-                }
-            }
+        let positions = runs.iter().flat_map(|run| (0..run.count).map(|i| step(run.at, strides, i)));
+        factors.set(positions.map(|position| {
             let sum = sums.next().copied().unwrap_or(0.0);
             let magnitude = if needs_scaling(self.dtype, sum, self.order) {
                 // SAFETY: the slice belongs to this task, which one thread runs.
-                unsafe {
-                    slice.move_to([
-                        position[INPUT],
-                        position[OUTPUT],
-                        std::ptr::null_mut(),
-                        std::ptr::null_mut(),
-                    ]);
-                };
+                unsafe { slice.move_to(data_of(position)) };
                 norms::measure_chunk(level, slice, self.order, scratch)
             } else {
                 unscaled_magnitude(sum, self.order)
@@ -241,68 +224,28 @@ impl Slices {
 impl Panel {
     /// Finds the addresses of the slices from `first` on.
     fn find_runs(&mut self, slices: &Slices, first: usize, count: usize) {
-        let (_, inner) = slices.inner();
+        let (inner, outer) = slices.innermost();
         self.runs.clear();
         let (mut index, end) = (first, first + count);
         while index < end {
             let mut at = slices.address_of(index);
-            let mut start = index % inner;
+            let mut start = index % inner.len;
             // Runs along the dimension next to the innermost one are a stride apart. Elsewhere divisions find the
             // address, which take longer than copying a short run.
-            let next = slices.kept.iter().rev().nth(1);
-            let steps = next.map_or(1, |dim| dim.len - index / inner % dim.len);
+            let next = outer.last();
+            let steps = next.map_or(1, |dim| dim.len - index / inner.len % dim.len);
             for _ in 0..steps {
-                let run = (inner - start).min(end - index);
+                let run = (inner.len - start).min(end - index);
                 if run == 0 {
                     break;
                 }
                 self.runs.push(Run { at, count: run });
                 if let Some(dim) = next {
-                    let (strides, _) = slices.inner();
-                    for k in 0..OPERANDS {
-                        if !at[k].is_null() {
-                            at[k] = at[k].wrapping_offset(dim.strides[k] - start as isize * strides[k]);
-                        }
-                    }
+                    let to_next = |k: usize| dim.strides[k] - start as isize * inner.strides[k];
+                    at = step(at, std::array::from_fn(to_next), 1);
                 }
                 start = 0;
                 index += run;
-            }
-        }
-    }
-}
-
-/// Copies reals that are `stride` bytes apart to `to`.
-///
-/// # Safety
-///
-/// The reals must be valid for reads. They may have any alignment.
-unsafe fn gather<T: Copy>(from: *const u8, stride: isize, to: &mut [T]) {
-    // SAFETY: by the contract of this function.
-    unsafe {
-        if stride == size_of::<T>() as isize {
-            std::ptr::copy_nonoverlapping(from, to.as_mut_ptr().cast(), size_of_val(to));
-        } else {
-            for (i, to) in to.iter_mut().enumerate() {
-                *to = from.wrapping_offset(i as isize * stride).cast::<T>().read_unaligned();
-            }
-        }
-    }
-}
-
-/// Copies `from` to reals that are `stride` bytes apart.
-///
-/// # Safety
-///
-/// The reals must be valid for writes, and not be accessed in another way meanwhile. They may have any alignment.
-unsafe fn scatter<T: Copy>(from: &[T], to: *mut u8, stride: isize) {
-    // SAFETY: by the contract of this function.
-    unsafe {
-        if stride == size_of::<T>() as isize {
-            std::ptr::copy_nonoverlapping(from.as_ptr().cast(), to, size_of_val(from));
-        } else {
-            for (i, from) in from.iter().enumerate() {
-                to.wrapping_offset(i as isize * stride).cast::<T>().write_unaligned(*from);
             }
         }
     }

@@ -31,7 +31,7 @@ pub fn measure<const N: usize>(
     plan: &Plan,
     order: Order,
 ) -> Result<Vec<Magnitude>, OutOfMemory> {
-    if matches!(order, Order::Power(p) if !is_plain(p)) {
+    if takes_two_passes(order) {
         return try_collect(segments.len(), segments.iter().map(|s| measure_scaled(workspace, s, order)));
     }
     let level = workspace.level;
@@ -69,8 +69,7 @@ pub fn measure_chunk<const N: usize>(
     if segment.is_empty() {
         return Magnitude::ZERO;
     }
-    let has_two_passes = matches!(order, Order::Power(p) if !is_plain(p));
-    if !has_two_passes {
+    if !takes_two_passes(order) {
         let value = unscaled_partial(level, segment, range, order, scratch);
         if !needs_scaling(segment.dtype(), value, order) {
             return unscaled_magnitude(value, order);
@@ -79,6 +78,11 @@ pub fn measure_chunk<const N: usize>(
     // The only chunk is read by this thread, which cannot fail.
     let pass = |partial: &Partial, _| Ok(partial(0..segment.len(), scratch));
     measure_with(level, segment, order, pass).unwrap_or(Magnitude { value: f64::NAN, exponent: 0 })
+}
+
+/// Whether the largest element has to be known before powers can be summed.
+fn takes_two_passes(order: Order) -> bool {
+    matches!(order, Order::Power(p) if !is_plain(p))
 }
 
 /// Returns the partial result of a range without scaling; infinity, which scaling follows, for powers of complex
@@ -119,7 +123,7 @@ pub fn is_accumulated(dtype: DType, order: Order) -> bool {
     match order {
         Order::Two => true,
         Order::One | Order::Max => !dtype.complex,
-        Order::Power(p) => !dtype.complex && is_plain(p),
+        Order::Power(_) => !dtype.complex && !takes_two_passes(order),
     }
 }
 
