@@ -213,7 +213,7 @@ pub fn accumulate_powers<T: Float>(level: Level, sum: &mut [f64], error: &mut [f
             for (power, abs) in powers.iter_mut().zip(&abs) {
                 *power = if plain.has_root { abs.sqrt() } else { *abs };
             }
-            for _ in plain.further_factors() {
+            for _ in usize::from(!plain.has_root)..plain.whole {
                 for (power, abs) in powers.iter_mut().zip(&abs) {
                     *power *= abs;
                 }

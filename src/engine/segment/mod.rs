@@ -405,6 +405,7 @@ fn is_dense<const N: usize>(dims: &[Dim<N>], base: &[*mut u8; N], scalars: [Scal
 /// # Safety
 ///
 /// The reals must be valid for reads, from the one at `from` on. They may have any alignment.
+#[inline]
 pub unsafe fn gather_run<T: Element>(from: *const u8, stride: isize, to: &mut [T]) {
     // SAFETY: by the contract of this function.
     unsafe {
@@ -413,10 +414,8 @@ pub unsafe fn gather_run<T: Element>(from: *const u8, stride: isize, to: &mut [T
         } else if stride == 0 && !to.is_empty() {
             to.fill(from.cast::<T>().read_unaligned());
         } else {
-            let mut from = from;
-            for to in to {
-                *to = from.cast::<T>().read_unaligned();
-                from = from.wrapping_offset(stride);
+            for (i, to) in to.iter_mut().enumerate() {
+                *to = from.wrapping_offset(i as isize * stride).cast::<T>().read_unaligned();
             }
         }
     }
@@ -428,16 +427,15 @@ pub unsafe fn gather_run<T: Element>(from: *const u8, stride: isize, to: &mut [T
 ///
 /// The reals must be valid for writes, from the one at `to` on, and not be accessed in another way meanwhile. They may
 /// have any alignment.
+#[inline]
 pub unsafe fn scatter_run<T: Element>(from: &[T], to: *mut u8, stride: isize) {
     // SAFETY: by the contract of this function.
     unsafe {
         if stride == size_of::<T>() as isize {
             std::ptr::copy_nonoverlapping(from.as_ptr().cast(), to, size_of_val(from));
         } else {
-            let mut to = to;
-            for from in from {
-                to.cast::<T>().write_unaligned(*from);
-                to = to.wrapping_offset(stride);
+            for (i, from) in from.iter().enumerate() {
+                to.wrapping_offset(i as isize * stride).cast::<T>().write_unaligned(*from);
             }
         }
     }
