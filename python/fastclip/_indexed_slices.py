@@ -134,9 +134,8 @@ class IndexedSlices:
         >>> IndexedSlices([[1.0], [2.0], [3.0]], [4, 0, 4]).coalesce().values.ravel()
         array([2., 4.])
         """
-        order = _core.RowOrder(np.require(self.indices, np.int64, ["C", "A"]))
-        rows = order.indices().astype(self.indices.dtype, copy=False)
-        return IndexedSlices(self._summed(order), rows, self.dense_shape)
+        rows, sums = self._summed()
+        return IndexedSlices(sums, rows.astype(self.indices.dtype, copy=False), self.dense_shape)
 
     @raises_memory_error
     def to_dense(self) -> npt.NDArray[Any]:
@@ -167,23 +166,24 @@ class IndexedSlices:
         if outside.any():
             at = int(np.argmax(outside))
             raise IndexError(f"indices[{at}] is {self.indices[at]}; dense_shape has {n} rows")
-        order = _core.RowOrder(np.require(self.indices, np.int64, ["C", "A"]))
-        sums = self._summed(order)
+        rows, sums = self._summed()
         dense = np.zeros((n, *sums.shape[1:]), sums.dtype)
-        dense[order.indices()] = sums
+        dense[rows] = sums
         return dense
 
-    def _summed(self, order: _core.RowOrder) -> npt.NDArray[Any]:
-        """Returns the sum of the rows of each index."""
+    def _summed(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
+        """Returns each index once, in ascending order, and the sum of its rows."""
         values = self.values
         if not isinstance(values, np.ndarray):
             values = numpy_view(values, "values")
+        indices = np.require(self.indices, np.int64, ["C", "A"])
+        order = _core.RowOrder(indices)
+        rows = order.indices()
         if values.dtype.isnative and (values.dtype.kind in "fc" or values.dtype.name == "bfloat16"):
-            return order.sum(np.require(values, requirements=["C", "A"]))
-        _, position = np.unique(self.indices, return_inverse=True)
-        sums = np.zeros((order.count, *values.shape[1:]), values.dtype)
-        np.add.at(sums, position.reshape(-1), values)
-        return sums
+            return rows, order.sum(np.require(values, requirements=["C", "A"]))
+        sums = np.zeros((len(rows), *values.shape[1:]), values.dtype)
+        np.add.at(sums, np.searchsorted(rows, indices), values)
+        return rows, sums
 
 
 def _rows(values: Any) -> Any:

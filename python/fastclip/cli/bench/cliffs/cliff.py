@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from fastclip import _core
-from fastclip.cli.bench.inputs.arrays import Array, normal_block
+from fastclip.cli.bench.clipping.benchmark_rows import DEVIATION
+from fastclip.cli.bench.clipping.limit import memory_passes
+from fastclip.cli.bench.inputs.arrays import Array, filled, normal_block
 from fastclip.cli.bench.inputs.shapes import Shape, Shapes
 from fastclip.cli.bench.measuring.timing import Contender
 from fastclip.cli.bench.suites.row import BenchmarkRow
 
-# Standard deviation of the gradients' elements, which are normally distributed.
-DEVIATION = 0.01
 # The factors of the number of elements: a target holds at half and at twice the size too.
 SCALES = {"half": 0.5, "base": 1.0, "double": 2.0}
 
@@ -162,28 +162,20 @@ class CliffRow(BenchmarkRow):
         }
 
 
-def normal(shape: Shape, dtype: Any = np.float32, *, seed: int = 2024) -> Array:
+def normal(shape: Shape, dtype: Any = np.float32) -> Array:
     """Return normally distributed elements, in memory that has been written."""
-    count = math.prod(shape)
-    block = normal_block(seed, count, DEVIATION)
-    return np.resize(block, count).astype(dtype).reshape(shape)
+    return filled(np.empty(shape, dtype), normal_block(2024, math.prod(shape), DEVIATION))
 
 
 def memory_limit(nbytes: int, passes: str) -> Contender:
     """Return the contender that only makes passes over `nbytes` bytes, such as "read + scale"."""
-    source: Array = np.ones(max(1, nbytes // 4), np.float32)
-    output = np.ones(source.size if "copy" in passes else 0, np.float32)
+    # A smaller factor would make the elements subnormal after many calls.
+    return memory_passes(passes, np.ones(max(1, nbytes // 4), np.float32), -1.0)
 
-    def call() -> None:
-        for _ in range(passes.count("read")):
-            _core.bandwidth_read(source)
-        if "copy" in passes:
-            _core.bandwidth_copy(source, output, 1.0)
-        if "scale" in passes:
-            # A smaller factor would make the elements subnormal after many calls.
-            _core.bandwidth_scale(source, -1.0)
 
-    return Contender("limit", passes, call)
+def timed(**calls: tuple[str, Callable[[], object]]) -> dict[str, Callable[[], Contender]]:
+    """Return contenders that leave their input as it is, by their names: a label and the function to time."""
+    return {name: partial(Contender, name, *labelled) for name, labelled in calls.items()}
 
 
 def check_close(contender: Contender, actual: Any, expected: Any, rtol: float = 1e-4) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import fastclip
 from fastclip import train
 from fastclip.cli.bench.cliffs.cliff import Cliff, Size, Work, check_close, memory_limit, normal
-from fastclip.cli.bench.clipping.limit import gradient_buffer
+from fastclip.cli.bench.clipping.limit import gradient_buffer, memory_passes
 from fastclip.cli.bench.inputs.arrays import Array
 from fastclip.cli.bench.inputs.shapes import mlp
 from fastclip.cli.bench.measuring.timing import Contender
@@ -77,14 +77,12 @@ def _mlp(size: Size, operation: str, rest: float = 0.0) -> Work:
     shapes = mlp(size.count(784, 16), 112, 96, 10)
     gradients = [normal(shape) for shape in shapes]
     nbytes = sum(gradient.nbytes for gradient in gradients)
-    limit = memory_limit(nbytes, _PASSES[operation])
-    if operation == "in-place":
-        _, limit.refresh = gradient_buffer(gradients, refreshed=True)
+    source, refresh = gradient_buffer(gradients, refreshed=True)
     return Work(
         shapes=shapes,
         nbytes=nbytes,
         contenders={"fastclip": lambda: _operation(operation, "fastclip", gradients, rest)},
-        limit=limit,
+        limit=memory_passes(_PASSES[operation], source, -1.0, refresh),
         check=partial(_check, operation, gradients),
     )
 

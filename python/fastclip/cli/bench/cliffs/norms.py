@@ -9,8 +9,7 @@ from functools import partial
 import numpy as np
 
 import fastclip
-from fastclip.cli.bench.cliffs.cliff import Cliff, Size, Work, check_close, memory_limit, normal
-from fastclip.cli.bench.measuring.timing import Contender
+from fastclip.cli.bench.cliffs.cliff import Cliff, Size, Work, check_close, memory_limit, normal, timed
 
 
 def _norm(size: Size, rows: int, dtype: type, order: float) -> Work:
@@ -29,16 +28,9 @@ def _norm(size: Size, rows: int, dtype: type, order: float) -> Work:
     return Work(
         shapes=(gradient.shape,),
         nbytes=gradient.nbytes,
-        contenders={
-            "fastclip": lambda: Contender(
-                "fastclip",
-                "global_norm",
-                (lambda: fastclip.global_norm([gradient]))
-                if order == 2
-                else (lambda: fastclip.global_norm([gradient], ord=order)),
-            ),
-            "numpy": lambda: Contender("numpy", *numpy),
-        },
+        contenders=timed(
+            fastclip=("global_norm", lambda: fastclip.global_norm([gradient], ord=order)), numpy=numpy
+        ),
         limit=memory_limit(gradient.nbytes, "read"),
         check=lambda contender: check_close(contender, contender.result, expected),
     )

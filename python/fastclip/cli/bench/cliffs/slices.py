@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 import fastclip
-from fastclip.cli.bench.cliffs.cliff import DEVIATION, Cliff, Size, Work, check_close, memory_limit, normal
+from fastclip.cli.bench.cliffs.cliff import Cliff, Size, Work, check_close, memory_limit, normal, timed
+from fastclip.cli.bench.clipping.benchmark_rows import DEVIATION
 from fastclip.cli.bench.inputs.arrays import Array
 from fastclip.cli.bench.measuring.timing import Contender
 
@@ -38,18 +40,16 @@ def _slices(size: Size, rows: int, columns: int, clipped_axis: int, order: float
         clipped: Array = gradient * (bound / np.maximum(norms, bound))
         return clipped
 
-    options: dict[str, Any] = {} if order == 2 else {"ord": order}
     return Work(
         shapes=(shape,),
         nbytes=gradient.nbytes,
-        contenders={
-            "fastclip": lambda: Contender(
-                "fastclip",
+        contenders=timed(
+            fastclip=(
                 f"clip_by_norm(axes=[{axis}])",
-                lambda: fastclip.clip_by_norm(gradient, bound, axes=[axis], **options),
+                lambda: fastclip.clip_by_norm(gradient, bound, axes=[axis], ord=order),
             ),
-            "numpy": lambda: Contender("numpy", "g * (c / np.maximum(norms, c))", numpy),
-        },
+            numpy=("g * (c / np.maximum(norms, c))", numpy),
+        ),
         limit=memory_limit(gradient.nbytes, "copy"),
         # NumPy adds along axis 0 in float32, one row after the other.
         check=lambda contender: check_close(
@@ -106,39 +106,25 @@ def _bounds(size: Size) -> Work:
     return Work(
         shapes=(shape,),
         nbytes=gradient.nbytes,
-        contenders={
-            "fastclip": lambda: Contender(
-                "fastclip", "clip_by_norm(g, bounds)", lambda: fastclip.clip_by_norm(gradient, bounds)
-            ),
-            "numpy": lambda: Contender("numpy", "g * (c / np.maximum(norm, c))", numpy),
-        },
+        contenders=timed(
+            fastclip=("clip_by_norm(g, bounds)", lambda: fastclip.clip_by_norm(gradient, bounds)),
+            numpy=("g * (c / np.maximum(norm, c))", numpy),
+        ),
         limit=memory_limit(2 * gradient.nbytes, "copy"),
         check=lambda contender: check_close(contender, contender.result, expected),
     )
 
 
+def _case(name: str, prepare: Callable[[Size], Work], at_most: float, against: str = "numpy") -> Cliff:
+    return Cliff(name, "f32", prepare, {against: at_most}, has_axes=True)
+
+
+_NARROW = partial(_slices, rows=1_000_000, columns=4)
+
 CASES = (
-    Cliff(
-        "short-slices",
-        "f32",
-        partial(_slices, rows=1_000_000, columns=4, clipped_axis=1),
-        {"numpy": 0.5},
-        has_axes=True,
-    ),
-    Cliff(
-        "long-slices",
-        "f32",
-        partial(_slices, rows=1_000_000, columns=4, clipped_axis=0),
-        {"numpy": 0.5},
-        has_axes=True,
-    ),
-    Cliff("slices-of-blocks", "f32", _blocks, {"fastclip-reference": 2.0}, has_axes=True),
-    Cliff(
-        "ord-3-slices",
-        "f32",
-        partial(_slices, rows=512, columns=4096, clipped_axis=0, order=3),
-        {"numpy": 0.8},
-        has_axes=True,
-    ),
-    Cliff("bound-per-element", "f32", _bounds, {"numpy": 1.0}, has_axes=True),
+    _case("short-slices", partial(_NARROW, clipped_axis=1), 0.5),
+    _case("long-slices", partial(_NARROW, clipped_axis=0), 0.5),
+    _case("slices-of-blocks", _blocks, 2.0, "fastclip-reference"),
+    _case("ord-3-slices", partial(_slices, rows=512, columns=4096, clipped_axis=0, order=3), 0.8),
+    _case("bound-per-element", _bounds, 1.0),
 )

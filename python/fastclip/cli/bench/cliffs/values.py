@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 import fastclip
-from fastclip.cli.bench.cliffs.cliff import DEVIATION, Cliff, Size, Work, check_close, memory_limit, normal
+from fastclip.cli.bench.cliffs.cliff import Cliff, Size, Work, check_close, memory_limit, normal, timed
 from fastclip.cli.bench.clipping import benchmark_rows, limit, peers
+from fastclip.cli.bench.clipping.benchmark_rows import DEVIATION
 from fastclip.cli.bench.inputs.arrays import Array
 from fastclip.cli.bench.measuring.timing import Contender
 
@@ -21,12 +22,10 @@ def _int8(size: Size) -> Work:
     return Work(
         shapes=(shape,),
         nbytes=array.nbytes,
-        contenders={
-            "fastclip": lambda: Contender(
-                "fastclip", "clip_by_value", lambda: fastclip.clip_by_value(array, -50, 50)
-            ),
-            "numpy": lambda: Contender("numpy", "np.clip", lambda: np.clip(array, -50, 50)),
-        },
+        contenders=timed(
+            fastclip=("clip_by_value", lambda: fastclip.clip_by_value(array, -50, 50)),
+            numpy=("np.clip", lambda: np.clip(array, -50, 50)),
+        ),
         limit=memory_limit(array.nbytes, "copy"),
         check=lambda contender: check_close(contender, contender.result, expected),
     )
@@ -38,14 +37,10 @@ def _few_by_value(size: Size) -> Work:
     return Work(
         shapes=(gradient.shape,),
         nbytes=gradient.nbytes,
-        contenders={
-            "fastclip": lambda: Contender(
-                "fastclip",
-                "clip_by_value",
-                lambda: fastclip.clip_by_value(gradient, -DEVIATION, DEVIATION),
-            ),
-            "numpy": lambda: Contender("numpy", "np.clip", lambda: np.clip(gradient, -DEVIATION, DEVIATION)),
-        },
+        contenders=timed(
+            fastclip=("clip_by_value", lambda: fastclip.clip_by_value(gradient, -DEVIATION, DEVIATION)),
+            numpy=("np.clip", lambda: np.clip(gradient, -DEVIATION, DEVIATION)),
+        ),
         limit=memory_limit(gradient.nbytes, "copy"),
         check=lambda contender: check_close(contender, contender.result, expected),
     )
@@ -63,12 +58,10 @@ def _few_by_norm(size: Size) -> Work:
     return Work(
         shapes=(gradient.shape,),
         nbytes=gradient.nbytes,
-        contenders={
-            "fastclip": lambda: Contender(
-                "fastclip", "clip_by_norm", lambda: fastclip.clip_by_norm(gradient, bound)
-            ),
-            "numpy": lambda: Contender("numpy", "g * (c / max(norm, c))", numpy),
-        },
+        contenders=timed(
+            fastclip=("clip_by_norm", lambda: fastclip.clip_by_norm(gradient, bound)),
+            numpy=("g * (c / max(norm, c))", numpy),
+        ),
         limit=memory_limit(gradient.nbytes, "copy"),
         check=lambda contender: check_close(contender, contender.result, 0.5 * gradient),
     )

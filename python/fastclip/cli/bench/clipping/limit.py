@@ -36,15 +36,27 @@ def limit(work: Workload) -> Contender:
     """
     passes = limit_passes(work.row)
     source, refresh = gradient_buffer(work.gradients, refreshed=work.row.in_place and work.row.clipped)
+    return memory_passes(passes, source, 0.5, refresh)
+
+
+def memory_passes(
+    passes: str, source: Array, factor: float, refresh: Callable[[], None] = lambda: None
+) -> Contender:
+    """Return the contender "limit" that makes passes over `source`, such as "read + scale", and nothing else.
+
+    A pass that scales or copies multiplies the elements by `factor`.
+    """
     output = np.ones(source.size if "copy" in passes else 0, np.float32)
+    steps: dict[str, Callable[[], object]] = {
+        "read": lambda: _core.bandwidth_read(source),
+        "copy": lambda: _core.bandwidth_copy(source, output, factor),
+        "scale": lambda: _core.bandwidth_scale(source, factor),
+    }
+    calls = [steps[step] for step in passes.split(" + ")]
 
     def call() -> None:
-        if "read" in passes:
-            _core.bandwidth_read(source)
-        if "copy" in passes:
-            _core.bandwidth_copy(source, output, 0.5)
-        elif "scale" in passes:
-            _core.bandwidth_scale(source, 0.5)
+        for step in calls:
+            step()
 
     return Contender("limit", passes, call, refresh)
 

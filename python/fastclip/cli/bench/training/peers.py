@@ -136,66 +136,40 @@ def _numpy(name: str, work: StepWorkload) -> StepContender | None:
     )
 
 
-def _torch_parameters(work: StepWorkload, variables: list[Array]) -> list[Any]:
-    """Return parameters of torch over the variables, with the gradients of the workload."""
+def _torch(name: str, work: StepWorkload) -> StepContender | None:
+    adamw = work.row.rule.name == "adamw"
+    if not work.row.clipped or (name == "deepspeed" and not adamw):
+        return None
     torch = importlib.import_module("torch")
+    variables, bound = work.variables(), work.bound
     parameters = [torch.from_numpy(w).requires_grad_() for w in variables]
     for parameter, gradient in zip(parameters, work.gradients, strict=True):
         if work.row.dtype != "f32" and hasattr(parameter, "grad_dtype"):
             parameter.grad_dtype = None  # allows any dtype; optimizer.step() raises if it does not support it
         parameter.grad = torch_tensor(gradient)
-    return parameters
-
-
-def _deepspeed(name: str, work: StepWorkload) -> StepContender | None:
-    """Clip with torch, and make a step with DeepSpeed's optimizer, which compiles itself at first use."""
-    if not work.row.clipped or work.row.rule.name != "adamw":
-        return None
-    torch = importlib.import_module("torch")
-    optimizer_type = importlib.import_module("deepspeed.ops.adam").DeepSpeedCPUAdam
-    variables, bound = work.variables(), work.bound
-    parameters = _torch_parameters(work, variables)
-    optimizer = optimizer_type(
-        parameters, LEARNING_RATE, betas=(BETA1, BETA2), eps=EPSILON, weight_decay=WEIGHT_DECAY
-    )
+    options = {"deepspeed": {}, "torch-foreach": {"foreach": True}}.get(name, {"fused": True})
     clip = torch.nn.utils.clip_grad_norm_
-
-    def call() -> None:
-        clip(parameters, bound)
-        optimizer.step()
-
-    def state() -> tuple[Any, Any]:
-        return variables[0], optimizer.state[parameters[0]]["exp_avg"].numpy()
-
-    return StepContender(name, "clip_grad_norm_; DeepSpeedCPUAdam", call, work.refresh, state=state)
-
-
-def _torch(name: str, work: StepWorkload) -> StepContender | None:
-    if not work.row.clipped:
-        return None
-    torch = importlib.import_module("torch")
-    adamw = work.row.rule.name == "adamw"
-    variables, bound = work.variables(), work.bound
-    parameters = _torch_parameters(work, variables)
-    kind = "foreach" if name == "torch-foreach" else "fused"
-    clip = torch.nn.utils.clip_grad_norm_
-    clip_kind = {"foreach": True} if kind == "foreach" else {}
+    clip_options = options if name == "torch-foreach" else {}
     if adamw:
-        optimizer = torch.optim.AdamW(
-            parameters, LEARNING_RATE, (BETA1, BETA2), EPSILON, weight_decay=WEIGHT_DECAY, **{kind: True}
+        # DeepSpeed's optimizer compiles itself at first use.
+        module = importlib.import_module("deepspeed.ops.adam") if name == "deepspeed" else None
+        kind = torch.optim.AdamW if module is None else module.DeepSpeedCPUAdam
+        optimizer = kind(
+            parameters, LEARNING_RATE, betas=(BETA1, BETA2), eps=EPSILON, weight_decay=WEIGHT_DECAY, **options
         )
     else:
-        optimizer = torch.optim.SGD(parameters, LEARNING_RATE, MOMENTUM, **{kind: True})
+        optimizer = torch.optim.SGD(parameters, LEARNING_RATE, MOMENTUM, **options)
 
     def call() -> None:
-        clip(parameters, bound, **clip_kind)
+        clip(parameters, bound, **clip_options)
         optimizer.step()
 
     def state() -> tuple[Any, Any]:
         slot = optimizer.state[parameters[0]]["exp_avg" if adamw else "momentum_buffer"]
         return variables[0], slot.detach().numpy()
 
-    label = f"clip_grad_norm_; {type(optimizer).__name__}({kind}=True)"
+    arguments = ", ".join(f"{option}={value}" for option, value in options.items())
+    label = f"clip_grad_norm_; {type(optimizer).__name__}({arguments})"
     return StepContender(name, label, call, work.refresh, state=state)
 
 
@@ -205,5 +179,5 @@ _CONTENDERS: dict[str, Callable[[str, StepWorkload], StepContender | None]] = {
     "numpy": _numpy,
     "torch": _torch,
     "torch-foreach": _torch,
-    "deepspeed": _deepspeed,
+    "deepspeed": _torch,
 }
