@@ -7,7 +7,7 @@ use crate::engine::process::{avoid_processor, current_processor};
 use std::any::Any;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Thread;
 
@@ -61,6 +61,12 @@ pub struct Job {
 /// Bit of [`Job::state`]: the caller has found no task left, and helpers must not begin.
 const CLOSED: usize = 1 << (usize::BITS - 1);
 
+/// Number of tasks that are left to the thread whose part they are in. Their data is in that thread's cache: another
+/// thread loads it from there more slowly than the owner comes to it, and the owner, which finds it gone in the next
+/// pass, is late again. Of 8 tasks of 256 KiB one was stolen in every pass, for hundreds of calls: 2 MiB read and
+/// written took 91 µs, and 49 without.
+const LEFT_TO_OWNER: usize = 1;
+
 /// Number of times that the caller looks for the end of its helpers before it sleeps: for about 50 µs.
 const SPINS: usize = 1000;
 
@@ -75,6 +81,16 @@ struct Part {
     range: Range<usize>,
     /// Number of tasks that have been taken; it may exceed their number.
     taken: AtomicUsize,
+    /// Whether the thread that the part belongs to has begun: it will take what others leave.
+    has_owner: AtomicBool,
+}
+
+impl Part {
+    /// Whether a thread that is done with its own part should take the next task of this one.
+    fn may_be_stolen_from(&self) -> bool {
+        let left = self.range.len().saturating_sub(self.taken.load(Ordering::Relaxed));
+        left > LEFT_TO_OWNER || !self.has_owner.load(Ordering::Relaxed)
+    }
 }
 
 impl Job {
@@ -97,6 +113,7 @@ impl Job {
         let part = |i: usize| Part {
             range: first_of_part(tasks, parts, i)..first_of_part(tasks, parts, i + 1),
             taken: AtomicUsize::new(0),
+            has_owner: AtomicBool::new(false),
         };
         Ok(Self {
             state: AtomicUsize::new(0),
@@ -115,9 +132,10 @@ impl Job {
     ///
     /// The caller of `share` calls this before it closes the job, and helpers between `begin` and `end`.
     fn work(&self, worker: usize) {
+        self.parts[worker % self.parts.len()].has_owner.store(true, Ordering::Relaxed);
         for step in 0..self.parts.len() {
             let part = &self.parts[(worker + step) % self.parts.len()];
-            loop {
+            while step == 0 || part.may_be_stolen_from() {
                 let position = part.taken.fetch_add(1, Ordering::Relaxed);
                 if position >= part.range.len() {
                     break;

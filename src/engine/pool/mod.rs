@@ -109,6 +109,33 @@ mod tests {
     }
 
     #[test]
+    fn the_last_task_of_a_part_is_left_to_its_thread() {
+        // The helper may come too late for its part; then the caller takes all of it.
+        let pause = std::time::Duration::from_millis(2);
+        for _ in 0..100 {
+            let of_caller = AtomicUsize::new(0);
+            let workers: [AtomicUsize; 4] = Default::default();
+            run(2, 4, Direction::Forwards, &|i, worker| {
+                workers[i].store(worker, Ordering::Relaxed);
+                if worker == 0 {
+                    std::thread::sleep(pause);
+                    of_caller.fetch_add(1, Ordering::Release);
+                } else if i == 2 {
+                    while of_caller.load(Ordering::Acquire) < 2 {
+                        std::thread::yield_now();
+                    }
+                    std::thread::sleep(pause);
+                }
+            });
+            if workers[2].load(Ordering::Relaxed) == 1 {
+                assert_eq!(workers[3].load(Ordering::Relaxed), 1);
+                return;
+            }
+        }
+        panic!("the helper never came");
+    }
+
+    #[test]
     fn a_panic_of_any_task_reaches_the_caller() {
         for bad in [0, 50, 99] {
             let done = AtomicUsize::new(0);
