@@ -5,7 +5,7 @@
 
 use crate::allocation::{OutOfMemory, collect};
 use crate::engine::pool;
-use crate::kernels::stream;
+use crate::kernels::cache;
 use fearless_simd::{Simd, dispatch};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -83,10 +83,10 @@ pub fn copy(x: &[f32], out: &mut [f32], factor: f32, threads: usize) -> Result<(
                 for (to, v) in scaled.iter_mut().zip(from) {
                     *to = v * factor;
                 }
-                stream::copy(scaled, to);
+                cache::copy(scaled, to);
             }
         });
-        stream::fence();
+        cache::fence();
     });
     Ok(())
 }

@@ -9,8 +9,8 @@ pub use super::pool::Direction;
 use super::segment::{Scratch, Segment, scatter_run};
 use super::workspace::Workspace;
 use crate::allocation::{OutOfMemory, collect};
+use crate::kernels::cache;
 use crate::kernels::operation::Run;
-use crate::kernels::stream;
 use crate::scalar::{Element, Scalar};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -127,7 +127,7 @@ pub fn for_each<S: HasSegment<N>, const N: usize>(
             }
         });
         // Makes results that were written past the cache visible to the thread that waits for this batch.
-        stream::fence();
+        cache::fence();
     });
 }
 

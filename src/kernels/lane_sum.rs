@@ -7,6 +7,7 @@
 //! - Error, relative, for up to 65536 terms of the same sign: 63 + 31 + 5 roundings of additions; for 16-bit floats
 //!   15 + 127 + 5.
 
+use super::cache::{Prefetch, prefetch_after};
 use super::half_precision::{self, Half};
 use fearless_simd::prelude::*;
 use fearless_simd::{f32x16, f64x8};
@@ -15,6 +16,8 @@ use half::{bf16, f16};
 /// Number of elements after which the lanes are added to the second set.
 pub const BLOCK: usize = 2048;
 const LANES: usize = 32;
+/// Number of bytes that are prefetched at a time, as many as a block of 16-bit floats has.
+const PREFETCHED_BYTES: usize = 1024;
 
 /// The 32 lanes.
 pub type Lanes<S> = [f64x8<S>; 4];
@@ -49,16 +52,27 @@ fn load_f64<S: Simd>(simd: S, c: &[f64; LANES]) -> Lanes<S> {
 }
 
 /// Returns the sums of each lane over at most [`BLOCK`] elements. A tail shorter than the lanes is padded with zeros,
-/// which add nothing.
+/// which add nothing. With `prefetch`, what comes after the elements is prefetched.
 #[inline(always)]
 fn block_lanes<S: Simd, T: Copy + Default>(
     simd: S,
     block: &[T],
+    prefetch: bool,
     load: impl Fn(S, &[T; LANES]) -> Lanes<S>,
     term: &impl Term,
 ) -> Lanes<S> {
     let mut sums = [f64x8::splat(simd, 0.0); 4];
-    let (groups, rest) = block.as_chunks::<LANES>();
+    let (mut groups, rest) = block.as_chunks::<LANES>();
+    if prefetch {
+        let some = PREFETCHED_BYTES / size_of::<[T; LANES]>();
+        while let Some((first, others)) = groups.split_at_checked(some) {
+            prefetch_after(first);
+            for group in first {
+                term.add(&mut sums, load(simd, group));
+            }
+            groups = others;
+        }
+    }
     for group in groups {
         term.add(&mut sums, load(simd, group));
     }
@@ -68,6 +82,26 @@ fn block_lanes<S: Simd, T: Copy + Default>(
         term.add(&mut sums, load(simd, &padded));
     }
     sums
+}
+
+/// As [`LaneSum::lane_sum`], of float32 and float64.
+#[inline(always)]
+fn lane_sum_full<S: Simd, T: Copy + Default>(
+    simd: S,
+    x: &[T],
+    load: impl Fn(S, &[T; LANES]) -> Lanes<S> + Copy,
+    term: &impl Term,
+) -> f64 {
+    if x.len() <= BLOCK {
+        // The additions to the second set of lanes would add zeros.
+        return fold(block_lanes(simd, x, false, load, term));
+    }
+    let mut outer = [f64x8::splat(simd, 0.0); 4];
+    let ahead = Prefetch::of(x);
+    for block in x.chunks(BLOCK) {
+        add_lanes(&mut outer, block_lanes(simd, block, ahead.covers(block), load, term));
+    }
+    fold(outer)
 }
 
 #[inline(always)]
@@ -89,22 +123,14 @@ fn fold<S: Simd>(lanes: Lanes<S>) -> f64 {
 impl LaneSum for f32 {
     #[inline(always)]
     fn lane_sum<S: Simd>(simd: S, x: &[Self], term: &impl Term) -> f64 {
-        let mut outer = [f64x8::splat(simd, 0.0); 4];
-        for block in x.chunks(BLOCK) {
-            add_lanes(&mut outer, block_lanes(simd, block, load_f32, term));
-        }
-        fold(outer)
+        lane_sum_full(simd, x, load_f32, term)
     }
 }
 
 impl LaneSum for f64 {
     #[inline(always)]
     fn lane_sum<S: Simd>(simd: S, x: &[Self], term: &impl Term) -> f64 {
-        let mut outer = [f64x8::splat(simd, 0.0); 4];
-        for block in x.chunks(BLOCK) {
-            add_lanes(&mut outer, block_lanes(simd, block, load_f64, term));
-        }
-        fold(outer)
+        lane_sum_full(simd, x, load_f64, term)
     }
 }
 
@@ -113,10 +139,14 @@ impl LaneSum for f64 {
 fn lane_sum_half<S: Simd, H: Half>(simd: S, x: &[H], term: &impl Term) -> f64 {
     let mut buffer = [0.0_f32; half_precision::BLOCK];
     let mut outer = [f64x8::splat(simd, 0.0); 4];
+    let ahead = Prefetch::of(x);
     for block in x.chunks(half_precision::BLOCK) {
+        if ahead.covers(block) {
+            prefetch_after(block);
+        }
         let wide = &mut buffer[..block.len()];
         H::widen(simd, block, wide);
-        add_lanes(&mut outer, block_lanes(simd, wide, load_f32, term));
+        add_lanes(&mut outer, block_lanes(simd, wide, false, load_f32, term));
     }
     fold(outer)
 }

@@ -3,6 +3,7 @@
 //! `README.md` in this folder lists what each computes, its error bound and its cost. A kernel gets contiguous,
 //! aligned slices; it knows nothing of threads, strides or Python, and it cannot fail.
 
+pub mod cache;
 pub mod clamp;
 pub mod columns;
 pub mod convert;
@@ -16,7 +17,7 @@ pub mod operation;
 pub mod power_sum;
 pub mod row_sum;
 pub mod scale;
-pub mod stream;
+
 pub mod sum_squares;
 pub mod update;
 

@@ -1,7 +1,7 @@
 //! Elementwise operations as a trait, and the three ways to apply one: in place, out of place, and out of place with
 //! streaming stores, which bypass the cache.
 
-use super::stream;
+use super::cache;
 use crate::scalar::Element;
 use fearless_simd::{Level, Simd, dispatch};
 
@@ -19,7 +19,7 @@ pub enum Run<'a, T> {
     InPlace(&'a mut [T]),
     /// Results are written to the second slice.
     OutOfPlace(&'a [T], &'a mut [T]),
-    /// Results are written to the second slice with streaming stores. Call [`stream::fence`] before another thread
+    /// Results are written to the second slice with streaming stores. Call [`cache::fence`] before another thread
     /// reads them.
     Streamed(&'a [T], &'a mut [T]),
 }
@@ -46,7 +46,7 @@ fn stream_blocks<S: Simd, T: Element, O: Operation<T>>(simd: S, operation: O, x:
     for (from, to) in x.chunks(per_block).zip(out.chunks_mut(per_block)) {
         let block = &mut buffer[..from.len()];
         operation.out_of_place(simd, from, block);
-        stream::copy(block, to);
+        cache::copy(block, to);
     }
 }
 
@@ -101,7 +101,7 @@ mod tests {
                     assert_eq!(out[offset..], want);
                     let mut out = vec![7.0; length + offset];
                     perform(level, operation, Run::Streamed(x, &mut out[offset..]));
-                    stream::fence();
+                    cache::fence();
                     assert_eq!(out[offset..], want);
                     perform(level, Copying, Run::Streamed(x, &mut out[offset..]));
                     assert_eq!(&out[offset..], x);

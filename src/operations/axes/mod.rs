@@ -334,7 +334,7 @@ impl Slices {
             if has_written {
                 is_written.store(true, Ordering::Relaxed);
             }
-            crate::kernels::stream::fence();
+            crate::kernels::cache::fence();
         });
         is_written.into_inner()
     }

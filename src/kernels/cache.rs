@@ -1,8 +1,10 @@
-//! Copies with streaming stores, which bypass the cache: for outputs so large that they would be evicted before they
-//! are read.
+//! What goes into the cache, and what bypasses it.
 //!
-//! An ordinary store first reads the cache line that it overwrites. A streaming store does not, which saves a third
-//! of the memory traffic of a large copy.
+//! - Streaming stores bypass the cache: for outputs so large that they would be evicted before they are read. An
+//!   ordinary store first reads the cache line that it overwrites. A streaming store does not, which saves a third of
+//!   the memory traffic of a large copy.
+//! - Prefetches load the lines that a kernel reads next. The prefetchers of processors stop at the end of each page of
+//!   4 KiB, so that a kernel which computes for most of the time waits there for memory.
 
 use crate::scalar::Element;
 
@@ -38,6 +40,47 @@ pub fn copy<T: Element>(src: &[T], dst: &mut [T]) {
     }
     #[cfg(not(all(target_arch = "x86_64", not(miri))))]
     dst.copy_from_slice(src);
+}
+
+/// Bytes between what a kernel reads and what it prefetches.
+const DISTANCE: usize = 2048;
+
+/// A slice that a kernel reads from its start to its end, and prefetches.
+#[derive(Clone, Copy)]
+pub struct Prefetch {
+    /// Address of its end. Lines beyond belong to something else.
+    end: usize,
+}
+
+impl Prefetch {
+    /// Returns the prefetches of a slice.
+    #[inline(always)]
+    pub fn of<T>(x: &[T]) -> Self {
+        Self { end: x.as_ptr_range().end.addr() }
+    }
+
+    /// Whether the lines that are prefetched for this part of the slice are in the slice as well.
+    #[inline(always)]
+    pub fn covers<T>(self, part: &[T]) -> bool {
+        self.end - part.as_ptr_range().end.addr() >= DISTANCE
+    }
+}
+
+/// Prefetches as many lines as a part of a slice has, [`DISTANCE`] bytes further on. Each of these loads waits for a
+/// free buffer, of which processors have ten to sixteen, so that the part should be 1 KiB or less.
+#[inline(always)]
+pub fn prefetch_after<T>(part: &[T]) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let from = part.as_ptr().cast::<i8>().wrapping_add(DISTANCE);
+        for line in 0..size_of_val(part) / 64 {
+            // SAFETY: a prefetch has no effect but on the cache, and may be given any address.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(64 * line)) };
+        }
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = part;
 }
 
 /// Makes the streaming stores of this thread visible to other threads before its later stores.
