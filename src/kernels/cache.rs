@@ -66,7 +66,7 @@ impl Prefetch {
     }
 }
 
-/// Prefetches as many lines as a part of a slice has, [`DISTANCE`] bytes further on. Each of these loads waits for a
+/// Prefetches as many lines as a part of a slice has, 2 KiB further on. Each of these loads waits for a
 /// free buffer, of which processors have ten to sixteen, so that the part should be 1 KiB or less.
 #[inline(always)]
 pub fn prefetch_after<T>(part: &[T]) {

@@ -3,16 +3,17 @@
 //! - Formula: `x[i] ← x[i]·s`, with the [`Factor`] s rounded once from float64 to float32 for float32 and narrower
 //!   types. No additions.
 //! - Error: ½ ulp of the type, at every level. A float32 product is one IEEE multiplication. A float16 or bfloat16
-//!   product has more bits than float32 holds, and rounding it twice can be wrong: it is rounded to odd in float32,
-//!   which preserves on which side of a tie it was, and then to 16 bits.
+//!   product has more bits than float32 holds, and rounding it twice can be wrong; `half_precision/products.rs`
+//!   tells when.
 //! - Bits: each product is rounded once as IEEE 754 defines, so they do not depend on the level. A NaN times a number
 //!   keeps its sign and its payload and becomes quiet, as IEEE 754 recommends and every processor does. A NaN from
 //!   0·∞ or from a factor that is NaN has the bits of [`Float::NAN`]; processors disagree about those, so factors
 //!   that may produce one take a separate path ([`Factor::is_special`]).
 
 use super::Float;
+use super::cache::{Prefetch, prefetch_after};
 pub use super::factor::Factor;
-use super::half_precision::{self, Half, f64_to_f32_odd};
+use super::half_precision::{self, GROUP, Half, f64_to_f32_odd, products};
 use super::operation::Operation;
 use fearless_simd::{Level, Simd, dispatch};
 use half::{bf16, f16};
@@ -137,39 +138,56 @@ fn scale_in_f64(block: &mut [f32], factor: Factor) {
     }
 }
 
+/// Returns the products of 16-bit floats, correctly rounded.
+#[inline(always)]
+fn scaled<S: Simd, H: Half>(simd: S, x: &[H; GROUP], factor: Factor) -> [H; GROUP] {
+    if !factor.is_wide() && !factor.is_special() {
+        return products(simd, x, factor.narrow);
+    }
+    let mut wide = [0.0; GROUP];
+    H::widen(simd, x, &mut wide);
+    scale_in_f64(&mut wide, factor);
+    let mut products = [H::default(); GROUP];
+    H::narrow(simd, &wide, &mut products);
+    products
+}
+
+/// Number of groups that are prefetched at a time: 1 KiB.
+const GROUPS_PREFETCHED: usize = 16;
+
 macro_rules! scale_half {
     ($($T:ty, $widen:path, $narrow:path;)*) => {$(
         impl Scalable for $T {
             #[inline(always)]
             fn scale<S: Simd>(simd: S, x: &mut [Self], factor: Factor) {
-                let mut products = [<$T>::default(); half_precision::BLOCK];
-                let mut buffer = [0.0_f32; half_precision::BLOCK];
-                let via_f32 = !factor.is_wide() && !factor.is_special();
-                for block in x.chunks_mut(half_precision::BLOCK) {
-                    let products = &mut products[..block.len()];
-                    if via_f32 && <$T>::scale_via_f32(simd, block, products, factor.narrow) {
-                        block.copy_from_slice(products);
-                    } else {
-                        let wide = &mut buffer[..block.len()];
-                        <$T>::widen(simd, block, wide);
-                        scale_in_f64(wide, factor);
-                        <$T>::narrow(simd, wide, block);
+                let ahead = Prefetch::of(x);
+                let (groups, rest) = x.as_chunks_mut::<GROUP>();
+                for groups in groups.chunks_mut(GROUPS_PREFETCHED) {
+                    if ahead.covers(groups) {
+                        prefetch_after(groups);
                     }
+                    for group in groups {
+                        *group = scaled(simd, group, factor);
+                    }
+                }
+                if !rest.is_empty() {
+                    let mut padded = [<$T>::default(); GROUP];
+                    padded[..rest.len()].copy_from_slice(rest);
+                    rest.copy_from_slice(&scaled(simd, &padded, factor)[..rest.len()]);
                 }
             }
 
             #[inline(always)]
             fn scale_to<S: Simd>(simd: S, x: &[Self], out: &mut [Self], factor: Factor) {
-                let mut buffer = [0.0_f32; half_precision::BLOCK];
-                let via_f32 = !factor.is_wide() && !factor.is_special();
-                let blocks = x.chunks(half_precision::BLOCK);
-                for (block, out) in blocks.zip(out.chunks_mut(half_precision::BLOCK)) {
-                    if !via_f32 || !<$T>::scale_via_f32(simd, block, out, factor.narrow) {
-                        let wide = &mut buffer[..block.len()];
-                        <$T>::widen(simd, block, wide);
-                        scale_in_f64(wide, factor);
-                        <$T>::narrow(simd, wide, out);
-                    }
+                let (groups, rest) = x.as_chunks::<GROUP>();
+                let (out, rest_of_out) = out.as_chunks_mut::<GROUP>();
+                for (group, to) in groups.iter().zip(out) {
+                    *to = scaled(simd, group, factor);
+                }
+                if !rest.is_empty() {
+                    let mut padded = [<$T>::default(); GROUP];
+                    padded[..rest.len()].copy_from_slice(rest);
+                    rest_of_out.copy_from_slice(&scaled(simd, &padded, factor)[..rest.len()]);
                 }
             }
 
@@ -296,6 +314,34 @@ mod tests {
         check_single_products(&floats, |v| v.to_bits().into());
         let doubles: Vec<f64> = all.iter().map(|b| f64::from_bits(u64::from(*b) << 48 | 0x1234)).collect();
         check_single_products(&doubles, f64::to_bits);
+    }
+
+    #[test]
+    fn products_via_float32_are_those_of_float64_for_factors_of_any_length_and_size() {
+        let all: Vec<u16> = (0..=u16::MAX).collect();
+        let halves: Vec<f16> = all.iter().map(|b| f16::from_bits(*b)).collect();
+        let bfloats: Vec<bf16> = all.iter().map(|b| bf16::from_bits(*b)).collect();
+        // Mantissas of 1 to 24 bits: the shorter, the more products are ties.
+        for bits in 1..=24 {
+            let mantissa = 1.0 - f64::powi(2.0, -bits);
+            for exponent in [0, -1, -13, -60, -100, -125] {
+                let factor = Factor::new(mantissa * f64::powi(2.0, exponent), 1.0, 0);
+                for level in isa::all() {
+                    let mut got = halves.clone();
+                    scale(level, &mut got, factor);
+                    for (x, got) in halves.iter().zip(got) {
+                        let want = x.product(factor).to_bits();
+                        assert_eq!(got.to_bits(), want, "{level:?} {x} {factor:?}");
+                    }
+                    let mut got = bfloats.clone();
+                    scale(level, &mut got, factor);
+                    for (x, got) in bfloats.iter().zip(got) {
+                        let want = x.product(factor).to_bits();
+                        assert_eq!(got.to_bits(), want, "{level:?} {x} {factor:?}");
+                    }
+                }
+            }
+        }
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! 16-bit floats: slices of float16 and bfloat16 to float32 and back, and their products with a float32 factor.
 //!
 //! - Formula: `dst[i] = src[i]`, and `out[i] = x[i]·factor`. No additions.
-//! - Error: none to float32. To 16 bits ½ ulp: to the nearest, ties to even, one rounding, also of products, which
-//!   are rounded to odd in float32 first (`round_to_odd.rs`).
+//! - Error: none to float32. To 16 bits ½ ulp: to the nearest, ties to even, one rounding, also of products
+//!   (`products.rs`).
 //! - Bits: x86-64 with F16C has instructions for float16 (`x86.rs`). Elsewhere, and for bfloat16, the conversions are
 //!   branch-free integer arithmetic (`element.rs`), which the compiler vectorises. Both return the same bits. A
 //!   float16 NaN becomes quiet and keeps its sign and as much of its payload as fits, in both directions, as the
@@ -10,19 +10,24 @@
 //!   float32 is converted to it.
 
 mod element;
+mod products;
 mod round_to_odd;
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 mod x86;
 
 pub use element::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
+pub use products::{GROUP, products};
 pub use round_to_odd::f64_to_f32_odd;
 
 use fearless_simd::prelude::*;
 use half::{bf16, f16};
-use round_to_odd::{MIN_FUSED_BF16, has_fma, product_to_odd};
+use products::{bf16_via_f32, f16_via_f32};
 
 /// Number of elements that callers convert at a time: 2 KiB of float32, which stay in the first-level cache.
 pub const BLOCK: usize = 512;
+
+/// The bits of some 16-bit floats.
+type Pattern = [u16; GROUP];
 
 /// A 16-bit float.
 pub trait Half: Copy + Default + 'static {
@@ -30,11 +35,9 @@ pub trait Half: Copy + Default + 'static {
     fn widen<S: Simd>(simd: S, src: &[Self], dst: &mut [f32]);
     /// Computes `dst[i] = src[i]`, rounded to the nearest, ties to even. The slices have the same length.
     fn narrow<S: Simd>(simd: S, src: &[f32], dst: &mut [Self]);
-    /// Computes `out[i] = x[i]·factor`, the exact product rounded once, with float32 arithmetic. Returns false if
-    /// `out` is invalid: a product is too small for that arithmetic, or is infinite or NaN at a level that does not
-    /// round those. The slices have the same length.
-    #[must_use]
-    fn scale_via_f32<S: Simd>(simd: S, x: &[Self], out: &mut [Self], factor: f32) -> bool;
+    /// Returns the products with a factor, rounded in float32 and to 16 bits, and whether this is surely the same as
+    /// one rounding. The factor is finite, and gives no NaN with a float that is none.
+    fn products_via_f32<S: Simd>(simd: S, x: &[Self; GROUP], factor: f32) -> ([Self; GROUP], bool);
 }
 
 impl Half for f16 {
@@ -73,25 +76,9 @@ impl Half for f16 {
     }
 
     #[inline(always)]
-    fn scale_via_f32<S: Simd>(simd: S, x: &[Self], out: &mut [Self], factor: f32) -> bool {
-        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-        {
-            if let Some(avx512) = simd.level().as_avx512() {
-                x86::scale_f16_avx512(avx512, x, out, factor);
-                return true;
-            }
-            if let Some(avx2) = simd.level().as_avx2() {
-                x86::scale_f16_avx2(avx2, x, out, factor);
-                return true;
-            }
-        }
-        let fused = has_fma(simd);
-        for (from, to) in x.iter().zip(out) {
-            let product = product_to_odd(f16_to_f32(from.to_bits()), factor, fused);
-            *to = f16::from_bits(f32_to_f16(product));
-        }
-        // A product below 2^-100, whose rounding to odd may be wrong, is 0 in float16 either way.
-        true
+    fn products_via_f32<S: Simd>(simd: S, x: &[Self; GROUP], factor: f32) -> ([Self; GROUP], bool) {
+        let (products, are_rounded_once) = f16_via_f32(simd, bytemuck::cast_ref(x), factor);
+        (bytemuck::cast(products), are_rounded_once)
     }
 }
 
@@ -111,21 +98,9 @@ impl Half for bf16 {
     }
 
     #[inline(always)]
-    fn scale_via_f32<S: Simd>(simd: S, x: &[Self], out: &mut [Self], factor: f32) -> bool {
-        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-        if let Some(avx512) = simd.level().as_avx512() {
-            return x86::scale_bf16_avx512(avx512, x, out, factor);
-        }
-        let fused = has_fma(simd);
-        let mut smallest = u32::MAX;
-        for (from, to) in x.iter().zip(out) {
-            let product = product_to_odd(bf16_to_f32(from.to_bits()), factor, fused);
-            // A product of 0 wraps around and does not count: it is exact, or below float32 and so 0 in 16 bits as
-            // well.
-            smallest = smallest.min((product.to_bits() & 0x7fff_ffff).wrapping_sub(1));
-            *to = bf16::from_bits(f32_to_bf16(product));
-        }
-        !fused || smallest >= MIN_FUSED_BF16
+    fn products_via_f32<S: Simd>(simd: S, x: &[Self; GROUP], factor: f32) -> ([Self; GROUP], bool) {
+        let (products, are_rounded_once) = bf16_via_f32(simd, bytemuck::cast_ref(x), factor);
+        (bytemuck::cast(products), are_rounded_once)
     }
 }
 

@@ -4,8 +4,6 @@
 //! the exact value was (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums: proved algorithms using
 //! rounding to odd", 2008).
 
-use fearless_simd::prelude::*;
-
 /// Converts a float64 to float32; if it lies between two float32 values, to the one with an odd last bit.
 #[inline(always)]
 #[must_use]
@@ -16,44 +14,6 @@ pub fn f64_to_f32_odd(x: f64) -> f32 {
     let step = if back.abs() < x.abs() { 1 } else { u32::MAX };
     let inexact_even = back != x && bits & 1 == 0 && x.abs() < f64::INFINITY;
     f32::from_bits(if inexact_even { bits.wrapping_add(step) } else { bits })
-}
-
-/// Bits of the float32 2^-100. For smaller products of bfloat16 the remainder that a fused multiply-add computes may
-/// be below float32 itself.
-pub(super) const MIN_FUSED_BF16: u32 = (127 - 100) << 23;
-
-/// Whether this level has a fused multiply-add instruction; without one the compiler would call a function for it.
-#[inline(always)]
-pub(super) fn has_fma<S: Simd>(simd: S) -> bool {
-    #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-    return simd.level().as_avx2().is_some();
-    #[cfg(target_arch = "aarch64")]
-    return simd.level().as_neon().is_some();
-    #[allow(unreachable_code, reason = "reached on other architectures")]
-    {
-        let _ = simd;
-        false
-    }
-}
-
-/// Returns the product in float32; if it lies between two float32 values, the one with an odd last bit.
-///
-/// With `fused`, a fused multiply-add computes the remainder of the rounded product, exactly for products above
-/// 2^-100; without it, the product is computed in float64.
-#[inline(always)]
-pub(super) fn product_to_odd(x: f32, factor: f32, fused: bool) -> f32 {
-    if !fused {
-        return f64_to_f32_odd(f64::from(x) * f64::from(factor));
-    }
-    let product = x * factor;
-    let remainder = x.mul_add(factor, -product);
-    let bits = product.to_bits();
-    // Away from zero if the remainder has the sign of the product, else towards zero.
-    let step = ((remainder.to_bits() ^ bits).cast_signed() >> 31) | 1;
-    // Not `remainder != 0.0`: that of an infinite product is NaN, and the product has to stay infinite.
-    #[allow(clippy::double_comparisons, reason = "has to be false for NaN")]
-    let inexact_even = (remainder < 0.0 || remainder > 0.0) && bits & 1 == 0;
-    f32::from_bits(bits.wrapping_add_signed(if inexact_even { step } else { 0 }))
 }
 
 #[cfg(test)]
