@@ -156,6 +156,7 @@ impl<const N: usize> Segment<N> {
     ///
     /// As [`Segment::new`]; and the layout must stay inside the memory of every operand.
     #[must_use]
+    #[inline(always)]
     pub unsafe fn with_layout(
         dtype: DType,
         len: usize,

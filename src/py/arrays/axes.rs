@@ -21,28 +21,16 @@ impl Axes {
     /// Copies shape and strides, which must be of the same length.
     #[inline(always)]
     pub(super) fn new(shape: &[usize], strides: &[isize]) -> Result<Self, OutOfMemory> {
-        let mut axes = Self { shape: [0; INLINE], strides: [0; INLINE], many: None };
-        // Copies of constant length are inlined; a copy of variable length would be a call, for one or two numbers.
-        match shape.len() {
-            0 => {}
-            1 => axes.copy::<1>(shape, strides),
-            2 => axes.copy::<2>(shape, strides),
-            3 => axes.copy::<3>(shape, strides),
-            4 => axes.copy::<4>(shape, strides),
-            _ => axes.many = Some(Self::copy_many(shape, strides)?),
-        }
-        Ok(axes)
+        let count = if shape.len() <= INLINE { shape.len() } else { 0 };
+        let one = |axis: usize| if axis < count { (shape[axis], strides[axis]) } else { (0, 0) };
+        let [a, b, c, d] = [one(0), one(1), one(2), one(3)];
+        let many = if shape.len() > INLINE { Some(Self::copy_many(shape, strides)?) } else { None };
+        Ok(Self { shape: [a.0, b.0, c.0, d.0], strides: [a.1, b.1, c.1, d.1], many })
     }
 
     #[cold]
     fn copy_many(shape: &[usize], strides: &[isize]) -> Result<Box<ManyAxes>, OutOfMemory> {
         Ok(Box::new((copied(shape)?, copied(strides)?)))
-    }
-
-    #[inline(always)]
-    fn copy<const N: usize>(&mut self, shape: &[usize], strides: &[isize]) {
-        self.shape[..N].copy_from_slice(&shape[..N]);
-        self.strides[..N].copy_from_slice(&strides[..N]);
     }
 
     /// Returns the shape of an array with `count` axes.

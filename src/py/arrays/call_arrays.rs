@@ -5,7 +5,7 @@ use super::dtypes::AcceptedDTypes;
 use super::output::results_like;
 use super::output_check::check_outputs;
 use super::overlap;
-use super::segment::segment;
+use super::segment::append_segment;
 use super::view::View;
 use crate::allocation::{OutOfMemory, with_capacity};
 use crate::engine::plan::Plan;
@@ -136,7 +136,7 @@ impl<'a, 'py> CallArrays<'a, 'py> {
         let mut segments = with_capacity(self.inputs().len())?;
         for (index, input) in self.inputs().iter().enumerate() {
             if let Some(input) = input {
-                segments.push(segment(input, outputs.get(index).and_then(Option::as_ref))?);
+                append_segment(&mut segments, input, outputs.get(index).and_then(Option::as_ref))?;
             }
         }
         Ok(segments)

@@ -26,7 +26,7 @@ use super::axes::Axes;
 use super::dtypes::{AcceptedDTypes, DTypeCache, NO_TYPE_NUMBER, UINT16};
 use super::ndarray_type::is_array;
 use super::new_array::array_over;
-use crate::allocation::OutOfMemory;
+use crate::allocation::{OutOfMemory, reserve};
 use crate::engine::segment::{Operand, Run, element_count};
 use crate::error::Error;
 use crate::scalar::DType;
@@ -71,6 +71,37 @@ impl<'py> View<'py> {
         cache: &mut DTypeCache<'py>,
         name: impl Fn() -> String,
     ) -> Result<Self, Error> {
+        Self::read(object, accepted, cache, name, |view| view)
+    }
+
+    /// As [`View::new`], at the end of a list. There the fields are stored one by one; if a view was copied there, which
+    /// `push` does, the processor would wait for these stores, for 10 ns.
+    #[inline(always)]
+    pub fn append(
+        views: &mut Vec<Option<Self>>,
+        object: Bound<'py, PyAny>,
+        accepted: AcceptedDTypes,
+        cache: &mut DTypeCache<'py>,
+        name: impl Fn() -> String,
+    ) -> Result<(), Error> {
+        reserve(views, 1)?;
+        Self::read(object, accepted, cache, name, |view| {
+            let end = views.len();
+            views.spare_capacity_mut()[0].write(Some(view));
+            // SAFETY: the list has room for one more, which is initialised.
+            unsafe { views.set_len(end + 1) };
+        })
+    }
+
+    /// As [`View::new`]. Hands the snapshot to `store`.
+    #[inline(always)]
+    fn read<R>(
+        object: Bound<'py, PyAny>,
+        accepted: AcceptedDTypes,
+        cache: &mut DTypeCache<'py>,
+        name: impl Fn() -> String,
+        store: impl FnOnce(Self) -> R,
+    ) -> Result<R, Error> {
         let py = object.py();
         if !is_array(&object) {
             return Err(not_an_array(&object, &name()));
@@ -93,7 +124,8 @@ impl<'py> View<'py> {
                 return Err(Error::Value(format!("{} changed its dtype while it was read", name())));
             }
             let shape = slice(fields.dimensions.cast::<usize>(), fields.nd);
-            Ok(Self {
+            let axes = Axes::new(shape, slice(fields.strides, fields.nd))?;
+            Ok(store(Self {
                 pointer: fields.data.cast::<u8>(),
                 dtype,
                 rank: shape.len() as u8,
@@ -101,9 +133,9 @@ impl<'py> View<'py> {
                 type_number,
                 flags: fields.flags,
                 has_base: !fields.base.is_null(),
-                axes: Axes::new(shape, slice(fields.strides, fields.nd))?,
+                axes,
                 owner: object,
-            })
+            }))
         }
     }
 

@@ -560,10 +560,12 @@ impl Prepared<'_, '_> {
                 opened.views.push(None);
                 continue;
             }
+            if is_exactly_array(&object) {
+                View::append(&mut opened.views, object.to_owned(), *accepted, dtypes, name)?;
+                continue;
+            }
             let lender = opened.lenders.get(index).copied().flatten();
-            let view = if is_exactly_array(&object) {
-                View::new(object.to_owned(), *accepted, dtypes, name)?
-            } else if let Ok(snapshot) = object.cast_exact::<Snapshot>() {
+            let view = if let Ok(snapshot) = object.cast_exact::<Snapshot>() {
                 let view = snapshot.get().view(list.py())?;
                 // Python code has run since the snapshot was taken.
                 if let Some(exchange) = lender {
