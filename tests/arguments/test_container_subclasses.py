@@ -664,3 +664,22 @@ def test_attributes_that_are_entries_refer_to_the_results_entries() -> None:
     clipped, _ = fastclip.clip_by_global_norm(caching, 6.5)
     assert clipped.first is clipped[0]
     np.testing.assert_array_equal(clipped.first, [1.5, 2.0])
+
+
+class CountingCopies(list[Any]):
+    """A list that counts how often it is copied."""
+
+    copies = 0
+
+    def __copy__(self) -> CountingCopies:
+        type(self).copies += 1
+        return CountingCopies(list.copy(self))
+
+
+def test_container_is_not_rebuilt_for_a_norm() -> None:
+    nested = {"k": CountingCopies([tensor(), tensor()])}
+    CountingCopies.copies = 0
+    fastclip.global_norm(nested)
+    assert CountingCopies.copies == 0
+    assert type(clip(nested)["k"]) is CountingCopies
+    assert CountingCopies.copies > 0

@@ -219,15 +219,20 @@ impl Deref for TreeArgument<'_> {
     }
 }
 
-/// Walks a container of tensors, without reading them.
+/// Walks a container of tensors, without reading them, and finds out whether it can be rebuilt.
 #[pyfunction]
 #[pyo3(signature = (container, argument, /))]
 pub fn walk(py: Python<'_>, container: &Bound<'_, PyAny>, argument: &str) -> PyResult<Tree> {
-    entry_that_reads(py, || Tree::of(container, argument, true))
+    entry_that_reads(py, || {
+        let tree = Tree::of(container, argument, true)?;
+        tree.try_rebuilding(py)?;
+        Ok(tree)
+    })
 }
 
 /// Walks a container of tensors, and takes a snapshot of each. `writes` says whether the caller writes them, `recorded`
-/// whether it returns tensors that depend on them, which autograd may have to record.
+/// whether it returns tensors that depend on them, which autograd may have to record; in both cases a container that
+/// cannot be rebuilt is refused.
 #[pyfunction]
 #[pyo3(signature = (container, argument, /, *, writes = false, recorded = false))]
 pub fn open_tensors(
@@ -237,7 +242,13 @@ pub fn open_tensors(
     writes: bool,
     recorded: bool,
 ) -> PyResult<Tree> {
-    entry_that_reads(py, || Tree::of(container, argument, false)?.with_snapshots(py, writes, recorded))
+    entry_that_reads(py, || {
+        let tree = Tree::of(container, argument, false)?;
+        if writes || recorded {
+            tree.try_rebuilding(py)?;
+        }
+        tree.with_snapshots(py, writes, recorded)
+    })
 }
 
 /// Takes a snapshot of one tensor, see [`open_tensors`].

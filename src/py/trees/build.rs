@@ -38,11 +38,16 @@ impl Tree {
         })
     }
 
-    /// Builds the container with its own entries, so that a failure comes before any result is computed.
-    pub(super) fn try_rebuilding(&self, py: Python<'_>) -> PyResult<()> {
-        let all = self.rebuilders(py);
+    /// Builds the container with its own entries, if it has types that Python code rebuilds, so that a failure comes
+    /// before any result is computed. Calls that return no container need not do this.
+    pub fn try_rebuilding(&self, py: Python<'_>) -> PyResult<()> {
+        let mut all = self.rebuilders(py).peekable();
+        if all.peek().is_none() {
+            return Ok(());
+        }
         let list = objects::list(py, 0, std::iter::empty())?;
         for rebuilder in all {
+            rebuilder.call_method0(intern!(py, "prepare"))?;
             list.append(rebuilder)?;
         }
         rebuilding(py)?.getattr(intern!(py, "check_separate"))?.call1((list,))?;

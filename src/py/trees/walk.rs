@@ -90,7 +90,6 @@ struct Walker<'a, 'py> {
     leaf_types: Vec<Bound<'py, PyType>>,
     /// Classes of named tuples, and whether they are ordinary.
     named_tuples: Vec<(Bound<'py, PyType>, bool)>,
-    has_rebuilders: bool,
     /// Number of entries that were visited.
     visited: usize,
 }
@@ -112,7 +111,6 @@ impl Tree {
             path: Vec::new(),
             leaf_types: Vec::new(),
             named_tuples: Vec::new(),
-            has_rebuilders: false,
             visited: 0,
         };
         let is_sequence =
@@ -134,12 +132,8 @@ impl Tree {
             return Ok(Self::new(argument, container, root.entries, Form::Flat));
         }
         walker.enter(root)?;
-        let Walker { entries, nodes, has_rebuilders, .. } = walker;
-        let tree = Self::new(argument, container, entries, Form::Nested(nodes));
-        if has_rebuilders {
-            tree.try_rebuilding(py)?;
-        }
-        Ok(tree)
+        let Walker { entries, nodes, .. } = walker;
+        Ok(Self::new(argument, container, entries, Form::Nested(nodes)))
     }
 }
 
@@ -153,10 +147,6 @@ impl<'py> Walker<'_, 'py> {
         }
         let Read { kind, entries } = container;
         let (node, len) = (self.nodes.len(), entries.len());
-        let rebuilder = match &kind {
-            Kind::Rebuilt(rebuilder) => Some(rebuilder.bind(entries.py()).clone()),
-            _ => None,
-        };
         reserve(&mut self.nodes, 1)?;
         self.nodes.push(Node::Container { kind, len });
         for (index, entry) in entries.iter().enumerate() {
@@ -171,10 +161,6 @@ impl<'py> Walker<'_, 'py> {
                 self.entries.append(entry)?;
             }
             self.path.pop();
-        }
-        if let Some(rebuilder) = rebuilder {
-            self.has_rebuilders = true;
-            rebuilder.call_method0(intern!(entries.py(), "prepare"))?;
         }
         Ok(())
     }

@@ -35,6 +35,8 @@ class Target:
 # serves to find what has become much slower.
 QUICK_ALLOWANCE = 2.0
 
+# Many small arrays are compared with the limit. Peers spend most of their time on the objects of the arrays:
+# how long that takes beside fastclip depends on the caches of the machine.
 TARGETS = (
     Target("gpt2/f32/in-place/clipped", "torch", 1.0),
     Target("gpt2/f32/in-place/clipped", "limit", 1.10),
@@ -42,14 +44,12 @@ TARGETS = (
     Target("gpt2/f32/out-of-place/clipped", "numpy", 0.26),
     Target("gpt2/f32/out-of-place/clipped", "tf", 0.85),
     Target("gpt2/f32/out-of-place/clipped", "jax", 0.35),
-    Target("many/f32/in-place/clipped", "torch", 0.05),
-    Target("many/f32/in-place/clipped", "expert", 0.12),
-    Target("many/f32/out-of-place/clipped", "numpy", 0.10),
+    Target("many/f32/in-place/clipped", "limit", 2.0),
+    Target("many/f32/out-of-place/clipped", "limit", 3.5),
     Target("mlp/f32/in-place/clipped", "torch", 0.2),
     Target("mlp/f32/in-place/clipped", "expert", 0.8),
     Target("layers/f32/in-place/clipped", "fastclip-list", 2.5),
-    Target("many-torch/f32/in-place/clipped", "fastclip-list", 1.7),
-    Target("many-torch/f32/in-place/clipped", "torch", 0.09),
+    Target("many-torch/f32/in-place/clipped", "fastclip-list", 2.2),
     Target("25.6M/f16/in-place/clipped", "numpy", 0.02),
     Target("25.6M/f16/in-place/clipped", "torch", 0.4),
     Target("25.6M/bf16/in-place/clipped", "torch", 0.6),
@@ -68,7 +68,7 @@ TRAINING_TARGETS = (
     Target("gpt2/adamw/bf16", "fastclip-f32", 1.0),
     Target("gpt2/momentum/f32", "torch", 0.75),
     Target("resnet50/adamw/f32", "torch", 0.75),
-    Target("many/adamw/f32", "torch", 0.10),
+    Target("many/adamw/f32", "limit", 3.5),
     *(
         Target(f"resnet50/{optimizer}/f32", "limit", 1.25)
         for optimizer in (
