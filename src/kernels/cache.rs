@@ -44,6 +44,8 @@ pub fn copy<T: Element>(src: &[T], dst: &mut [T]) {
 
 /// Bytes between what a kernel reads and what it prefetches.
 const DISTANCE: usize = 2048;
+/// Bytes to prefetch at a time. Each load of a line waits for a free buffer, of which processors have ten to sixteen.
+pub const PREFETCHED_BYTES: usize = 1024;
 
 /// A slice that a kernel reads from its start to its end, and prefetches.
 #[derive(Clone, Copy)]
@@ -66,8 +68,8 @@ impl Prefetch {
     }
 }
 
-/// Prefetches as many lines as a part of a slice has, 2 KiB further on. Each of these loads waits for a
-/// free buffer, of which processors have ten to sixteen, so that the part should be 1 KiB or less.
+/// Prefetches as many lines as a part of a slice has, 2 KiB further on. The part should have [`PREFETCHED_BYTES`] or
+/// less.
 #[inline(always)]
 pub fn prefetch_after<T>(part: &[T]) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]

@@ -7,7 +7,7 @@
 //! - Error, relative, for up to 65536 terms of the same sign: 63 + 31 + 5 roundings of additions; for 16-bit floats
 //!   15 + 127 + 5.
 
-use super::cache::{Prefetch, prefetch_after};
+use super::cache::{PREFETCHED_BYTES, Prefetch, prefetch_after};
 use super::half_precision::{self, Half};
 use fearless_simd::prelude::*;
 use fearless_simd::{f32x16, f64x8};
@@ -16,8 +16,6 @@ use half::{bf16, f16};
 /// Number of elements after which the lanes are added to the second set.
 pub const BLOCK: usize = 2048;
 const LANES: usize = 32;
-/// Number of bytes that are prefetched at a time, as many as a block of 16-bit floats has.
-const PREFETCHED_BYTES: usize = 1024;
 
 /// The 32 lanes.
 pub type Lanes<S> = [f64x8<S>; 4];

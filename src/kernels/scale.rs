@@ -11,9 +11,9 @@
 //!   that may produce one take a separate path ([`Factor::is_special`]).
 
 use super::Float;
-use super::cache::{Prefetch, prefetch_after};
+use super::cache::{PREFETCHED_BYTES, Prefetch, prefetch_after};
 pub use super::factor::Factor;
-use super::half_precision::{self, GROUP, Half, f64_to_f32_odd, products};
+use super::half_precision::{self, GROUP, Half, f64_to_f32_odd};
 use super::operation::Operation;
 use fearless_simd::{Level, Simd, dispatch};
 use half::{bf16, f16};
@@ -142,7 +142,10 @@ fn scale_in_f64(block: &mut [f32], factor: Factor) {
 #[inline(always)]
 fn scaled<S: Simd, H: Half>(simd: S, x: &[H; GROUP], factor: Factor) -> [H; GROUP] {
     if !factor.is_wide() && !factor.is_special() {
-        return products(simd, x, factor.narrow);
+        let (products, are_rounded_once) = H::products_via_f32(simd, x, factor.narrow);
+        if are_rounded_once {
+            return products;
+        }
     }
     let mut wide = [0.0; GROUP];
     H::widen(simd, x, &mut wide);
@@ -152,8 +155,13 @@ fn scaled<S: Simd, H: Half>(simd: S, x: &[H; GROUP], factor: Factor) -> [H; GROU
     products
 }
 
-/// Number of groups that are prefetched at a time: 1 KiB.
-const GROUPS_PREFETCHED: usize = 16;
+/// As [`scaled`], for fewer elements; the others of the result mean nothing.
+#[inline(always)]
+fn scaled_rest<S: Simd, H: Half>(simd: S, rest: &[H], factor: Factor) -> [H; GROUP] {
+    let mut padded = [H::default(); GROUP];
+    padded[..rest.len()].copy_from_slice(rest);
+    scaled(simd, &padded, factor)
+}
 
 macro_rules! scale_half {
     ($($T:ty, $widen:path, $narrow:path;)*) => {$(
@@ -162,7 +170,7 @@ macro_rules! scale_half {
             fn scale<S: Simd>(simd: S, x: &mut [Self], factor: Factor) {
                 let ahead = Prefetch::of(x);
                 let (groups, rest) = x.as_chunks_mut::<GROUP>();
-                for groups in groups.chunks_mut(GROUPS_PREFETCHED) {
+                for groups in groups.chunks_mut(PREFETCHED_BYTES / size_of::<[Self; GROUP]>()) {
                     if ahead.covers(groups) {
                         prefetch_after(groups);
                     }
@@ -171,9 +179,8 @@ macro_rules! scale_half {
                     }
                 }
                 if !rest.is_empty() {
-                    let mut padded = [<$T>::default(); GROUP];
-                    padded[..rest.len()].copy_from_slice(rest);
-                    rest.copy_from_slice(&scaled(simd, &padded, factor)[..rest.len()]);
+                    let products = scaled_rest(simd, rest, factor);
+                    rest.copy_from_slice(&products[..rest.len()]);
                 }
             }
 
@@ -185,9 +192,7 @@ macro_rules! scale_half {
                     *to = scaled(simd, group, factor);
                 }
                 if !rest.is_empty() {
-                    let mut padded = [<$T>::default(); GROUP];
-                    padded[..rest.len()].copy_from_slice(rest);
-                    rest_of_out.copy_from_slice(&scaled(simd, &padded, factor)[..rest.len()]);
+                    rest_of_out.copy_from_slice(&scaled_rest(simd, rest, factor)[..rest.len()]);
                 }
             }
 
@@ -289,10 +294,8 @@ mod tests {
         }
     }
 
-    fn check_single_products<T: Float>(values: &[T], bits: impl Fn(T) -> u64) {
-        let factors = [(0.3, 1.0, 0), (1e-10, 1e30, 0), (1.0, 1.0, 1030), (0.0, 3.0, 0), (1e-5, 1.0, 3)];
-        let factors = factors.map(|(bound, norm, exponent)| Factor::new(bound, norm, exponent));
-        for factor in factors.into_iter().chain([Factor::ONE, Factor::ZERO, Factor::NAN]) {
+    fn check_single_products<T: Float>(values: &[T], factors: &[Factor], bits: impl Fn(T) -> u64) {
+        for &factor in factors {
             for level in isa::all() {
                 let mut want = values.to_vec();
                 scale(level, &mut want, factor);
@@ -303,44 +306,35 @@ mod tests {
         }
     }
 
+    fn check_every_16_bit_float(factors: &[Factor]) {
+        let halves: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
+        check_single_products(&halves, factors, |v| v.to_bits().into());
+        let bfloats: Vec<bf16> = (0..=u16::MAX).map(bf16::from_bits).collect();
+        check_single_products(&bfloats, factors, |v| v.to_bits().into());
+    }
+
     #[test]
     fn a_single_product_has_the_bits_of_a_scaled_slice() {
+        let factors = [(0.3, 1.0, 0), (1e-10, 1e30, 0), (1.0, 1.0, 1030), (0.0, 3.0, 0), (1e-5, 1.0, 3)];
+        let factors = factors.map(|(bound, norm, exponent)| Factor::new(bound, norm, exponent));
+        let factors: Vec<Factor> =
+            factors.into_iter().chain([Factor::ONE, Factor::ZERO, Factor::NAN]).collect();
+        check_every_16_bit_float(&factors);
         let all: Vec<u16> = (0..=u16::MAX).collect();
-        let halves: Vec<f16> = all.iter().map(|b| f16::from_bits(*b)).collect();
-        check_single_products(&halves, |v| v.to_bits().into());
-        let bfloats: Vec<bf16> = all.iter().map(|b| bf16::from_bits(*b)).collect();
-        check_single_products(&bfloats, |v| v.to_bits().into());
         let floats: Vec<f32> = all.iter().map(|b| f32::from_bits(u32::from(*b) << 16 | 0x1234)).collect();
-        check_single_products(&floats, |v| v.to_bits().into());
+        check_single_products(&floats, &factors, |v| v.to_bits().into());
         let doubles: Vec<f64> = all.iter().map(|b| f64::from_bits(u64::from(*b) << 48 | 0x1234)).collect();
-        check_single_products(&doubles, f64::to_bits);
+        check_single_products(&doubles, &factors, f64::to_bits);
     }
 
     #[test]
     fn products_via_float32_are_those_of_float64_for_factors_of_any_length_and_size() {
-        let all: Vec<u16> = (0..=u16::MAX).collect();
-        let halves: Vec<f16> = all.iter().map(|b| f16::from_bits(*b)).collect();
-        let bfloats: Vec<bf16> = all.iter().map(|b| bf16::from_bits(*b)).collect();
         // Mantissas of 1 to 24 bits: the shorter, the more products are ties.
         for bits in 1..=24 {
             let mantissa = 1.0 - f64::powi(2.0, -bits);
-            for exponent in [0, -1, -13, -60, -100, -125] {
-                let factor = Factor::new(mantissa * f64::powi(2.0, exponent), 1.0, 0);
-                for level in isa::all() {
-                    let mut got = halves.clone();
-                    scale(level, &mut got, factor);
-                    for (x, got) in halves.iter().zip(got) {
-                        let want = x.product(factor).to_bits();
-                        assert_eq!(got.to_bits(), want, "{level:?} {x} {factor:?}");
-                    }
-                    let mut got = bfloats.clone();
-                    scale(level, &mut got, factor);
-                    for (x, got) in bfloats.iter().zip(got) {
-                        let want = x.product(factor).to_bits();
-                        assert_eq!(got.to_bits(), want, "{level:?} {x} {factor:?}");
-                    }
-                }
-            }
+            let exponents = [0, -1, -13, -60, -100, -125];
+            let factors = exponents.map(|exponent| Factor::new(mantissa * f64::powi(2.0, exponent), 1.0, 0));
+            check_every_16_bit_float(&factors);
         }
     }
 

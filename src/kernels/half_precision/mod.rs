@@ -16,7 +16,7 @@ mod round_to_odd;
 mod x86;
 
 pub use element::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
-pub use products::{GROUP, products};
+pub use products::GROUP;
 pub use round_to_odd::f64_to_f32_odd;
 
 use fearless_simd::prelude::*;

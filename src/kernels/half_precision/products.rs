@@ -1,15 +1,14 @@
-//! Products of 16-bit floats and a float32 factor, each the exact product rounded once.
+//! Products of 16-bit floats and a float32 factor, by way of float32, and where they are the exact product rounded once.
 //!
 //! The product is computed in float32 and rounded to 16 bits from there. Both roundings together are the rounding of
 //! the exact product, unless the first one ends half-way between two 16-bit floats, at a tie: every tie is a float32,
 //! so that rounding to float32 moves no product across one, but it may move a product onto one. Such products, one in
-//! some thousands, are computed in float64 and rounded to odd (`round_to_odd.rs`).
+//! some thousands, have to be computed in float64 and rounded to odd (`round_to_odd.rs`), as `scale.rs` does.
 
+use super::Pattern;
 use super::element::{f16_to_f32, f32_to_f16};
-use super::round_to_odd::f64_to_f32_odd;
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 use super::x86;
-use super::{Half, Pattern};
 use fearless_simd::prelude::*;
 use fearless_simd::{f32x16, u16x32, u32x16};
 
@@ -22,24 +21,6 @@ pub(super) const ZEROS_OF_13_BITS: u32 = 11;
 
 /// Bits that are 0 in a float32 which is a tie between two float16: a tie has at most 12 bits.
 pub(super) const ZEROS_OF_F16_TIE: u32 = 0xfff;
-
-/// Returns the product of each element and a finite factor, rounded once. No product of a float that is not NaN and
-/// the factor is NaN.
-#[inline(always)]
-pub fn products<S: Simd, H: Half>(simd: S, x: &[H; GROUP], factor: f32) -> [H; GROUP] {
-    let (products, are_rounded_once) = H::products_via_f32(simd, x, factor);
-    if are_rounded_once {
-        return products;
-    }
-    let mut wide = [0.0; GROUP];
-    H::widen(simd, x, &mut wide);
-    for v in &mut wide {
-        *v = f64_to_f32_odd(f64::from(*v) * f64::from(factor));
-    }
-    let mut products = [H::default(); GROUP];
-    H::narrow(simd, &wide, &mut products);
-    products
-}
 
 /// Returns the products of bfloat16, and whether no product in float32 is a tie.
 #[inline(always)]
