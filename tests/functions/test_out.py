@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import fastclip
 from support import fresh_python, oracle
 from support.dtypes import EVERY_FLOAT
+from support.ranks import Exchange
 from support.strategies import (
     LAYOUTS,
     PROPERTY,
@@ -475,13 +476,6 @@ def test_container_of_outputs_is_returned() -> None:
     np.testing.assert_allclose(np.concatenate(grads["a"]), [0.6, 0.8], rtol=1e-15)
 
 
-class OneRank:
-    """The communicator of a single process."""
-
-    def allreduce(self, sums: Any) -> Any:
-        return sums
-
-
 @pytest.mark.parametrize(
     "call",
     [
@@ -489,7 +483,7 @@ class OneRank:
         lambda t, out: fastclip.clip_by_norm(t, 1.0, out=out),
         lambda t, out: fastclip.clip_by_norm(t, 1.0, axes=[0], out=out),
         lambda t, out: fastclip.clip_by_value(t, -1.0, 1.0, out=out),
-        lambda t, out: fastclip.clip_by_global_norm([t], 1.0, out=[out], comm=OneRank()),
+        lambda t, out: fastclip.clip_by_global_norm([t], 1.0, out=[out], comm=Exchange(1).ranks[0]),
     ],
 )
 def test_an_output_must_not_overlap_an_input_in_swapped_byte_order(call: Any) -> None:

@@ -21,6 +21,7 @@ impl Axes {
     /// Copies shape and strides, which must be of the same length.
     #[inline(always)]
     pub(super) fn new(shape: &[usize], strides: &[isize]) -> Result<Self, OutOfMemory> {
+        // Number by number, not by copies into arrays of zeros, which would be stored and loaded again.
         let count = if shape.len() <= INLINE { shape.len() } else { 0 };
         let one = |axis: usize| if axis < count { (shape[axis], strides[axis]) } else { (0, 0) };
         let [a, b, c, d] = [one(0), one(1), one(2), one(3)];

@@ -39,19 +39,11 @@ impl<'py> Destination<'py> {
         tree: &Tree,
         out: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Self> {
-        // A container that cannot be rebuilt is refused as the argument of every call that returns it, or another one of
-        // its type. Python code that holds a tree has tried it.
-        if !tensors.is_exact_instance_of::<Tree>() {
-            tree.try_rebuilding(py)?;
-        }
         match out {
             None => Ok(Self::New),
             Some(out) if out.is(tensors) => Ok(Self::Inputs),
             Some(out) => {
-                let out = TreeArgument::container(out, "out")?;
-                if matches!(out, TreeArgument::Walked(_)) {
-                    out.try_rebuilding(py)?;
-                }
+                let out = TreeArgument::returned_container(out, "out")?;
                 out.check_same_structure(py, tree)?;
                 Ok(Self::Tensors(out))
             }

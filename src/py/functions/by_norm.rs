@@ -75,7 +75,7 @@ pub fn clip_by_block_rms<'py>(
     out: Option<Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     entry(py, || {
-        let tree = TreeArgument::container(t_list, "t_list")?;
+        let tree = TreeArgument::returned_container(t_list, "t_list")?;
         let destination = Destination::of_containers(py, t_list, &tree, out.as_ref())?;
         clip_each(py, &tree, &destination, bound, Divisor::Root, Order::Two)
     })

@@ -85,7 +85,7 @@ pub fn clip_by_global_norm<'py>(
     entry(py, || {
         let on_nonfinite = OnNonFinite::from_name(on_nonfinite)?;
         let order = Order::new(p);
-        let tree = TreeArgument::container(t_list, "t_list")?;
+        let tree = TreeArgument::returned_container(t_list, "t_list")?;
         let destination = Destination::of_containers(py, t_list, &tree, out.as_ref())?;
         let mut arrays = CallArrays::new(py, &tree, &destination, AcceptedDTypes::Floats, Reads::Magnitudes)?;
         let name = ArgumentName::Tree(&tree);

@@ -199,6 +199,16 @@ impl<'py> TreeArgument<'py> {
         }
     }
 
+    /// As [`TreeArgument::container`], for a call that returns the container or another one of its type. Refuses one that
+    /// cannot be rebuilt; Python code that holds a tree has tried that.
+    pub fn returned_container(object: &Bound<'py, PyAny>, argument: &str) -> PyResult<Self> {
+        let tree = Self::container(object, argument)?;
+        if let Self::Walked(tree) = &tree {
+            tree.try_rebuilding(object.py())?;
+        }
+        Ok(tree)
+    }
+
     /// Takes a tree, or makes one of a tensor.
     pub fn tensor(object: &Bound<'py, PyAny>, argument: &str) -> PyResult<Self> {
         match object.cast_exact::<Tree>() {

@@ -40,7 +40,11 @@ impl Tree {
 
     /// Builds the container with its own entries, if it has types that Python code rebuilds, so that a failure comes
     /// before any result is computed. Calls that return no container need not do this.
-    pub fn try_rebuilding(&self, py: Python<'_>) -> PyResult<()> {
+    ///
+    /// # Errors
+    ///
+    /// A `TypeError` if the container has one in it that cannot be rebuilt.
+    pub(super) fn try_rebuilding(&self, py: Python<'_>) -> PyResult<()> {
         let mut all = self.rebuilders(py).peekable();
         if all.peek().is_none() {
             return Ok(());

@@ -99,8 +99,8 @@ impl Tree {
     ///
     /// # Errors
     ///
-    /// `OnDevice` for an array on a device if it is not taken; a `TypeError` if the object is no container of tensors, or has one in it that cannot be rebuilt; a `ValueError` if
-    /// it is nested too deeply, or contains itself.
+    /// `OnDevice` for an array on a device if it is not taken; a `TypeError` if the object is no container of tensors, or
+    /// has one in it that cannot be read; a `ValueError` if it is nested too deeply, or contains itself.
     pub fn of(container: &Bound<'_, PyAny>, argument: &str, takes_devices: bool) -> PyResult<Self> {
         let py = container.py();
         let mut walker = Walker {
