@@ -77,7 +77,7 @@ if _TYPE_CHECKING:
     from fastclip import train as train
 
 # Submodules that are imported when they are first used: the optimizers take as long to import as the rest.
-_SUBMODULES = ("gpu", "train")
+_SUBMODULES = ("gpu", "torch", "train")
 
 
 def __getattr__(name: str) -> _Any:

@@ -22,6 +22,7 @@ __all__ = [
     "RowOrder",
     "Slots",
     "StepRequest",
+    "TorchBinding",
     "Tree",
     "__version__",
     "are_plain_pairs",
@@ -70,6 +71,10 @@ __all__ = [
     "slice_norms",
     "take_step",
     "tensor_norms",
+    "torch_clip_by_global_norm",
+    "torch_clip_by_known_norm",
+    "torch_clip_by_value",
+    "torch_step",
     "walk",
 ]
 
@@ -95,6 +100,39 @@ class Tree:
     def keeping(self, kept: list[bool]) -> Tree: ...
     def check_same_structure(self, model: Tree) -> None: ...
 
+@final
+class TorchBinding:
+    def __new__(
+        cls,
+        tensor: type[Any],
+        parameter: type[Any],
+        increment_version: Callable[[list[Any]], object],
+        any_is_negative: Callable[[list[Any]], bool],
+        /,
+    ) -> Self: ...
+
+def torch_clip_by_global_norm(
+    binding: TorchBinding,
+    gradients: Sequence[Any],
+    measured: Sequence[Any] | None,
+    p: float,
+    clipping: tuple[float, bool] | None,
+    lists_norms: bool,
+    /,
+) -> tuple[float, bool, bool, list[float] | None] | None: ...
+def torch_clip_by_known_norm(
+    binding: TorchBinding, gradients: Sequence[Any], norm: float, bound: float, /
+) -> bool: ...
+def torch_clip_by_value(
+    binding: TorchBinding, gradients: Sequence[Any], lower: float, upper: float, /
+) -> bool: ...
+def torch_step(
+    binding: TorchBinding,
+    parts: Sequence[tuple[Any, ...]],
+    conditions: tuple[Sequence[float | None], str, float | None, float],
+    seed: int,
+    /,
+) -> tuple[str, list[float | None], list[float], list[float] | None] | None: ...
 def is_plain(tensors: object, /) -> bool: ...
 def walk(container: object, argument: str, /) -> Tree: ...
 def open_tensors(

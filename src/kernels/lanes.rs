@@ -35,6 +35,10 @@ pub trait Lanes<R>:
     fn abs(self) -> Self;
     /// Returns |x| with the sign of `sign`.
     fn copysign(self, sign: Self) -> Self;
+    /// Returns 1 with the sign of x, and x where x is 0 or NaN.
+    fn sign(self) -> Self;
+    /// Returns the larger of two numbers, and `other` where one of them is NaN.
+    fn max(self, other: Self) -> Self;
     /// Returns max(x, 0), and NaN where x is NaN.
     fn positive_part(self) -> Self;
     /// Returns x to the power `exponent`, by the C library's function.
@@ -91,6 +95,14 @@ macro_rules! real {
                 $T::copysign(self, sign)
             }
             #[inline(always)]
+            fn sign(self) -> Self {
+                if self == 0.0 || self.is_nan() { self } else { $T::copysign(1.0, self) }
+            }
+            #[inline(always)]
+            fn max(self, other: Self) -> Self {
+                if self >= other { self } else { other }
+            }
+            #[inline(always)]
             fn positive_part(self) -> Self {
                 if self <= 0.0 { 0.0 } else { self }
             }
@@ -124,6 +136,15 @@ macro_rules! real {
             #[inline(always)]
             fn copysign(self, sign: Self) -> Self {
                 SimdFloat::copysign(self, sign)
+            }
+            #[inline(always)]
+            fn sign(self) -> Self {
+                let one = SimdFloat::copysign(self.broadcast(1.0), self);
+                (self.simd_gt(0.0) | self.simd_lt(0.0)).select(one, self)
+            }
+            #[inline(always)]
+            fn max(self, other: Self) -> Self {
+                self.simd_ge(other).select(self, other)
             }
             #[inline(always)]
             fn positive_part(self) -> Self {

@@ -17,6 +17,7 @@ pub mod operation;
 pub mod power_sum;
 pub mod row_sum;
 pub mod scale;
+pub mod stochastic;
 
 pub mod sum_squares;
 pub mod update;

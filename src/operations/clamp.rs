@@ -5,16 +5,19 @@ use crate::engine::isa::Level;
 use crate::engine::plan::Plan;
 use crate::engine::segment::{LOWER, OPERANDS, Scratch, Segment, UPPER};
 use crate::engine::workspace::Workspace;
+use crate::kernels::Float;
 use crate::kernels::clamp::{Clamp, Clamping, clamp_changed, clamp_each};
 use crate::kernels::operation::{Run, perform};
-use crate::scalar::Element;
-use crate::with_scalar;
+use crate::scalar::{Element, Scalar};
+use crate::{with_float, with_scalar};
 
 /// The bounds of a clamp.
 #[derive(Clone, Copy, Debug)]
 pub enum Bounds {
     /// One lower and one upper bound for all elements: the bytes of two values of the tensor's type, padded to eight.
     Same([[u8; 8]; 2]),
+    /// One lower and one upper bound for all elements, rounded to the type of each tensor. All tensors have floats.
+    Numbers([f64; 2]),
     /// A lower and an upper bound for each element: the segment's operands [`LOWER`] and [`UPPER`].
     Each,
 }
@@ -24,8 +27,26 @@ pub fn clamp(workspace: &Workspace, segments: &mut [Segment], plan: &Plan, bound
     let level = workspace.level;
     let streaming = exec::is_streaming(segments, plan);
     exec::for_each(workspace, segments, plan, Direction::Forwards, |_, (), chunk, scratch| {
+        let bounds = match bounds {
+            Bounds::Numbers(numbers) => Bounds::Same(numbers.map(|number| rounded(number, chunk.scalar()))),
+            bounds => bounds,
+        };
         with_scalar!(chunk.scalar(), T => clamp_chunk::<T>(level, chunk, bounds, streaming, scratch));
     });
+}
+
+/// Returns the bytes of a number that is rounded to a floating-point type, padded with zeros.
+fn rounded(number: f64, scalar: Scalar) -> [u8; 8] {
+    let mut bytes = [0; 8];
+    with_float!(
+        scalar,
+        T => {
+            let number = T::rounded(number).to_ne_bytes();
+            bytes[..number.len()].copy_from_slice(&number);
+        },
+        else {}
+    );
+    bytes
 }
 
 /// Number of elements whose bounds are gathered at a time: the buffers stay in the first-level cache.
@@ -49,6 +70,7 @@ fn clamp_chunk<T: Clamp + Element>(
                 }
             });
         }
+        Bounds::Numbers(_) => unreachable!("they have been rounded"),
         Bounds::Each => {
             let (mut lower, mut upper) = ([T::default(); CLAMP_BLOCK], [T::default(); CLAMP_BLOCK]);
             let operands = chunk.read_only();

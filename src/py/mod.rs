@@ -17,6 +17,7 @@ mod reserve;
 mod settings;
 mod step;
 mod tensors;
+mod torch;
 mod trees;
 
 use pyo3::pymodule;
@@ -83,6 +84,12 @@ mod _core {
     use super::step::take_step;
     #[pymodule_export]
     use super::tensors::door::{OnDevice, Recorded};
+    #[pymodule_export]
+    use super::torch::clip::{torch_clip_by_global_norm, torch_clip_by_known_norm, torch_clip_by_value};
+    #[pymodule_export]
+    use super::torch::plain::TorchBinding;
+    #[pymodule_export]
+    use super::torch::step::torch_step;
     #[pymodule_export]
     use super::trees::argument::{Tree, open_tensor, open_tensors, walk};
 

@@ -22,7 +22,7 @@ PACKAGE = ROOT / "python" / "fastclip"
 SOURCE = ROOT / "src"
 
 #: Packages directly in `fastclip` that users import or run.
-PUBLIC_PACKAGES = {"cli", "gpu", "train"}
+PUBLIC_PACKAGES = {"cli", "gpu", "torch", "train"}
 
 
 # Python ----------------------------------------------------------------------------------------

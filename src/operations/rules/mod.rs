@@ -9,6 +9,7 @@
 
 #[cfg(feature = "gpu")]
 pub mod on_devices;
+mod weight_decay;
 
 pub use crate::kernels::update::Rule;
 
@@ -112,6 +113,14 @@ rules! {
     ftrl: Ftrl, 2 slots, [learning_rate, learning_rate_power, l1, l2, l2_shrinkage, beta];
     proximal_gradient_descent: ProximalGradientDescent, 0 slots, [learning_rate, l1, l2];
     proximal_adagrad: ProximalAdagrad, 1 slots, [learning_rate, l1, l2];
+    lion: Lion, 1 slots, [learning_rate, beta1, beta2, weight_decay, maximize];
+    torch_adam: TorchAdam, 2 slots,
+        [learning_rate, beta1, beta2, epsilon, weight_decay, decoupled, maximize, beta1_power, beta2_power];
+    torch_ams_grad: TorchAmsGrad, 3 slots,
+        [learning_rate, beta1, beta2, epsilon, weight_decay, decoupled, maximize, beta1_power, beta2_power];
+    torch_sgd: TorchSgd, 1 slots, [learning_rate, momentum, dampening, weight_decay, nesterov, maximize];
+    torch_plain_sgd: TorchPlainSgd, 0 slots, [learning_rate, weight_decay, maximize];
+    torch_adagrad: TorchAdagrad, 1 slots, [learning_rate, lr_decay, weight_decay, epsilon, maximize, step];
 }
 
 /// Largest number of slots of a rule.

@@ -9,6 +9,7 @@ use crate::kernels::convert::{Convert, convert};
 use crate::kernels::lanes::Real;
 use crate::kernels::operation::{Run, perform};
 use crate::kernels::scale::{Factor, Scaling};
+use crate::kernels::stochastic::{Stream, round_stochastically};
 use crate::scalar::Scalar;
 use crate::with_float;
 use half::{bf16, f16};
@@ -40,18 +41,20 @@ pub trait Arithmetic: Real {
         to: &mut [Self],
     );
 
-    /// Stores a block of an operand, rounded once; does nothing if the operand is absent.
+    /// Stores a block of an operand, rounded once; does nothing if the operand is absent. With `rounding`, bfloat16 is
+    /// rounded stochastically.
     fn store_block(
         level: Level,
         chunk: &mut ChunkMut<OPERANDS>,
         operand: usize,
         block: Range<usize>,
         from: &[Self],
+        rounding: Option<Stream>,
     );
 
     /// Stores a block of the variable to its low-precision copy, if it has one.
     fn store_copy(level: Level, chunk: &mut ChunkMut<OPERANDS>, block: Range<usize>, from: &[Self]) {
-        Self::store_block(level, chunk, COPY, block, from);
+        Self::store_block(level, chunk, COPY, block, from, None);
     }
 }
 
@@ -130,10 +133,15 @@ where
         operand: usize,
         block: Range<usize>,
         from: &[R],
+        rounding: Option<Stream>,
     ) {
         let Some(scalar) = chunk.scalar_of(operand) else { return };
         if scalar == Self::SCALAR {
             chunk.scatter(operand, block, from);
+            return;
+        }
+        if let (Scalar::BF16, Some(stream)) = (scalar, rounding) {
+            store_stochastically(level, chunk, operand, block, from, stream.of_array(operand as u64));
             return;
         }
         with_float!(
@@ -148,6 +156,28 @@ where
             },
             else unreachable!("variables, slots and copies are floats: the bindings check it")
         );
+    }
+}
+
+/// Stores a block of an operand of bfloat16, rounded stochastically. float64 is first rounded to float32.
+fn store_stochastically<R: Real + Convert<f32>>(
+    level: Level,
+    chunk: &mut ChunkMut<OPERANDS>,
+    operand: usize,
+    block: Range<usize>,
+    from: &[R],
+    stream: Stream,
+) {
+    let (mut narrow, mut rounded) = ([0.0_f32; BLOCK], [bf16::ZERO; BLOCK]);
+    let narrow = &mut narrow[..from.len()];
+    convert(level, from, narrow);
+    let start = block.start as u64;
+    if chunk.is_dense() {
+        round_stochastically(level, stream, start, narrow, chunk.run_mut::<bf16>(operand, block));
+    } else {
+        let rounded = &mut rounded[..from.len()];
+        round_stochastically(level, stream, start, narrow, rounded);
+        chunk.scatter(operand, block, rounded);
     }
 }
 

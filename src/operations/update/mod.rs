@@ -19,6 +19,7 @@ use crate::engine::plan::Plan;
 use crate::engine::segment::Segment;
 use crate::engine::workspace::Workspace;
 use crate::kernels::scale::Factor;
+use crate::kernels::stochastic::Stream;
 use crate::kernels::update::update;
 use crate::operations::rules::{MAX_SLOTS, Rule, RuleKind, RuleVisitor};
 use crate::scalar::Scalar;
@@ -64,6 +65,8 @@ pub struct UpdateParameters {
     pub hyper: usize,
     /// The gradient, if it is sparse and the rule updates all rows.
     pub rows: Option<Box<RowGradient>>,
+    /// The random bits by which variable and slots of bfloat16 are rounded; None to round them to the nearest.
+    pub rounding: Option<Stream>,
 }
 
 /// A sparse gradient: it has values for some rows of its variable, and is 0 elsewhere. It serves rules that update the
@@ -131,8 +134,8 @@ impl RuleVisitor for Step<'_> {
             let gradient =
                 Gradient { transform: transforms[parameters.gradient], rows: parameters.rows.as_deref() };
             match chunk.scalar() {
-                Scalar::F64 => update_chunk(level, rule_f64, gradient, chunk),
-                _ => update_chunk(level, rule_f32, gradient, chunk),
+                Scalar::F64 => update_chunk(level, rule_f64, gradient, parameters.rounding, chunk),
+                _ => update_chunk(level, rule_f32, gradient, parameters.rounding, chunk),
             }
         });
         Ok(())
@@ -152,6 +155,7 @@ fn update_chunk<R: Arithmetic, K: Rule<R, N>, const N: usize>(
     level: Level,
     rule: K,
     gradient: Gradient,
+    rounding: Option<Stream>,
     mut chunk: ChunkMut<OPERANDS>,
 ) {
     let range = chunk.range();
@@ -184,7 +188,7 @@ fn update_chunk<R: Arithmetic, K: Rule<R, N>, const N: usize>(
                 R::store_copy(level, &mut chunk, block, g);
             }
         } else {
-            update_staged(level, rule, factor, g, &mut chunk, block);
+            update_staged(level, rule, (factor, g), rounding, &mut chunk, block);
         }
     }
 }
@@ -194,8 +198,8 @@ fn update_chunk<R: Arithmetic, K: Rule<R, N>, const N: usize>(
 fn update_staged<R: Arithmetic, K: Rule<R, N>, const N: usize>(
     level: Level,
     rule: K,
-    factor: R,
-    g: &[R],
+    (factor, g): (R, &[R]),
+    rounding: Option<Stream>,
     chunk: &mut ChunkMut<OPERANDS>,
     block: Range<usize>,
 ) {
@@ -207,9 +211,9 @@ fn update_staged<R: Arithmetic, K: Rule<R, N>, const N: usize>(
         R::load_block(level, chunk, SLOTS + k, block.clone(), slot);
     }
     update(level, rule, factor, g, w, slots.each_mut().map(|slot| &mut **slot));
-    R::store_block(level, chunk, VARIABLE, block.clone(), w);
+    R::store_block(level, chunk, VARIABLE, block.clone(), w, rounding);
     for (k, slot) in slots.iter().enumerate() {
-        R::store_block(level, chunk, SLOTS + k, block.clone(), slot);
+        R::store_block(level, chunk, SLOTS + k, block.clone(), slot, rounding);
     }
     R::store_copy(level, chunk, block, w);
 }

@@ -85,7 +85,7 @@ fn run<T>(values: &mut [T], scalar: Scalar, is_written: bool) -> Run {
 }
 
 fn parameter_update(segment: Segment<OPERANDS>) -> ParameterUpdate {
-    let parameters = UpdateParameters { gradient: 0, hyper: 0, rows: None };
+    let parameters = UpdateParameters { gradient: 0, hyper: 0, rows: None, rounding: None };
     ParameterUpdate { segment, parameters }
 }
 

@@ -5,7 +5,6 @@ use crate::engine::plan::Plan;
 use crate::engine::segment::{INPUT, LOWER, OPERANDS, OUTPUT, Operand, Segment, UPPER};
 use crate::engine::workspace::{Context, Workspace};
 use crate::error::Error;
-use crate::kernels::Float;
 use crate::operations::clamp::{Bounds, clamp};
 use crate::py::arrays::call_arrays::{CallArrays, Destination, Reads};
 use crate::py::arrays::dtypes::{AcceptedDTypes, DTypeCache};
@@ -15,7 +14,6 @@ use crate::py::call::{detached, entry};
 use crate::py::raise::check_memory;
 use crate::py::trees::TreeArgument;
 use crate::scalar::Scalar;
-use crate::with_float;
 use pyo3::prelude::*;
 use pyo3::types::PyFloat;
 
@@ -53,8 +51,7 @@ pub fn clip_by_value<'py>(
         let fits = |v: &View| has_dtype(v) && (v.size == 1 || v.shape() == input.shape());
         let (segment, bounds) = match &limits {
             [Limit::Number(lower), Limit::Number(upper)] if input.dtype.scalar.is_float() => {
-                let bounds = [*lower, *upper].map(|number| rounded(number, input.dtype.scalar));
-                (segment(input, Some(output))?, Bounds::Same(bounds))
+                (segment(input, Some(output))?, Bounds::Numbers([*lower, *upper]))
             }
             [Limit::Array(lower), Limit::Array(upper)] if fits(lower) && fits(upper) => {
                 if lower.size == 1 && upper.size == 1 {
@@ -85,20 +82,6 @@ enum Limit<'py> {
     /// The same number for all elements, which takes less time than an array.
     Number(f64),
     Array(View<'py>),
-}
-
-/// Returns the bytes of a number that is rounded to a floating-point type, padded with zeros.
-fn rounded(number: f64, scalar: Scalar) -> [u8; 8] {
-    let mut bytes = [0; 8];
-    with_float!(
-        scalar,
-        T => {
-            let number = T::rounded(number).to_ne_bytes();
-            bytes[..number.len()].copy_from_slice(&number);
-        },
-        else {}
-    );
-    bytes
 }
 
 /// Returns the bytes of the element of an array that has one, padded with zeros.

@@ -52,7 +52,7 @@ fn clip_of(name: &str, bound: f64) -> Result<Clip, Error> {
 }
 
 /// Returns the policy of this name.
-fn policy_of(name: &str) -> Result<NonFinitePolicy, Error> {
+pub fn policy_of(name: &str) -> Result<NonFinitePolicy, Error> {
     match name {
         "propagate" => Ok(NonFinitePolicy::Propagate),
         "raise" => Ok(NonFinitePolicy::Raise),

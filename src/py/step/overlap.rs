@@ -1,7 +1,7 @@
 //! The overlap check of a step: no array that it writes may share memory with another array of the step.
 
 use super::checks::check_variable;
-use super::pairs::{Gradient, Pair, copy_name, slot_name, step_count_name, variable_name};
+use super::pairs::{Gradient, Pair, copy_name, slot_name, step_count_name};
 use super::registry::Registry;
 use crate::allocation::{filled, reserve, with_capacity};
 use crate::engine::plan::Plan;
@@ -29,6 +29,7 @@ const GLOBAL_STEP: usize = u32::MAX as usize;
 pub fn check_overlap<'py>(
     py: Python<'py>,
     pairs: &mut [Pair<'py>],
+    variables: ArgumentName<'_>,
     registry: Option<&Registry>,
     global_step: Option<&View<'py>>,
 ) -> PyResult<()> {
@@ -67,7 +68,7 @@ pub fn check_overlap<'py>(
         clash => ControlFlow::Break(clash),
     })?;
     if let ControlFlow::Break(clash) = conflict {
-        return Err(conflict_error(&clash, name).into());
+        return Err(conflict_error(&clash, |array| name(variables, array)).into());
     }
     for (pair, is_overlapping) in pairs.iter_mut().zip(overlapping) {
         if let Some(gradient) = pair.gradient.as_mut().filter(|_| is_overlapping) {
@@ -105,13 +106,13 @@ fn registered_slots<'py>(
 }
 
 /// Returns the name of an array that the step writes, for messages.
-fn name((part, index): (Part, usize)) -> String {
+fn name(variables: ArgumentName<'_>, (part, index): (Part, usize)) -> String {
     match part {
-        Part::Copy => copy_name(index),
-        Part::Slot => slot_name(index),
+        Part::Copy => copy_name(variables, index),
+        Part::Slot => slot_name(variables, index),
         Part::Counter if index == GLOBAL_STEP => "global_step".into(),
-        Part::Counter => step_count_name(index),
-        Part::Input | Part::Output => variable_name(index),
+        Part::Counter => step_count_name(variables, index),
+        Part::Input | Part::Output => variables.entry(index),
     }
 }
 

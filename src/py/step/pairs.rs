@@ -7,6 +7,7 @@ use super::registry::Registry;
 use super::request::{RowGradient, StepRequest};
 use crate::allocation::{OutOfMemory, reserve, with_capacity};
 use crate::error::Error;
+use crate::kernels::stochastic::Stream;
 use crate::operations::rules::RuleKind;
 use crate::py::arrays::argument_name::ArgumentName;
 use crate::py::arrays::dtypes::{AcceptedDTypes, DTypeCache};
@@ -40,6 +41,8 @@ pub struct Pair<'py> {
     caller_arrays: Option<Box<CallerArrays<'py>>>,
     /// Index of its hyper-parameters among the sets that the step uses, see [`HyperParameters::at_step`].
     pub hyper: usize,
+    /// The random bits by which its bfloat16 arrays are rounded; None to round them to the nearest.
+    pub rounding: Option<Stream>,
 }
 
 /// The arrays of a pair whose slots the caller owns.
@@ -50,6 +53,22 @@ struct CallerArrays<'py> {
 }
 
 impl<'py> Pair<'py> {
+    /// Returns the pair of a variable and a dense gradient, without other arrays.
+    pub fn new(variable: View<'py>, gradient: View<'py>) -> Self {
+        let gradient = Some(Gradient { values: gradient, rows: None });
+        Self { variable, gradient, copy: None, caller_arrays: None, hyper: 0, rounding: None }
+    }
+
+    /// Adds the low-precision copy, which has been checked.
+    pub fn set_copy(&mut self, copy: View<'py>) {
+        self.copy = Some(Box::new(copy));
+    }
+
+    /// Adds the slots and the step count of a caller that owns the slots. They have been checked.
+    pub fn set_caller_arrays(&mut self, slots: Vec<View<'py>>, step_count: Option<View<'py>>) {
+        self.caller_arrays = Some(Box::new(CallerArrays { slots, step_count }));
+    }
+
     /// The slots, if the caller owns them.
     pub fn slots(&self) -> &[View<'py>] {
         self.caller_arrays.as_ref().map_or(&[], |arrays| &arrays.slots)
@@ -93,24 +112,19 @@ impl Gradient<'_> {
     }
 }
 
-/// Returns the name of a pair's variable, for messages.
-pub fn variable_name(index: usize) -> String {
-    VARIABLES.entry(index)
-}
-
 /// Returns the name of the low-precision copy of a pair's variable, for messages.
-pub fn copy_name(index: usize) -> String {
-    format!("the low-precision copy of {}", variable_name(index))
+pub fn copy_name(variables: ArgumentName<'_>, index: usize) -> String {
+    format!("the low-precision copy of {}", variables.entry(index))
 }
 
 /// Returns the name of a slot of a pair's variable, for messages.
-pub fn slot_name(index: usize) -> String {
-    format!("a slot of {}", variable_name(index))
+pub fn slot_name(variables: ArgumentName<'_>, index: usize) -> String {
+    format!("a slot of {}", variables.entry(index))
 }
 
 /// Returns the name of the step counter of a pair's variable, for messages.
-pub fn step_count_name(index: usize) -> String {
-    format!("the step count of {}", variable_name(index))
+pub fn step_count_name(variables: ArgumentName<'_>, index: usize) -> String {
+    format!("the step count of {}", variables.entry(index))
 }
 
 /// Reads arrays, with a cache of dtypes for each kind of array, because arrays of one kind mostly have the same dtype.
@@ -168,6 +182,7 @@ pub fn read_pairs<'py>(
             copy: None,
             caller_arrays: None,
             hyper: 0,
+            rounding: None,
         });
         let Some(pair) = pairs.last_mut() else { continue };
         check_variable(&pair.variable, || VARIABLES.entry(index))?;
@@ -322,22 +337,13 @@ impl<'py> Reader<'py> {
         }
         let mut counted = None;
         if !step_count.is_none() {
-            let name = || step_count_name(index);
+            let name = || step_count_name(VARIABLES, index);
             let view =
                 self.written_view(step_count, AcceptedDTypes::Ordered, |s| &mut s.step_counts, name)?;
-            check_written(&view, &[], name)?;
-            if view.dtype.size() < size_of::<f32>() {
-                // bfloat16 has no number between 256 and 258, so that the count would stay at 256; int8 wraps around.
-                return Err(Error::Type(format!(
-                    "{} is {}; it takes float32, float64 or an integer type of 32 or 64 bits",
-                    name(),
-                    view.describe()
-                ))
-                .into());
-            }
+            check_step_count(&view, VARIABLES, index)?;
             counted = Some(view);
         }
-        pair.caller_arrays = Some(Box::new(CallerArrays { slots: views, step_count: counted }));
+        pair.set_caller_arrays(views, counted);
         Ok(())
     }
 
@@ -357,27 +363,53 @@ impl<'py> Reader<'py> {
     }
 
     fn slot(&mut self, slot: Bound<'py, PyAny>, variable: &View, index: usize) -> PyResult<View<'py>> {
-        let name = || slot_name(index);
+        let name = || slot_name(VARIABLES, index);
         let slot = self.written_view(slot, AcceptedDTypes::Reals, |s| &mut s.slots, name)?;
-        check_written(&slot, variable.shape(), name)?;
-        if slot.dtype.scalar == Scalar::F64 && variable.dtype.scalar != Scalar::F64 {
-            return Err(Error::Type(format!(
-                "{} is {}; for a variable of {} it takes float32 or a narrower type",
-                name(),
-                slot.describe(),
-                variable.dtype.name()
-            ))
-            .into());
-        }
+        check_slot(&slot, variable, VARIABLES, index)?;
         Ok(slot)
     }
 
     fn copy(&mut self, copy: Bound<'py, PyAny>, variable: &View, index: usize) -> PyResult<View<'py>> {
-        let name = || copy_name(index);
+        let name = || copy_name(VARIABLES, index);
         let copy = self.written_view(copy, AcceptedDTypes::Reals, |s| &mut s.copies, name)?;
         check_copy(&copy, variable, name)?;
         Ok(copy)
     }
+}
+
+/// Checks that an array can be a slot of a variable.
+pub fn check_slot(
+    slot: &View,
+    variable: &View,
+    variables: ArgumentName<'_>,
+    index: usize,
+) -> Result<(), Error> {
+    let name = || slot_name(variables, index);
+    check_written(slot, variable.shape(), name)?;
+    if slot.dtype.scalar == Scalar::F64 && variable.dtype.scalar != Scalar::F64 {
+        return Err(Error::Type(format!(
+            "{} is {}; for a variable of {} it takes float32 or a narrower type",
+            name(),
+            slot.describe(),
+            variable.dtype.name()
+        )));
+    }
+    Ok(())
+}
+
+/// Checks that an array can count the steps of a variable.
+pub fn check_step_count(view: &View, variables: ArgumentName<'_>, index: usize) -> Result<(), Error> {
+    let name = || step_count_name(variables, index);
+    check_written(view, &[], name)?;
+    if view.dtype.size() < size_of::<f32>() {
+        // bfloat16 has no number between 256 and 258, so that the count would stay at 256; int8 wraps around.
+        return Err(Error::Type(format!(
+            "{} is {}; it takes float32, float64 or an integer type of 32 or 64 bits",
+            name(),
+            view.describe()
+        )));
+    }
+    Ok(())
 }
 
 /// Checks that a gradient has the shape of its variable, or its rows that of the variable's rows, and reads the indices

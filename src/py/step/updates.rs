@@ -176,7 +176,8 @@ impl<'py> UpdateArrays<'_, 'py> {
     }
 
     fn update(&self, segment: Segment<OPERANDS>, rows: Option<Box<RowGradient>>) -> ParameterUpdate {
-        let parameters = UpdateParameters { gradient: self.gradient, hyper: self.pair.hyper, rows };
+        let Pair { hyper, rounding, .. } = *self.pair;
+        let parameters = UpdateParameters { gradient: self.gradient, hyper, rows, rounding };
         ParameterUpdate { segment, parameters }
     }
 

@@ -518,7 +518,7 @@ impl<'a, 'py> Prepared<'a, 'py> {
 }
 
 /// Whether an exception says nothing of the object that raised it: an interrupt, an exit, or a lack of memory.
-fn is_passed_on(error: &PyErr, py: Python<'_>) -> bool {
+pub fn is_passed_on(error: &PyErr, py: Python<'_>) -> bool {
     !error.is_instance_of::<PyException>(py) || error.is_instance_of::<PyMemoryError>(py)
 }
 

@@ -44,18 +44,13 @@ impl<'py> Opened<'py> {
 
     /// Returns what was lent by exchange functions, to be checked after handlers of signals have run.
     pub fn lent(&self) -> PyResult<Lent> {
-        let mut tensors = with_capacity(self.lenders.len())?;
+        let mut lent = Lent(with_capacity(self.lenders.len())?);
         for (view, lender) in self.views.iter().zip(&self.lenders) {
             if let (Some(view), Some(exchange)) = (view, lender) {
-                tensors.push(LentTensor {
-                    object: view.owner().clone().unbind(),
-                    exchange: *exchange,
-                    address: view.pointer.addr(),
-                    size: view.size,
-                });
+                lent.push(view, *exchange)?;
             }
         }
-        Ok(Lent(tensors))
+        Ok(lent)
     }
 
     /// Counts a change of the tensors that have a version counter.
@@ -112,6 +107,18 @@ struct LentTensor {
 }
 
 impl Lent {
+    /// Adds the memory of a tensor that exchange functions described.
+    pub fn push(&mut self, view: &View<'_>, exchange: Exchange) -> Result<(), Error> {
+        reserve(&mut self.0, 1)?;
+        self.0.push(LentTensor {
+            object: view.owner().clone().unbind(),
+            exchange,
+            address: view.pointer.addr(),
+            size: view.size,
+        });
+        Ok(())
+    }
+
     /// Adds what another part of the call was lent.
     pub fn append(&mut self, mut other: Self) -> PyResult<()> {
         reserve(&mut self.0, other.0.len())?;

@@ -1,0 +1,1 @@
+"""The optimizers: what they have in common, and one file for each."""

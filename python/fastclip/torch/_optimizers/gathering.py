@@ -1,0 +1,176 @@
+"""The tensors of a step, gathered from the parameter groups and the state of an optimizer."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fastclip.torch._optimizers.group_options import given_bound
+from fastclip.torch._optimizers.plain import is_plain
+
+if TYPE_CHECKING:
+    from fastclip.torch._optimizers.fused_step import FusedStep
+
+__all__ = ["Gathered", "RuleTensors", "gather"]
+
+
+class RuleTensors:
+    """The tensors of the parameters that one rule updates, with an entry of each list for each parameter."""
+
+    __slots__ = (
+        "copies",
+        "gradients",
+        "known",
+        "numbers",
+        "parameters",
+        "rule",
+        "runs",
+        "sets",
+        "slots",
+        "steps",
+    )
+
+    def __init__(self, rule: str, slots: int, counts_steps: bool, is_stochastic: bool) -> None:
+        self.rule = rule
+        self.parameters: list[torch.Tensor] = []
+        self.gradients: list[torch.Tensor] = []
+        self.slots: list[list[torch.Tensor]] = [[] for _ in range(slots)]
+        self.steps: list[torch.Tensor] | None = [] if counts_steps else None
+        self.copies: list[torch.Tensor | None] | None = None
+        #: The sets of hyper-parameters.
+        self.sets: list[list[float]] = []
+        #: Tuples of a number of parameters, their set and their norm group.
+        self.runs: list[tuple[int, int, int]] = []
+        #: The numbers of the parameters, if their bfloat16 tensors are rounded stochastically.
+        self.numbers: list[int] | None = [] if is_stochastic else None
+        #: The magnitudes of gradients that are known, None where one is to be measured.
+        self.known: list[tuple[float, int] | None] | None = None
+
+    def arguments(self) -> tuple[Any, ...]:
+        """Return what the extension module takes."""
+        tensors = (self.parameters, self.gradients, self.slots, self.steps, self.copies)
+        return self.rule, tensors, self.sets, self.runs, self.numbers, self.known
+
+
+class Gathered:
+    """The tensors of a step."""
+
+    __slots__ = ("bounds", "norm_group_of", "parts", "seed")
+
+    def __init__(self) -> None:
+        self.parts: dict[tuple[str, bool], RuleTensors] = {}
+        #: The bound of each norm group.
+        self.bounds: list[float | None] = []
+        #: The norm group of each parameter group.
+        self.norm_group_of: list[int] = []
+        self.seed = 0
+
+
+def gather(optimizer: FusedStep) -> Gathered | None:
+    """Gather the tensors of all parameters that have a gradient, and create the states that they lack.
+
+    Returns
+    -------
+    Gathered or None
+        None if a parameter that lacks a state is not one that fastclip takes.
+    """
+    gathered = Gathered()
+    shared_norm_group: int | None = None
+    first_number = 0
+    for group in optimizer.param_groups:
+        if "max_norm" in group or shared_norm_group is None:
+            norm_group = len(gathered.bounds)
+            gathered.bounds.append(given_bound(group))
+            if "max_norm" not in group:
+                shared_norm_group = norm_group
+        else:
+            norm_group = shared_norm_group
+        gathered.norm_group_of.append(norm_group)
+        if not _gather_group(optimizer, group, gathered, norm_group, first_number):
+            return None
+        first_number += len(group["params"])
+    return gathered
+
+
+def _gather_group(
+    optimizer: FusedStep, group: dict[str, Any], gathered: Gathered, norm_group: int, first_number: int
+) -> bool:
+    """Gather the tensors of a parameter group. Returns whether fastclip takes them."""
+    members = [parameter for parameter in group["params"] if parameter.grad is not None]
+    if not members:
+        return True
+    rule, hyper, names = optimizer._rule_of(group)
+    is_stochastic = group.get("state_dtype") is not None and group["rounding"] != "nearest"
+    part = gathered.parts.get((rule, is_stochastic))
+    if part is None:
+        part = RuleTensors(rule, len(names), optimizer._counts_steps or is_stochastic, is_stochastic)
+        gathered.parts[rule, is_stochastic] = part
+    first_steps = None
+    if names or part.steps is not None:
+        states = [optimizer.state[parameter] for parameter in members]
+        if optimizer._has_first_step and names:
+            first_steps = [state.get(names[0]) is None for state in states]
+        try:
+            slots = [[state[name] for state in states] for name in names]
+            steps = None if part.steps is None else [state["step"] for state in states]
+            is_complete = first_steps is None or not any(first_steps)
+        except KeyError:
+            is_complete = False
+        if not is_complete:
+            if not _complete(optimizer, group, members, states, names, part.steps is not None):
+                return False
+            slots = [[state[name] for state in states] for name in names]
+            steps = None if part.steps is None else [state["step"] for state in states]
+        for gathered_slots, tensors in zip(part.slots, slots, strict=True):
+            gathered_slots += tensors
+        if part.steps is not None and steps is not None:
+            part.steps += steps
+    if optimizer._copies:
+        if part.copies is None:
+            part.copies = [None] * len(part.parameters)
+        part.copies += [optimizer._copies.get(parameter) for parameter in members]
+    elif part.copies is not None:
+        part.copies += [None] * len(members)
+    part.parameters += members
+    part.gradients += [parameter.grad for parameter in members]
+    if part.numbers is not None:
+        gathered.seed = group["seed"]
+        part.numbers += [
+            number
+            for number, parameter in enumerate(group["params"], first_number)
+            if parameter.grad is not None
+        ]
+    for is_first, run in groupby(first_steps or [False] * len(members)):
+        part.runs.append((len(list(run)), len(part.sets), norm_group))
+        part.sets.append(optimizer._hyper_of_first_step(hyper) if is_first else hyper)
+    return True
+
+
+def _complete(
+    optimizer: FusedStep,
+    group: dict[str, Any],
+    members: list[torch.Tensor],
+    states: list[dict[str, Any]],
+    names: tuple[str, ...],
+    counts_steps: bool,
+) -> bool:
+    """Create what the states of parameters lack. Returns false if fastclip does not take one of the
+    parameters.
+    """
+    lacking = [
+        (parameter, state)
+        for parameter, state in zip(members, states, strict=True)
+        if any(state.get(name) is None for name in names) or (counts_steps and "step" not in state)
+    ]
+    if not all(is_plain(parameter) for parameter, _ in lacking):
+        return False
+    with torch.no_grad():
+        for parameter, state in lacking:
+            if counts_steps and "step" not in state:
+                state["step"] = torch.zeros((), dtype=torch.float32)
+            for name in names:
+                if state.get(name) is None:
+                    state[name] = optimizer._first_slot(group, name, parameter)
+    return True
