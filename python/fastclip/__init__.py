@@ -33,6 +33,7 @@ from fastclip._config import (
     threads,
 )
 from fastclip._errors import NonFiniteError
+from fastclip._functions.accumulation import accumulate
 from fastclip._functions.clip import (
     clip_by_average_norm,
     clip_by_global_norm,
@@ -42,6 +43,7 @@ from fastclip._functions.clip import (
 from fastclip._functions.norms import global_norm, tensor_norms
 from fastclip._functions.unitwise import adaptive_clip, clip_by_block_rms
 from fastclip._indexed_slices import IndexedSlices
+from fastclip._norm_accumulator import NormAccumulator
 from fastclip._public import name_public_module as _name_public_module
 from fastclip._variables.collections import GraphKeys, get_collection, trainable_variables
 from fastclip._variables.variable import Variable
@@ -52,8 +54,10 @@ __all__ = [
     "GraphKeys",
     "IndexedSlices",
     "NonFiniteError",
+    "NormAccumulator",
     "Variable",
     "__version__",
+    "accumulate",
     "adaptive_clip",
     "clip_by_average_norm",
     "clip_by_block_rms",

@@ -25,6 +25,7 @@ __all__ = [
     "TorchBinding",
     "Tree",
     "__version__",
+    "accumulate",
     "are_plain_pairs",
     "bandwidth_copy",
     "bandwidth_read",
@@ -37,6 +38,7 @@ __all__ = [
     "clip_elements",
     "clip_slices",
     "clip_tensor",
+    "combine_magnitudes",
     "combine_sums",
     "free_cached_memory",
     "get_num_threads",
@@ -59,6 +61,7 @@ __all__ = [
     "isa_has_early_avx512",
     "isa_in_use",
     "isa_levels",
+    "magnitudes",
     "norm_scalar",
     "num_threads_rule",
     "open_tensor",
@@ -74,6 +77,7 @@ __all__ = [
     "torch_clip_by_global_norm",
     "torch_clip_by_known_norm",
     "torch_clip_by_value",
+    "torch_magnitude",
     "torch_step",
     "walk",
 ]
@@ -126,6 +130,7 @@ def torch_clip_by_known_norm(
 def torch_clip_by_value(
     binding: TorchBinding, gradients: Sequence[Any], lower: float, upper: float, /
 ) -> bool: ...
+def torch_magnitude(binding: TorchBinding, tensor: object, /) -> tuple[float, int] | None: ...
 def torch_step(
     binding: TorchBinding,
     parts: Sequence[tuple[Any, ...]],
@@ -133,6 +138,11 @@ def torch_step(
     seed: int,
     /,
 ) -> tuple[str, list[float | None], list[float], list[float] | None] | None: ...
+def accumulate(sums: object, gradients: object, scale: float, /) -> np.float32 | np.float64: ...
+def magnitudes(t_list: object, p: float, /) -> tuple[list[tuple[float, int]], bool]: ...
+def combine_magnitudes(
+    magnitudes: Sequence[tuple[float, int]], p: float, is_float64: bool, /
+) -> tuple[float, int, np.float32 | np.float64]: ...
 def is_plain(tensors: object, /) -> bool: ...
 def walk(container: object, argument: str, /) -> Tree: ...
 def open_tensors(
@@ -206,6 +216,7 @@ class StepRequest:
         clipping: GradientClipping,
         loss_scale: float,
         global_step: npt.NDArray[np.integer[Any]] | None = None,
+        norm: tuple[float, int] | None = None,
     ) -> Self: ...
 
 @final

@@ -30,6 +30,8 @@ mod _core {
     #[pymodule_export]
     use super::bandwidth::{bandwidth_copy, bandwidth_read, bandwidth_scale};
     #[pymodule_export]
+    use super::functions::accumulate::accumulate;
+    #[pymodule_export]
     use super::functions::by_norm::{clip_by_block_rms, clip_tensor};
     #[pymodule_export]
     use super::functions::by_value::clip_by_value;
@@ -38,7 +40,9 @@ mod _core {
     #[pymodule_export]
     use super::functions::global_norm::clip_by_global_norm;
     #[pymodule_export]
-    use super::functions::norms::{combine_sums, global_norm, norm_scalar, partial_sums, tensor_norms};
+    use super::functions::norms::{
+        combine_magnitudes, combine_sums, global_norm, magnitudes, norm_scalar, partial_sums, tensor_norms,
+    };
     #[pymodule_export]
     use super::functions::overlap::{check_no_overlap, is_same_memory};
     #[pymodule_export]
@@ -85,7 +89,9 @@ mod _core {
     #[pymodule_export]
     use super::tensors::door::{OnDevice, Recorded};
     #[pymodule_export]
-    use super::torch::clip::{torch_clip_by_global_norm, torch_clip_by_known_norm, torch_clip_by_value};
+    use super::torch::clip::{
+        torch_clip_by_global_norm, torch_clip_by_known_norm, torch_clip_by_value, torch_magnitude,
+    };
     #[pymodule_export]
     use super::torch::plain::TorchBinding;
     #[pymodule_export]

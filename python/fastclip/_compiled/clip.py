@@ -14,6 +14,7 @@ from fastclip._arguments.axes import reduced_axes
 from fastclip._arguments.bounds import is_one_number, norm_bounds, value_bound
 from fastclip._arguments.order import parse_order
 from fastclip._compiled.reduction import KnownNorm, reduced_norm
+from fastclip._norm_accumulator import NormAccumulator
 
 __all__ = ["clip_by_average_norm", "clip_by_global_norm", "clip_by_norm", "clip_by_value"]
 
@@ -41,7 +42,11 @@ def clip_by_global_norm(
             raise ValueError(
                 "norms= needs the pass over the tensors that use_norm= does without; pass one of them"
             )
-        known = (_norm_argument(use_norm), 0, True, None, [])
+        if isinstance(use_norm, NormAccumulator):
+            norm, exponent, use_norm = use_norm._combined()
+            known = (norm, exponent, True, None, [])
+        else:
+            known = (_norm_argument(use_norm), 0, True, None, [])
     elif comm is not None:
         # The same tensors are measured before the norm is summed, and clipped after that.
         in_place = out is t_list

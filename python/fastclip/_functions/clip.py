@@ -12,6 +12,7 @@ from fastclip import _core
 from fastclip._autodiff.traced import holds_traced, is_tensor_with_grad, is_traced
 from fastclip._compiled import clip as compiled
 from fastclip._functions.refused import functions_for
+from fastclip._norm_accumulator import NormAccumulator
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -151,9 +152,10 @@ def clip_by_global_norm(
         a list.
     clip_norm : float
         Largest norm of the results, 0 or more; infinity clips nothing.
-    use_norm : float, optional
-        Global norm of the tensors. If it is passed, the norm is not computed and `use_norm` is returned. The
-        tensors are not checked for NaN and infinity either: `on_nonfinite` then applies to `use_norm` alone.
+    use_norm : float or NormAccumulator, optional
+        Global norm of the tensors. If it is passed, the norm is not computed and `use_norm`, or the norm of
+        the accumulator, is returned. The tensors are not checked for NaN and infinity either: `on_nonfinite`
+        then applies to `use_norm` alone.
     name : str, optional
         Accepted for compatibility with TensorFlow; not used.
     ord : float, optional
@@ -236,6 +238,8 @@ def clip_by_global_norm(
     if holds_traced(t_list, clip_norm, use_norm):
         from fastclip._autodiff import differentiation_rules as rules
 
+        if isinstance(use_norm, NormAccumulator):
+            use_norm = use_norm.norm()
         return rules.clip_by_global_norm(t_list, clip_norm, use_norm, ord, out, on_nonfinite, comm, norms)
     if out is not None or not is_tensor_with_grad(clip_norm, use_norm):
         try:
@@ -246,6 +250,8 @@ def clip_by_global_norm(
             functions = functions_for(error)
     else:
         functions = functions_for(None)
+    if isinstance(use_norm, NormAccumulator):
+        use_norm = use_norm.norm()
     result: tuple[Any, Any] = functions.clip_by_global_norm(
         t_list, clip_norm, use_norm, ord, out, on_nonfinite, comm, norms
     )

@@ -11,8 +11,15 @@ import torch
 from fastclip import _core
 from fastclip.torch._binding import BINDING
 from fastclip.torch._errors import nonfinite_gradient_error
-from fastclip.torch._gradients import Gradients, TensorOrTensors, gradients_of, list_of_parameters
+from fastclip.torch._gradients import (
+    Gradients,
+    TensorOrTensors,
+    check_tensors,
+    gradients_of,
+    list_of_parameters,
+)
 from fastclip.torch._originals import ORIGINALS
+from fastclip.torch._plain import is_plain
 from fastclip.torch._sparse import values_of
 
 __all__ = ["clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_", "get_total_norm"]
@@ -34,7 +41,7 @@ class _Measured:
             # An infinite norm of finite gradients can only be beyond float64.
             is_beyond = not self.is_nonfinite and self.norm > _FLOAT32_MAX
             dtype = torch.float64 if self.has_float64 or is_beyond else torch.float32
-        return torch.tensor(self.norm, dtype=dtype)
+        return torch.tensor(self.norm, dtype=dtype, device="cpu")
 
 
 def _clip(
@@ -152,6 +159,8 @@ def clip_grad_norm_(
     bound, order = float(max_norm), float(norm_type)
     listed, names = list_of_parameters(parameters, warns=True)
     gradients = gradients_of(listed)
+    if dtype is not None:
+        _check_dtype(dtype)
     if norms is not None:
         _check_norms(norms, len(listed))
     if bound >= 0.0 and order > 0.0:
@@ -169,6 +178,11 @@ def clip_grad_norm_(
     return total if dtype is None else total.to(dtype)
 
 
+def _check_dtype(dtype: Any) -> None:
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype is {dtype!r}; it takes a torch.dtype of floats, or None")
+
+
 def _check_norms(norms: Any, count: int) -> None:
     is_tensor = isinstance(norms, torch.Tensor)
     if not is_tensor and not isinstance(norms, np.ndarray):
@@ -181,13 +195,25 @@ def _check_norms(norms: Any, count: int) -> None:
         )
     if is_tensor and norms.device.type != "cpu":
         raise ValueError(f"norms is on {norms.device}; it takes a tensor on the CPU")
-    if not is_tensor and not norms.flags.writeable:
+    if is_tensor:
+        is_writable = norms.layout is torch.strided and not norms.is_inference()
+        strides = norms.stride() if norms.layout is torch.strided else (1,)
+    else:
+        is_writable, strides = norms.flags.writeable, norms.strides
+    if not is_tensor and not is_writable:
         raise ValueError("norms is read-only; it takes an array that can be written")
+    if not is_writable or (count > 1 and strides[0] == 0):
+        raise ValueError("norms cannot be written; it takes memory of its own for each number")
 
 
 def _fill_norms(norms: Any, gradients: Gradients, values: list[float]) -> None:
     filled = np.zeros(len(norms))
-    filled[slice(None) if gradients.positions is None else gradients.positions] = values
+    if gradients.positions is None:
+        filled[:] = values
+    else:
+        for at, gradient in enumerate(gradients.of_parameters):
+            if gradient is not None:
+                filled[at] = values[gradient]
     if isinstance(norms, torch.Tensor):
         with torch.no_grad():
             norms.copy_(torch.from_numpy(filled))
@@ -247,6 +273,9 @@ def get_total_norm(
     """
     order = float(norm_type)
     listed = [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
+    check_tensors(listed, "tensors")
+    if dtype is not None:
+        _check_dtype(dtype)
     if order > 0.0:
         once = list({id(tensor): tensor for tensor in listed}.values())
         measured = _clip(once, order, None, bool(error_if_nonfinite))
@@ -306,16 +335,23 @@ def clip_grads_with_norm_(
                 "whose gradients are scaled, and not the gradients themselves"
             )
         return
-    norm = float(total_norm)
-    if bound >= 0.0 and not norm < 0.0:
+    norm = _norm_number(total_norm)
+    if bound >= 0.0 and norm is not None and not norm < 0.0:
         if _core.torch_clip_by_known_norm(BINDING, gradients, norm, bound):
             return
         with torch.no_grad():
             dense = values_of(gradients)
         if dense is not None and _core.torch_clip_by_known_norm(BINDING, dense[1], norm, bound):
             return
-    total = total_norm if isinstance(total_norm, torch.Tensor) else torch.tensor(norm)
+    total = total_norm if isinstance(total_norm, torch.Tensor) else torch.tensor(norm, device="cpu")
     ORIGINALS["clip_grads_with_norm_"](listed, bound, total, foreach)
+
+
+def _norm_number(norm: torch.Tensor | float) -> float | None:
+    """Return a norm as a number; None if it is a tensor that PyTorch has to read."""
+    if not isinstance(norm, torch.Tensor):
+        return float(norm)
+    return float(norm.detach()) if is_plain(norm) else None
 
 
 def clip_grad_value_(parameters: TensorOrTensors, clip_value: float, foreach: bool | None = None) -> None:

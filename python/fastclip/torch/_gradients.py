@@ -9,18 +9,22 @@ from typing import Any, NamedTuple
 
 import torch
 
-__all__ = ["Gradients", "TensorOrTensors", "gradients_of", "list_of_parameters"]
+__all__ = ["Gradients", "TensorOrTensors", "check_tensors", "gradients_of", "list_of_parameters"]
 
 #: What the clip functions take: a tensor, tensors, or the pairs of ``module.named_parameters()``.
 TensorOrTensors = torch.Tensor | Iterable[torch.Tensor] | Iterable[tuple[str, torch.Tensor]]
 
 
 class Gradients(NamedTuple):
-    """Gradients, each once, with the positions of their parameters."""
+    """Gradients, each once."""
 
     tensors: list[torch.Tensor]
-    #: The position of the parameter of each gradient; None if every parameter has a gradient of its own.
+    #: The position of the first parameter of each gradient; None if every parameter has a gradient of its
+    #: own.
     positions: list[int] | None
+    #: The gradient of each parameter, as its index among the gradients; None for a parameter that has none.
+    #: Empty if every parameter has a gradient of its own.
+    of_parameters: list[int | None]
 
 
 def list_of_parameters(
@@ -73,6 +77,13 @@ def _wrong_item(items: list[Any], taken: str, is_right: Any) -> str:
     return f"parameters[{index}] is {type(item).__name__}; it takes {taken}"
 
 
+def check_tensors(items: list[Any], argument: str) -> None:
+    """Raise a `TypeError` for the first item that is no tensor."""
+    for index, item in enumerate(items):
+        if not _is_tensor(item):
+            raise TypeError(f"{argument}[{index}] is {type(item).__name__}; it takes a tensor")
+
+
 def gradients_of(parameters: list[torch.Tensor]) -> Gradients:
     """Return the gradients of parameters. A gradient that several parameters share is there once.
 
@@ -81,23 +92,27 @@ def gradients_of(parameters: list[torch.Tensor]) -> Gradients:
     TypeError
         If a parameter is no tensor.
     """
-    try:
-        tensors = [gradient for parameter in parameters if (gradient := parameter.grad) is not None]
-    except AttributeError:
-        if all(map(_is_tensor, parameters)):
-            raise
-        raise TypeError(_wrong_item(parameters, "a tensor", _is_tensor)) from None
+    if not all(issubclass(kind, torch.Tensor) for kind in set(map(type, parameters))):
+        check_tensors(parameters, "parameters")
+    tensors = [gradient for parameter in parameters if (gradient := parameter.grad) is not None]
     if len(tensors) == len(parameters) and len(set(map(id, tensors))) == len(tensors):
-        return Gradients(tensors, None)
+        return Gradients(tensors, None, [])
     return _with_positions(parameters)
 
 
 def _with_positions(parameters: list[torch.Tensor]) -> Gradients:
-    tensors, positions, seen = [], [], set()
+    tensors: list[torch.Tensor] = []
+    positions: list[int] = []
+    of_parameters: list[int | None] = []
+    seen: dict[int, int] = {}
     for position, parameter in enumerate(parameters):
         gradient = parameter.grad
-        if gradient is not None and id(gradient) not in seen:
-            seen.add(id(gradient))
+        if gradient is None:
+            of_parameters.append(None)
+            continue
+        index = seen.setdefault(id(gradient), len(tensors))
+        if index == len(tensors):
             tensors.append(gradient)
             positions.append(position)
-    return Gradients(tensors, positions)
+        of_parameters.append(index)
+    return Gradients(tensors, positions, of_parameters)

@@ -8,7 +8,7 @@ import torch.nn.utils
 from torch.nn.utils import clip_grad
 
 from fastclip.torch import _clipping
-from fastclip.torch._originals import ORIGINALS
+from fastclip.torch._originals import ORIGINALS, is_of_pytorch
 
 __all__ = ["patch", "unpatch"]
 
@@ -24,7 +24,7 @@ _MODULES = {
 def _replace(present: dict[str, Any], replacements: dict[str, Any]) -> None:
     for name, modules in _MODULES.items():
         for module in modules:
-            if getattr(module, name, None) is present[name]:
+            if getattr(module, name, None) is present[name] and is_of_pytorch(ORIGINALS[name]):
                 setattr(module, name, replacements[name])
 
 

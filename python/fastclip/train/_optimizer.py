@@ -18,6 +18,7 @@ from fastclip._arguments.arrays import as_output, describe
 from fastclip._arguments.devices import check_device_variables, check_one_memory, is_on_device
 from fastclip._arguments.foreign import is_mutable_tensor
 from fastclip._autodiff.gradients import compute_gradients
+from fastclip._norm_accumulator import NormAccumulator
 from fastclip._variables.var_list import is_container, named_variables
 from fastclip.train._arrays import as_variable, view_of_variable
 from fastclip.train._gradient_options import (
@@ -32,6 +33,7 @@ from fastclip.train._gradient_options import (
     row_bound,
 )
 from fastclip.train._hyper_parameter import HyperParameter, HyperParameterSetting, current_values
+from fastclip.train._known_norm import known_norm
 from fastclip.train._live_state import LiveState, fill_slot, loaded_counters, new_slots, slot_values
 from fastclip.train._lost_variables import MANY, warn_of_lost_variables
 from fastclip.train._pairs import as_pairs
@@ -424,6 +426,8 @@ class Optimizer:
         grads_and_vars: Iterable[tuple[Gradient | None, Updated]],
         global_step: npt.NDArray[np.integer[Any]] | Variable | None = None,
         name: str | None = None,
+        *,
+        norm: float | NormAccumulator | None = None,
     ) -> None:
         """Update variables by their gradients: the second half of :meth:`minimize`.
 
@@ -436,6 +440,10 @@ class Optimizer:
             A counter of steps, which is incremented by 1.
         name : str, optional
             Accepted for compatibility with TensorFlow, and ignored.
+        norm : float or NormAccumulator, optional
+            The norm of all gradients as they are passed, such as that of :func:`fastclip.accumulate`. The
+            gradients are not measured then, nor checked for NaN and infinity: `on_nonfinite` applies to
+            `norm` alone.
 
         Raises
         ------
@@ -474,10 +482,15 @@ class Optimizer:
         settings = self._settings.copy()
         options = compiled_options(settings)
         loss_scale = current_loss_scale(settings["loss_scale"])
+        known = None if norm is None else known_norm(norm, settings["clipnorm"])
         pairs = as_pairs(entries, row_bound(settings, loss_scale))
         if all(gradient is None for gradient, _ in entries):
             names = [_name_of(variable) for _, variable in entries]
             raise ValueError(f"No gradients provided for any variable: {names}.")
+        if known is not None and is_on_device(pairs.arrays[0][1]):
+            raise ValueError(
+                "norm takes gradients in host memory; those of variables on a device are measured"
+            )
         with self._lock:
             self._warn_of_lost_variables()
             # Read before the step begins, because hyper-parameters may be functions of the caller.
@@ -494,6 +507,7 @@ class Optimizer:
                 options,
                 loss_scale,
                 counter,
+                known,
             )
             try:
                 is_taken = _core.take_step(request)

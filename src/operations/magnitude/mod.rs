@@ -1,10 +1,12 @@
 //! Norms of one or more tensors, with an exponent of two of their own, so that they neither overflow nor underflow;
 //! and their combination into the norm of all.
 
+mod exact_sum;
 pub mod ranges;
 
 use crate::kernels::exponent::mantissa_exponent;
 use crate::kernels::scale::Factor;
+use exact_sum::exact_sum;
 
 /// Order p of a norm: (Σ|x|ᵖ)^(1/p), or max|x| for p = ∞.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -157,7 +159,7 @@ pub fn times_power_of_two(x: f64, exponent: i32) -> f64 {
     x * step * step * step * f64::powi(2.0, exponent - 3 * quarter)
 }
 
-/// Combines magnitudes of tensors into that of all of them, pairwise in their order.
+/// Combines magnitudes of tensors into that of all of them. The result has the same bits in any order: sums are rounded once.
 #[must_use]
 pub fn combine(magnitudes: &[Magnitude], order: Order) -> Magnitude {
     if let [single] = magnitudes {
@@ -171,8 +173,7 @@ pub fn combine(magnitudes: &[Magnitude], order: Order) -> Magnitude {
             if largest.value == 0.0 || !largest.is_finite() {
                 return largest;
             }
-            let powers =
-                pairwise(magnitudes, &|magnitude: &Magnitude| power_of_ratio(*magnitude, largest, p));
+            let powers = exact_sum(magnitudes.iter().map(|magnitude| power_of_ratio(*magnitude, largest, p)));
             Magnitude::from_powers(powers, p, largest.value, largest.exponent)
         }
         Order::Two | Order::One => sum(magnitudes, if order == Order::Two { 2 } else { 1 }),
@@ -185,7 +186,7 @@ const HEADROOM: i32 = 64;
 /// Adds the magnitudes of order p, 1 or 2.
 fn sum(magnitudes: &[Magnitude], p: i32) -> Magnitude {
     if magnitudes.iter().all(|magnitude| magnitude.exponent == 0) {
-        let value = pairwise(magnitudes, &|magnitude: &Magnitude| magnitude.value);
+        let value = exact_sum(magnitudes.iter().map(|magnitude| magnitude.value));
         if value.is_finite() || magnitudes.iter().any(|magnitude| !magnitude.is_finite()) {
             return Magnitude { value, exponent: 0 };
         }
@@ -193,9 +194,9 @@ fn sum(magnitudes: &[Magnitude], p: i32) -> Magnitude {
     // A magnitude or the sum is beyond float64: all are scaled to the largest exponent, plus headroom for the sum.
     let nonzero = magnitudes.iter().filter(|magnitude| magnitude.value != 0.0);
     let exponent = nonzero.map(|magnitude| magnitude.exponent).max().unwrap_or(0) + HEADROOM;
-    let value = pairwise(magnitudes, &|magnitude: &Magnitude| {
-        times_power_of_two(magnitude.value, p * (magnitude.exponent - exponent))
-    });
+    let scaled =
+        |magnitude: &Magnitude| times_power_of_two(magnitude.value, p * (magnitude.exponent - exponent));
+    let value = exact_sum(magnitudes.iter().map(scaled));
     Magnitude { value, exponent }
 }
 

@@ -5,21 +5,23 @@ mod scaled;
 #[cfg(test)]
 mod tests;
 
-use crate::allocation::{OutOfMemory, try_collect};
+use crate::allocation::{OutOfMemory, collect, try_collect};
 use crate::engine::exec;
 use crate::engine::isa::Level;
-use crate::engine::plan::Plan;
+use crate::engine::plan::{Chunk, Plan};
 use crate::engine::segment::{Scratch, Segment};
 use crate::engine::workspace::Workspace;
 use crate::kernels::Float;
 use crate::kernels::columns;
 use crate::kernels::power_sum::is_plain;
+use crate::kernels::sum_squares::sum_squares;
 use crate::operations::magnitude::{Magnitude, Order, SMALL};
 use crate::scalar::{DType, Scalar};
 pub use partial::max_or_nan;
 use partial::{Reduction, largest, plain_powers, powers, squares};
 use scaled::{Partial, measure_scaled, measure_with};
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Returns the magnitude of each segment, in one pass over all of them. Orders that are not plain (see `power_sum.rs`)
 /// take two passes over each segment, the first of which finds the largest element.
@@ -38,6 +40,17 @@ pub fn measure<const N: usize>(
     let partials = exec::reduce(workspace, segments, plan, |segment, range, scratch| {
         unscaled_partial(level, segment, range, order, scratch)
     })?;
+    combine_chunks(workspace, segments, plan, order, &partials)
+}
+
+/// Returns the magnitude of each segment from the partial result of each chunk of the plan. The order is plain.
+fn combine_chunks<const N: usize>(
+    workspace: &Workspace,
+    segments: &[Segment<N>],
+    plan: &Plan,
+    order: Order,
+    partials: &[f64],
+) -> Result<Vec<Magnitude>, OutOfMemory> {
     let reduction = if order == Order::Max { Reduction::Max } else { Reduction::Sum };
     let mut next = 0;
     try_collect(
@@ -55,6 +68,49 @@ pub fn measure<const N: usize>(
             }
         }),
     )
+}
+
+/// The sums of squares of the chunks of a pass that writes what it measures.
+#[derive(Debug)]
+pub struct ChunkSquares<'a> {
+    plan: &'a Plan,
+    /// The bits of the sum of each chunk.
+    sums: Vec<AtomicU64>,
+}
+
+impl<'a> ChunkSquares<'a> {
+    /// Allocates the sums of the chunks of a plan.
+    ///
+    /// # Errors
+    ///
+    /// If memory runs out.
+    pub fn new(plan: &'a Plan) -> Result<Self, OutOfMemory> {
+        let count = plan.chunks().len();
+        Ok(Self { plan, sums: collect((0..count).map(|_| AtomicU64::new(0)))? })
+    }
+
+    /// Measures a contiguous chunk, which starts at the real number `start` of its segment.
+    pub fn measure<T: Float>(&self, level: Level, segment: usize, start: usize, x: &[T]) {
+        let is_before = |chunk: &Chunk| (chunk.segment, chunk.range.start) < (segment, start);
+        let at = self.plan.chunks().partition_point(is_before);
+        if let Some(sum) = self.sums.get(at) {
+            sum.store(sum_squares(level, x).to_bits(), Ordering::Relaxed);
+        }
+    }
+
+    /// Returns the magnitude of each segment, after the pass: that of order 2, with the bits that [`measure`] returns.
+    ///
+    /// # Errors
+    ///
+    /// If memory runs out.
+    pub fn magnitudes<const N: usize>(
+        self,
+        workspace: &Workspace,
+        segments: &[Segment<N>],
+    ) -> Result<Vec<Magnitude>, OutOfMemory> {
+        let sums: Vec<f64> = collect(self.sums.into_iter().map(|sum| f64::from_bits(sum.into_inner())))?;
+        combine_chunks(workspace, segments, self.plan, Order::Two, &sums)
+    }
 }
 
 /// Returns the magnitude of a segment of at most one chunk, computed by the calling thread without an allocation. It

@@ -21,6 +21,7 @@ use crate::engine::workspace::Workspace;
 use crate::kernels::scale::Factor;
 use crate::kernels::stochastic::Stream;
 use crate::kernels::update::update;
+use crate::operations::norms::ChunkSquares;
 use crate::operations::rules::{MAX_SLOTS, Rule, RuleKind, RuleVisitor};
 use crate::scalar::Scalar;
 use load_store::Arithmetic;
@@ -92,6 +93,9 @@ pub struct StepParameters<'a> {
     pub hyper: &'a [f64],
     /// The transform of each gradient.
     pub transforms: &'a [GradientTransform],
+    /// Where the sums of squares of updated variables are stored, if they are measured in the same pass. All of them are
+    /// contiguous, and of float32 or float64.
+    pub measured: Option<&'a ChunkSquares<'a>>,
 }
 
 /// Performs an optimizer's step: all updates, in one pass.
@@ -127,17 +131,27 @@ impl RuleVisitor for Step<'_> {
     fn visit<A: Rule<f32, N>, B: Rule<f64, N>, const N: usize>(self, _: A, _: B) -> Self::Result {
         let rules =
             collect(self.parameters.hyper.chunks_exact(self.hyper_count).map(|h| (A::new(h), B::new(h))))?;
-        let (level, transforms) = (self.workspace.level, self.parameters.transforms);
+        let StepParameters { transforms, measured, .. } = self.parameters;
+        let level = self.workspace.level;
         let direction = Direction::Backwards;
-        exec::for_each(self.workspace, self.updates, self.plan, direction, |_, parameters, chunk, _| {
-            let (rule_f32, rule_f64) = rules[parameters.hyper];
-            let gradient =
-                Gradient { transform: transforms[parameters.gradient], rows: parameters.rows.as_deref() };
-            match chunk.scalar() {
-                Scalar::F64 => update_chunk(level, rule_f64, gradient, parameters.rounding, chunk),
-                _ => update_chunk(level, rule_f32, gradient, parameters.rounding, chunk),
-            }
-        });
+        exec::for_each(
+            self.workspace,
+            self.updates,
+            self.plan,
+            direction,
+            |index, parameters, mut chunk, _| {
+                let (rule_f32, rule_f64) = rules[parameters.hyper];
+                let gradient =
+                    Gradient { transform: transforms[parameters.gradient], rows: parameters.rows.as_deref() };
+                if chunk.scalar() == Scalar::F64 {
+                    update_chunk(level, rule_f64, gradient, parameters.rounding, &mut chunk);
+                    measure_chunk::<f64>(level, measured, index, &mut chunk);
+                } else {
+                    update_chunk(level, rule_f32, gradient, parameters.rounding, &mut chunk);
+                    measure_chunk::<f32>(level, measured, index, &mut chunk);
+                }
+            },
+        );
         Ok(())
     }
 }
@@ -150,13 +164,26 @@ struct Gradient<'a> {
     rows: Option<&'a RowGradient>,
 }
 
+/// Measures the chunk of a variable that has just been updated, while it is in the cache.
+fn measure_chunk<R: Arithmetic>(
+    level: Level,
+    measured: Option<&ChunkSquares>,
+    index: usize,
+    chunk: &mut ChunkMut<OPERANDS>,
+) {
+    if let Some(measured) = measured {
+        let range = chunk.range();
+        measured.measure(level, index, range.start, chunk.run_mut::<R>(VARIABLE, range));
+    }
+}
+
 /// Updates one chunk of a variable, its slots and its low-precision copy.
 fn update_chunk<R: Arithmetic, K: Rule<R, N>, const N: usize>(
     level: Level,
     rule: K,
     gradient: Gradient,
     rounding: Option<Stream>,
-    mut chunk: ChunkMut<OPERANDS>,
+    chunk: &mut ChunkMut<OPERANDS>,
 ) {
     let range = chunk.range();
     let GradientTransform { factor, clamp } = gradient.transform;
@@ -177,7 +204,7 @@ fn update_chunk<R: Arithmetic, K: Rule<R, N>, const N: usize>(
     for start in range.clone().step_by(BLOCK) {
         let block = start..range.end.min(start + BLOCK);
         let g = &mut buffer[..block.len()];
-        let factor = R::load_gradient(level, gradient, plain_factor, &chunk, block.clone(), g);
+        let factor = R::load_gradient(level, gradient, plain_factor, chunk, block.clone(), g);
         if is_direct {
             let (w, slots) = chunk.runs_mut::<R, N>(VARIABLE, SLOTS..SLOTS + N, &block);
             update(level, rule, factor, g, w, slots);
@@ -185,10 +212,10 @@ fn update_chunk<R: Arithmetic, K: Rule<R, N>, const N: usize>(
                 // The variable is first copied to the buffer, because the low-precision copy cannot be borrowed for
                 // writing together with it. The gradient in the buffer is no longer needed.
                 g.copy_from_slice(chunk.run_mut(VARIABLE, block.clone()));
-                R::store_copy(level, &mut chunk, block, g);
+                R::store_copy(level, chunk, block, g);
             }
         } else {
-            update_staged(level, rule, (factor, g), rounding, &mut chunk, block);
+            update_staged(level, rule, (factor, g), rounding, chunk, block);
         }
     }
 }

@@ -112,7 +112,7 @@ fn run_transformed_update(
     level: Level,
     threads: usize,
 ) {
-    let parameters = StepParameters { hyper: &hyper(kind), transforms: &[transform] };
+    let parameters = StepParameters { hyper: &hyper(kind), transforms: &[transform], measured: None };
     run_step(kind, parameters, vec![update], level, threads);
 }
 
@@ -293,7 +293,8 @@ fn each_variable_has_the_hyper_parameters_that_it_refers_to() {
         update.parameters.hyper = i % 3;
         update
     });
-    let parameters = StepParameters { hyper: &sets, transforms: &[GradientTransform::IDENTITY] };
+    let parameters =
+        StepParameters { hyper: &sets, transforms: &[GradientTransform::IDENTITY], measured: None };
     run_step(kind, parameters, updates.collect(), isa::detected(), 2);
     for (i, case) in cases.iter().enumerate() {
         let mut want = Case::new(700 + i, 2);

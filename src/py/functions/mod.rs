@@ -6,6 +6,7 @@
     reason = "arguments come from Python: extracted by value, and positional from one caller each"
 )]
 
+pub mod accumulate;
 pub mod by_norm;
 pub mod by_value;
 pub mod elements;

@@ -47,6 +47,45 @@ pub fn tensor_norms<'py>(
     })
 }
 
+/// Returns the list of each tensor's magnitude, a tuple of a mantissa and an exponent of two, and whether an input is
+/// float64 (and so the norms should be). See [`Magnitude`].
+#[pyfunction]
+#[pyo3(signature = (t_list, p, /))]
+pub fn magnitudes<'py>(py: Python<'py>, t_list: &Bound<'py, PyAny>, p: f64) -> PyResult<Bound<'py, PyTuple>> {
+    entry_that_reads(py, || {
+        let measured = Measured::new(py, t_list, Order::new(p))?;
+        let pair = |magnitude: &Magnitude| {
+            let Magnitude { value, exponent } = *magnitude;
+            objects::tuple(py, [objects::float(py, value)?, objects::int(py, exponent)?]).map(Bound::into_any)
+        };
+        let list = objects::list(py, measured.magnitudes.len(), measured.magnitudes.iter().map(pair))?;
+        objects::tuple(py, [list.into_any(), objects::bool(py, measured.has_float64)])
+    })
+}
+
+/// Returns the norm of tensors whose [`magnitudes`] were measured: as a mantissa and an exponent of two, and as a NumPy
+/// scalar, float64 if `is_float64`. The order of the list makes no difference.
+#[pyfunction]
+#[pyo3(signature = (magnitudes, p, is_float64, /))]
+pub fn combine_magnitudes<'py>(
+    py: Python<'py>,
+    magnitudes: &Bound<'py, PyAny>,
+    p: f64,
+    is_float64: bool,
+) -> PyResult<Bound<'py, PyTuple>> {
+    entry_that_reads(py, || {
+        let order = Order::new(p);
+        let magnitudes = extract(magnitudes, |pair| {
+            let (value, exponent) = pair.extract()?;
+            Ok(Magnitude { value, exponent })
+        })?;
+        let total = combine(&magnitudes, order);
+        let (root, exponent) = total.root(order);
+        let scalar = NormScalar::new(py, is_float64)?.finish(total.norm(order));
+        objects::tuple(py, [objects::float(py, root)?, objects::int(py, exponent)?, scalar])
+    })
+}
+
 /// Returns the sum of the powers of all tensors, in a form that adds up over processes.
 ///
 /// The first result is a list of sums, one for each of several ranges of sizes. The sum of this call is in the range

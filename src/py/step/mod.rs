@@ -12,7 +12,7 @@ mod registry;
 pub mod request;
 pub mod slots;
 pub mod stepping;
-mod updates;
+pub mod updates;
 
 use crate::allocation::collect;
 use crate::operations::gradient_clipping::Decision;
@@ -55,15 +55,21 @@ pub fn take_step(py: Python<'_>, request: &Bound<'_, StepRequest>) -> PyResult<b
 
         let gradients = with_gradients(&pairs)?;
         let is_float64 = gradients.iter().any(|(_, g)| g.measured().dtype.scalar == Scalar::F64);
+        let known = request.known_magnitude();
         let step = CheckedStep {
             rules: &[RuleOfPairs { kind, hyper: hyper.used(), count: pairs.len() }],
             pairs: &pairs,
             registry: registry.zip(slots.map(slots::Slots::initial)),
-            measuring: if clipping.needs_norms() { Measuring::All } else { Measuring::Nothing },
+            measuring: if clipping.needs_norms() && known.is_none() {
+                Measuring::All
+            } else {
+                Measuring::Nothing
+            },
             lent: &written.lent,
             has_run_foreign_code: has_foreign_copies,
         };
-        let performed = step.perform(py, |magnitudes, count| {
+        let performed = step.perform(py, |measured, count| {
+            let magnitudes = known.as_ref().map_or(measured, std::slice::from_ref);
             let Decision { verdict, total } = clipping.decide(loss_scale, magnitudes, count)?;
             Ok((verdict, total))
         })?;

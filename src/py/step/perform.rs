@@ -120,7 +120,8 @@ impl<'py> CheckedStep<'_, 'py> {
             let passes = Pass::of_rules(context, rules, &mut updates)?;
             before_writing(plan.bytes(), lent)?;
             for Pass { rule, updates, plan, workspace } in passes {
-                let parameters = StepParameters { hyper: rule.hyper, transforms: &transforms };
+                let parameters =
+                    StepParameters { hyper: rule.hyper, transforms: &transforms, measured: None };
                 step(&workspace, rule.kind, parameters, updates, &plan)?;
             }
             Ok((Outcome::Taken { scale }, answer, magnitudes))
@@ -192,14 +193,14 @@ impl Measuring {
 }
 
 /// Returns the number of bytes that an update moves for each real of its variable, to divide updates into chunks.
-fn bytes_moved(update: &ParameterUpdate) -> usize {
+pub fn bytes_moved(update: &ParameterUpdate) -> usize {
     let size = |operand| update.segment.scalar_of(operand).map_or(0, Scalar::size);
     let rows = update.parameters.rows.as_ref().map_or(0, |rows| rows.values.scalar().size());
     (0..OPERANDS).map(size).sum::<usize>() + rows
 }
 
 /// Returns a segment to read a gradient.
-fn segment_to_read(view: &View) -> Result<Segment<1>, OutOfMemory> {
+pub fn segment_to_read(view: &View) -> Result<Segment<1>, OutOfMemory> {
     // SAFETY: the view keeps its array alive, and nothing is written.
     unsafe {
         if view.is_run() {

@@ -6,6 +6,7 @@ use super::hyper_parameters::HyperParameters;
 use super::slots::{CallerSlots, Slots};
 use crate::error::Error;
 use crate::operations::gradient_clipping::GradientOptions;
+use crate::operations::magnitude::Magnitude;
 use crate::operations::rules::RuleKind;
 use crate::py::call::entry_that_reads;
 #[cfg(feature = "gpu")]
@@ -62,6 +63,8 @@ pub struct StepRequest {
     clipping: Py<GradientClipping>,
     loss_scale: f64,
     global_step: Option<Py<PyAny>>,
+    /// The norm of all gradients before the division by the loss scale, if it is known: a mantissa and an exponent of two.
+    norm: Option<(f64, i32)>,
 }
 
 #[pymethods]
@@ -82,9 +85,10 @@ impl StepRequest {
     /// - the number of skipped steps, an array;
     /// - the report on norm and clipping, an array. See [`Counters`] for both.
     ///
-    /// `global_step` is an array of one integer, which the step increments.
+    /// `global_step` is an array of one integer, which the step increments. `norm` is the norm of all gradients, as a
+    /// mantissa and an exponent of two, if the gradients are not to be measured.
     #[new]
-    #[pyo3(signature = (slots, pairs, numbers, clipping, loss_scale, global_step = None))]
+    #[pyo3(signature = (slots, pairs, numbers, clipping, loss_scale, global_step = None, norm = None))]
     fn new(
         slots: &Bound<'_, PyAny>,
         pairs: Py<PyList>,
@@ -92,6 +96,7 @@ impl StepRequest {
         clipping: Py<GradientClipping>,
         loss_scale: f64,
         global_step: Option<Py<PyAny>>,
+        norm: Option<(f64, i32)>,
     ) -> PyResult<Self> {
         // The types are checked here, because PyO3's derived extraction of an enum creates exceptions while it tries
         // the variants, and panics if memory runs out.
@@ -105,7 +110,7 @@ impl StepRequest {
             } else {
                 return Err(Error::Type("slots must be Slots, DeviceSlots or CallerSlots".into()).into());
             };
-            Ok(Self { slots, pairs, numbers, clipping, loss_scale, global_step })
+            Ok(Self { slots, pairs, numbers, clipping, loss_scale, global_step, norm })
         })
     }
 }
@@ -148,6 +153,13 @@ impl StepRequest {
     /// The gradient options.
     pub fn clipping(&self) -> GradientOptions {
         self.clipping.get().options()
+    }
+
+    /// The magnitude of order 2 of all gradients, if it is known.
+    pub fn known_magnitude(&self) -> Option<Magnitude> {
+        let (norm, exponent) = self.norm?;
+        // The root of the square of a float64 is that float64.
+        Some(Magnitude { value: norm * norm, exponent })
     }
 
     /// The number that gradients are divided by.

@@ -99,6 +99,26 @@ pub fn torch_clip_by_global_norm<'py>(
     })
 }
 
+/// Returns the magnitude of order 2 of a tensor, as a mantissa and an exponent of two, or None if the tensor is not plain.
+#[pyfunction]
+#[pyo3(signature = (binding, tensor, /))]
+pub fn torch_magnitude<'py>(
+    py: Python<'py>,
+    binding: &Bound<'py, TorchBinding>,
+    tensor: &Bound<'py, PyAny>,
+) -> PyResult<Option<Bound<'py, PyTuple>>> {
+    entry(py, || {
+        let list = objects::list(py, 1, std::iter::once(Ok(tensor.clone())))?;
+        let Some(read) = binding.get().read(list, AcceptedDTypes::Floats)? else { return Ok(None) };
+        let Described { segments, plan } = Described::new(&read.views, false)?;
+        let workspace = Workspace::new(Context::current(), &segments, &plan)?;
+        check_memory(py)?;
+        let magnitudes = detached(py, || Ok(measure(&workspace, &segments, &plan, Order::Two)?))?;
+        let Magnitude { value, exponent } = combine(&magnitudes, Order::Two);
+        objects::tuple(py, [objects::float(py, value)?, objects::int(py, exponent)?]).map(Some)
+    })
+}
+
 /// Multiplies gradients by `min(1, bound / (norm + 10⁻⁶))`. Returns false, and writes nothing, if a tensor is not
 /// plain.
 #[pyfunction]
@@ -112,7 +132,7 @@ pub fn torch_clip_by_known_norm(
 ) -> PyResult<bool> {
     let total = Magnitude { value: norm, exponent: 0 };
     write(binding.get(), py, gradients, false, |workspace, described| {
-        // The order of the maximum: the magnitude is the norm itbinding.get().
+        // The order of the maximum: the magnitude is the norm itself.
         let factor = TorchFactor::new(total, Order::Max, bound, 1.0);
         if let Some(factor) = factor {
             let Described { segments, plan } = described;

@@ -14,7 +14,7 @@ from fastclip.torch._binding import BINDING
 from fastclip.torch._errors import nonfinite_gradient_error
 from fastclip.torch._optimizers.gathering import Gathered, gather
 from fastclip.torch._optimizers.group_options import GroupOptions, bound_of, given_bound, take_group_options
-from fastclip.torch._optimizers.plain import is_plain
+from fastclip.torch._plain import is_plain
 
 __all__ = ["FusedStep"]
 

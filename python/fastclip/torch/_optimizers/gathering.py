@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fastclip.torch._optimizers.group_options import given_bound
-from fastclip.torch._optimizers.plain import is_plain
+from fastclip.torch._plain import is_plain
 
 if TYPE_CHECKING:
     from fastclip.torch._optimizers.fused_step import FusedStep
