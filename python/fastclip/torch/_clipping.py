@@ -18,58 +18,21 @@ from fastclip.torch._gradients import (
     gradients_of,
     list_of_parameters,
 )
+from fastclip.torch._measuring import Measured, clip
+from fastclip.torch._operators import gradients_in_graph, tensors_in_graph
 from fastclip.torch._originals import ORIGINALS
 from fastclip.torch._plain import is_plain
 from fastclip.torch._sparse import values_of
 
 __all__ = ["clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_", "get_total_norm"]
 
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
-
-
-class _Measured:
-    """The norm of gradients, as the extension module returns it."""
-
-    __slots__ = ("has_float64", "is_nonfinite", "norm", "norms")
-
-    def __init__(self, norm: float, is_nonfinite: bool, has_float64: bool, norms: list[float] | None) -> None:
-        self.norm, self.is_nonfinite = norm, is_nonfinite
-        self.has_float64, self.norms = has_float64, norms
-
-    def tensor(self, dtype: torch.dtype | None) -> torch.Tensor:
-        if dtype is None:
-            # An infinite norm of finite gradients can only be beyond float64.
-            is_beyond = not self.is_nonfinite and self.norm > _FLOAT32_MAX
-            dtype = torch.float64 if self.has_float64 or is_beyond else torch.float32
-        return torch.tensor(self.norm, dtype=dtype, device="cpu")
-
-
-def _clip(
-    gradients: list[torch.Tensor],
-    norm_type: float,
-    clipping: tuple[float, bool] | None,
-    lists_norms: bool,
-) -> _Measured | None:
-    """Measure gradients and clip them. Returns None if they are left to PyTorch."""
-    answer = _core.torch_clip_by_global_norm(BINDING, gradients, None, norm_type, clipping, lists_norms)
-    if answer is None:
-        with torch.no_grad():
-            dense = values_of(gradients)
-        if dense is None:
-            return None
-        measured, scaled = dense
-        answer = _core.torch_clip_by_global_norm(BINDING, scaled, measured, norm_type, clipping, lists_norms)
-        if answer is None:
-            return None
-    return _Measured(*answer)
-
 
 def _error(
-    measured: _Measured, gradients: list[torch.Tensor], norm_type: float, names: Iterable[str]
+    measured: Measured, gradients: list[torch.Tensor], norm_type: float, names: Iterable[str]
 ) -> Exception:
     norms = measured.norms
     if norms is None:
-        again = _clip(gradients, norm_type, None, True)
+        again = clip(gradients, norm_type, None, True)
         norms = again.norms if again is not None else None
     message = (
         f"The total norm of order {norm_type} for gradients from `parameters` is non-finite, so it cannot be "
@@ -157,6 +120,14 @@ def clip_grad_norm_(
     tensor([0.6000, 0.8000])
     """
     bound, order = float(max_norm), float(norm_type)
+    if torch.compiler.is_compiling():
+        if norms is not None:
+            raise ValueError("norms cannot be filled in a compiled region; call the function outside of it")
+        in_graph = gradients_in_graph(parameters)
+        if not in_graph:
+            return torch.tensor(0.0, dtype=dtype)
+        norm = torch.ops.fastclip.clip_grad_norm_(in_graph, bound, order, error_if_nonfinite)
+        return norm if dtype is None else norm.to(dtype)
     listed, names = list_of_parameters(parameters, warns=True)
     gradients = gradients_of(listed)
     if dtype is not None:
@@ -165,7 +136,7 @@ def clip_grad_norm_(
         _check_norms(norms, len(listed))
     if bound >= 0.0 and order > 0.0:
         clipping = (bound, bool(error_if_nonfinite))
-        measured = _clip(gradients.tensors, order, clipping, norms is not None)
+        measured = clip(gradients.tensors, order, clipping, norms is not None)
         if measured is not None:
             if error_if_nonfinite and measured.is_nonfinite:
                 raise _error(measured, gradients.tensors, order, _names(gradients, names))
@@ -272,13 +243,19 @@ def get_total_norm(
     tensor(5.)
     """
     order = float(norm_type)
+    if torch.compiler.is_compiling():
+        in_graph = tensors_in_graph(tensors)
+        if not in_graph:
+            return torch.tensor(0.0, dtype=dtype)
+        norm = torch.ops.fastclip.get_total_norm(in_graph, order, error_if_nonfinite)
+        return norm if dtype is None else norm.to(dtype)
     listed = [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
     check_tensors(listed, "tensors")
     if dtype is not None:
         _check_dtype(dtype)
     if order > 0.0:
         once = list({id(tensor): tensor for tensor in listed}.values())
-        measured = _clip(once, order, None, bool(error_if_nonfinite))
+        measured = clip(once, order, None, bool(error_if_nonfinite))
         if measured is not None:
             if error_if_nonfinite and measured.is_nonfinite:
                 raise _error(measured, once, order, [f"tensors[{at}]" for at in range(len(once))])
@@ -326,6 +303,13 @@ def clip_grads_with_norm_(
     tensor([0.6000, 0.8000])
     """
     bound = float(max_norm)
+    if torch.compiler.is_compiling():
+        in_graph = gradients_in_graph(parameters)
+        if in_graph:
+            is_tensor = isinstance(total_norm, torch.Tensor)
+            total = total_norm if is_tensor else torch.tensor(total_norm, dtype=torch.float64)
+            torch.ops.fastclip.clip_grads_with_norm_(in_graph, bound, total)
+        return
     listed, _ = list_of_parameters(parameters, warns=False)
     gradients = gradients_of(listed).tensors
     if not gradients:
@@ -377,6 +361,11 @@ def clip_grad_value_(parameters: TensorOrTensors, clip_value: float, foreach: bo
     tensor([ 1.0000, -0.5000])
     """
     bound = float(clip_value)
+    if torch.compiler.is_compiling():
+        in_graph = gradients_in_graph(parameters)
+        if in_graph:
+            torch.ops.fastclip.clip_grad_value_(in_graph, bound)
+        return
     listed, _ = list_of_parameters(parameters, warns=False)
     gradients = gradients_of(listed).tensors
     if bound >= 0.0 and _core.torch_clip_by_value(BINDING, gradients, -bound, bound):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.optim import optimizer as torch_optimizer
 from fastclip import _core
 from fastclip.torch._binding import BINDING
 from fastclip.torch._errors import nonfinite_gradient_error
+from fastclip.torch._optimizers.backward_norms import BackwardNorms, BackwardNormsHandle
 from fastclip.torch._optimizers.gathering import Gathered, gather
 from fastclip.torch._optimizers.group_options import GroupOptions, bound_of, given_bound, take_group_options
 from fastclip.torch._plain import is_plain
@@ -92,6 +93,7 @@ class FusedStep(Optimizer):
             self._pending_options.update(state_dtype=state_dtype, rounding=rounding, seed=seed)
         self._report: tuple[list[float | None], list[float], list[int]] | None = None
         self._is_stepping = False
+        self._backward_norms: BackwardNorms | None = None
 
     def _store_options(self) -> None:
         """Put the options into the defaults and the groups, which PyTorch's constructor has made."""
@@ -197,6 +199,31 @@ class FusedStep(Optimizer):
         with torch.no_grad():
             copy.copy_(parameter)
         self._copies[parameter] = copy
+
+    def measure_in_backward(self, model: torch.nn.Module | Iterable[torch.Tensor]) -> BackwardNormsHandle:
+        """Measure gradients in the backward pass, so that steps need no pass over memory for their norm.
+
+        A hook measures the gradient of each parameter when it is accumulated, while it is in the cache. A
+        step uses the measurement only if the gradient is the same tensor, at the same version, and measures it
+        anew otherwise, for example after it was scaled or zeroed.
+
+        Parameters
+        ----------
+        model : Module or iterable of Tensor
+            The module, or the parameters. Those that are not of this optimizer are left out.
+
+        Returns
+        -------
+        BackwardNormsHandle
+            Its method ``remove()`` removes the hooks.
+
+        Raises
+        ------
+        ValueError
+            If `model` is a `DistributedDataParallel` or `FullyShardedDataParallel`, which reduce gradients
+            after the hooks, in ways that do not count as changes of the tensors.
+        """
+        return BackwardNormsHandle(self, model)
 
     # Steps --------------------------------------------------------------------------------
 
@@ -322,6 +349,7 @@ class FusedStep(Optimizer):
         self.__dict__.setdefault("_copies", {})
         self.__dict__.setdefault("_report", None)
         self._is_stepping = False
+        self.__dict__.setdefault("_backward_norms", None)
         if loaded is not None:
             self._restore_state_dtypes(loaded)
 

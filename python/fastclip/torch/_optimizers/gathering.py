@@ -133,8 +133,13 @@ def _gather_group(
         part.copies += [optimizer._copies.get(parameter) for parameter in members]
     elif part.copies is not None:
         part.copies += [None] * len(members)
+    gradients = [parameter.grad for parameter in members]
+    if optimizer._backward_norms is not None:
+        if part.known is None:
+            part.known = [None] * len(part.parameters)
+        part.known += optimizer._backward_norms.known(members, gradients)
     part.parameters += members
-    part.gradients += [parameter.grad for parameter in members]
+    part.gradients += gradients
     if part.numbers is not None:
         gathered.seed = group["seed"]
         part.numbers += [
