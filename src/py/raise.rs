@@ -101,7 +101,7 @@ pub fn nonfinite_error(
     let argument = name.argument();
     let message = match count {
         0 => format!(
-            "the norm of {argument} (that was passed, or that of all processes) is {norm}; nothing was written"
+            "the norm of {argument} (use_norm, norm, or that of all processes) is {norm}; nothing was written"
         ),
         1..=SHOWN => format!("NaN or infinity in {shown}; nothing was written"),
         _ => format!("NaN or infinity in {count} entries of {argument}: {shown}, …; nothing was written"),

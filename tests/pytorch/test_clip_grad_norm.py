@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+import fastclip
 from reference_clipping import (
     ORDERS,
     assert_scaled,
@@ -23,8 +25,6 @@ from reference_clipping import (
     some_gradients,
     versions,
 )
-
-import fastclip
 
 pytestmark = pytest.mark.interop("torch")
 torch = pytest.importorskip("torch")

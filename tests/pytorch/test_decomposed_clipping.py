@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+import fastclip
 from reference_clipping import (
     ORDERS,
     assert_scaled,
@@ -21,8 +23,6 @@ from reference_clipping import (
     some_gradients,
     versions,
 )
-
-import fastclip
 
 pytestmark = pytest.mark.interop("torch")
 torch = pytest.importorskip("torch")

@@ -6,6 +6,8 @@ import math
 from typing import Any
 
 import pytest
+
+import fastclip
 from reference_clipping import (
     ORDERS,
     assert_scaled,
@@ -17,8 +19,6 @@ from reference_clipping import (
     some_gradients,
     versions,
 )
-
-import fastclip
 
 pytestmark = pytest.mark.interop("torch")
 torch = pytest.importorskip("torch")

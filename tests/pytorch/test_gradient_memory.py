@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+import fastclip
 from reference_clipping import (
     ORDERS,
     assert_scaled,
@@ -21,8 +23,6 @@ from reference_clipping import (
     same_bits,
     versions,
 )
-
-import fastclip
 from support import oracle
 from support.dtypes import FLOAT_DTYPES
 from support.strategies import PROPERTY, array_lists

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from reference_clipping import parameter, parameters, some_gradients, versions
 
 import fastclip
+from reference_clipping import parameter, parameters, some_gradients, versions
 
 pytestmark = pytest.mark.interop("torch")
 torch = pytest.importorskip("torch")

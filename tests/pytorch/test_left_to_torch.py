@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from reference_clipping import parameter, parameters, some_gradients
 
 import fastclip
+from reference_clipping import parameter, parameters, some_gradients
 
 pytestmark = pytest.mark.interop("torch")
 torch = pytest.importorskip("torch")

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reference_clipping import ORDERS, bits, parameter, parameters, same_bits, some_gradients, versions
 
 import fastclip
+from reference_clipping import ORDERS, bits, parameter, parameters, same_bits, some_gradients, versions
 from support.dtypes import FLOAT_DTYPES
 from support.strategies import PROPERTY, array_lists, nonfinite_arrays
 from support.tensor_kinds import to_torch

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from reference_clipping import ORDERS, norm, parameter, parameters, some_gradients
 
 import fastclip
+from reference_clipping import ORDERS, norm, parameter, parameters, some_gradients
 
 pytestmark = pytest.mark.interop("torch")
 torch = pytest.importorskip("torch")

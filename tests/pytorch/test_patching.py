@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from reference_clipping import parameter
 
 import fastclip
+from reference_clipping import parameter
 from support import fresh_python
 
 pytestmark = pytest.mark.interop("torch")

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from reference_clipping import ORDERS, assert_scaled, bits, factor, norm, parameter, same_bits
 
 import fastclip
+from reference_clipping import ORDERS, assert_scaled, bits, factor, norm, parameter, same_bits
 
 # torch warns that its sparse tensors are in beta state, and of checks of their invariants.
 pytestmark = [pytest.mark.interop("torch"), pytest.mark.filterwarnings("ignore:.*[Ss]parse")]

@@ -43,8 +43,8 @@ def clip_by_global_norm(
                 "norms= needs the pass over the tensors that use_norm= does without; pass one of them"
             )
         if isinstance(use_norm, NormAccumulator):
-            norm, exponent, use_norm = use_norm._combined()
-            known = (norm, exponent, True, None, [])
+            mantissa, exponent, use_norm = use_norm._combined()
+            known = (mantissa, exponent, True, None, [])
         else:
             known = (_norm_argument(use_norm), 0, True, None, [])
     elif comm is not None:

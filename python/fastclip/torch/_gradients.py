@@ -5,14 +5,14 @@ from __future__ import annotations
 import types
 import warnings
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
 __all__ = ["Gradients", "TensorOrTensors", "check_tensors", "gradients_of", "list_of_parameters"]
 
 #: What the clip functions take: a tensor, tensors, or the pairs of ``module.named_parameters()``.
-TensorOrTensors = torch.Tensor | Iterable[torch.Tensor] | Iterable[tuple[str, torch.Tensor]]
+TensorOrTensors: TypeAlias = torch.Tensor | Iterable[torch.Tensor] | Iterable[tuple[str, torch.Tensor]]
 
 
 class Gradients(NamedTuple):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastclip._arguments.arrays import as_number
 from fastclip._norm_accumulator import NormAccumulator
+from fastclip.train._gradient_options import CLIP
 
 __all__ = ["known_norm"]
 
 
-def known_norm(norm: Any, clipnorm: float | None) -> tuple[float, int]:
+def known_norm(norm: Any, settings: Mapping[str, Any]) -> tuple[float, int]:
     """Return the argument `norm` of a step as a mantissa and an exponent of two.
 
     Raises
@@ -21,7 +23,8 @@ def known_norm(norm: Any, clipnorm: float | None) -> tuple[float, int]:
         If it is negative, of another order than 2, or of no use, because each gradient is clipped by its
         own norm.
     """
-    if clipnorm is not None:
+    option, _ = settings[CLIP] or (None, None)
+    if option == "clipnorm":
         raise ValueError("norm is that of all gradients together, and clipnorm clips each by its own norm")
     if isinstance(norm, NormAccumulator):
         if norm.ord != 2.0:

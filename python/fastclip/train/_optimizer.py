@@ -482,7 +482,7 @@ class Optimizer:
         settings = self._settings.copy()
         options = compiled_options(settings)
         loss_scale = current_loss_scale(settings["loss_scale"])
-        known = None if norm is None else known_norm(norm, settings["clipnorm"])
+        known = None if norm is None else known_norm(norm, settings)
         pairs = as_pairs(entries, row_bound(settings, loss_scale))
         if all(gradient is None for gradient, _ in entries):
             names = [_name_of(variable) for _, variable in entries]

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from fastclip import _core
 from fastclip.torch._binding import BINDING
-
-if TYPE_CHECKING:
-    from fastclip.torch._optimizers.fused_step import FusedStep
 
 __all__ = ["BackwardNorms", "BackwardNormsHandle"]
 
@@ -53,14 +50,20 @@ class BackwardNorms:
         if entry is None:
             return None
         measured, version, address, magnitude = entry
-        is_same = measured() is gradient and gradient._version == version
-        return magnitude if is_same and gradient.data_ptr() == address else None
+        is_same = measured() is gradient
+        is_kept = gradient._version == version and gradient.data_ptr() == address
+        return magnitude if is_same and is_kept else None
 
 
 class BackwardNormsHandle:
     """The hooks of `measure_in_backward`, to be removed."""
 
-    def __init__(self, optimizer: FusedStep, source: torch.nn.Module | Iterable[torch.Tensor]) -> None:
+    def __init__(
+        self,
+        norms: BackwardNorms,
+        source: torch.nn.Module | Iterable[torch.Tensor],
+        param_groups: list[dict[str, Any]],
+    ) -> None:
         if isinstance(source, torch.nn.Module):
             if type(source).__name__ in _REDUCING:
                 raise ValueError(
@@ -70,8 +73,7 @@ class BackwardNormsHandle:
             parameters = list(source.parameters())
         else:
             parameters = list(source)
-        own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        norms = optimizer._backward_norms = optimizer._backward_norms or BackwardNorms()
+        own = {id(parameter) for group in param_groups for parameter in group["params"]}
         self._handles: list[Any] = [
             parameter.register_post_accumulate_grad_hook(norms.measure)
             for parameter in parameters

@@ -14,7 +14,7 @@ from fastclip.torch._binding import BINDING
 from fastclip.torch._errors import nonfinite_gradient_error
 from fastclip.torch._optimizers.backward_norms import BackwardNorms, BackwardNormsHandle
 from fastclip.torch._optimizers.gathering import Gathered, gather
-from fastclip.torch._optimizers.group_options import GroupOptions, bound_of, given_bound, take_group_options
+from fastclip.torch._optimizers.group_options import bound_of, given_bound, take_group_options
 from fastclip.torch._plain import is_plain
 
 __all__ = ["FusedStep"]
@@ -86,7 +86,8 @@ class FusedStep(Optimizer):
         self.skip_above = None if skip_above is None else float(skip_above)
         self.skipped_steps = 0
         self._copies: dict[torch.Tensor, torch.Tensor] = {}
-        self._pending_options: GroupOptions = {}
+        #: The options that go into the parameter groups, where they are used.
+        self._pending_options: dict[str, Any] = {}
         if max_norm is not None:
             self._pending_options["shared_max_norm"] = bound_of(max_norm, "max_norm")
         if state_dtype is not None:
@@ -140,7 +141,8 @@ class FusedStep(Optimizer):
         If there are several norm groups, it is a list with the norm of the norm group of each parameter
         group.
         """
-        return self._of_groups(0)
+        norm: float | list[float | None] | None = self._of_groups(0)
+        return norm
 
     @property
     def last_scale(self) -> float | list[float | None] | None:
@@ -149,7 +151,8 @@ class FusedStep(Optimizer):
 
         If there are several norm groups, it is a list with the factor of each parameter group.
         """
-        return self._of_groups(1)
+        scale: float | list[float | None] | None = self._of_groups(1)
+        return scale
 
     def _of_groups(self, part: int) -> Any:
         if self._report is None:
@@ -204,7 +207,7 @@ class FusedStep(Optimizer):
         """Measure gradients in the backward pass, so that steps need no pass over memory for their norm.
 
         A hook measures the gradient of each parameter when it is accumulated, while it is in the cache. A
-        step uses the measurement only if the gradient is the same tensor, at the same version, and measures it
+        step uses the measurement only if the gradient is the same tensor at the same version, and measures it
         anew otherwise, for example after it was scaled or zeroed.
 
         Parameters
@@ -223,7 +226,10 @@ class FusedStep(Optimizer):
             If `model` is a `DistributedDataParallel` or `FullyShardedDataParallel`, which reduce gradients
             after the hooks, in ways that do not count as changes of the tensors.
         """
-        return BackwardNormsHandle(self, model)
+        norms = self._backward_norms or BackwardNorms()
+        handle = BackwardNormsHandle(norms, model, self.param_groups)
+        self._backward_norms = norms
+        return handle
 
     # Steps --------------------------------------------------------------------------------
 

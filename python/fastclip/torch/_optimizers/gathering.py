@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
+from fastclip.torch._optimizers.backward_norms import BackwardNorms
 from fastclip.torch._optimizers.group_options import given_bound
 from fastclip.torch._plain import is_plain
 
-if TYPE_CHECKING:
-    from fastclip.torch._optimizers.fused_step import FusedStep
-
 __all__ = ["Gathered", "RuleTensors", "gather"]
+
+
+class HasStates(Protocol):
+    """An optimizer whose tensors are gathered."""
+
+    param_groups: list[dict[str, Any]]
+    state: Any
+    _copies: dict[torch.Tensor, torch.Tensor]
+    _backward_norms: BackwardNorms | None
+    _counts_steps: bool
+    _has_first_step: bool
+
+    def _rule_of(self, group: dict[str, Any]) -> tuple[str, list[float], tuple[str, ...]]: ...
+
+    def _hyper_of_first_step(self, hyper: list[float]) -> list[float]: ...
+
+    def _first_slot(self, group: dict[str, Any], name: str, parameter: torch.Tensor) -> torch.Tensor: ...
 
 
 class RuleTensors:
@@ -68,7 +83,7 @@ class Gathered:
         self.seed = 0
 
 
-def gather(optimizer: FusedStep) -> Gathered | None:
+def gather(optimizer: HasStates) -> Gathered | None:
     """Gather the tensors of all parameters that have a gradient, and create the states that they lack.
 
     Returns
@@ -95,7 +110,7 @@ def gather(optimizer: FusedStep) -> Gathered | None:
 
 
 def _gather_group(
-    optimizer: FusedStep, group: dict[str, Any], gathered: Gathered, norm_group: int, first_number: int
+    optimizer: HasStates, group: dict[str, Any], gathered: Gathered, norm_group: int, first_number: int
 ) -> bool:
     """Gather the tensors of a parameter group. Returns whether fastclip takes them."""
     members = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -154,7 +169,7 @@ def _gather_group(
 
 
 def _complete(
-    optimizer: FusedStep,
+    optimizer: HasStates,
     group: dict[str, Any],
     members: list[torch.Tensor],
     states: list[dict[str, Any]],

@@ -2,21 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any
 
-import torch
-
-__all__ = ["GroupOptions", "bound_of", "given_bound", "take_group_options"]
-
-
-class GroupOptions(TypedDict, total=False):
-    """The options in the parameter groups, where they are used."""
-
-    #: The bound of the norm of all groups that have none of their own.
-    shared_max_norm: float | None
-    state_dtype: torch.dtype
-    rounding: str
-    seed: int
+__all__ = ["bound_of", "given_bound", "take_group_options"]
 
 
 def bound_of(bound: Any, name: str) -> float:
