@@ -18,7 +18,7 @@ ASAN_TARGET := x86_64-unknown-linux-gnu
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-rust test-python test-aarch64 lint lint-rust lint-python format asan asan-module asan-fuzz bench wheel fresh-wheel-check clean FORCE
+.PHONY: help demo test test-rust test-python test-frameworks test-aarch64 lint lint-rust lint-python format asan asan-module asan-fuzz bench wheel fresh-wheel-check clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -35,6 +35,11 @@ test-rust: ## run the tests of the Rust crate, which need no Python
 
 test-python: $(STAMPS)/test ## run the tests of the package
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# PyTorch's Linux build on PyPI contains gigabytes of CUDA. pip takes a CPU build from a folder or page that PIP_FIND_LINKS
+# or PIP_EXTRA_INDEX_URL names.
+test-frameworks: $(STAMPS)/frameworks ## install PyTorch's training frameworks, and run the tests that use them
+	$(BIN)/python -m pytest tests/frameworks
 
 # Shell code that prints why the tests cannot be built and run for AArch64 on this machine, or nothing if they can.
 # RUSTC_AARCH64 is Debian's compiler, whose packages include the standard library for AArch64. rustup's compiler would have
@@ -185,8 +190,8 @@ $(STAMPS)/sources: FORCE $(STAMPS)/python
 	ls python/fastclip/_core*.so >/dev/null 2>&1 || rm -f $@; \
 	if cmp -s $$new $@; then rm $$new; else mv $$new $@; fi
 
-# The stamps of the extras "demo" and "test" of the package. Each one installs the extra.
-$(STAMPS)/demo $(STAMPS)/test: $(STAMPS)/sources
+# The stamps of the extras "demo", "test" and "frameworks" of the package. Each one installs the extra.
+$(STAMPS)/demo $(STAMPS)/test $(STAMPS)/frameworks: $(STAMPS)/sources
 	@echo "fastclip: building and installing .[$(@F)] (minutes the first time, seconds after)"
 	$(PIP) install --editable '.[$(@F)]'
 	@touch $@
