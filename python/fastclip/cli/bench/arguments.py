@@ -65,6 +65,14 @@ as many elements, and with the first two axes swapped):
   mlp-in-place, mlp-adamw-after-rest   6 arrays, 0.1 M elements; after 5 ms without work
   after-backward                 clip and AdamW on 30 tensors after a backward pass of torch
 
+cases of --torch:
+  clip-grad-norm-..., clip-grad-value-...   clip_grad_norm_ and clip_grad_value_
+  adamw-..., sgd-gpt2        AdamW(max_norm=1), SGD(momentum=0.9, max_norm=1)
+  adamw-one                  AdamW on one tensor of 512 elements, without clipping
+  adamw-bf16-moments-gpt2    AdamW with moments of bfloat16
+  accumulate-gpt2            fastclip.accumulate
+  transformer-step           forward, backward and step with measure_in_backward
+
 peers of clipping:
   numpy    NumPy, with straightforward expressions
   expert   NumPy, with the fastest functions: np.vdot, np.multiply(out=)
@@ -80,6 +88,10 @@ peers of --train:
 peers of --cliffs:
   numpy, torch         the library's function, or straightforward expressions
   fastclip-reference   fastclip with other arrays of as many bytes, named in the JSON output
+peers of --torch:
+  torch                torch.nn.utils, and torch.optim with fused=True
+  deepspeed            clip_grad_norm_, and DeepSpeedCPUAdam
+  fastclip-reference   fastclip with moments of float32, or with norms that the step measures
 peers of --gpu:
   torch          with CUDA, if it has it: clip_grad_norm_(foreach=True), AdamW(fused=True)
 Rows of layers and many-torch are also compared with fastclip-list: fastclip with the
@@ -131,6 +143,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cliffs",
         action="store_true",
         help="time shapes and types for which a fast library easily becomes slow",
+    )
+    parser.add_argument(
+        "--torch",
+        action="store_true",
+        help="time the clip functions and optimizers of fastclip.torch, and PyTorch's",
     )
     parser.add_argument("--quick", action="store_true", help="few rows and few rounds: takes less than 30 s")
     parser.add_argument(

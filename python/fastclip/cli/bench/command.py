@@ -6,6 +6,7 @@ import argparse
 import fnmatch
 import gc
 import time
+from importlib.util import find_spec
 
 import fastclip
 from fastclip.cli.bench.arguments import add_arguments, check_usage
@@ -13,6 +14,7 @@ from fastclip.cli.bench.cliffs.suite import CLIFFS
 from fastclip.cli.bench.clipping.suite import CLIPPING
 from fastclip.cli.bench.measuring.import_time import measure_import_time
 from fastclip.cli.bench.measuring.peak_memory import measure_peak_memory
+from fastclip.cli.bench.pytorch.suite import PYTORCH
 from fastclip.cli.bench.reporting.output import write_results
 from fastclip.cli.bench.reporting.results import Results
 from fastclip.cli.bench.row_timing import time_row
@@ -42,10 +44,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _suite(args: argparse.Namespace) -> AnySuite:
     """Return the suite that the options select."""
-    if args.cliffs:
-        if args.train or args.gpu:
-            raise CommandError("--cliffs: it has rows of its own; leave out --train and --gpu")
-        return CLIFFS
+    for option, suite in (("cliffs", CLIFFS), ("torch", PYTORCH)):
+        if getattr(args, option):
+            others = [other for other in ("train", "gpu", "cliffs", "torch") if other != option]
+            if any(getattr(args, other) for other in others):
+                names = ", ".join(f"--{other}" for other in others)
+                raise CommandError(f"--{option}: it has rows of its own; leave out {names}")
+            if option == "torch" and find_spec("torch") is None:
+                raise CommandError("--torch: torch is not installed: pip install torch")
+            return suite
     if not args.gpu:
         return TRAINING if args.train else CLIPPING
     if args.train:
