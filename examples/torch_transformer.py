@@ -23,7 +23,10 @@ import time
 from typing import Any
 
 CONTENDERS = ("torch", "fastclip", "backward", "bfloat16")
-SYMBOLS = 32
+SYMBOLS = 16
+#: The length of the sequence that is copied.
+LENGTH = 8
+BATCH = 16
 #: Steps before the ones that are timed.
 WARM_UP = 3
 
@@ -35,13 +38,17 @@ def make_model(width: int, layers: int) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.embed = torch.nn.Embedding(SYMBOLS, width)
-            layer = torch.nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, batch_first=True)
+            self.positions = torch.nn.Parameter(0.1 * torch.randn(2 * LENGTH - 1, width))
+            layer = torch.nn.TransformerEncoderLayer(
+                width, 4, 4 * width, dropout=0.0, batch_first=True, norm_first=True
+            )
             self.layers = torch.nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
             self.out = torch.nn.Linear(width, SYMBOLS)
 
         def forward(self, symbols: Any) -> Any:
             mask = torch.nn.Transformer.generate_square_subsequent_mask(symbols.shape[1])
-            return self.out(self.layers(self.embed(symbols), mask=mask, is_causal=True))
+            embedded = self.embed(symbols) + self.positions
+            return self.out(self.layers(embedded, mask=mask, is_causal=True))
 
     return Transformer()
 
@@ -65,13 +72,14 @@ def train(contender: str, seed: int, steps: int, width: int, layers: int) -> dic
         optimizer.measure_in_backward(model)
     losses, whole_times, step_times = [], [], []
     for _ in range(steps):
-        pattern = torch.randint(0, SYMBOLS, (16, 16))
+        pattern = torch.randint(0, SYMBOLS, (BATCH, LENGTH))
         symbols = torch.cat([pattern, pattern], dim=1)
         start = time.perf_counter()
         optimizer.zero_grad()
         logits = model(symbols[:, :-1])
         # The second half of a sequence repeats the first.
-        loss = torch.nn.functional.cross_entropy(logits[:, 15:].flatten(0, 1), symbols[:, 16:].flatten())
+        copied = logits[:, LENGTH - 1 :].flatten(0, 1)
+        loss = torch.nn.functional.cross_entropy(copied, pattern.flatten())
         loss.backward()
         before_step = time.perf_counter()
         if contender == "torch":
@@ -101,7 +109,7 @@ def run(contender: str, seed: int, options: argparse.Namespace) -> dict[str, Any
     """Train in a process of its own."""
     sizes = [str(options.steps), str(options.width), str(options.layers)]
     command = [sys.executable, __file__, "--one", contender, str(seed), *sizes]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
@@ -113,6 +121,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=1)
     options = parser.parse_args(arguments)
+    if options.seeds < 1:
+        parser.error(f"--seeds is {options.seeds}; it takes at least 1")
     if options.steps <= WARM_UP:
         parser.error(f"--steps is {options.steps}; it takes more than {WARM_UP}")
     print(f"{'':10}  clip and step  whole step  peak memory  moments  loss at the end, for each seed")
@@ -127,10 +137,12 @@ def main(arguments: list[str]) -> None:
             f"{first['peak_mib']:7.0f} MiB  {first['state_mib']:3.0f} MiB  {ends}"
         )
     if options.seeds > 1:
-        print("\nLosses of float32 moments | bfloat16 moments, for each seed")
-        for step in range(0, options.steps, max(1, options.steps // 10)):
+        print("\nMean losses of float32 moments | bfloat16 moments from each step on, for each seed")
+        stride = max(1, options.steps // 10)
+        for step in range(0, options.steps, stride):
             pairs = zip(curves["fastclip"], curves["bfloat16"], strict=True)
-            print(f"step {step:4}  " + "   ".join(f"{a[step]:.4f} | {b[step]:.4f}" for a, b in pairs))
+            means = [[statistics.mean(losses[step : step + stride]) for losses in pair] for pair in pairs]
+            print(f"step {step:4}  " + "   ".join(f"{wide:.4f} | {narrow:.4f}" for wide, narrow in means))
 
 
 if __name__ == "__main__":

@@ -100,7 +100,8 @@ class Adagrad(FusedStep, torch.optim.Adagrad):
         if state_dtype is not None:
             # PyTorch's constructor has created the sums, in the type of the parameters.
             for state in self.state.values():
-                state["sum"] = state["sum"].to(state_dtype)
+                if state["sum"].is_floating_point():
+                    state["sum"] = state["sum"].to(state_dtype)
 
     def _rule_of(self, group: dict[str, Any]) -> tuple[str, list[float], tuple[str, ...]]:
         hyper = [

@@ -295,12 +295,17 @@ class FusedStep(Optimizer):
         gathered = gather(self)
         if gathered is None:
             return self._take_step_of_torch()
-        answer = _core.torch_step(
-            BINDING,
-            [part.arguments() for part in gathered.parts.values()],
-            (gathered.bounds, self.on_nonfinite, self.skip_above, loss_scale),
-            gathered.seed,
-        )
+        answer = None
+        try:
+            answer = _core.torch_step(
+                BINDING,
+                [part.arguments() for part in gathered.parts.values()],
+                (gathered.bounds, self.on_nonfinite, self.skip_above, loss_scale),
+                gathered.seed,
+            )
+        finally:
+            if answer is None or answer[0] != "taken":
+                gathered.forget_first_steps()
         if answer is None:
             return self._take_step_of_torch()
         outcome, norms, scales, gradient_norms = answer

@@ -72,7 +72,7 @@ class RuleTensors:
 class Gathered:
     """The tensors of a step."""
 
-    __slots__ = ("bounds", "norm_group_of", "parts", "seed")
+    __slots__ = ("bounds", "first_steps", "norm_group_of", "parts", "seed")
 
     def __init__(self) -> None:
         self.parts: dict[tuple[str, bool], RuleTensors] = {}
@@ -81,6 +81,14 @@ class Gathered:
         #: The norm group of each parameter group.
         self.norm_group_of: list[int] = []
         self.seed = 0
+        #: The states of parameters whose first step differs from the others, and the names of their slots.
+        self.first_steps: list[tuple[dict[str, Any], tuple[str, ...]]] = []
+
+    def forget_first_steps(self) -> None:
+        """Remove the slots that were created for first steps, which were not taken."""
+        for state, names in self.first_steps:
+            for name in names:
+                state.pop(name, None)
 
 
 def gather(optimizer: HasStates) -> Gathered | None:
@@ -104,6 +112,7 @@ def gather(optimizer: HasStates) -> Gathered | None:
             norm_group = shared_norm_group
         gathered.norm_group_of.append(norm_group)
         if not _gather_group(optimizer, group, gathered, norm_group, first_number):
+            gathered.forget_first_steps()
             return None
         first_number += len(group["params"])
     return gathered
@@ -127,6 +136,9 @@ def _gather_group(
         states = [optimizer.state[parameter] for parameter in members]
         if optimizer._has_first_step and names:
             first_steps = [state.get(names[0]) is None for state in states]
+            gathered.first_steps += [
+                (state, names) for state, is_first in zip(states, first_steps, strict=True) if is_first
+            ]
         try:
             slots = [[state[name] for state in states] for name in names]
             steps = None if part.steps is None else [state["step"] for state in states]
