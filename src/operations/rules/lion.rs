@@ -10,6 +10,8 @@ use crate::kernels::lanes::{Lanes, Real};
 pub struct Lion<R> {
     gradient: DecayedGradient<R>,
     learning_rate: R,
+    beta1: R,
+    beta2: R,
     one_minus_beta1: R,
     one_minus_beta2: R,
 }
@@ -20,6 +22,8 @@ impl<R: Real> Rule<R, 1> for Lion<R> {
         Self {
             gradient: DecayedGradient::decoupled(learning_rate * weight_decay, maximize),
             learning_rate: R::from_f64(learning_rate),
+            beta1: R::from_f64(beta1),
+            beta2: R::from_f64(beta2),
             one_minus_beta1: R::from_f64(1.0 - beta1),
             one_minus_beta2: R::from_f64(1.0 - beta2),
         }
@@ -28,7 +32,7 @@ impl<R: Real> Rule<R, 1> for Lion<R> {
     #[inline(always)]
     fn update<V: Lanes<R>>(self, g: V, w: V, [m]: [V; 1]) -> (V, [V; 1]) {
         let (g, w) = self.gradient.decayed(g, w);
-        let direction = (m + (g - m) * self.one_minus_beta1).sign();
-        (w - direction * self.learning_rate, [m + (g - m) * self.one_minus_beta2])
+        let direction = (m * self.beta1 + g * self.one_minus_beta1).sign();
+        (w - direction * self.learning_rate, [m * self.beta2 + g * self.one_minus_beta2])
     }
 }

@@ -1,4 +1,4 @@
-//! Adam and `AdamW` as PyTorch computes them: m ← m + (g − m)(1 − β₁); v ← v + (g² − v)(1 − β₂);
+//! Adam and `AdamW` as PyTorch computes them: m ← β₁·m + (1 − β₁)·g; v ← β₂·v + (1 − β₂)·g²;
 //! w ← w − lr/(1 − β₁ᵗ)·m/(√v/√(1 − β₂ᵗ) + ε). The ε stands outside the bias correction, unlike that of [`Adam`](super::adam).
 //!
 //! Before that, the decay is added to the gradient, g ← g + decay·w, or with `decoupled` subtracted from the variable,
@@ -14,6 +14,8 @@ use crate::kernels::lanes::{Lanes, Real};
 pub struct TorchAdam<R> {
     gradient: DecayedGradient<R>,
     step_size: R,
+    beta1: R,
+    beta2: R,
     one_minus_beta1: R,
     one_minus_beta2: R,
     inverse_correction: R,
@@ -30,7 +32,7 @@ impl<R: Real> TorchAdam<R> {
     /// Returns the moments after a step.
     #[inline(always)]
     pub fn moments<V: Lanes<R>>(self, g: V, m: V, v: V) -> (V, V) {
-        (m + (g - m) * self.one_minus_beta1, v + (g * g - v) * self.one_minus_beta2)
+        (m * self.beta1 + g * self.one_minus_beta1, v * self.beta2 + g * g * self.one_minus_beta2)
     }
 
     /// Returns the variable after a step along the first moment `m`, divided by the root of the second moment `v`.
@@ -52,6 +54,8 @@ impl<R: Real> Rule<R, 2> for TorchAdam<R> {
         Self {
             gradient,
             step_size: R::from_f64(learning_rate / (1.0 - beta1_power)),
+            beta1: R::from_f64(beta1),
+            beta2: R::from_f64(beta2),
             one_minus_beta1: R::from_f64(1.0 - beta1),
             one_minus_beta2: R::from_f64(1.0 - beta2),
             inverse_correction: R::from_f64(1.0 / (1.0 - beta2_power).sqrt()),

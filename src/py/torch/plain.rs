@@ -5,6 +5,7 @@ use crate::error::Error;
 use crate::py::arrays::dtypes::AcceptedDTypes;
 use crate::py::arrays::view::View;
 use crate::py::call::{SIGNAL_BYTES, entry_that_reads};
+use crate::py::objects;
 use crate::py::tensors::dlpack;
 use crate::py::tensors::door::is_passed_on;
 use crate::py::tensors::exchange::Exchange;
@@ -67,6 +68,8 @@ pub struct PlainTensors<'py> {
     pub views: Vec<Option<View<'py>>>,
     /// The tensors. No other code has a reference to this list, except for functions of PyTorch during their calls.
     list: Bound<'py, PyList>,
+    /// Whether an entry is None.
+    has_none: bool,
 }
 
 impl TorchBinding {
@@ -83,7 +86,7 @@ impl TorchBinding {
         accepted: AcceptedDTypes,
     ) -> PyResult<Option<PlainTensors<'py>>> {
         let py = list.py();
-        let mut views = with_capacity(list.len())?;
+        let (mut views, mut has_none) = (with_capacity(list.len())?, false);
         let classes = [&self.tensor, &self.parameter].map(|(class, exchange)| (class.as_ptr(), *exchange));
         for index in 0..list.len() {
             // SAFETY: the list belongs to this call and has more than `index` entries.
@@ -91,6 +94,7 @@ impl TorchBinding {
                 unsafe { Borrowed::from_ptr(py, ffi::PyList_GetItem(list.as_ptr(), index.cast_signed())) };
             if object.is_none() {
                 views.push(None);
+                has_none = true;
                 continue;
             }
             // SAFETY: reads the type of a live object.
@@ -112,14 +116,21 @@ impl TorchBinding {
                 Ok(_) | Err(_) => return Ok(None),
             }
         }
-        Ok(Some(PlainTensors { views, list }))
+        Ok(Some(PlainTensors { views, list, has_none }))
     }
 
     /// Counts a change of tensors that have been written. A failure, such as a lack of memory, is not reported, because
     /// everything has been written; an exception of a signal handler is.
     pub fn count_change(&self, tensors: &PlainTensors<'_>) -> PyResult<()> {
         let py = tensors.list.py();
-        match self.increment_version.bind(py).call1((&tensors.list,)) {
+        let changed = || {
+            let mut present = with_capacity(tensors.list.len())?;
+            present.extend(tensors.list.iter().filter(|tensor| !tensor.is_none()));
+            objects::list(py, present.len(), present.into_iter().map(Ok))
+        };
+        // Entries that are None are left out.
+        let list = if tensors.has_none { changed() } else { Ok(tensors.list.clone()) };
+        match list.and_then(|list| self.increment_version.bind(py).call1((list,))) {
             Err(error) if !error.is_instance_of::<PyException>(py) => Err(error),
             _ => Ok(()),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -233,7 +234,7 @@ class FusedStep(Optimizer):
 
     # Steps --------------------------------------------------------------------------------
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, *arguments: Any, **options: Any) -> Any:
         """Take a step: clip the gradients and update the parameters.
 
         Parameters
@@ -252,7 +253,7 @@ class FusedStep(Optimizer):
             With ``on_nonfinite="raise"``, if a gradient contains NaN or infinity. Nothing is written then.
         """
         if torch.compiler.is_compiling():
-            return _step_outside_of_graphs(self, closure)
+            return _step_outside_of_graphs(self, *arguments, **options)
         has_hooks = (
             self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
@@ -262,8 +263,8 @@ class FusedStep(Optimizer):
         )
         # PyTorch wraps the step of a derived class that defines one, and calls the hooks itself.
         if has_hooks and type(self).step is FusedStep.step:
-            return _step_with_hooks(self) if closure is None else _step_with_hooks(self, closure)
-        return self._step(closure)
+            return _step_with_hooks(self, *arguments, **options)
+        return self._step(*arguments, **options)
 
     # PyTorch's base class then does not wrap the method: it calls hooks by itself, and only where there are
     # some.
@@ -292,17 +293,16 @@ class FusedStep(Optimizer):
         for group in self.param_groups:
             if group.get("capturable") or group.get("differentiable"):
                 return self._take_step_of_torch()
-        gathered = gather(self)
-        if gathered is None:
-            return self._take_step_of_torch()
+        gathered = Gathered()
         answer = None
         try:
-            answer = _core.torch_step(
-                BINDING,
-                [part.arguments() for part in gathered.parts.values()],
-                (gathered.bounds, self.on_nonfinite, self.skip_above, loss_scale),
-                gathered.seed,
-            )
+            if gather(self, gathered):
+                answer = _core.torch_step(
+                    BINDING,
+                    [part.arguments() for part in gathered.parts.values()],
+                    (gathered.bounds, self.on_nonfinite, self.skip_above, loss_scale),
+                    gathered.seed,
+                )
         finally:
             if answer is None or answer[0] != "taken":
                 gathered.forget_first_steps()
@@ -420,9 +420,7 @@ def _reason(optimizer: FusedStep) -> str:
     return "takes states that are dense float tensors on the CPU"
 
 
-def _step_of(optimizer: FusedStep, closure: Callable[[], Any] | None = None) -> Any:
-    return optimizer._step(closure)
-
-
-_step_with_hooks = Optimizer.profile_hook_step(_step_of)
+_step_with_hooks = Optimizer.profile_hook_step(FusedStep._step)
 _step_outside_of_graphs = torch._disable_dynamo(FusedStep.step)
+# Hooks see the arguments as they were passed, so that the method takes any; these are the ones that it has.
+FusedStep.step.__signature__ = inspect.signature(FusedStep._step)  # type: ignore[attr-defined]

@@ -85,21 +85,25 @@ class Gathered:
         self.first_steps: list[tuple[dict[str, Any], tuple[str, ...]]] = []
 
     def forget_first_steps(self) -> None:
-        """Remove the slots that were created for first steps, which were not taken."""
+        """Remove the slots that were created for first steps, which were not taken.
+
+        A slot that is not zero is kept: a signal handler has raised after the step was taken.
+        """
         for state, names in self.first_steps:
             for name in names:
-                state.pop(name, None)
+                slot = state.get(name)
+                if slot is not None and not bool(slot.any()):
+                    del state[name]
 
 
-def gather(optimizer: HasStates) -> Gathered | None:
+def gather(optimizer: HasStates, gathered: Gathered) -> bool:
     """Gather the tensors of all parameters that have a gradient, and create the states that they lack.
 
     Returns
     -------
-    Gathered or None
-        None if a parameter that lacks a state is not one that fastclip takes.
+    bool
+        False if a parameter that lacks a state is not one that fastclip takes.
     """
-    gathered = Gathered()
     shared_norm_group: int | None = None
     first_number = 0
     for group in optimizer.param_groups:
@@ -112,10 +116,9 @@ def gather(optimizer: HasStates) -> Gathered | None:
             norm_group = shared_norm_group
         gathered.norm_group_of.append(norm_group)
         if not _gather_group(optimizer, group, gathered, norm_group, first_number):
-            gathered.forget_first_steps()
-            return None
+            return False
         first_number += len(group["params"])
-    return gathered
+    return True
 
 
 def _gather_group(
