@@ -343,19 +343,19 @@ impl<'a, const N: usize> ChunkMut<'a, N> {
         unsafe { self.exclusive_run(operand, &range) }
     }
 
-    /// Returns the reals of `range` in several dense operands at once, for writing: in operand `first` and in those in
-    /// `others`.
+    /// Returns the reals of `range` in several dense operands at once, for writing: in operand `first`, of type `T`, and
+    /// in those in `others`, of type `U`.
     ///
     /// # Panics
     ///
     /// As [`ChunkMut::run_mut`], and if `others` contains `first` or has another length than `K`.
     #[must_use]
-    pub fn runs_mut<T: Element, const K: usize>(
+    pub fn runs_mut<T: Element, U: Element, const K: usize>(
         &mut self,
         first: usize,
         others: Range<usize>,
         range: &Range<usize>,
-    ) -> (&mut [T], [&mut [T]; K]) {
+    ) -> (&mut [T], [&mut [U]; K]) {
         assert!(others.len() == K && !others.contains(&first));
         // SAFETY: slices of different operands, which do not overlap by the contract of the segment's constructor.
         unsafe {
@@ -364,6 +364,22 @@ impl<'a, const N: usize> ChunkMut<'a, N> {
                 std::array::from_fn(|k| self.exclusive_run(others.start + k, range)),
             )
         }
+    }
+
+    /// Returns the reals of `range` in the dense operands `operands`, for writing.
+    ///
+    /// # Panics
+    ///
+    /// As [`ChunkMut::run_mut`], and if `operands` has another length than `K`.
+    #[must_use]
+    pub fn array_of_runs_mut<T: Element, const K: usize>(
+        &mut self,
+        operands: Range<usize>,
+        range: &Range<usize>,
+    ) -> [&mut [T]; K] {
+        assert!(operands.len() == K);
+        // SAFETY: slices of different operands, which do not overlap by the contract of the segment's constructor.
+        unsafe { std::array::from_fn(|k| self.exclusive_run(operands.start + k, range)) }
     }
 
     /// Returns reals of a dense operand, for writing, with a lifetime that the caller chooses.

@@ -18,9 +18,9 @@ pub mod power_sum;
 pub mod row_sum;
 pub mod scale;
 pub mod stochastic;
-
 pub mod sum_squares;
 pub mod update;
+pub mod update_bf16_slots;
 
 use crate::scalar::Element;
 use half::{bf16, f16};

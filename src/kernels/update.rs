@@ -48,7 +48,11 @@ fn update_on<S: Simd, R: Real, K: Rule<R, N>, const N: usize>(
     for at in (0..tail).step_by(R::LANES) {
         let lanes = at..at + R::LANES;
         let scaled = R::load(simd, &g[lanes.clone()]) * factor;
-        let before = std::array::from_fn(|k| R::load(simd, &slots[k][lanes.clone()]));
+        // A loop in place of `array::from_fn`, which need not be inlined with a closure that uses vectors.
+        let mut before = [scaled; N];
+        for k in 0..N {
+            before[k] = R::load(simd, &slots[k][lanes.clone()]);
+        }
         let (value, after) = rule.update(scaled, R::load(simd, &w[lanes.clone()]), before);
         R::store(value.canonical(), &mut w[lanes.clone()]);
         for k in 0..N {

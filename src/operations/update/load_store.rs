@@ -9,7 +9,7 @@ use crate::kernels::convert::{Convert, convert};
 use crate::kernels::lanes::Real;
 use crate::kernels::operation::{Run, perform};
 use crate::kernels::scale::{Factor, Scaling};
-use crate::kernels::stochastic::{Stream, round_stochastically};
+use crate::kernels::stochastic::{ArrayStream, Stream, round_stochastically};
 use crate::scalar::Scalar;
 use crate::with_float;
 use half::{bf16, f16};
@@ -166,7 +166,7 @@ fn store_stochastically<R: Real + Convert<f32>>(
     operand: usize,
     block: Range<usize>,
     from: &[R],
-    stream: Stream,
+    stream: ArrayStream,
 ) {
     let (mut narrow, mut rounded) = ([0.0_f32; BLOCK], [bf16::ZERO; BLOCK]);
     let narrow = &mut narrow[..from.len()];

@@ -18,12 +18,15 @@ use crate::engine::isa::Level;
 use crate::engine::plan::Plan;
 use crate::engine::segment::Segment;
 use crate::engine::workspace::Workspace;
+use crate::kernels::lanes::Real;
 use crate::kernels::scale::Factor;
 use crate::kernels::stochastic::Stream;
 use crate::kernels::update::update;
+use crate::kernels::update_bf16_slots::{Rounding, update_bf16_slots};
 use crate::operations::norms::ChunkSquares;
 use crate::operations::rules::{MAX_SLOTS, Rule, RuleKind, RuleVisitor};
 use crate::scalar::Scalar;
+use half::bf16;
 use load_store::Arithmetic;
 use std::ops::Range;
 
@@ -147,7 +150,11 @@ impl RuleVisitor for Step<'_> {
                     update_chunk(level, rule_f64, gradient, parameters.rounding, &mut chunk);
                     measure_chunk::<f64>(level, measured, index, &mut chunk);
                 } else {
-                    update_chunk(level, rule_f32, gradient, parameters.rounding, &mut chunk);
+                    if has_bf16_slots(&chunk, N) {
+                        update_bf16_chunk(level, rule_f32, gradient, parameters.rounding, &mut chunk);
+                    } else {
+                        update_chunk(level, rule_f32, gradient, parameters.rounding, &mut chunk);
+                    }
                     measure_chunk::<f32>(level, measured, index, &mut chunk);
                 }
             },
@@ -196,7 +203,7 @@ fn update_chunk<R: Arithmetic, K: Rule<R, N>, const N: usize>(
         && chunk.scalar_of(COPY).is_none()
     {
         let g = chunk.read_only().run::<R>(GRADIENT, range.clone());
-        let (w, slots) = chunk.runs_mut::<R, N>(VARIABLE, SLOTS..SLOTS + N, &range);
+        let (w, slots) = chunk.runs_mut::<R, R, N>(VARIABLE, SLOTS..SLOTS + N, &range);
         update(level, rule, factor, g, w, slots);
         return;
     }
@@ -206,7 +213,7 @@ fn update_chunk<R: Arithmetic, K: Rule<R, N>, const N: usize>(
         let g = &mut buffer[..block.len()];
         let factor = R::load_gradient(level, gradient, plain_factor, chunk, block.clone(), g);
         if is_direct {
-            let (w, slots) = chunk.runs_mut::<R, N>(VARIABLE, SLOTS..SLOTS + N, &block);
+            let (w, slots) = chunk.runs_mut::<R, R, N>(VARIABLE, SLOTS..SLOTS + N, &block);
             update(level, rule, factor, g, w, slots);
             if chunk.scalar_of(COPY).is_some() {
                 // The variable is first copied to the buffer, because the low-precision copy cannot be borrowed for
@@ -217,6 +224,54 @@ fn update_chunk<R: Arithmetic, K: Rule<R, N>, const N: usize>(
         } else {
             update_staged(level, rule, (factor, g), rounding, chunk, block);
         }
+    }
+}
+
+/// Returns whether a chunk is dense, and has `count` slots, all of them bfloat16.
+fn has_bf16_slots(chunk: &ChunkMut<OPERANDS>, count: usize) -> bool {
+    count > 0
+        && chunk.is_dense()
+        && (0..count).all(|k| chunk.scalar_of(SLOTS + k) == Some(Scalar::BF16))
+        && chunk.scalar() != Scalar::F64
+}
+
+/// Updates one chunk of a variable, its slots, for which [`has_bf16_slots`] is true, and its low-precision copy.
+fn update_bf16_chunk<K: Rule<f32, N>, const N: usize>(
+    level: Level,
+    rule: K,
+    gradient: Gradient,
+    rounding: Option<Stream>,
+    chunk: &mut ChunkMut<OPERANDS>,
+) {
+    let range = chunk.range();
+    let GradientTransform { factor, clamp } = gradient.transform;
+    let plain_factor = f32::plain(factor).filter(|_| clamp.is_none());
+    let rounding_from = |start: usize| match rounding {
+        None => Rounding::Nearest,
+        Some(stream) => Rounding::Stochastic {
+            streams: std::array::from_fn(|pair| stream.of_pair((SLOTS / 2 + pair) as u64)),
+            start: start as u64,
+        },
+    };
+    let slots = SLOTS..SLOTS + N;
+    if let (Some(factor), Scalar::F32, None) = (plain_factor, chunk.scalar(), chunk.scalar_of(COPY))
+        && chunk.scalar_of(GRADIENT) == Some(Scalar::F32)
+    {
+        let g = chunk.read_only().run::<f32>(GRADIENT, range.clone());
+        let (w, slots) = chunk.runs_mut::<f32, bf16, N>(VARIABLE, slots, &range);
+        update_bf16_slots(level, rule, (factor, g), w, slots, rounding_from(range.start));
+        return;
+    }
+    let (mut gradients, mut variables) = ([0.0; BLOCK], [0.0; BLOCK]);
+    for start in range.clone().step_by(BLOCK) {
+        let block = start..range.end.min(start + BLOCK);
+        let (g, w) = (&mut gradients[..block.len()], &mut variables[..block.len()]);
+        let factor = f32::load_gradient(level, gradient, plain_factor, chunk, block.clone(), g);
+        f32::load_block(level, chunk, VARIABLE, block.clone(), w);
+        let runs = chunk.array_of_runs_mut::<bf16, N>(slots.clone(), &block);
+        update_bf16_slots(level, rule, (factor, g), w, runs, rounding_from(start));
+        f32::store_block(level, chunk, VARIABLE, block.clone(), w, rounding);
+        f32::store_copy(level, chunk, block, w);
     }
 }
 

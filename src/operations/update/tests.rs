@@ -223,6 +223,61 @@ fn gradients_are_scaled_then_clamped_and_may_be_of_any_float_type() {
     check(Scalar::BF16, bf16::from_f32);
 }
 
+#[test]
+fn slots_of_bfloat16_are_rounded_alike_in_registers_and_in_buffers() {
+    // Strided slots are rounded in buffers. The values include NaN and infinities.
+    let n = 2100;
+    for kind in RuleKind::ALL.iter().filter(|kind| kind.slots() > 0) {
+        for rounding in [None, Some(Stream::new(5, 3, 1))] {
+            for variable in [Scalar::F32, Scalar::BF16] {
+                let results = [1, 2].map(|stride| {
+                    isa::all().into_iter().map(move |level| {
+                        let case = Case::new(n, kind.slots());
+                        let mut g: Vec<f32> = gradient(n);
+                        g[7] = f32::NAN;
+                        g[40] = f32::INFINITY;
+                        g[n - 1] = f32::NEG_INFINITY;
+                        let mut w = case.w.clone();
+                        let mut narrow_w: Vec<bf16> = w.iter().map(|v| bf16::from_f32(*v)).collect();
+                        let mut slots: Vec<Vec<bf16>> = case
+                            .slots
+                            .iter()
+                            .map(|slot| {
+                                let values = slot.iter().map(|v| bf16::from_f32(*v));
+                                values.flat_map(|v| std::iter::repeat_n(v, stride as usize)).collect()
+                            })
+                            .collect();
+                        let (four, two, strided) = ([4], [2], [2 * stride]);
+                        let mut operands = [None; OPERANDS];
+                        let operand = |run: Run, strides| {
+                            let Run { pointer, scalar, is_written } = run;
+                            Some(Operand { pointer, strides, scalar, is_written })
+                        };
+                        operands[VARIABLE] = match variable {
+                            Scalar::F32 => operand(run(&mut w, variable, true), &four[..]),
+                            _ => operand(run(&mut narrow_w, variable, true), &two[..]),
+                        };
+                        operands[GRADIENT] = operand(run(&mut g, Scalar::F32, false), &four[..]);
+                        for (k, values) in slots.iter_mut().enumerate() {
+                            operands[SLOTS + k] = operand(run(values, Scalar::BF16, true), &strided[..]);
+                        }
+                        let mut update = parameter_update(Segment::in_test(false, &[n], operands));
+                        update.parameters.rounding = rounding;
+                        run_update(*kind, update, level, 2);
+                        let w = w.iter().map(|v| v.to_bits());
+                        let w = w.chain(narrow_w.iter().map(|v| u32::from(v.to_bits())));
+                        let slots =
+                            slots.iter().flat_map(|slot| slot.iter().step_by(stride as usize).take(n));
+                        w.chain(slots.map(|v| u32::from(v.to_bits()))).collect::<Vec<u32>>()
+                    })
+                });
+                let [dense, strided] = results.map(Iterator::collect::<Vec<_>>);
+                assert!(dense.iter().chain(&strided).all(|bits| *bits == dense[0]), "{kind:?} {rounding:?}");
+            }
+        }
+    }
+}
+
 /// Converts values to float32.
 fn to_float32<T: Float>(values: &[T]) -> Vec<f32> {
     values.iter().map(|v| v.to_f64() as f32).collect()
