@@ -135,7 +135,6 @@ def torch_step(
     binding: TorchBinding,
     parts: Sequence[tuple[Any, ...]],
     conditions: tuple[Sequence[float | None], str, float | None, float],
-    seed: int,
     /,
 ) -> tuple[str, list[float | None], list[float], list[float] | None] | None: ...
 def accumulate(sums: object, gradients: object, scale: float, /) -> np.float32 | np.float64: ...

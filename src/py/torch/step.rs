@@ -59,10 +59,10 @@ pub struct StepPart<'py> {
     /// Tuples of a number of successive parameters, their set and their norm group.
     #[pyo3(item(3))]
     runs: Bound<'py, PyAny>,
-    /// The numbers of the parameters, from which the random bits of stochastic rounding depend; None to round to the
-    /// nearest.
+    /// The seed of stochastic rounding, and the numbers of the parameters, on which the random bits depend; None to round
+    /// to the nearest.
     #[pyo3(item(4))]
-    numbers: Option<Bound<'py, PyAny>>,
+    rounding: Option<(u64, Bound<'py, PyAny>)>,
     /// For each gradient, its magnitude as a tuple of a mantissa and an exponent, or None to measure it; None to measure
     /// all.
     #[pyo3(item(5))]
@@ -85,19 +85,18 @@ pub struct StepConditions<'py> {
 }
 
 /// Takes a step. `parts` is a list of tuples, see [`StepPart`], of which no two have a parameter in common; `conditions` is
-/// a tuple, see [`StepConditions`]; `seed` is that of stochastic rounding.
+/// a tuple, see [`StepConditions`].
 ///
 /// Returns how the step ended ("taken", "skipped" or "refused"), the norm of each norm group or None, the factor of each
 /// norm group, and the norm of each gradient if the step was refused because of NaN or infinity. Returns None, and writes
 /// nothing, if a tensor is not plain.
 #[pyfunction]
-#[pyo3(signature = (binding, parts, conditions, seed, /))]
+#[pyo3(signature = (binding, parts, conditions, /))]
 pub fn torch_step<'py>(
     py: Python<'py>,
     binding: &Bound<'py, TorchBinding>,
     parts: &Bound<'py, PyAny>,
     conditions: StepConditions<'py>,
-    seed: u64,
 ) -> PyResult<Option<Bound<'py, PyTuple>>> {
     entry(py, || {
         let parts = extract(parts, |part| part.extract::<StepPart<'_>>())?;
@@ -112,7 +111,7 @@ pub fn torch_step<'py>(
         let mut rules = with_capacity(prepared.len())?;
         for part in prepared {
             let (kind, first) = (part.kind, step.pairs.len());
-            let Some(hyper) = part.read(binding.get(), seed, &mut step)? else { return Ok(None) };
+            let Some(hyper) = part.read(binding.get(), &mut step)? else { return Ok(None) };
             rules.push((kind, hyper, step.pairs.len() - first));
         }
         let ReadStep { mut pairs, written, lent, known } = step;
@@ -187,8 +186,8 @@ struct PreparedPart<'py> {
     hyper: HyperParameters,
     /// The set of hyper-parameters of each parameter.
     set_of: Vec<usize>,
-    /// The numbers of the parameters, if arrays of bfloat16 are rounded stochastically.
-    numbers: Option<Vec<u64>>,
+    /// The seed and the numbers of the parameters, if arrays of bfloat16 are rounded stochastically.
+    rounding: Option<(u64, Vec<u64>)>,
     /// The magnitude of each gradient that is known.
     known: Option<Vec<Option<Magnitude>>>,
     parameters: Bound<'py, PyList>,
@@ -204,8 +203,9 @@ impl<'py> StepPart<'py> {
     fn prepare(self, binding: &TorchBinding, groups: &mut NormGroups) -> PyResult<Option<PreparedPart<'py>>> {
         let kind = rule_kind(&self.rule.extract::<String>()?)?;
         let sets = extract(&self.sets, |set| extract(set, to_f64))?;
-        let numbers =
-            self.numbers.map(|numbers| extract(&numbers, |number| number.extract::<u64>())).transpose()?;
+        let to_numbers =
+            |(seed, numbers)| PyResult::Ok((seed, extract(&numbers, |number| number.extract())?));
+        let rounding: Option<(u64, Vec<u64>)> = self.rounding.map(to_numbers).transpose()?;
         let known = self.known.map(|known| extract(&known, to_magnitude)).transpose()?;
         let tensors = self.tensors;
         let list = |items: &Bound<'py, PyAny>| objects::copy_to_list(items);
@@ -228,7 +228,7 @@ impl<'py> StepPart<'py> {
         if slots.len() != kind.slots()
             || lists.map(PyListMethods::len).any(|length| length != count)
             || set_of.len() != count
-            || numbers.as_ref().is_some_and(|numbers| numbers.len() != count)
+            || rounding.as_ref().is_some_and(|(_, numbers)| numbers.len() != count)
             || known.as_ref().is_some_and(|known| known.len() != count)
         {
             return Err(Error::Value("fastclip._core: the lists of a step differ in length".into()).into());
@@ -243,7 +243,7 @@ impl<'py> StepPart<'py> {
             kind,
             hyper,
             set_of,
-            numbers,
+            rounding,
             known,
             parameters,
             gradients,
@@ -268,12 +268,7 @@ struct ReadStep<'py> {
 impl<'py> PreparedPart<'py> {
     /// Reads and checks the tensors, and appends them to those of the step. Returns the hyper-parameters that they use, or
     /// None if a tensor is not plain. Runs no foreign code.
-    fn read(
-        mut self,
-        binding: &TorchBinding,
-        seed: u64,
-        step: &mut ReadStep<'py>,
-    ) -> PyResult<Option<HyperParameters>> {
+    fn read(mut self, binding: &TorchBinding, step: &mut ReadStep<'py>) -> PyResult<Option<HyperParameters>> {
         let read = |list, accepted| binding.read(list, accepted);
         let Some(mut parameters) = read(self.parameters, AcceptedDTypes::Reals)? else { return Ok(None) };
         let Some(mut gradients) = read(self.gradients, AcceptedDTypes::Reals)? else { return Ok(None) };
@@ -329,13 +324,13 @@ impl<'py> PreparedPart<'py> {
             }
             pair.set_caller_arrays(slot_views, step_count);
             pair.hyper = self.hyper.at_step(self.set_of[index], next_step)?;
-            if let Some(numbers) = &self.numbers {
+            if let Some((seed, numbers)) = &self.rounding {
                 let Some(next_step) = next_step else {
                     return Err(
                         Error::Value("fastclip._core: stochastic rounding needs step counts".into()).into()
                     );
                 };
-                pair.rounding = Some(Stream::new(seed, next_step as u64, numbers[index]));
+                pair.rounding = Some(Stream::new(*seed, next_step as u64, numbers[index]));
             }
             step.pairs.push(pair);
             step.known.push(self.known.as_ref().and_then(|known| known[index]));

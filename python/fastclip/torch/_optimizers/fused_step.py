@@ -301,7 +301,6 @@ class FusedStep(Optimizer):
                     BINDING,
                     [part.arguments() for part in gathered.parts.values()],
                     (gathered.bounds, self.on_nonfinite, self.skip_above, loss_scale),
-                    gathered.seed,
                 )
         finally:
             if answer is None or answer[0] != "taken":

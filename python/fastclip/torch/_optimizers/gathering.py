@@ -42,12 +42,13 @@ class RuleTensors:
         "parameters",
         "rule",
         "runs",
+        "seed",
         "sets",
         "slots",
         "steps",
     )
 
-    def __init__(self, rule: str, slots: int, counts_steps: bool, is_stochastic: bool) -> None:
+    def __init__(self, rule: str, slots: int, counts_steps: bool, seed: int | None) -> None:
         self.rule = rule
         self.parameters: list[torch.Tensor] = []
         self.gradients: list[torch.Tensor] = []
@@ -58,29 +59,32 @@ class RuleTensors:
         self.sets: list[list[float]] = []
         #: Tuples of a number of parameters, their set and their norm group.
         self.runs: list[tuple[int, int, int]] = []
-        #: The numbers of the parameters, if their bfloat16 tensors are rounded stochastically.
-        self.numbers: list[int] | None = [] if is_stochastic else None
+        #: The seed of stochastic rounding; None to round to the nearest.
+        self.seed = seed
+        #: The numbers of the parameters, on which the random bits depend.
+        self.numbers: list[int] = []
         #: The magnitudes of gradients that are known, None where one is to be measured.
         self.known: list[tuple[float, int] | None] | None = None
 
     def arguments(self) -> tuple[Any, ...]:
         """Return what the extension module takes."""
         tensors = (self.parameters, self.gradients, self.slots, self.steps, self.copies)
-        return self.rule, tensors, self.sets, self.runs, self.numbers, self.known
+        rounding = None if self.seed is None else (self.seed, self.numbers)
+        return self.rule, tensors, self.sets, self.runs, rounding, self.known
 
 
 class Gathered:
     """The tensors of a step."""
 
-    __slots__ = ("bounds", "first_steps", "norm_group_of", "parts", "seed")
+    __slots__ = ("bounds", "first_steps", "norm_group_of", "parts")
 
     def __init__(self) -> None:
-        self.parts: dict[tuple[str, bool], RuleTensors] = {}
+        #: By rule and seed.
+        self.parts: dict[tuple[str, int | None], RuleTensors] = {}
         #: The bound of each norm group.
         self.bounds: list[float | None] = []
         #: The norm group of each parameter group.
         self.norm_group_of: list[int] = []
-        self.seed = 0
         #: The states of parameters whose first step differs from the others, and the names of their slots.
         self.first_steps: list[tuple[dict[str, Any], tuple[str, ...]]] = []
 
@@ -130,10 +134,11 @@ def _gather_group(
         return True
     rule, hyper, names = optimizer._rule_of(group)
     is_stochastic = group.get("state_dtype") is not None and group["rounding"] != "nearest"
-    part = gathered.parts.get((rule, is_stochastic))
+    seed = group["seed"] if is_stochastic else None
+    part = gathered.parts.get((rule, seed))
     if part is None:
-        part = RuleTensors(rule, len(names), optimizer._counts_steps or is_stochastic, is_stochastic)
-        gathered.parts[rule, is_stochastic] = part
+        part = RuleTensors(rule, len(names), optimizer._counts_steps or is_stochastic, seed)
+        gathered.parts[rule, seed] = part
     first_steps = None
     if names or part.steps is not None:
         states = [optimizer.state[parameter] for parameter in members]
@@ -170,8 +175,7 @@ def _gather_group(
         part.known += optimizer._backward_norms.known(members, gradients)
     part.parameters += members
     part.gradients += gradients
-    if part.numbers is not None:
-        gathered.seed = group["seed"]
+    if is_stochastic:
         part.numbers += [
             number
             for number, parameter in enumerate(group["params"], first_number)
