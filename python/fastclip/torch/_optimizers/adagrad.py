@@ -97,11 +97,13 @@ class Adagrad(FusedStep, torch.optim.Adagrad):
             fused=fused,
         )
         self._store_options()
-        if state_dtype is not None:
-            # PyTorch's constructor has created the sums, in the type of the parameters.
-            for state in self.state.values():
+        # PyTorch's constructor has created the sums, in the type of the parameters.
+        for group in self.param_groups:
+            dtype = group.get("state_dtype")
+            for parameter in group["params"] if dtype is not None else ():
+                state = self.state[parameter]
                 if state["sum"].is_floating_point():
-                    state["sum"] = state["sum"].to(state_dtype)
+                    state["sum"] = state["sum"].to(dtype)
 
     def _rule_of(self, group: dict[str, Any]) -> tuple[str, list[float], tuple[str, ...]]:
         hyper = [

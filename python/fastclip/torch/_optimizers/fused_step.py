@@ -118,7 +118,12 @@ class FusedStep(Optimizer):
         """
         if isinstance(param_group, dict) and param_group.get("max_norm") is not None:
             param_group["max_norm"] = bound_of(param_group["max_norm"], "max_norm of a parameter group")
+        # A loaded bound is not that of the defaults.
+        has_bound = any("shared_max_norm" in group for group in self.param_groups)
+        shared = self.max_norm
         super().add_param_group(param_group)
+        if has_bound:
+            self.param_groups[-1]["shared_max_norm"] = shared
 
     @property
     def max_norm(self) -> float | None:
