@@ -36,10 +36,11 @@ test-rust: ## run the tests of the Rust crate, which need no Python
 test-python: $(STAMPS)/test ## run the tests of the package
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# PyTorch's Linux build on PyPI contains gigabytes of CUDA. pip takes a CPU build from a folder or page that PIP_FIND_LINKS
-# or PIP_EXTRA_INDEX_URL names.
+# PyTorch's Linux build on PyPI contains gigabytes of CUDA. pip takes the newest build of all places, so that a CPU build
+# comes from PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu, or from a folder with PIP_FIND_LINKS=folder and
+# PIP_CONSTRAINT=file, where the file has a line such as torch==2.13.0+cpu. A test whose library is absent fails.
 test-frameworks: $(STAMPS)/frameworks ## install PyTorch's training frameworks, and run the tests that use them
-	$(BIN)/python -m pytest tests/frameworks
+	FASTCLIP_REQUIRE_INTEROP=1 $(BIN)/python -m pytest tests/frameworks
 
 # Shell code that prints why the tests cannot be built and run for AArch64 on this machine, or nothing if they can.
 # RUSTC_AARCH64 is Debian's compiler, whose packages include the standard library for AArch64. rustup's compiler would have
