@@ -318,14 +318,15 @@ def test_quick_check_allows_twice_the_ratios_and_ignores_rows_that_were_disturbe
 
 
 def test_only_the_memory_target_is_absolute() -> None:
-    all_targets = [*targets.TARGETS, *targets.TRAINING_TARGETS]
+    all_targets = [*targets.TARGETS, *targets.TRAINING_TARGETS, *targets.TORCH_TARGETS]
     assert {target.row for target in all_targets if target.unit != "x"} == {"memory/f32/out-of-place"}
 
 
 @pytest.mark.parametrize("verdict", ["met", "missed", "unclear"])
-def test_names_of_targets_are_printed_whole(verdict: str) -> None:
+@pytest.mark.parametrize("suite", ["TARGETS", "TRAINING_TARGETS", "TORCH_TARGETS"])
+def test_names_of_targets_are_printed_whole(verdict: str, suite: str) -> None:
     at_most = 0.0 if verdict != "met" else 1e9
-    all_targets = [*targets.TARGETS, *targets.TRAINING_TARGETS]
+    all_targets = getattr(targets, suite)
     outcomes = [
         targets.Outcome(replace(target, at_most=at_most), 123.4, verdict == "unclear")
         for target in all_targets

@@ -14,13 +14,14 @@ _DESCRIPTION = """\
 Time gradient clipping in fastclip and in other libraries ("peers"), on tensors with
 the shapes of real models, and compare it with the limit: the time this machine needs
 to move the same bytes. With --train, time optimizer steps with and without clipping. With
---gpu, time arrays that are on a graphics processor.
+--torch, time fastclip.torch and PyTorch. With --gpu, time arrays that are on a graphics
+processor.
 
 All contenders run in one process, in turns: each round runs each of them once, in
 rotating order. The result is the median over the rounds. In-place rows restore the
 gradients before every call, so that there is always something to clip. Rows of
---train do so too, because a backward pass would write the gradients. The time of
-restoring them is not measured.
+--train and --torch do so too, because a backward pass would write the gradients. The
+time of restoring them is not measured.
 """
 
 _EPILOG = """\
@@ -65,13 +66,14 @@ as many elements, and with the first two axes swapped):
   mlp-in-place, mlp-adamw-after-rest   6 arrays, 0.1 M elements; after 5 ms without work
   after-backward                 clip and AdamW on 30 tensors after a backward pass of torch
 
-cases of --torch:
-  clip-grad-norm-..., clip-grad-value-...   clip_grad_norm_ and clip_grad_value_
-  adamw-..., sgd-gpt2        AdamW(max_norm=1), SGD(momentum=0.9, max_norm=1)
-  adamw-one                  AdamW on one tensor of 512 elements, without clipping
-  adamw-bf16-moments-gpt2    AdamW with moments of bfloat16
-  accumulate-gpt2            fastclip.accumulate
-  transformer-step           forward, backward and step with measure_in_backward
+cases of --torch (rows have names such as gpt2/adamw/f32; all tensors are torch's, and float32):
+  gpt2           clip_grad_norm_; AdamW(max_norm=), also with bfloat16 moments; SGD(momentum=0.9,
+                 max_norm=); fastclip.accumulate, which adds gradients to sums and returns their norm
+  resnet50       AdamW(max_norm=)
+  many           clip_grad_norm_, clip_grad_value_, AdamW(max_norm=)
+  512            AdamW of one tensor of 512 elements, without clipping
+  transformer    a training step of a small transformer: the forward pass, the backward pass in which
+                 the gradients are measured (measure_in_backward), and AdamW(max_norm=)
 
 peers of clipping:
   numpy    NumPy, with straightforward expressions
@@ -89,9 +91,11 @@ peers of --cliffs:
   numpy, torch         the library's function, or straightforward expressions
   fastclip-reference   fastclip with other arrays of as many bytes, named in the JSON output
 peers of --torch:
-  torch                torch.nn.utils, and torch.optim with fused=True
-  deepspeed            clip_grad_norm_, and DeepSpeedCPUAdam
-  fastclip-reference   fastclip with moments of float32, or with norms that the step measures
+  torch                    torch's own functions, and its optimizers with fused=True after
+                           clip_grad_norm_; _foreach_add_ and get_total_norm for fastclip.accumulate
+  deepspeed                clip_grad_norm_, and DeepSpeedCPUAdam, see --train
+  fastclip-f32-moments     bfloat16 moments are also compared with float32 moments
+  fastclip-without-hooks   a training step is also compared with one that measures the gradients itself
 peers of --gpu:
   torch          with CUDA, if it has it: clip_grad_norm_(foreach=True), AdamW(fused=True)
 Rows of layers and many-torch are also compared with fastclip-list: fastclip with the
@@ -104,7 +108,9 @@ limit:
   Clipping: a pass that reads the gradients, for their norm, and a pass that scales them
   in place or copies them. --train: a pass that reads the gradients, for their norm, if
   they are clipped; a pass that reads them again; and a pass that reads and writes as
-  many bytes as variables and slots have. --gpu: the faster of a copy by the driver and
+  many bytes as variables and slots have. --torch: the same passes; for fastclip.accumulate, one
+  that reads the gradients and one that reads and writes the sums; for a training step, those of
+  the optimizer alone, which reads the gradients once. --gpu: the faster of a copy by the driver and
   one by a kernel, of half as many bytes as the work reads and writes; of transfers, a
   copy in the memory of the host.
 
@@ -121,6 +127,7 @@ examples:
   fastclip bench --case gpt2 --peers torch,tf --seconds 30
   fastclip bench --case 'many/f32/in-place/*' --json -
   fastclip bench --check --json results.json --plot results.png
+  fastclip bench --torch --case many --case transformer --check
   fastclip bench --train --case gpt2 --case 'resnet50/ftrl/*'
   FASTCLIP_ISA=avx2 fastclip bench --cliffs --seconds 1 --check
   FASTCLIP_GPU_SOFTWARE=1 fastclip bench --gpu --case many

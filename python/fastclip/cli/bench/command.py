@@ -6,7 +6,6 @@ import argparse
 import fnmatch
 import gc
 import time
-from importlib.util import find_spec
 
 import fastclip
 from fastclip.cli.bench.arguments import add_arguments, check_usage
@@ -14,11 +13,11 @@ from fastclip.cli.bench.cliffs.suite import CLIFFS
 from fastclip.cli.bench.clipping.suite import CLIPPING
 from fastclip.cli.bench.measuring.import_time import measure_import_time
 from fastclip.cli.bench.measuring.peak_memory import measure_peak_memory
-from fastclip.cli.bench.pytorch.suite import PYTORCH
+from fastclip.cli.bench.pytorch.suite import PYTORCH, check_torch
 from fastclip.cli.bench.reporting.output import write_results
 from fastclip.cli.bench.reporting.results import Results
 from fastclip.cli.bench.row_timing import time_row
-from fastclip.cli.bench.suites.peer_libraries import import_peers, select_peers
+from fastclip.cli.bench.suites.peer_libraries import import_peers, not_installed, select_peers
 from fastclip.cli.bench.suites.row import BenchmarkRow
 from fastclip.cli.bench.suites.suite import AnySuite
 from fastclip.cli.bench.training.suite import TRAINING
@@ -50,8 +49,8 @@ def _suite(args: argparse.Namespace) -> AnySuite:
             if any(getattr(args, other) for other in others):
                 names = ", ".join(f"--{other}" for other in others)
                 raise CommandError(f"--{option}: it has rows of its own; leave out {names}")
-            if option == "torch" and find_spec("torch") is None:
-                raise CommandError("--torch: torch is not installed: pip install torch")
+            if option == "torch":
+                check_torch()
             return suite
     if not args.gpu:
         return TRAINING if args.train else CLIPPING
@@ -75,6 +74,8 @@ def _measure(
     """Measure, print the results and return the exit code."""
     started = time.time()
     results = Results(suite.targets())
+    if args.peers is None:
+        results.not_installed = not_installed(suite.peers)
     with steps_progress(len(rows) + len(process_cases)) as (describe, advance):
         if rows:
             describe("importing " + ", ".join(peers))

@@ -51,6 +51,20 @@ def mlp(*layers: int) -> Shapes:
     return tuple(shape for pair in itertools.pairwise(layers) for shape in (pair, pair[1:]))
 
 
+def transformer(*, width: int = 256, layers: int = 4, vocabulary: int = 4096) -> Shapes:
+    """Return the shapes of an embedding, layers of `torch.nn.TransformerEncoder`, and a linear layer.
+
+    By default, there are 51 tensors with 5.3 M elements.
+    """
+    shapes: list[Shape] = [(vocabulary, width)]
+    for _ in range(layers):
+        for outputs, inputs in ((3 * width, width), (width, width), (4 * width, width), (width, 4 * width)):
+            shapes += [(outputs, inputs), (outputs,)]
+        shapes += [(width,)] * 4  # two layer normalisations
+    shapes += [(vocabulary, width), (vocabulary,)]
+    return tuple(shapes)
+
+
 # Shapes by --size and case. The targets are for "full"; "small" has the same structure with few elements.
 SHAPES: dict[str, dict[str, Callable[[], Shapes]]] = {
     "full": {
@@ -63,6 +77,8 @@ SHAPES: dict[str, dict[str, Callable[[], Shapes]]] = {
         "25.6M": lambda: ((25_557_032,),),
         "clip-by-norm": lambda: ((4096, 4096),),
         "clip-by-value": lambda: ((25_557_032,),),
+        "512": lambda: ((512,),),
+        "transformer": transformer,
     },
     "small": {
         "gpt2": lambda: gpt2(width=8, vocabulary=64, context=16),
@@ -74,5 +90,7 @@ SHAPES: dict[str, dict[str, Callable[[], Shapes]]] = {
         "25.6M": lambda: ((4099,),),
         "clip-by-norm": lambda: ((32, 32),),
         "clip-by-value": lambda: ((4099,),),
+        "512": lambda: ((16,),),
+        "transformer": lambda: transformer(width=8, layers=2, vocabulary=32),
     },
 }

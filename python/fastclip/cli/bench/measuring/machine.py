@@ -13,6 +13,7 @@ _PACKAGES = (
     "numpy",
     "ml_dtypes",
     "torch",
+    "deepspeed",
     "tensorflow",
     "tensorflow-cpu",
     "jax",

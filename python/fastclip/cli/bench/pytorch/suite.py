@@ -1,41 +1,48 @@
-"""Suite of ``fastclip bench --torch``: the functions and optimizers of `fastclip.torch`, and PyTorch's."""
+"""Suite of ``fastclip bench --torch``: the functions and optimizers of fastclip.torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+import importlib.util
+from collections.abc import Callable
 
-from fastclip.cli.bench.cliffs.cliff import CliffRow, Size, Work
+import fastclip
 from fastclip.cli.bench.measuring.timing import Contender
-from fastclip.cli.bench.pytorch import clipping, optimizers
+from fastclip.cli.bench.pytorch import accumulation, clip_functions, small_transformer, steps
+from fastclip.cli.bench.pytorch.benchmark_rows import CASES, TorchRow, check_memory, rows
+from fastclip.cli.bench.pytorch.work import CheckedContender, Work
+from fastclip.cli.bench.suites import targets
 from fastclip.cli.bench.suites.peer_libraries import Peer
 from fastclip.cli.bench.suites.suite import Suite
-from fastclip.cli.bench.suites.targets import Target
+from fastclip.cli.errors import CommandError
 
-_CASES = (*clipping.CASES, *optimizers.CASES)
-CASES = tuple(case.case for case in _CASES)
-
-
-def rows(size: str, dtypes: Sequence[str] | None = None) -> list[CliffRow]:
-    """Return all rows.
-
-    Parameters
-    ----------
-    size : {"full", "small"}
-        The size of the shapes.
-    dtypes : sequence of str, optional
-        Selects the rows of these dtypes.
-    """
-    selected = [case for case in _CASES if dtypes is None or case.dtype in dtypes]
-    return [CliffRow(case, Size("base", size == "small")) for case in selected]
+PEERS = {
+    "torch": Peer("torch's own clip functions, and its optimizers with fused=True", ("torch",)),
+    "deepspeed": Peer("torch's own clip_grad_norm_, and DeepSpeedCPUAdam", ("torch", "deepspeed")),
+}
+FASTCLIP_CONTENDERS = ("fastclip", "fastclip-f32-moments", "fastclip-without-hooks")
+_PREPARE: dict[str, Callable[[TorchRow], Work]] = {
+    "clip-grad-norm": clip_functions.prepare,
+    "clip-grad-value": clip_functions.prepare,
+    "accumulate": accumulation.prepare,
+    "training-step": small_transformer.prepare,
+}  # other operations: steps
 
 
-def targets() -> list[Target]:
-    """Return the targets: the bounds of each case."""
-    return [
-        Target(row.name, against, at_most)
-        for row in rows("full")
-        for against, at_most in row.cliff.at_most.items()
-    ]
+def check_torch() -> None:
+    """Raise CommandError if PyTorch is not installed, or fastclip.torch does not support it."""
+    if importlib.util.find_spec("torch") is None:
+        raise CommandError("--torch: torch is not installed: pip install 'fastclip-grad[torch]'")
+    try:
+        importlib.import_module("fastclip.torch")
+    except ImportError as error:
+        raise CommandError(f"--torch: {error}") from None
+
+
+def _work(row: TorchRow) -> Work:
+    # PyTorch takes part also where it is not among the peers.
+    importlib.import_module("torch").set_num_threads(fastclip.get_num_threads())
+    return _PREPARE.get(row.operation, steps.prepare)(row)
 
 
 def _contender(name: str, work: Work) -> Contender | None:
@@ -43,20 +50,22 @@ def _contender(name: str, work: Work) -> Contender | None:
     return None if make is None else make()
 
 
-PYTORCH: Suite[CliffRow, Work] = Suite(
+def _check_result(contender: Contender, work: Work) -> None:
+    assert isinstance(contender, CheckedContender)
+    contender.check(contender.result)
+
+
+PYTORCH: Suite[TorchRow, Work] = Suite(
     cases=CASES,
     process_cases=(),
-    quick=("*-many/*", "*-one/*", "transformer-step/*"),
-    fastclip_contenders=("fastclip", "fastclip-reference"),
-    peers={
-        "torch": Peer("torch", ("torch",)),
-        "deepspeed": Peer("torch's clip_grad_norm_, and DeepSpeedCPUAdam", ("torch", "deepspeed")),
-    },
+    quick=("resnet50/*", "many/*", "512/*", "transformer/*"),
+    fastclip_contenders=FASTCLIP_CONTENDERS,
+    peers=PEERS,
     rows=rows,
-    check_memory=lambda row, count: None,
-    workload=CliffRow.work,
+    check_memory=check_memory,
+    workload=_work,
     contender=_contender,
-    check_result=lambda contender, work: work.check(contender),
+    check_result=_check_result,
     limit=lambda work: work.limit,
-    targets=targets,
+    targets=lambda: targets.TORCH_TARGETS,
 )

@@ -55,6 +55,7 @@ def write_results(
             "settings": {
                 "train": args.train,
                 "gpu": args.gpu,
+                "torch": args.torch,
                 "size": args.size,
                 "threads": config["threads"],
                 "peers": peers,
@@ -62,6 +63,7 @@ def write_results(
             },
             "rows": [row.to_dict() for row in results.rows],
             "skipped": results.skipped,
+            "not_installed": results.not_installed,
         }
         report["rows"] += [result.to_dict() for result in (results.memory, results.imports) if result]
         if args.check:
@@ -93,6 +95,9 @@ def _print_tables(results: Results, peers: list[str], outcomes: list[Outcome], m
         table.print_memory(output, results.memory)
     if results.imports is not None:
         table.print_import(output, results.imports)
+    if results.rows and results.not_installed:
+        missing = (f"{peer} (pip install {' '.join(names)})" for peer, names in results.not_installed.items())
+        output.print(f"not compared with, as not installed: {', '.join(missing)}", style="dim", markup=False)
     for name, reason in results.skipped.items():
         output.print(f"{name}: not measured: {reason}", style="yellow", markup=False)
     if outcomes:

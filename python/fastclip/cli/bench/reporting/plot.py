@@ -23,6 +23,8 @@ _MARKERS = {
     "fastclip-f32": ("*", "C5"),
     "fastclip-list": ("*", "C5"),
     "fastclip-reference": ("*", "C5"),
+    "fastclip-f32-moments": ("*", "C5"),
+    "fastclip-without-hooks": ("*", "C5"),
 }
 
 

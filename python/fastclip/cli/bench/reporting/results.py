@@ -27,6 +27,8 @@ class Results:
         The import times, if they were measured.
     skipped : dict of str to str
         The rows and cases that could not be measured, and why.
+    not_installed : dict of str to list of str
+        The peers that were left out because packages are missing, and these packages.
     """
 
     targets: Sequence[Target]
@@ -34,6 +36,7 @@ class Results:
     memory: PeakMemory | None = None
     imports: ImportTime | None = None
     skipped: dict[str, str] = field(default_factory=dict)
+    not_installed: dict[str, list[str]] = field(default_factory=dict)
 
     def outcomes(self, quick: bool) -> list[Outcome]:
         """Compare the results with all targets.

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -72,6 +73,11 @@ def _missing(peer: str, available: Peers) -> list[str]:
     return [package for package in available[peer].packages if importlib.util.find_spec(package) is None]
 
 
+def not_installed(available: Peers) -> dict[str, list[str]]:
+    """Return the packages that are missing, by the names of the peers that need them."""
+    return {peer: missing for peer in available if (missing := _missing(peer, available))}
+
+
 def import_peers(peers: Sequence[str], available: Peers, threads: int) -> None:
     """Import the packages of the peers and limit each of them to `threads` threads."""
     packages = {package for peer in peers for package in available[peer].packages}
@@ -99,6 +105,17 @@ def torch_tensor(array: Array) -> Any:
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
     return torch.from_numpy(array)
+
+
+def deepspeed_cpu_adam(*arguments: Any, **options: Any) -> Any:
+    """Return a DeepSpeedCPUAdam with these arguments. It compiles itself at first use.
+
+    The compilation takes minutes, and needs ninja, which is also found in the environment of this interpreter
+    if that is not active. DeepSpeed's messages go to stderr: stdout is for the results.
+    """
+    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+    with _environment(PATH=path), contextlib.redirect_stdout(sys.stderr):
+        return importlib.import_module("deepspeed.ops.adam").DeepSpeedCPUAdam(*arguments, **options)
 
 
 @contextlib.contextmanager

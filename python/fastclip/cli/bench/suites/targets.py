@@ -86,6 +86,22 @@ TRAINING_TARGETS = (
     ),
 )
 
+# Targets of --torch. The optimizers, but for that of one tensor, clip the gradients.
+TORCH_TARGETS = (
+    Target("gpt2/clip-grad-norm/f32", "torch", 0.95),
+    Target("gpt2/adamw/f32", "torch", 0.75),
+    Target("gpt2/adamw/f32", "deepspeed", 0.70),
+    Target("gpt2/adamw-bf16-moments/f32", "fastclip-f32-moments", 0.80),
+    Target("gpt2/sgd/f32", "torch", 0.75),
+    Target("gpt2/accumulate/f32", "limit", 1.1),
+    Target("resnet50/adamw/f32", "torch", 0.70),
+    Target("resnet50/adamw/f32", "deepspeed", 0.70),
+    Target("many/clip-grad-norm/f32", "torch", 0.12),
+    Target("many/adamw/f32", "torch", 0.30),
+    Target("512/adamw-alone/f32", "torch", 0.7),
+    Target("transformer/training-step/f32", "fastclip-without-hooks", 1.0),
+)
+
 
 @dataclass(frozen=True)
 class Outcome:

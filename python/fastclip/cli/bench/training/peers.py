@@ -16,7 +16,7 @@ import numpy as np
 
 from fastclip.cli.bench.inputs.arrays import Array
 from fastclip.cli.bench.measuring.timing import Contender
-from fastclip.cli.bench.suites.peer_libraries import Peer, Peers, torch_tensor
+from fastclip.cli.bench.suites.peer_libraries import Peer, Peers, deepspeed_cpu_adam, torch_tensor
 from fastclip.cli.bench.training.benchmark_rows import StepWorkload
 from fastclip.cli.bench.training.optimizers import (
     BETA1,
@@ -151,9 +151,7 @@ def _torch(name: str, work: StepWorkload) -> StepContender | None:
     clip = torch.nn.utils.clip_grad_norm_
     clip_options = options if name == "torch-foreach" else {}
     if adamw:
-        # DeepSpeed's optimizer compiles itself at first use.
-        module = importlib.import_module("deepspeed.ops.adam") if name == "deepspeed" else None
-        kind = torch.optim.AdamW if module is None else module.DeepSpeedCPUAdam
+        kind = deepspeed_cpu_adam if name == "deepspeed" else torch.optim.AdamW
         optimizer = kind(
             parameters, LEARNING_RATE, betas=(BETA1, BETA2), eps=EPSILON, weight_decay=WEIGHT_DECAY, **options
         )
