@@ -210,6 +210,7 @@ class StepRequest:
                 list[tuple[npt.NDArray[np.float64], float]],
                 npt.NDArray[np.int64],
                 npt.NDArray[np.float64],
+                tuple[int, int] | None,
             ],
         ],
         clipping: GradientClipping,
@@ -251,6 +252,7 @@ class Slots:
         rule: str,
         initial: Sequence[float],
         memory_owner: Callable[[Any, int, int], Any] | None = None,
+        are_bfloat16: bool = False,
     ) -> Self: ...
     def forget(self, array: npt.NDArray[Any]) -> bool: ...
     def lost(self) -> int: ...

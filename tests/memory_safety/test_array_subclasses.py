@@ -263,7 +263,7 @@ unclipped = _core.GradientClipping("none", np.inf, "propagate")
 for variable in (subclassed(numbers()), numbers(), buffer[:, :150], subclassed(buffer[:, :150])):
     gradient = variable if variable is not t else subclassed(numbers())
     start = plain(variable).copy()
-    numbers_of_step = lambda: ([[0.5]], [], np.array(0), np.zeros(3))
+    numbers_of_step = lambda: ([[0.5]], [], np.array(0), np.zeros(3), None)
     request = _core.StepRequest(slots, [(subclassed(gradient), variable)], numbers_of_step, unclipped, 1.0)
     result = attempt(lambda: _core.take_step(request))
     if result is not None:
@@ -275,7 +275,7 @@ for variable in (subclassed(numbers()), numbers(), buffer[:, :150], subclassed(b
     request = _core.StepRequest(
         callers,
         [(subclassed(np.ones(variable.shape, np.float32)), variable, (slot,), None, 0, count)],
-        lambda: ([[0.5, 0.5, 0.0]], [], np.array(0), np.zeros(3)),
+        lambda: ([[0.5, 0.5, 0.0]], [], np.array(0), np.zeros(3), None),
         unclipped,
         1.0,
     )

@@ -56,6 +56,10 @@ class CallerStep:
             for gradient, p in zip(gradients, parameters, strict=True)
         ]
         request = _core.StepRequest(
-            self.slots, pairs, lambda: (self.hyper, [], self.skipped, self.report), self.clipping, loss_scale
+            self.slots,
+            pairs,
+            lambda: (self.hyper, [], self.skipped, self.report, None),
+            self.clipping,
+            loss_scale,
         )
         return _core.take_step(request)

@@ -44,6 +44,8 @@ class GradientOptions(TypedDict, total=False):
     on_nonfinite: str
     loss_scale: HyperParameter | None
     skip_above: float | None
+    slot_dtype: Any
+    seed: int
 
 
 class ClipSetting(Setting):

@@ -116,22 +116,27 @@ class LiveState:
 def new_slots(optimizer: Any, first_values: Sequence[float], on_device: bool = False) -> Any:
     """Return an object without variables, for the slots of an optimizer with these first values."""
     if on_device:
+        if optimizer._has_narrow_slots:
+            raise TypeError(
+                f"slot_dtype is {optimizer.slot_dtype!r}; variables on a device take None: their slots are "
+                "float32"
+            )
         return _core.DeviceSlots(optimizer._rule, type(optimizer).__name__)
-    return _core.Slots(optimizer._rule, first_values, memory_owner)
+    return _core.Slots(optimizer._rule, first_values, memory_owner, optimizer._has_narrow_slots)
 
 
 def fill_slot(slot: Any, values: npt.NDArray[Any]) -> None:
-    """Copy values to a slot."""
+    """Copy values, which :func:`slot_values` has returned, to a slot."""
     if is_on_device(slot):
         slot.copy_from(values)
     else:
-        np.copyto(slot, values)
+        np.copyto(slot_values(slot), values)
 
 
 def slot_values(slot: Any) -> npt.NDArray[Any]:
-    """Return a slot as an array in host memory, a copy if the slot is on a device."""
+    """Return a slot as an array in host memory, a copy if the slot is on a device. bfloat16 become uint16."""
     values: npt.NDArray[Any] = slot.numpy() if is_on_device(slot) else slot
-    return values
+    return values.view(np.uint16) if values.dtype.name == "bfloat16" else values
 
 
 @raises_memory_error

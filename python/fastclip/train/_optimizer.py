@@ -38,6 +38,7 @@ from fastclip.train._live_state import LiveState, fill_slot, loaded_counters, ne
 from fastclip.train._lost_variables import MANY, warn_of_lost_variables
 from fastclip.train._pairs import as_pairs
 from fastclip.train._settings import FixedSetting, Setting, settings_of
+from fastclip.train._slot_options import ROUNDED_STEPS, checked_seed, checked_slot_dtype, seed_and_step
 from fastclip.train._state_dict import ParsedStateDict, build_state_dict, check_prefix
 from fastclip.train._step_counter import as_step_counter
 from fastclip.train._variables_of_arrays import check_copies_with_optimizer, variables_of_arrays
@@ -69,13 +70,15 @@ if TYPE_CHECKING:
 __all__ = ["Optimizer"]
 
 _Array = npt.NDArray[Any]
-#: Sets of hyper-parameters, counters with their values after the step, the number of skipped steps, and the
-#: report on the norm: see `StepRequest` in `src/py/step/request.rs`.
+#: Sets of hyper-parameters, counters with their values after the step, the number of skipped steps, the
+#: report on the norm, and the seed of stochastic rounding with the number of the step: see `StepRequest` in
+#: `src/py/step/request.rs`.
 _Numbers = tuple[
     list[tuple[float, ...]],
     list[tuple[npt.NDArray[np.float64], float]],
     npt.NDArray[np.int64],
     npt.NDArray[np.float64],
+    tuple[int, int] | None,
 ]
 
 
@@ -134,6 +137,15 @@ class Optimizer:
         clipping, is finite and larger than this. Such a step changes nothing and is counted, as with
         ``on_nonfinite="skip"``. The norm is compared in float64. It needs a pass that reads the gradients,
         unless that is made for clipping anyway.
+    slot_dtype : {None, "bfloat16"}, optional
+        The dtype of the slots: by default that of their variable. bfloat16 halves the memory of the slots of
+        float32 variables. They are computed in the dtype of the variable and rounded stochastically, so that
+        small changes to a moving average do not vanish, but are kept on average. Variables on a device do not
+        take it.
+    seed : int, optional
+        The seed of stochastic rounding, from 0 to 2**64 - 1. The random bits depend on the seed, the number
+        of the step, the number of the variable and the index of the element, and neither on the number of
+        threads nor on the processor.
 
     Attributes
     ----------
@@ -157,7 +169,7 @@ class Optimizer:
     ``optimizer.learning_rate = 0.01``; the values are checked as by the constructor. An assignment during a
     step, by a function that is a hyper-parameter or by a signal handler, takes effect in the next step. To
     replace one way to clip by another, set the first to None. Arguments that determine the slots, such as
-    `initial_accumulator_value`, can be read only.
+    `initial_accumulator_value` and `slot_dtype`, can be read only.
 
     A sparse gradient (:class:`fastclip.IndexedSlices`) may contain a row more than once. Repeated rows are
     summed before the update, but the norm is that of the rows as they were passed, as in
@@ -210,6 +222,8 @@ class Optimizer:
     on_nonfinite = Setting(checked_policy)
     loss_scale = Setting(checked_loss_scale)
     skip_above = Setting(checked_skip_limit)
+    slot_dtype = FixedSetting(checked_slot_dtype)
+    seed = Setting(checked_seed)
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -231,6 +245,8 @@ class Optimizer:
         on_nonfinite: str = "propagate",
         loss_scale: HyperParameter | None = None,
         skip_above: float | None = None,
+        slot_dtype: Any = None,
+        seed: int = 0,
     ) -> None:
         if not name:
             raise ValueError("Must specify the optimizer name")
@@ -239,14 +255,21 @@ class Optimizer:
         self._name = name
         clips = {"clipvalue": clipvalue, "clipnorm": clipnorm, "global_clipnorm": global_clipnorm}
         check_one_clip(clips)
-        options = {**clips, "on_nonfinite": on_nonfinite, "loss_scale": loss_scale, "skip_above": skip_above}
+        options = {
+            **clips,
+            "on_nonfinite": on_nonfinite,
+            "loss_scale": loss_scale,
+            "skip_above": skip_above,
+            "slot_dtype": slot_dtype,
+            "seed": seed,
+        }
         #: The values of the settings by their names; but one entry for the three options that clip.
         self._settings: dict[str, Any] = {CLIP: None}
         for argument, value in {**hyper_parameters, **options}.items():
             setattr(self, argument, value)
         #: The first value of each slot.
         self._first_values = tuple(first_values) or (0.0,) * len(self._slot_names)
-        self._state = LiveState.initial(self, self._first_values, self._counter_names)
+        self._state = LiveState.initial(self, self._first_values, self._all_counter_names)
         self._locks: dict[int, threading.RLock] = {}
         #: Whether the warning about lost variables has been given, which comes once.
         self._has_warned = False
@@ -284,6 +307,16 @@ class Optimizer:
     @property
     def _slots(self) -> Any:
         return self._state.slots
+
+    @property
+    def _has_narrow_slots(self) -> bool:
+        """Whether the slots are bfloat16."""
+        return self._settings["slot_dtype"] is not None and bool(self._slot_names)
+
+    @property
+    def _all_counter_names(self) -> tuple[str, ...]:
+        """The names of the counters, with that of the steps that round slots, if there are such steps."""
+        return (*self._counter_names, ROUNDED_STEPS) if self._has_narrow_slots else self._counter_names
 
     @property
     def last_norm(self) -> Norm | None:
@@ -503,7 +536,7 @@ class Optimizer:
                 slots,
                 pairs.arrays,
                 # Called after the step has begun, when signal handlers can no longer step or load a state.
-                lambda: self._numbers(hyper, slots),
+                lambda: self._numbers(hyper, slots, settings),
                 options,
                 loss_scale,
                 counter,
@@ -529,13 +562,17 @@ class Optimizer:
             self._has_warned = True
             warn_of_lost_variables(self._name, count, stacklevel=3)
 
-    def _numbers(self, hyper: tuple[float, ...], slots: _core.Slots) -> _Numbers:
+    def _numbers(self, hyper: tuple[float, ...], slots: _core.Slots, settings: Mapping[str, Any]) -> _Numbers:
         """Return the numbers that a step reads, and the arrays of those that it changes."""
         live = self._state
         if live.slots is not slots:
             raise RuntimeError("load_state_dict was called in the middle of apply_gradients")
         hyper = self._with_counters(hyper)
-        return [hyper], self._counters_after(hyper), live.skipped_steps, live.report
+        counters = self._counters_after(hyper)
+        rounding = seed_and_step(settings, live.counters)
+        if rounding is not None:
+            counters = [*counters, (live.counters[ROUNDED_STEPS], float(rounding[1]))]
+        return [hyper], counters, live.skipped_steps, live.report, rounding
 
     def _constrain(self, variable: Any) -> None:
         """Apply the constraint of a Variable, and write the result to its low-precision copy too."""
@@ -615,7 +652,9 @@ class Optimizer:
         -------
         ndarray or DeviceArray, shape and dtype of `var`, or None
             An array that shares the slot's memory: each step changes it, and writing to it changes the slot.
-            None if there is no slot of this name, or the variable has not been updated yet.
+            None if there is no slot of this name, or the variable has not been updated yet. With
+            ``slot_dtype="bfloat16"`` it has the dtype of ml_dtypes or, where that is not installed, is an
+            array of uint16 that has the bits.
         """
         array = as_variable(var, "var")
         with self._lock:
@@ -752,7 +791,8 @@ class Optimizer:
 
         Notes
         -----
-        The values of the variables, hyper-parameters and low-precision copies are not included.
+        The values of the variables, hyper-parameters and low-precision copies are not included, nor is the
+        seed. Slots of bfloat16 are stored as uint16, their bits, which every file format takes.
 
         Examples
         --------
@@ -791,6 +831,7 @@ class Optimizer:
                     ],
                     {**live.current_counters(), "skipped_steps": live.skipped_steps},
                     prefix,
+                    self.slot_dtype if self._has_narrow_slots else None,
                 )
                 # A signal handler may have taken a step, or loaded a state, while slots were copied.
                 if live is self._state and live.slots.steps() == steps:
@@ -841,9 +882,10 @@ class Optimizer:
             else:
                 _core.check_variables(arrays, "var_list")
             views = [view_of_variable(array) for array in arrays]
-            loaded = ParsedStateDict(state_dict, self._rule, self._slot_names, views, prefix)
+            slot_dtype = self.slot_dtype if self._has_narrow_slots else None
+            loaded = ParsedStateDict(state_dict, self._rule, self._slot_names, views, prefix, slot_dtype)
             has_slots = [values is not None for values in loaded.slots]
-            counters = loaded_counters(self._counter_names, loaded.other, any(has_slots), prefix)
+            counters = loaded_counters(self._all_counter_names, loaded.other, any(has_slots), prefix)
             slots = new_slots(self, self._first_values, on_device)
             for arrays_of_slots, values in zip(slots.load(arrays, has_slots), loaded.slots, strict=True):
                 for slot, value in zip(arrays_of_slots, values or (), strict=True):
@@ -908,7 +950,7 @@ class Optimizer:
         vars(self).update(state["attributes"])
         self._settings = state["settings"]
         self._locks = {}
-        self._state = LiveState.initial(self, self._first_values, self._counter_names)
+        self._state = LiveState.initial(self, self._first_values, self._all_counter_names)
         Optimizer.load_state_dict(self, state["state"], state["variables"])
         for variable, copy in state["copies"]:
             self._slots.set_copy(variable._data, copy, write=False)
@@ -924,7 +966,7 @@ class Optimizer:
         shown = {name: getattr(self, name) for name in [*own, *options]}
         # Options are shown if they differ from their defaults.
         for name in options:
-            if shown[name] is None or (name == "on_nonfinite" and shown[name] == "propagate"):
+            if shown[name] is None or (name, shown[name]) in (("on_nonfinite", "propagate"), ("seed", 0)):
                 del shown[name]
         parameter = inspect.signature(type(self)).parameters.get("name")
         if parameter is None or self._name != parameter.default:

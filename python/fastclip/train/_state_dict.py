@@ -16,6 +16,7 @@ __all__ = ["ParsedStateDict", "build_state_dict", "check_prefix"]
 VERSION = 1
 
 _VERSION_KEY = "fastclip.version"
+_SLOT_DTYPE_KEY = "fastclip.slot_dtype"
 
 _Array = npt.NDArray[Any]
 
@@ -33,6 +34,7 @@ def build_state_dict(
     entries: Sequence[tuple[_Array, Sequence[_Array]]],
     other: Mapping[str, _Array],
     prefix: str,
+    slot_dtype: str | None = None,
 ) -> dict[str, _Array]:
     """Return the state of an optimizer as a flat dict of arrays, which are copies.
 
@@ -50,6 +52,8 @@ def build_state_dict(
         Arrays that belong to no variable, by their names: the counters and the number of skipped steps.
     prefix : str
         The beginning of every key.
+    slot_dtype : str, optional
+        The dtype of the slots, if it is not that of their variables. They are uint16 then: the bits.
     """
     state: dict[str, _Array] = {
         _VERSION_KEY: np.array(VERSION, np.int64),
@@ -57,6 +61,8 @@ def build_state_dict(
         "variables": np.array(len(entries), np.int64),
         "has_slots": np.array([bool(slots) for _, slots in entries], np.uint8),
     }
+    if slot_dtype is not None:
+        state[_SLOT_DTYPE_KEY] = np.frombuffer(slot_dtype.encode(), np.uint8).copy()
     state.update((name, np.array(value)) for name, value in other.items())
     for index, (array, slots) in enumerate(entries):
         state[f"shape.{index}"] = np.array(array.shape, np.int64)
@@ -80,6 +86,8 @@ class ParsedStateDict:
         The variables.
     prefix : str
         The beginning of the keys that belong to the state. Entries with other keys are ignored.
+    slot_dtype : str, optional
+        The dtype of the optimizer's slots, if it is not that of their variables.
 
     Attributes
     ----------
@@ -107,6 +115,7 @@ class ParsedStateDict:
         slot_names: Sequence[str],
         arrays: Sequence[_Array],
         prefix: str,
+        slot_dtype: str | None = None,
     ) -> None:
         if not isinstance(state, Mapping):
             raise TypeError(f"state_dict is a {type(state).__name__}; it takes a mapping of names to arrays")
@@ -125,6 +134,12 @@ class ParsedStateDict:
         saved_rule = self._text("fastclip.optimizer")
         if saved_rule != rule:
             raise ValueError(f"state_dict is of the optimizer {saved_rule!r}; this one is {rule!r}")
+        self._slot_dtype = slot_dtype
+        saved_dtype = self._text(_SLOT_DTYPE_KEY) if _SLOT_DTYPE_KEY in self._left else None
+        if saved_dtype != slot_dtype:
+            raise ValueError(
+                f"state_dict has slot_dtype={saved_dtype!r}; this optimizer has slot_dtype={slot_dtype!r}"
+            )
         count = self._whole_number("variables")
         # A state that was saved before the first step has no variables, and fits any.
         if count not in (0, len(arrays)):
@@ -205,11 +220,13 @@ class ParsedStateDict:
         """Remove the slots of variable number `index`, and return them."""
         slots = [self._take(f"{name}.{index}") for name in slot_names]
         for name, slot in zip(slot_names, slots, strict=True):
-            if slot.shape != array.shape or slot.dtype != array.dtype:
+            dtype = array.dtype if self._slot_dtype is None else np.dtype(np.uint16)
+            if slot.shape != array.shape or slot.dtype != dtype:
+                whose = "those" if self._slot_dtype is None else f"bits of {self._slot_dtype} and the shape"
                 raise _entry_error(
                     self._key(f"{name}.{index}"),
                     slot,
-                    f"dtype {array.dtype} and shape {array.shape}, those of variable {index}",
+                    f"dtype {dtype} and shape {array.shape}, {whose} of variable {index}",
                 )
         return slots
 

@@ -1,6 +1,6 @@
 //! Loads and stores blocks of arrays, with conversion to the type of the arithmetic and back.
 
-use super::{BLOCK, COPY, GRADIENT, Gradient, GradientTransform, OPERANDS, RowGradient};
+use super::{BLOCK, COPY, GRADIENT, Gradient, GradientTransform, OPERANDS, RowGradient, StochasticRounding};
 use crate::engine::exec::ChunkMut;
 use crate::engine::isa::Level;
 use crate::kernels::Float;
@@ -9,7 +9,7 @@ use crate::kernels::convert::{Convert, convert};
 use crate::kernels::lanes::Real;
 use crate::kernels::operation::{Run, perform};
 use crate::kernels::scale::{Factor, Scaling};
-use crate::kernels::stochastic::{ArrayStream, Stream, round_stochastically};
+use crate::kernels::stochastic::{ArrayStream, round_stochastically};
 use crate::scalar::Scalar;
 use crate::with_float;
 use half::{bf16, f16};
@@ -49,7 +49,7 @@ pub trait Arithmetic: Real {
         operand: usize,
         block: Range<usize>,
         from: &[Self],
-        rounding: Option<Stream>,
+        rounding: Option<StochasticRounding>,
     );
 
     /// Stores a block of the variable to its low-precision copy, if it has one.
@@ -133,15 +133,16 @@ where
         operand: usize,
         block: Range<usize>,
         from: &[R],
-        rounding: Option<Stream>,
+        rounding: Option<StochasticRounding>,
     ) {
         let Some(scalar) = chunk.scalar_of(operand) else { return };
         if scalar == Self::SCALAR {
             chunk.scatter(operand, block, from);
             return;
         }
-        if let (Scalar::BF16, Some(stream)) = (scalar, rounding) {
-            store_stochastically(level, chunk, operand, block, from, stream.of_array(operand as u64));
+        if let (Scalar::BF16, Some(StochasticRounding { stream, first })) = (scalar, rounding) {
+            let random = (stream.of_array(operand as u64), first + block.start as u64);
+            store_stochastically(level, chunk, operand, block, from, random);
             return;
         }
         with_float!(
@@ -159,19 +160,19 @@ where
     }
 }
 
-/// Stores a block of an operand of bfloat16, rounded stochastically. float64 is first rounded to float32.
+/// Stores a block of an operand of bfloat16, rounded stochastically by a stream, from this index on. float64 is first
+/// rounded to float32.
 fn store_stochastically<R: Real + Convert<f32>>(
     level: Level,
     chunk: &mut ChunkMut<OPERANDS>,
     operand: usize,
     block: Range<usize>,
     from: &[R],
-    stream: ArrayStream,
+    (stream, start): (ArrayStream, u64),
 ) {
     let (mut narrow, mut rounded) = ([0.0_f32; BLOCK], [bf16::ZERO; BLOCK]);
     let narrow = &mut narrow[..from.len()];
     convert(level, from, narrow);
-    let start = block.start as u64;
     if chunk.is_dense() {
         round_stochastically(level, stream, start, narrow, chunk.run_mut::<bf16>(operand, block));
     } else {

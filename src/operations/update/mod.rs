@@ -69,8 +69,17 @@ pub struct UpdateParameters {
     pub hyper: usize,
     /// The gradient, if it is sparse and the rule updates all rows.
     pub rows: Option<Box<RowGradient>>,
-    /// The random bits by which variable and slots of bfloat16 are rounded; None to round them to the nearest.
-    pub rounding: Option<Stream>,
+    /// How variable and slots of bfloat16 are rounded stochastically; None to round them to the nearest.
+    pub rounding: Option<StochasticRounding>,
+}
+
+/// The random bits of an update.
+#[derive(Clone, Copy, Debug)]
+pub struct StochasticRounding {
+    /// The random bits of the variable.
+    pub stream: Stream,
+    /// The index, in the variable, of the first real that is updated.
+    pub first: u64,
 }
 
 /// A sparse gradient: it has values for some rows of its variable, and is 0 elsewhere. It serves rules that update the
@@ -189,7 +198,7 @@ fn update_chunk<R: Arithmetic, K: Rule<R, N>, const N: usize>(
     level: Level,
     rule: K,
     gradient: Gradient,
-    rounding: Option<Stream>,
+    rounding: Option<StochasticRounding>,
     chunk: &mut ChunkMut<OPERANDS>,
 ) {
     let range = chunk.range();
@@ -240,7 +249,7 @@ fn update_bf16_chunk<K: Rule<f32, N>, const N: usize>(
     level: Level,
     rule: K,
     gradient: Gradient,
-    rounding: Option<Stream>,
+    rounding: Option<StochasticRounding>,
     chunk: &mut ChunkMut<OPERANDS>,
 ) {
     let range = chunk.range();
@@ -248,9 +257,9 @@ fn update_bf16_chunk<K: Rule<f32, N>, const N: usize>(
     let plain_factor = f32::plain(factor).filter(|_| clamp.is_none());
     let rounding_from = |start: usize| match rounding {
         None => Rounding::Nearest,
-        Some(stream) => Rounding::Stochastic {
+        Some(StochasticRounding { stream, first }) => Rounding::Stochastic {
             streams: std::array::from_fn(|pair| stream.of_pair((SLOTS / 2 + pair) as u64)),
-            start: start as u64,
+            start: first + start as u64,
         },
     };
     let slots = SLOTS..SLOTS + N;
@@ -281,7 +290,7 @@ fn update_staged<R: Arithmetic, K: Rule<R, N>, const N: usize>(
     level: Level,
     rule: K,
     (factor, g): (R, &[R]),
-    rounding: Option<Stream>,
+    rounding: Option<StochasticRounding>,
     chunk: &mut ChunkMut<OPERANDS>,
     block: Range<usize>,
 ) {

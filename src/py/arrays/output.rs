@@ -141,13 +141,18 @@ pub fn results_like<'py>(py: Python<'py>, inputs: &Opened<'py>) -> PyResult<Vec<
 
 /// Returns the byte strides of a dense array whose axes have the memory order of `view`: those of `np.empty_like`.
 pub fn dense_strides(view: &View) -> Result<Vec<isize>, OutOfMemory> {
+    dense_strides_of(view, view.dtype.size())
+}
+
+/// As [`dense_strides`], for an array with elements of `size` bytes.
+pub fn dense_strides_of(view: &View, size: usize) -> Result<Vec<isize>, OutOfMemory> {
     let (shape, strides) = (view.shape(), view.strides());
     let mut axes = with_capacity(shape.len())?;
     axes.extend(0..shape.len());
     // Axes of the same stride keep their order.
     axes.sort_unstable_by_key(|axis| (std::cmp::Reverse(strides[*axis].unsigned_abs()), *axis));
     let mut dense = filled(0, shape.len())?;
-    let mut step = view.dtype.size();
+    let mut step = size;
     for axis in axes.into_iter().rev() {
         dense[axis] = step as isize;
         step *= shape[axis].max(1);

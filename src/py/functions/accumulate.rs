@@ -79,7 +79,7 @@ pub fn accumulate<'py>(
         check_overlap(py, &mut pairs, sum_names, None, None)?;
         let scalar = NormScalar::new(py, has_float64)?;
         let kind = RuleKind::GradientDescent;
-        let Updates { mut updates, .. } = describe_updates(py, kind, None, &pairs)?;
+        let Updates { mut updates, .. } = describe_updates(py, kind, None, None, &pairs)?;
         let updated = pairs.iter().map(|pair| segment_to_read(&pair.variable));
         let updated: Vec<Segment<1>> = try_collect(pairs.len(), updated)?;
         let unchanged: Vec<Segment<1>> = try_collect(unchanged.len(), unchanged.iter().map(segment_to_read))?;

@@ -14,7 +14,7 @@ use crate::py::call::detached;
 use crate::py::raise::{NonFiniteError, exception, nonfinite_error};
 use crate::py::step::counters::Report;
 use crate::py::step::pairs::{GRADIENTS, VARIABLES};
-use crate::py::step::request::StepRequest;
+use crate::py::step::request::{Numbers, StepRequest};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
@@ -31,7 +31,7 @@ struct Pair<'py> {
 /// Takes a step. Returns false if it was skipped.
 pub fn take_step(py: Python<'_>, request: &StepRequest, slots: &DeviceSlots) -> PyResult<bool> {
     let _guard = slots.begin_step(py)?;
-    let (mut hyper, counters) = request.numbers(py)?;
+    let Numbers { mut hyper, counters, .. } = request.numbers(py)?;
     hyper.at_step(0, None)?;
     let parameters = Parameters {
         options: request.clipping(),

@@ -25,7 +25,7 @@ use overlap::check_overlap;
 use pairs::{GRADIENTS, VARIABLES, read_pairs, with_gradients};
 use perform::{CheckedStep, Measuring, Outcome, Performed, RuleOfPairs};
 use pyo3::prelude::*;
-use request::StepRequest;
+use request::{Numbers, StepRequest};
 
 /// Takes a step: updates variables by their gradients. Returns false if the step was skipped.
 #[pyfunction]
@@ -40,7 +40,7 @@ pub fn take_step(py: Python<'_>, request: &Bound<'_, StepRequest>) -> PyResult<b
         let (kind, clipping, loss_scale) = (request.kind(), request.clipping(), request.loss_scale());
         let slots = request.optimizer_slots();
         let _guard = slots.map(|slots| slots.begin_step(py)).transpose()?;
-        let (mut hyper, counters) = request.numbers(py)?;
+        let Numbers { mut hyper, counters, rounding } = request.numbers(py)?;
         // From here on a signal handler may save the state, and gets the state before the step.
         let mut registry = slots.map(slots::Slots::registry);
         // Reading arrays may run foreign code. The code after that uses only the views.
@@ -60,6 +60,7 @@ pub fn take_step(py: Python<'_>, request: &Bound<'_, StepRequest>) -> PyResult<b
             rules: &[RuleOfPairs { kind, hyper: hyper.used(), count: pairs.len() }],
             pairs: &pairs,
             registry: registry.zip(slots.map(slots::Slots::initial)),
+            rounding,
             measuring: if clipping.needs_norms() && known.is_none() {
                 Measuring::All
             } else {

@@ -3,7 +3,7 @@
 
 use super::pairs::{Gradient, Pair, with_gradients};
 use super::registry::{Registry, initialise_slots};
-use super::updates::{Updates, describe_updates};
+use super::updates::{SeedOfStep, Updates, describe_updates};
 use crate::allocation::{OutOfMemory, collect, try_collect, with_capacity};
 use crate::engine::plan::{CHUNK, Plan};
 use crate::engine::segment::Segment;
@@ -28,6 +28,8 @@ pub struct CheckedStep<'a, 'py> {
     pub pairs: &'a [Pair<'py>],
     /// The registry of the optimizer, and the initial values of its slots; None if the caller owns the slots.
     pub registry: Option<(&'a Registry, &'a [f64])>,
+    /// How slots of the optimizer are rounded stochastically; None if they are not.
+    pub rounding: Option<SeedOfStep>,
     /// Which gradients are measured.
     pub measuring: Measuring,
     /// The memory that was lent to the step.
@@ -92,8 +94,13 @@ impl<'py> CheckedStep<'_, 'py> {
         let plan = Plan::new(&measured)?;
         let initial = self.registry.map_or(&[][..], |(_, initial)| initial);
         let kind = self.rules.first().map_or(RuleKind::ALL[0], |rule| rule.kind);
-        let Updates { mut updates, registry, new_slots, owners } =
-            describe_updates(py, kind, self.registry.map(|(registry, _)| registry), self.pairs)?;
+        let Updates { mut updates, registry, new_slots, owners } = describe_updates(
+            py,
+            kind,
+            self.registry.map(|(registry, _)| registry),
+            self.rounding,
+            self.pairs,
+        )?;
         let registry = registry.map(Arc::new);
         let context = Context::current();
         let workspace = Workspace::new(context, &measured, &plan)?;

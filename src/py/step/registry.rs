@@ -4,7 +4,7 @@
 //! because that may happen at any moment, also in the middle of a step. Instead, steps and the functions that list
 //! variables first drop those whose memory is gone, see [`Registry::without_lost`].
 //!
-//! A slot is memory owned by fastclip, laid out like its variable. Python code gets a new array over that memory each
+//! A slot is memory owned by fastclip, laid out like its variable, of its dtype or of bfloat16. Python code gets a new array over that memory each
 //! time it asks for a slot. The array does not own the memory, so that no change to it moves or frees the slot.
 
 use super::checks::check_copy;
@@ -18,13 +18,13 @@ use crate::operations::update::fill;
 use crate::py::arrays::argument_name::ArgumentName;
 use crate::py::arrays::dtypes::AcceptedDTypes;
 use crate::py::arrays::new_array::array_over;
-use crate::py::arrays::output::{Buffer, OutputAllocator, dense_strides};
+use crate::py::arrays::output::{Buffer, OutputAllocator, dense_strides_of};
 use crate::py::arrays::overlap;
 use crate::py::arrays::view::View;
 use crate::py::objects;
 use crate::py::tensors::door::open_written;
 use crate::py::tensors::opened::Written;
-use crate::scalar::DType;
+use crate::scalar::{DType, Scalar};
 use numpy::npyffi;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
@@ -47,7 +47,12 @@ pub struct Registry {
     pub lost: u64,
     /// The function of Python that finds the owners of memory, see [`Owner::of`].
     memory_owner: Option<Py<PyAny>>,
+    /// The dtype of the slots; None for that of their variable.
+    slot_dtype: Option<SlotDType>,
 }
+
+/// The dtype of slots, and the type number that NumPy shows them by.
+pub type SlotDType = (DType, c_int);
 
 /// A variable: its memory, and how an array shows it. Steps read thousands of these, so that a variable is one block of
 /// memory, which registries share.
@@ -95,6 +100,8 @@ pub struct Entry {
 
 /// The memory of one slot.
 pub struct Slot {
+    /// The dtype, and the type number that NumPy shows it by.
+    dtype: SlotDType,
     /// The owner of the memory.
     buffer: Py<Buffer>,
     /// Address of the first element. It never changes; it is atomic because a raw pointer is neither `Send` nor `Sync`.
@@ -107,6 +114,11 @@ impl Slot {
     /// Address of the first element.
     pub fn pointer(&self) -> *mut u8 {
         self.pointer.load(Ordering::Relaxed)
+    }
+
+    /// The type of the elements.
+    pub fn scalar(&self) -> Scalar {
+        self.dtype.0.scalar
     }
 }
 
@@ -189,10 +201,10 @@ impl Variable {
         let Some(owner) = self.owner.get(py)? else { return Ok(None) };
         let pointer = std::ptr::with_exposed_provenance_mut(self.key.address);
         // SAFETY: memory of this dtype and layout, which the owner keeps alive.
-        unsafe { self.array_over(owner, pointer, self.key.strides()).map(Some) }
+        unsafe { self.array_over(owner, pointer, self.type_number, self.key.strides()).map(Some) }
     }
 
-    /// Creates an array of the variable's dtype and shape over memory.
+    /// Creates an array of the variable's shape over memory, of the dtype that has this type number.
     ///
     /// # Safety
     ///
@@ -201,11 +213,12 @@ impl Variable {
         &self,
         owner: Bound<'py, PyAny>,
         pointer: *mut u8,
+        type_number: c_int,
         strides: &[isize],
     ) -> PyResult<Bound<'py, PyAny>> {
         let (shape, flags) = (self.key.shape(), npyffi::NPY_ARRAY_WRITEABLE);
         // SAFETY: the caller's contract.
-        unsafe { array_over(owner, pointer, self.type_number, shape, Some(strides), flags) }
+        unsafe { array_over(owner, pointer, type_number, shape, Some(strides), flags) }
     }
 }
 
@@ -218,8 +231,8 @@ impl Entry {
     /// Creates an array over a slot's memory.
     fn slot<'py>(&self, py: Python<'py>, slot: &Slot) -> PyResult<Bound<'py, PyAny>> {
         let owner = slot.buffer.bind(py).clone().into_any();
-        // SAFETY: memory of the variable's dtype and shape at these strides, which the buffer keeps alive.
-        unsafe { self.variable.array_over(owner, slot.pointer(), &slot.strides) }
+        // SAFETY: memory of the slot's dtype and the variable's shape at these strides, which the buffer keeps alive.
+        unsafe { self.variable.array_over(owner, slot.pointer(), slot.dtype.1, &slot.strides) }
     }
 
     /// Creates a list of arrays over the slots.
@@ -230,18 +243,17 @@ impl Entry {
     /// Returns a view of a slot.
     pub fn view_of_slot<'py>(&self, py: Python<'py>, slot: &Slot) -> Result<View<'py>, Error> {
         let owner = slot.buffer.bind(py).clone().into_any();
-        let Variable { key, type_number, .. } = &*self.variable;
-        let dtype = (key.dtype, *type_number);
-        // SAFETY: memory of the variable's dtype and shape at these strides, which the buffer keeps alive.
-        Ok(unsafe { View::over(owner, slot.pointer(), dtype, key.shape(), &slot.strides)? })
+        let shape = self.variable.key.shape();
+        // SAFETY: memory of the slot's dtype and the variable's shape at these strides, which the buffer keeps alive.
+        Ok(unsafe { View::over(owner, slot.pointer(), slot.dtype, shape, &slot.strides)? })
     }
 }
 
 impl Registry {
     /// Creates an empty registry.
-    pub fn new(memory_owner: Option<Py<PyAny>>) -> Self {
+    pub fn new(memory_owner: Option<Py<PyAny>>, slot_dtype: Option<SlotDType>) -> Self {
         let (entries, indices, copies) = (Vec::new(), HashMap::new(), HashMap::new());
-        Self { entries, indices, copies, lost: 0, memory_owner }
+        Self { entries, indices, copies, lost: 0, memory_owner, slot_dtype }
     }
 
     /// Returns the index of a variable's entry; None if it has none. `hint` is the index to try first: that of the
@@ -281,7 +293,8 @@ impl Registry {
 
     /// Returns an empty registry that has room for the contents of this one and `additional` more entries.
     fn empty(&self, py: Python<'_>, additional: usize) -> Result<Self, Error> {
-        let mut empty = Self::new(self.memory_owner.as_ref().map(|function| function.clone_ref(py)));
+        let memory_owner = self.memory_owner.as_ref().map(|function| function.clone_ref(py));
+        let mut empty = Self::new(memory_owner, self.slot_dtype);
         empty.lost = self.lost;
         let count = self.entries.len().saturating_add(additional);
         empty.entries = with_capacity(count)?;
@@ -396,28 +409,31 @@ impl Registry {
     }
 }
 
-/// Allocates the slots of the rule for each variable, uninitialised.
-pub fn allocate_slots<'py>(
-    py: Python<'py>,
-    kind: RuleKind,
-    variables: &[&View<'py>],
-) -> PyResult<Vec<Vec<Slot>>> {
-    let count = kind.slots();
-    let each = variables.iter().flat_map(|view| std::iter::repeat_n(*view, count));
-    let mut outputs = OutputAllocator::new(py, each);
-    let mut slot = |view: &View<'py>| {
-        let (pointer, buffer) = outputs.allocate(view.size * view.dtype.size())?;
-        let strides = dense_strides(view)?.into_boxed_slice();
-        Ok::<_, PyErr>(Slot { buffer: buffer.unbind(), pointer: AtomicPtr::new(pointer), strides })
-    };
-    let each = variables.iter().map(|view| try_collect(count, (0..count).map(|_| slot(view))));
-    try_collect(variables.len(), each)
+impl Registry {
+    /// Allocates the slots of the rule for each variable, uninitialised.
+    pub fn allocate_slots<'py>(
+        &self,
+        py: Python<'py>,
+        kind: RuleKind,
+        variables: &[&View<'py>],
+    ) -> PyResult<Vec<Vec<Slot>>> {
+        let count = kind.slots();
+        let each = variables.iter().flat_map(|view| std::iter::repeat_n(*view, count));
+        let mut outputs = OutputAllocator::new(py, each);
+        let mut slot = |view: &View<'py>| {
+            let dtype = self.slot_dtype.unwrap_or_else(|| view.numpy_dtype());
+            let size = dtype.0.size();
+            let (pointer, buffer) = outputs.allocate(view.size * size)?;
+            let (pointer, buffer) = (AtomicPtr::new(pointer), buffer.unbind());
+            Ok::<_, PyErr>(Slot { dtype, buffer, pointer, strides: dense_strides_of(view, size)?.into() })
+        };
+        let each = variables.iter().map(|view| try_collect(count, (0..count).map(|_| slot(view))));
+        try_collect(variables.len(), each)
+    }
 }
 
 /// The slots of one variable that a step has allocated, and initialises.
 pub struct NewSlots {
-    /// Dtype of the variable.
-    pub dtype: DType,
     /// Number of elements of the variable.
     pub len: usize,
     /// The slots. Until the step is taken, the new registry is their only other owner.
@@ -427,11 +443,11 @@ pub struct NewSlots {
 /// Fills new slots with their initial values, of which `initial` has one for each slot of the rule.
 pub fn initialise_slots(context: Context, new: &[NewSlots], initial: &[f64]) -> Result<(), Error> {
     let (mut segments, mut values) = (Vec::new(), Vec::new());
-    for NewSlots { dtype, len, slots } in new {
+    for NewSlots { len, slots } in new {
         reserve(&mut segments, slots.len())?;
         reserve(&mut values, slots.len())?;
         for (slot, value) in slots.iter().zip(initial) {
-            let run = Run { pointer: slot.pointer(), scalar: dtype.scalar, is_written: true };
+            let run = Run { pointer: slot.pointer(), scalar: slot.scalar(), is_written: true };
             // SAFETY: contiguous, aligned memory as long as the variable, which nothing else accesses yet.
             segments.push(unsafe { Segment::dense(false, *len, [Some(run)]) });
             values.push(*value);

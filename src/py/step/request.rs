@@ -4,6 +4,7 @@ use super::counters::Counters;
 use super::gradient_clipping::GradientClipping;
 use super::hyper_parameters::HyperParameters;
 use super::slots::{CallerSlots, Slots};
+use super::updates::SeedOfStep;
 use crate::error::Error;
 use crate::operations::gradient_clipping::GradientOptions;
 use crate::operations::magnitude::Magnitude;
@@ -83,7 +84,8 @@ impl StepRequest {
     /// - the sets of hyper-parameters, a list of sequences of float;
     /// - the counters that the step advances, a list of pairs of a float64 array and its next value;
     /// - the number of skipped steps, an array;
-    /// - the report on norm and clipping, an array. See [`Counters`] for both.
+    /// - the report on norm and clipping, an array. See [`Counters`] for both;
+    /// - the seed of stochastic rounding and the number of the step, a pair of int; None if slots are not rounded so.
     ///
     /// `global_step` is an array of one integer, which the step increments. `norm` is the norm of all gradients, as a
     /// mantissa and an exponent of two, if the gradients are not to be measured.
@@ -113,6 +115,14 @@ impl StepRequest {
             Ok(Self { slots, pairs, numbers, clipping, loss_scale, global_step, norm })
         })
     }
+}
+
+/// The numbers that a step reads after it has begun, and the arrays of those that it changes.
+pub struct Numbers<'py> {
+    pub hyper: HyperParameters,
+    pub counters: Counters<'py>,
+    /// How slots of the optimizer are rounded stochastically; None if they are not.
+    pub rounding: Option<SeedOfStep>,
 }
 
 impl StepRequest {
@@ -167,9 +177,14 @@ impl StepRequest {
         self.loss_scale
     }
 
-    /// Calls `numbers`, and returns the sets of hyper-parameters and the counters.
-    pub fn numbers<'py>(&self, py: Python<'py>) -> PyResult<(HyperParameters, Counters<'py>)> {
-        let [sets, advanced, skipped, report] = items(&self.numbers.bind(py).call0()?)?;
+    /// Calls `numbers`, and returns what it returns.
+    pub fn numbers<'py>(&self, py: Python<'py>) -> PyResult<Numbers<'py>> {
+        let [sets, advanced, skipped, report, rounding] = items(&self.numbers.bind(py).call0()?)?;
+        let seed_of_step = |pair: Bound<'py, PyAny>| {
+            let [seed, step] = items(&pair)?;
+            PyResult::Ok(SeedOfStep { seed: seed.extract()?, step: step.extract()? })
+        };
+        let rounding = (!rounding.is_none()).then(|| seed_of_step(rounding)).transpose()?;
         let counter = |pair: &Bound<'py, PyAny>| {
             let [array, value] = items(pair)?;
             Ok((array, to_f64(&value)?))
@@ -177,7 +192,7 @@ impl StepRequest {
         let sets = extract(&sets, |set| extract(set, to_f64))?;
         let global_step = self.global_step.as_ref().map(|counter| counter.bind(py).clone());
         let counters = Counters::new(extract(&advanced, counter)?, global_step, skipped, report)?;
-        Ok((HyperParameters::new(self.kind(), &sets)?, counters))
+        Ok(Numbers { hyper: HyperParameters::new(self.kind(), &sets)?, counters, rounding })
     }
 }
 

@@ -2,7 +2,7 @@
 //! for optimizers whose caller owns the slots.
 
 use super::checks::check_variable;
-use super::registry::{Entry, Registry, allocate_slots, copy_view};
+use super::registry::{Entry, Registry, copy_view};
 use super::stepping::{StepGuard, Stepping};
 use crate::allocation::with_capacity;
 use crate::engine::segment::Segment;
@@ -11,13 +11,14 @@ use crate::error::Error;
 use crate::operations::rules::RuleKind;
 use crate::operations::update::refresh;
 use crate::py::arrays::argument_name::ArgumentName;
-use crate::py::arrays::dtypes::AcceptedDTypes;
+use crate::py::arrays::dtypes::{AcceptedDTypes, bfloat16_type_number, type_number};
 use crate::py::arrays::view::View;
 use crate::py::call::{detached, entry, entry_that_reads};
 use crate::py::objects;
 use crate::py::raise::check_memory;
 use crate::py::tensors::door::open_written;
 use crate::py::tensors::opened::Written;
+use crate::scalar::{DType, Scalar};
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -128,15 +129,18 @@ fn read_variable<'py>(array: &Bound<'py, PyAny>, written: &mut Written<'py>) -> 
 
 #[pymethods]
 impl Slots {
-    /// Takes the name of the rule, the initial value of each of its slots, and a function that finds the owners of
-    /// memory, see [`Owner::of`](super::owner::Owner::of).
+    /// Takes the name of the rule; the initial value of each of its slots; a function that finds the owners of memory, see
+    /// [`Owner::of`](super::owner::Owner::of); and whether the slots are bfloat16, in place of the dtype of their variable.
+    ///
+    /// Arrays over slots of bfloat16 have the dtype of `ml_dtypes` or, if that is not installed, uint16.
     #[new]
-    #[pyo3(signature = (rule, initial, memory_owner = None))]
+    #[pyo3(signature = (rule, initial, memory_owner = None, are_bfloat16 = false))]
     fn new(
         py: Python<'_>,
         rule: &str,
         initial: &Bound<'_, PyAny>,
         memory_owner: Option<Py<PyAny>>,
+        are_bfloat16: bool,
     ) -> PyResult<Self> {
         entry_that_reads(py, || {
             let (kind, initial) = (rule_kind(rule)?, objects::extract(initial, objects::to_f64)?);
@@ -144,7 +148,14 @@ impl Slots {
                 return Err(Error::Value(format!("this rule takes {} slots", kind.slots())).into());
             }
             let (stepping, steps) = (Stepping::default(), AtomicU64::new(0));
-            let registry = Mutex::new(Arc::new(Registry::new(memory_owner)));
+            let slot_dtype = if are_bfloat16 {
+                let dtype = DType { scalar: Scalar::BF16, complex: false };
+                let bits = type_number(DType { scalar: Scalar::U16, complex: false });
+                Some((dtype, bfloat16_type_number(py)?.unwrap_or(bits)))
+            } else {
+                None
+            };
+            let registry = Mutex::new(Arc::new(Registry::new(memory_owner, slot_dtype)));
             Ok(Self { kind, initial, registry, stepping, steps })
         })
     }
@@ -231,7 +242,7 @@ impl Slots {
             let mut registry = previous.copy(py, arrays.len())?;
             for (view, has_slots) in arrays.iter().zip(with_slots) {
                 let slots = if has_slots {
-                    allocate_slots(py, self.kind, &[view])?.pop().unwrap_or_default()
+                    previous.allocate_slots(py, self.kind, &[view])?.pop().unwrap_or_default()
                 } else {
                     Vec::new()
                 };

@@ -1,13 +1,15 @@
 //! Description of a step's pairs as parameter updates, which the driver in `operations::update` performs.
 
 use super::pairs::Pair;
-use super::registry::{NewSlots, Registry, Slot, allocate_slots};
+use super::registry::{NewSlots, Registry, Slot};
 use crate::allocation::{OutOfMemory, copied, reserve, with_capacity};
 use crate::engine::segment::{Operand, Run, Segment, element_count};
 use crate::error::Error;
+use crate::kernels::stochastic::Stream;
 use crate::operations::rules::RuleKind;
 use crate::operations::update::{
-    COPY, GRADIENT, OPERANDS, ParameterUpdate, RowGradient, SLOTS, UpdateParameters, VARIABLE,
+    COPY, GRADIENT, OPERANDS, ParameterUpdate, RowGradient, SLOTS, StochasticRounding, UpdateParameters,
+    VARIABLE,
 };
 use crate::py::arrays::output::{OutputAllocator, c_strides};
 use crate::py::arrays::view::View;
@@ -29,11 +31,12 @@ pub struct Updates<'py> {
 }
 
 /// Finds or allocates the slots, and returns the updates of the pairs that have a gradient. `registry` is that of the
-/// optimizer; None if the caller owns the slots.
+/// optimizer; None if the caller owns the slots. Slots of the optimizer are rounded as `rounding` says.
 pub fn describe_updates<'py>(
     py: Python<'py>,
     kind: RuleKind,
     registry: Option<&Registry>,
+    rounding: Option<SeedOfStep>,
     pairs: &[Pair<'py>],
 ) -> PyResult<Updates<'py>> {
     let mut updates = Updates {
@@ -61,8 +64,12 @@ pub fn describe_updates<'py>(
         if pair.gradient.is_none() {
             continue;
         }
-        let entry = registry.and_then(|registry| Some(&registry.entries[places.get(index).copied()??]));
-        let arrays = UpdateArrays { pair, kept_slots: entry.map_or(&[], |entry| &entry.slots), gradient };
+        let place = places.get(index).copied().flatten();
+        let entry = registry.and_then(|registry| Some(&registry.entries[place?]));
+        let kept_slots = entry.map_or(&[][..], |entry| &entry.slots);
+        // The number of a variable is its place in the registry, which a saved state keeps.
+        let stream = rounding.zip(place).map(|(seed, place)| seed.stream(place));
+        let arrays = UpdateArrays { pair, kept_slots, gradient, stream: stream.or(pair.rounding) };
         let owner = arrays.describe(py, kind, &mut described)?;
         if let Some(owner) = owner {
             reserve(&mut updates.owners, 1)?;
@@ -106,7 +113,7 @@ fn register(
         pairs.iter().zip(&*places).filter(|(pair, place)| lacks_slots(kind, registry, pair, **place));
     variables.extend(lacking.map(|(pair, _)| &pair.variable));
     reserve(new_slots, variables.len())?;
-    let mut allocated = allocate_slots(py, kind, &variables)?.into_iter();
+    let mut allocated = registry.allocate_slots(py, kind, &variables)?.into_iter();
     for (pair, place) in pairs.iter().zip(places) {
         let is_new = lacks_slots(kind, registry, pair, *place);
         let slots = if is_new { allocated.next().unwrap_or_default() } else { Vec::new() };
@@ -120,8 +127,8 @@ fn register(
             after.entries.len() - 1
         };
         if is_new {
-            let View { dtype, size: len, .. } = pair.variable;
-            new_slots.push(NewSlots { dtype, len, slots: std::sync::Arc::clone(&after.entries[at].slots) });
+            let slots = std::sync::Arc::clone(&after.entries[at].slots);
+            new_slots.push(NewSlots { len: pair.variable.size, slots });
         }
         *place = Some(at);
         check_memory(py)?;
@@ -136,6 +143,22 @@ struct UpdateArrays<'a, 'py> {
     kept_slots: &'a [Slot],
     /// Index of the gradient among the gradients of the step.
     gradient: usize,
+    /// The random bits by which arrays of bfloat16 are rounded; None to round them to the nearest.
+    stream: Option<Stream>,
+}
+
+/// The seed of stochastic rounding, and the number of the step that it is mixed with.
+#[derive(Clone, Copy, Debug)]
+pub struct SeedOfStep {
+    pub seed: u64,
+    pub step: u64,
+}
+
+impl SeedOfStep {
+    /// Returns the stream of the variable at a place in the registry.
+    fn stream(self, place: usize) -> Stream {
+        Stream::new(self.seed, self.step, place as u64)
+    }
 }
 
 impl<'py> UpdateArrays<'_, 'py> {
@@ -176,8 +199,18 @@ impl<'py> UpdateArrays<'_, 'py> {
     }
 
     fn update(&self, segment: Segment<OPERANDS>, rows: Option<Box<RowGradient>>) -> ParameterUpdate {
-        let Pair { hyper, rounding, .. } = *self.pair;
-        let parameters = UpdateParameters { gradient: self.gradient, hyper, rows, rounding };
+        self.update_from(0, segment, rows)
+    }
+
+    /// Returns the update of a part of the variable, which begins with the real at index `first`.
+    fn update_from(
+        &self,
+        first: usize,
+        segment: Segment<OPERANDS>,
+        rows: Option<Box<RowGradient>>,
+    ) -> ParameterUpdate {
+        let rounding = self.stream.map(|stream| StochasticRounding { stream, first: first as u64 });
+        let parameters = UpdateParameters { gradient: self.gradient, hyper: self.pair.hyper, rows, rounding };
         ParameterUpdate { segment, parameters }
     }
 
@@ -187,8 +220,7 @@ impl<'py> UpdateArrays<'_, 'py> {
         operands[VARIABLE] = Some(self.pair.variable.operand().written());
         operands[GRADIENT] = Some(gradient.operand());
         for (k, slot) in self.kept_slots.iter().enumerate() {
-            let scalar = self.pair.variable.dtype.scalar;
-            let (pointer, strides) = (slot.pointer(), &*slot.strides);
+            let (pointer, strides, scalar) = (slot.pointer(), &*slot.strides, slot.scalar());
             operands[SLOTS + k] = Some(Operand { pointer, strides, scalar, is_written: true });
         }
         for (k, slot) in self.pair.slots().iter().enumerate() {
@@ -205,8 +237,7 @@ impl<'py> UpdateArrays<'_, 'py> {
         runs[VARIABLE] = Some(self.pair.variable.run().written());
         runs[GRADIENT] = Some(gradient.run());
         for (k, slot) in self.kept_slots.iter().enumerate() {
-            let scalar = self.pair.variable.dtype.scalar;
-            runs[SLOTS + k] = Some(Run { pointer: slot.pointer(), scalar, is_written: true });
+            runs[SLOTS + k] = Some(Run { pointer: slot.pointer(), scalar: slot.scalar(), is_written: true });
         }
         for (k, slot) in self.pair.slots().iter().enumerate() {
             runs[SLOTS + k] = Some(slot.run().written());
@@ -280,7 +311,8 @@ impl<'py> UpdateArrays<'_, 'py> {
                 operand.strides = strides;
             }
             reserve(updates, 1)?;
-            updates.push(self.update(Self::strided(row_shape, operands)?, None));
+            let first = index * element_count(row_shape);
+            updates.push(self.update_from(first, Self::strided(row_shape, operands)?, None));
         }
         Ok(())
     }
@@ -307,7 +339,8 @@ impl<'py> UpdateArrays<'_, 'py> {
                 run.pointer = run.pointer.wrapping_add(row * row_len * run.scalar.size());
             }
             reserve(updates, 1)?;
-            updates.push(self.update(Self::dense_runs(count * row_len, runs), None));
+            let segment = Self::dense_runs(count * row_len, runs);
+            updates.push(self.update_from(indices[at] * row_len, segment, None));
             at += count;
         }
         Ok(())

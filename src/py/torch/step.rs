@@ -128,6 +128,7 @@ pub fn torch_step<'py>(
             rules: &rules,
             pairs: &pairs,
             registry: None,
+            rounding: None,
             measuring: Measuring::Unknown(known),
             lent: &lent,
             has_run_foreign_code: false,

@@ -32,7 +32,8 @@ class AdagradOptimizer(Optimizer):
         See :class:`Optimizer`.
     **options
         Keyword arguments that every optimizer has, described in :class:`Optimizer`: ``clipvalue``,
-        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale`` and ``skip_above``.
+        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``, ``skip_above``, ``slot_dtype``
+        and ``seed``.
 
     Raises
     ------

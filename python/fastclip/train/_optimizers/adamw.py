@@ -33,7 +33,8 @@ class AdamWOptimizer(AdamOptimizer):
         The weight decay, a keyword argument. In each step it is multiplied by the learning rate.
     **options
         Keyword arguments that every optimizer has, described in :class:`Optimizer`: ``clipvalue``,
-        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale`` and ``skip_above``.
+        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``, ``skip_above``, ``slot_dtype``
+        and ``seed``.
 
     Notes
     -----

@@ -29,7 +29,8 @@ class GradientDescentOptimizer(Optimizer):
         See :class:`Optimizer`.
     **options
         Keyword arguments that every optimizer has, described in :class:`Optimizer`: ``clipvalue``,
-        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale`` and ``skip_above``.
+        ``clipnorm``, ``global_clipnorm``, ``on_nonfinite``, ``loss_scale``, ``skip_above``, ``slot_dtype``
+        and ``seed``.
 
     Notes
     -----
