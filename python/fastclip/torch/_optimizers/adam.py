@@ -69,7 +69,8 @@ class Adam(_AdamStep, torch.optim.Adam):
         What a step does if a gradient contains NaN or infinity: it is taken, raises, or is skipped and
         counted.
     skip_above : float, optional
-        The norm of all gradients above which a step is skipped and counted.
+        The norm of all gradients above which a step is skipped and counted. It applies to finite norms;
+        `on_nonfinite` says what becomes of others.
     state_dtype : torch.dtype, optional
         The type of the moments, `torch.bfloat16` or `torch.float32`. The default is that of the parameter.
     rounding : {"stochastic", "nearest"}, optional

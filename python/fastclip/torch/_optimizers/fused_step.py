@@ -16,6 +16,7 @@ from fastclip.torch._errors import nonfinite_gradient_error
 from fastclip.torch._optimizers.backward_norms import BackwardNorms, BackwardNormsHandle
 from fastclip.torch._optimizers.gathering import Gathered, gather
 from fastclip.torch._optimizers.group_options import bound_of, given_bound, take_group_options
+from fastclip.torch._optimizers.sharded_parameters import are_shards
 from fastclip.torch._plain import is_plain
 
 __all__ = ["FusedStep"]
@@ -60,6 +61,9 @@ class FusedStep(Optimizer):
     def _hyper_of_first_step(self, hyper: list[float]) -> list[float]:
         """Return the hyper-parameters of a parameter's first step."""
         return hyper
+
+    #: Whether a parameter is a part that this process keeps for `FullyShardedDataParallel`.
+    _has_shards = False
 
     # Options ------------------------------------------------------------------------------
 
@@ -124,6 +128,7 @@ class FusedStep(Optimizer):
         super().add_param_group(param_group)
         if has_bound:
             self.param_groups[-1]["shared_max_norm"] = shared
+        self._has_shards = self._has_shards or are_shards(self.param_groups[-1]["params"])
 
     @property
     def max_norm(self) -> float | None:
@@ -298,6 +303,8 @@ class FusedStep(Optimizer):
         for group in self.param_groups:
             if group.get("capturable") or group.get("differentiable"):
                 return self._take_step_of_torch()
+        if self._has_shards:
+            self._refuse_bounds_of_shards()
         gathered = Gathered()
         answer = None
         try:
@@ -321,6 +328,14 @@ class FusedStep(Optimizer):
                 "The step was not taken.", gradient_norms or [], self._names_of(gathered)
             )
         return None
+
+    def _refuse_bounds_of_shards(self) -> None:
+        """Raise if gradients would be clipped by the norm of the part that this process keeps."""
+        if any(given_bound(group) is not None for group in self.param_groups):
+            raise RuntimeError(
+                "max_norm is the norm of what one process keeps, which is a part with "
+                "FullyShardedDataParallel; leave it None, and call the module's clip_grad_norm_"
+            )
 
     def _names_of(self, gathered: Gathered) -> list[str]:
         """Return the names of the parameters whose gradients a step has gathered."""
