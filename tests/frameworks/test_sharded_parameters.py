@@ -13,6 +13,7 @@ pytest.importorskip("torch")
 pytestmark = pytest.mark.interop("torch")
 
 STEP = """
+import copy
 import sys
 
 import torch
@@ -25,24 +26,30 @@ distributed.init_process_group("gloo")
 results = []
 for optimizer_class in (fastclip.torch.AdamW, torch.optim.AdamW):
     torch.manual_seed(0)
-    model = FullyShardedDataParallel(
-        torch.nn.Linear(9, 5), device_id=torch.device("cpu"), use_orig_params=sys.argv[1] == "original"
-    )
-    optimizer = optimizer_class(model.parameters(), lr=0.1)
+    module = torch.nn.Linear(9, 5)
+    # With the original parameters, the optimizer may be made before they are divided.
+    is_original = sys.argv[1] == "original"
+    optimizer = optimizer_class(module.parameters(), lr=0.1) if is_original else None
+    model = FullyShardedDataParallel(module, device_id=torch.device("cpu"), use_orig_params=is_original)
+    optimizer = optimizer or optimizer_class(model.parameters(), lr=0.1)
     for step in range(3):
         optimizer.zero_grad()
         model(torch.full((2, 9), 1.0 + step + distributed.get_rank())).square().sum().backward()
         norm = model.clip_grad_norm_(1.0)
         if step == 0 and optimizer_class is fastclip.torch.AdamW:
-            optimizer.max_norm = 1.0
             before = [parameter.detach().clone() for parameter in model.parameters()]
-            try:
-                optimizer.step()
-                raise AssertionError("max_norm was taken")
-            except RuntimeError as error:
-                assert "FullyShardedDataParallel" in str(error), error
+            for option, value, default in (
+                ("max_norm", 1.0, None), ("skip_above", 1.0, None), ("on_nonfinite", "skip", "propagate")
+            ):
+                setattr(optimizer, option, value)
+                for each in (optimizer, copy.copy(optimizer)):
+                    try:
+                        each.step()
+                        raise AssertionError(option + " was taken")
+                    except RuntimeError as error:
+                        assert option in str(error) and "FullyShardedDataParallel" in str(error), error
+                setattr(optimizer, option, default)
             assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
-            optimizer.max_norm = None
         optimizer.step()
     results.append([parameter.detach().clone() for parameter in model.parameters()])
 for mine, theirs in zip(*results):

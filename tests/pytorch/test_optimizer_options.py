@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -418,3 +419,37 @@ def test_a_state_of_another_shape_is_refused() -> None:
         optimizer.step()
     assert torch.equal(tensor, before)
     assert optimizer.state[tensor]["step"] == 1.0
+
+
+def test_a_group_alone_may_have_narrow_states() -> None:
+    first, second, third = (torch.nn.Parameter(torch.ones(64)) for _ in range(3))
+    optimizer = fastclip.torch.Adam(
+        [{"params": [first], "state_dtype": torch.bfloat16}, {"params": [second]}]
+    )
+    optimizer.add_param_group({"params": [third], "state_dtype": torch.bfloat16, "seed": np.int64(5)})
+    for parameter in (first, second, third):
+        parameter.grad = torch.full((64,), 1.003)
+    optimizer.step()
+    dtypes = [optimizer.state[parameter]["exp_avg"].dtype for parameter in (first, second, third)]
+    assert dtypes == [torch.bfloat16, torch.float32, torch.bfloat16]
+    assert not torch.equal(optimizer.state[first]["exp_avg"], optimizer.state[third]["exp_avg"])
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("seed", -1),
+        ("seed", 2**64),
+        ("seed", "a"),
+        ("seed", 1.5),
+        ("rounding", "down"),
+        ("state_dtype", torch.float16),
+        ("state_dtype", "bfloat16"),
+    ],
+)
+def test_options_of_groups_are_checked_like_those_of_the_optimizer(option: str, value: Any) -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises(ValueError, match=f"{option} is"):
+        fastclip.torch.AdamW([{"params": [parameter], option: value}], state_dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match=f"{option} is"):
+        fastclip.torch.AdamW([parameter], **{option: value})

@@ -24,7 +24,6 @@ WITH_SLOTS: dict[str, dict[str, Any]] = {
     "AdagradOptimizer": {"learning_rate": 0.01},
     "AdamOptimizer": {},
     "AdamWOptimizer": {"weight_decay": 0.01},
-    "FtrlOptimizer": {"learning_rate": 0.01},
     "MomentumOptimizer": {"learning_rate": 0.01, "momentum": 0.9},
     "ProximalAdagradOptimizer": {"learning_rate": 0.01},
     "RMSPropOptimizer": {"learning_rate": 0.01},
@@ -256,6 +255,38 @@ def test_states_of_the_other_dtype_are_refused() -> None:
 def test_other_dtypes_are_refused(value: Any) -> None:
     with pytest.raises(ValueError, match=r'slot_dtype is .*; it takes "bfloat16", or None'):
         train.AdamOptimizer(slot_dtype=value)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("RMSPropOptimizer", {"learning_rate": 0.1, "centered": True}),
+        ("FtrlOptimizer", {"learning_rate": 0.1}),
+        ("AdagradDAOptimizer", {"learning_rate": 0.1, "global_step": np.array(0)}),
+        ("AdagradOptimizer", {"learning_rate": 0.1, "initial_accumulator_value": 1e-41}),
+    ],
+)
+def test_rules_whose_slots_have_to_be_precise_are_refused(name: str, arguments: dict[str, Any]) -> None:
+    # The variance of centered RMSProp, a difference of two slots, would be negative.
+    with pytest.raises(ValueError, match="slot_dtype is 'bfloat16'"):
+        getattr(train, name)(**arguments, slot_dtype="bfloat16")
+
+
+@pytest.mark.parametrize("count", [1e300, -5.0, 0.0, 2.5, 2.0**53, np.inf])
+def test_counts_that_no_state_has_are_refused(count: float) -> None:
+    w = np.zeros(3, np.float32)
+    optimizer = make("MomentumOptimizer")
+    optimizer.apply_gradients([(np.ones(3, np.float32), w)])
+    before = optimizer.state_dict()
+    with pytest.raises(ValueError, match="rounded_steps"):
+        optimizer.load_state_dict({**before, "rounded_steps": np.array(count)}, [w])
+    assert all(np.array_equal(value, before[key]) for key, value in optimizer.state_dict().items())
+    # The counter is the first of the optimizer's arrays.
+    optimizer.variables()[0][...] = count
+    start = w.copy()
+    with pytest.raises(ValueError, match="rounded_steps is"):
+        optimizer.apply_gradients([(np.ones(3, np.float32), w)])
+    assert w.tobytes() == start.tobytes()
 
 
 @pytest.mark.parametrize("value", [BF16, ml_dtypes.bfloat16, "bfloat16"])

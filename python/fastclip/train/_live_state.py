@@ -14,6 +14,7 @@ from fastclip._arguments.devices import is_on_device, place_of
 from fastclip._numpy_memory import raises_memory_error
 from fastclip._variables.variable import Variable
 from fastclip.train._memory_owner import memory_owner
+from fastclip.train._slot_options import ROUNDED_STEPS, check_rounded_steps
 
 __all__ = ["LiveState", "fill_slot", "loaded_counters", "new_slots", "slot_values"]
 
@@ -175,4 +176,6 @@ def loaded_counters(
                 f"state_dict[{prefix + name!r}] has dtype {value.dtype} and shape {value.shape}; "
                 "it takes one finite float64"
             )
+        if name == ROUNDED_STEPS:
+            check_rounded_steps(float(value), f"state_dict[{prefix + name!r}]")
     return {name: np.array(entries.get(name, np.nan), np.float64) for name in names}

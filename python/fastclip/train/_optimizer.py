@@ -38,7 +38,13 @@ from fastclip.train._live_state import LiveState, fill_slot, loaded_counters, ne
 from fastclip.train._lost_variables import MANY, warn_of_lost_variables
 from fastclip.train._pairs import as_pairs
 from fastclip.train._settings import FixedSetting, Setting, settings_of
-from fastclip.train._slot_options import ROUNDED_STEPS, checked_seed, checked_slot_dtype, seed_and_step
+from fastclip.train._slot_options import (
+    ROUNDED_STEPS,
+    check_narrow_slots,
+    checked_seed,
+    checked_slot_dtype,
+    seed_and_step,
+)
 from fastclip.train._state_dict import ParsedStateDict, build_state_dict, check_prefix
 from fastclip.train._step_counter import as_step_counter
 from fastclip.train._variables_of_arrays import check_copies_with_optimizer, variables_of_arrays
@@ -140,12 +146,12 @@ class Optimizer:
     slot_dtype : {None, "bfloat16"}, optional
         The dtype of the slots: by default that of their variable. bfloat16 halves the memory of the slots of
         float32 variables. They are computed in the dtype of the variable and rounded stochastically, so that
-        small changes to a moving average do not vanish, but are kept on average. Variables on a device do not
-        take it.
+        small changes to a moving average do not vanish, but are kept on average. Not for variables on a
+        device, nor for FTRL, AdagradDA and centered RMSProp, which need more precise slots.
     seed : int, optional
         The seed of stochastic rounding, from 0 to 2**64 - 1. The random bits depend on the seed, the number
-        of the step, the number of the variable and the index of the element, and neither on the number of
-        threads nor on the processor.
+        of the step, the number of the variable and the place of the element in its memory, and neither on
+        the number of threads nor on the processor.
 
     Attributes
     ----------
@@ -269,6 +275,8 @@ class Optimizer:
             setattr(self, argument, value)
         #: The first value of each slot.
         self._first_values = tuple(first_values) or (0.0,) * len(self._slot_names)
+        if self._has_narrow_slots:
+            check_narrow_slots(self._rule, self._first_values, type(self).__name__)
         self._state = LiveState.initial(self, self._first_values, self._all_counter_names)
         self._locks: dict[int, threading.RLock] = {}
         #: Whether the warning about lost variables has been given, which comes once.

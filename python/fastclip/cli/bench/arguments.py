@@ -20,8 +20,8 @@ processor.
 All contenders run in one process, in turns: each round runs each of them once, in
 rotating order. The result is the median over the rounds. In-place rows restore the
 gradients before every call, so that there is always something to clip. Rows of
---train and --torch do so too, because a backward pass would write the gradients. The
-time of restoring them is not measured.
+--train and --torch do so too, because a backward pass would write the gradients, but for
+those that accumulate them or have a backward pass. The time of restoring is not measured.
 """
 
 _EPILOG = """\

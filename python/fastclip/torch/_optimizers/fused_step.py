@@ -15,15 +15,18 @@ from fastclip.torch._binding import BINDING
 from fastclip.torch._errors import nonfinite_gradient_error
 from fastclip.torch._optimizers.backward_norms import BackwardNorms, BackwardNormsHandle
 from fastclip.torch._optimizers.gathering import Gathered, gather
-from fastclip.torch._optimizers.group_options import bound_of, given_bound, take_group_options
-from fastclip.torch._optimizers.sharded_parameters import are_shards
+from fastclip.torch._optimizers.group_options import (
+    bound_of,
+    checked_narrowing,
+    given_bound,
+    take_group_options,
+)
+from fastclip.torch._optimizers.sharded_parameters import are_processes_several, are_shards
 from fastclip.torch._plain import is_plain
 
 __all__ = ["FusedStep"]
 
 _POLICIES = ("propagate", "raise", "skip")
-_STATE_DTYPES = (None, torch.bfloat16, torch.float32)
-_ROUNDINGS = ("stochastic", "nearest")
 #: The attributes that pickles and copies have besides those of PyTorch's optimizers.
 _ATTRIBUTES = ("on_nonfinite", "skip_above", "skipped_steps", "_copies")
 
@@ -62,9 +65,6 @@ class FusedStep(Optimizer):
         """Return the hyper-parameters of a parameter's first step."""
         return hyper
 
-    #: Whether a parameter is a part that this process keeps for `FullyShardedDataParallel`.
-    _has_shards = False
-
     # Options ------------------------------------------------------------------------------
 
     def _set_options(
@@ -81,12 +81,7 @@ class FusedStep(Optimizer):
             raise ValueError(f"on_nonfinite is {on_nonfinite!r}; it takes 'propagate', 'raise' or 'skip'")
         if skip_above is not None and not float(skip_above) >= 0.0:
             raise ValueError(f"skip_above is {skip_above}; it takes a number that is not negative, or None")
-        if state_dtype not in _STATE_DTYPES:
-            raise ValueError(f"state_dtype is {state_dtype}; it takes torch.bfloat16, torch.float32 or None")
-        if rounding not in _ROUNDINGS:
-            raise ValueError(f"rounding is {rounding!r}; it takes 'stochastic' or 'nearest'")
-        if not isinstance(seed, int) or not 0 <= seed < 2**64:
-            raise ValueError(f"seed is {seed!r}; it takes an integer from 0 to 2**64 - 1")
+        narrowing = checked_narrowing({"state_dtype": state_dtype, "rounding": rounding, "seed": seed})
         self.on_nonfinite = on_nonfinite
         self.skip_above = None if skip_above is None else float(skip_above)
         self.skipped_steps = 0
@@ -96,7 +91,7 @@ class FusedStep(Optimizer):
         if max_norm is not None:
             self._pending_options["shared_max_norm"] = bound_of(max_norm, "max_norm")
         if state_dtype is not None:
-            self._pending_options.update(state_dtype=state_dtype, rounding=rounding, seed=seed)
+            self._pending_options.update(narrowing)
         self._report: tuple[list[float | None], list[float], list[int]] | None = None
         self._is_stepping = False
         self._backward_norms: BackwardNorms | None = None
@@ -122,13 +117,20 @@ class FusedStep(Optimizer):
         """
         if isinstance(param_group, dict) and param_group.get("max_norm") is not None:
             param_group["max_norm"] = bound_of(param_group["max_norm"], "max_norm of a parameter group")
+        if isinstance(param_group, dict):
+            own = checked_narrowing(param_group)
+            if own.get("state_dtype") is not None:
+                # The constructor has not stored its options yet when it adds the first groups.
+                shared = {**self.defaults, **self.__dict__.get("_pending_options", {})}
+                own.setdefault("rounding", shared.get("rounding", "stochastic"))
+                own.setdefault("seed", shared.get("seed", 0))
+            param_group.update(own)
         # A loaded bound is not that of the defaults.
         has_bound = any("shared_max_norm" in group for group in self.param_groups)
-        shared = self.max_norm
+        bound = self.max_norm
         super().add_param_group(param_group)
         if has_bound:
-            self.param_groups[-1]["shared_max_norm"] = shared
-        self._has_shards = self._has_shards or are_shards(self.param_groups[-1]["params"])
+            self.param_groups[-1]["shared_max_norm"] = bound
 
     @property
     def max_norm(self) -> float | None:
@@ -303,8 +305,8 @@ class FusedStep(Optimizer):
         for group in self.param_groups:
             if group.get("capturable") or group.get("differentiable"):
                 return self._take_step_of_torch()
-        if self._has_shards:
-            self._refuse_bounds_of_shards()
+        if are_processes_several():
+            self._refuse_norms_of_shards()
         gathered = Gathered()
         answer = None
         try:
@@ -329,13 +331,19 @@ class FusedStep(Optimizer):
             )
         return None
 
-    def _refuse_bounds_of_shards(self) -> None:
-        """Raise if gradients would be clipped by the norm of the part that this process keeps."""
-        if any(given_bound(group) is not None for group in self.param_groups):
-            raise RuntimeError(
-                "max_norm is the norm of what one process keeps, which is a part with "
-                "FullyShardedDataParallel; leave it None, and call the module's clip_grad_norm_"
-            )
+    def _refuse_norms_of_shards(self) -> None:
+        """Raise if the step depends on the norm of a part of the gradients, that of this process."""
+        checked = [
+            ("max_norm", [group for group in self.param_groups if given_bound(group) is not None]),
+            ("skip_above", self.param_groups if self.skip_above is not None else []),
+            ("on_nonfinite", self.param_groups if self.on_nonfinite != "propagate" else []),
+        ]
+        for option, groups in checked:
+            if any(are_shards(group["params"]) for group in groups):
+                raise RuntimeError(
+                    f"{option} looks at the gradients of one process, which has a part of them with "
+                    "FullyShardedDataParallel; leave it at its default, and call the module's clip_grad_norm_"
+                )
 
     def _names_of(self, gathered: Gathered) -> list[str]:
         """Return the names of the parameters whose gradients a step has gathered."""

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["bound_of", "given_bound", "take_group_options"]
+import torch
+
+__all__ = ["bound_of", "checked_narrowing", "given_bound", "take_group_options"]
+
+_STATE_DTYPES = (None, torch.float32, torch.bfloat16)
+_ROUNDINGS = ("stochastic", "nearest")
 
 
 def bound_of(bound: Any, name: str) -> float:
@@ -19,6 +26,30 @@ def bound_of(bound: Any, name: str) -> float:
     if not number >= 0.0:
         raise ValueError(f"{name} is {bound}; it takes a number that is not negative, or None")
     return number
+
+
+def checked_narrowing(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the options `state_dtype`, `rounding` and `seed` that are given, after checking them.
+
+    Raises
+    ------
+    ValueError
+        If one has another value than it takes.
+    """
+    checked = {key: options[key] for key in ("state_dtype", "rounding", "seed") if key in options}
+    dtype, rounding, seed = (checked.get(key) for key in ("state_dtype", "rounding", "seed"))
+    if dtype not in _STATE_DTYPES:
+        raise ValueError(f"state_dtype is {dtype!r}; it takes torch.bfloat16, torch.float32 or None")
+    if "rounding" in checked and rounding not in _ROUNDINGS:
+        raise ValueError(f"rounding is {rounding!r}; it takes 'stochastic' or 'nearest'")
+    if "seed" in checked:
+        try:
+            checked["seed"] = operator.index(seed)  # type: ignore[arg-type]
+        except TypeError:
+            checked["seed"] = -1
+        if not 0 <= checked["seed"] < 2**64:
+            raise ValueError(f"seed is {seed!r}; it takes an integer from 0 to 2**64 - 1")
+    return checked
 
 
 def given_bound(group: dict[str, Any]) -> float | None:
