@@ -18,10 +18,18 @@ FOLDER = Path(__file__).parent
 NO_ARRAY = "calls no function with an array"
 OTHER_PROCESS = "calls the functions in another process"
 NO_READ_ONLY = "torch has no read-only tensors"
+ACCUMULATORS = "is about accumulators, whose arrays are not converted"
 OPTIMIZERS = "is about the optimizers, whose arrays are not converted"
 
 #: Tests that run over arrays alone, as ``file::function`` or ``file::function[id]``, with the reason.
 ARRAYS_ALONE: dict[str, str] = {
+    "test_accumulation.py::test_a_key_that_is_added_again_replaces_its_tensor": ACCUMULATORS,
+    "test_accumulation.py::test_a_nonfinite_norm_is_handled_as_the_optimizer_says": OPTIMIZERS,
+    "test_accumulation.py::test_a_step_trusts_the_norm_it_is_passed": OPTIMIZERS,
+    "test_accumulation.py::test_accumulators_refuse_what_they_cannot_measure": ACCUMULATORS,
+    "test_accumulation.py::"
+    "test_arguments_that_are_not_taken_change_nothing[acc3-grads3-1.0-ValueError-read-only]": NO_READ_ONLY,
+    "test_accumulation.py::test_norms_that_are_not_taken": OPTIMIZERS,
     "test_block_rms_and_adaptive.py::test_signatures": NO_ARRAY,
     "test_clip_by_average_norm.py::test_signature": NO_ARRAY,
     "test_clip_by_global_norm.py::test_signature": NO_ARRAY,

@@ -31,6 +31,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "tensor_norms": ("t_list",),
     "clip_by_block_rms": ("t_list", "out"),
     "adaptive_clip": ("params", "grads", "out"),
+    "accumulate": ("acc", "grads"),
 }
 
 
@@ -103,7 +104,7 @@ class OnDevice:
     DTYPES = ("float32", "float16", "bfloat16", "int32")
 
     def check_call(self, name: str, arguments: dict[str, Any]) -> None:
-        if name in ("clip_by_block_rms", "adaptive_clip"):
+        if name in ("clip_by_block_rms", "adaptive_clip", "accumulate"):
             raise Refused("a function that devices lack")
         given = [argument for argument in self.LACKS if arguments.get(argument) is not None]
         if given:
@@ -226,7 +227,7 @@ def _replacement(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             result = function(*bound.args, **bound.kwargs)
         finally:
             _kind.after_call(conversion.pairs())
-        if name in ("global_norm", "tensor_norms"):
+        if name in ("global_norm", "tensor_norms", "accumulate"):
             return _kind.norm(result)
         inputs = bound.arguments["t" if "t" in FUNCTIONS[name] else FUNCTIONS[name][-2]]
         if name == "clip_by_global_norm":
