@@ -14,6 +14,27 @@ import fastclip
 _PACKAGE = str(Path(fastclip.__file__).parent) + os.sep
 
 
+def is_of_fastclip(frame: FrameType) -> bool:
+    """Returns whether a frame runs Python code of fastclip."""
+    return frame.f_code.co_filename.startswith(_PACKAGE)
+
+
+def call_traced(
+    call: Callable[[], Any], trace: Callable[[FrameType, str, Any], Any], catch: type[BaseException]
+) -> BaseException | None:
+    """Calls `call` with a trace function. Returns its exception of type `catch`, or None."""
+    # A coverage tool may trace the tests: its trace function is set again afterwards.
+    previous = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except catch as error:
+        return error
+    finally:
+        sys.settrace(previous)
+    return None
+
+
 def call_with_action(
     call: Callable[[], Any],
     action: Callable[[], Any],
@@ -46,7 +67,7 @@ def call_with_action(
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal remaining, ran
-        if not frame.f_code.co_filename.startswith(_PACKAGE):
+        if not is_of_fastclip(frame):
             return None
         frame.f_trace_opcodes = opcodes
         if event in ("line", "opcode"):
@@ -58,13 +79,5 @@ def call_with_action(
             remaining -= 1
         return trace
 
-    # A coverage tool may trace the tests: its trace function is set again afterwards.
-    previous = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        call()
-    except catch as error:
-        return ran, error
-    finally:
-        sys.settrace(previous)
-    return ran, None
+    error = call_traced(call, trace, catch)
+    return ran, error

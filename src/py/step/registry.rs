@@ -4,8 +4,9 @@
 //! because that may happen at any moment, also in the middle of a step. Instead, steps and the functions that list
 //! variables first drop those whose memory is gone, see [`Registry::without_lost`].
 //!
-//! A slot is memory owned by fastclip, laid out like its variable, of its dtype or of bfloat16. Python code gets a new array over that memory each
-//! time it asks for a slot. The array does not own the memory, so that no change to it moves or frees the slot.
+//! A slot is memory owned by fastclip, laid out like its variable, of its dtype or of bfloat16. Python code gets a new
+//! array over that memory each time it asks for a slot. The array does not own the memory, so that no change to it moves
+//! or frees the slot.
 
 use super::checks::check_copy;
 use super::owner::Owner;

@@ -7,16 +7,13 @@ not between any two instructions, so that a flag that is set in front of a ``try
 from __future__ import annotations
 
 import dis
-import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-import fastclip
+from support.line_tracing import call_traced, is_of_fastclip
 
-_PACKAGE = str(Path(fastclip.__file__).parent) + os.sep
 _CHECKING = ("CALL", "RESUME", "JUMP_BACKWARD")
 
 _names: dict[CodeType, dict[int, str]] = {}
@@ -48,7 +45,7 @@ def call_with_handler(
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal remaining, ran
-        if not frame.f_code.co_filename.startswith(_PACKAGE):
+        if not is_of_fastclip(frame):
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         if event == "exception":
@@ -65,17 +62,11 @@ def call_with_handler(
                 remaining -= 1
         return trace
 
-    # A coverage tool may trace the tests: its trace function is set again afterwards.
-    previous = sys.gettrace()
-    sys.settrace(trace)
     try:
-        call()
-    except catch as error:
-        return ran, error
+        error = call_traced(call, trace, catch)
     finally:
-        sys.settrace(previous)
         last.clear()
-    return ran, None
+    return ran, error
 
 
 def _name(frame: FrameType) -> str:

@@ -76,7 +76,8 @@ class Gradients:
         self.tensors = [_filled_tensor(shape, block) for shape in row.shapes]
         self.arrays: list[Array] = [tensor.numpy() for tensor in self.tensors]
         self._originals = [array.copy() for array in self.arrays]
-        self._sources = [importlib.import_module("torch").from_numpy(array) for array in self._originals]
+        from_numpy = importlib.import_module("torch").from_numpy
+        self._sources = [from_numpy(array) for array in self._originals]
         self.norm = math.sqrt(sum(map(sum_of_squares, self._originals)))
 
     def refresh(self) -> None:
